@@ -1,0 +1,1 @@
+"""The inference engine: pure torch, no Django. Importing this package alone imports no torch."""
