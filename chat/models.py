@@ -1,0 +1,158 @@
+"""Checkpoint (base weights), Adapter (tuned artefact), Conversation and Message."""
+
+import uuid
+from pathlib import Path
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.utils.translation import gettext_lazy as _
+
+from portal.access import AccessQuerySet, Owned, Private, TeamWide
+from portal.models import Run, User
+
+
+class Checkpoint(TeamWide, models.Model):
+    """Base weights in a local Hugging Face folder."""
+
+    name = models.CharField(_("name"), max_length=100, unique=True)
+    path = models.CharField(_("folder"), max_length=500)
+    fingerprint = models.CharField(max_length=64, editable=False)  # chat.engine.fingerprint
+    description = models.JSONField(default=dict, editable=False)  # architecture, parameters ... (engine/fingerprint.py)
+    is_starter = models.BooleanField(default=False, editable=False)  # the small embedded default
+    is_default = models.BooleanField(_("default"), default=False)  # what the worker serves and forms offer first
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("checkpoint")
+        verbose_name_plural = _("checkpoints")
+        ordering = ["-is_default", "name"]
+        constraints = [
+            models.UniqueConstraint(fields=["is_default"], condition=Q(is_default=True), name="one_default_checkpoint")
+        ]
+
+    def __str__(self):
+        return self.name
+
+    @classmethod
+    def default(cls):
+        """The checkpoint that is served unless somebody chooses another; None before first-run set-up."""
+        return cls.objects.order_by("-is_default", "id").first()
+
+
+class AdapterQuerySet(AccessQuerySet):
+    def of(self, checkpoint):
+        return self.filter(checkpoint=checkpoint)
+
+
+class Adapter(Owned, models.Model):
+    """A tuned artefact: a KV prefix in a folder (chat/engine/adapters.py). Its name is an OpenAI model id, so it is unique."""
+
+    name = models.CharField(_("name"), max_length=120, unique=True)
+    checkpoint = models.ForeignKey(Checkpoint, models.CASCADE, related_name="adapters", verbose_name=_("checkpoint"))
+    owner = models.ForeignKey(User, models.CASCADE, null=True, blank=True, related_name="adapters")
+    shared = models.BooleanField(_("shared with the team"), default=False)
+    # the tuning run that made it; None: imported
+    run = models.ForeignKey(Run, models.SET_NULL, null=True, blank=True, related_name="adapters")
+    folder = models.CharField(max_length=500, editable=False)  # relative to DATA_DIR
+    sha256 = models.CharField(max_length=64, editable=False)
+    pre_seq_len = models.PositiveIntegerField(editable=False)
+    step = models.PositiveIntegerField(null=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = AdapterQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("adapter")
+        verbose_name_plural = _("adapters")
+        ordering = ["-id"]
+
+    def __str__(self):
+        return self.name
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return super().visibility(user) if user.is_staff else Q(owner=user) | Q(owner=None) | Q(shared=True)
+
+    @property
+    def path(self) -> Path:
+        return settings.DATA_DIR / self.folder
+
+
+class Conversation(Private, models.Model):
+    owner = models.ForeignKey(User, models.CASCADE, related_name="conversations")
+    title = models.CharField(_("title"), max_length=120, blank=True)
+    checkpoint = models.ForeignKey(Checkpoint, models.SET_NULL, null=True, blank=True)  # last chosen, offered next
+    adapter = models.ForeignKey(Adapter, models.SET_NULL, null=True, blank=True)  # None: prefix off
+    created_at = models.DateTimeField(auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("conversation")
+        verbose_name_plural = _("conversations")
+        ordering = ["-updated_at", "-id"]
+
+    def __str__(self):
+        return self.title or f"#{self.pk}"
+
+
+class Message(models.Model):
+    """One turn. An answer's row explains the answer: model, prefix, sampling, what was written, how and when it ended."""
+
+    class Role(models.TextChoices):
+        USER = "user", _("user")
+        ASSISTANT = "assistant", _("assistant")
+
+    class Status(models.TextChoices):
+        QUEUED = "queued", _("Queued")
+        STREAMING = "streaming", _("Writing")
+        COMPLETE = "complete", _("Complete")
+        STOPPED = "stopped", _("Stopped")
+        INTERRUPTED = "interrupted", _("Interrupted")
+        FAILED = "failed", _("Failed")
+
+    IN_FLIGHT = (Status.QUEUED, Status.STREAMING)
+
+    conversation = models.ForeignKey(Conversation, models.CASCADE, related_name="messages")
+    role = models.CharField(max_length=10, choices=Role.choices)
+    content = models.TextField(blank=True)
+    status = models.CharField(max_length=12, choices=Status.choices, default=Status.COMPLETE)
+    checkpoint = models.ForeignKey(Checkpoint, models.SET_NULL, null=True, blank=True)
+    adapter = models.ForeignKey(Adapter, models.SET_NULL, null=True, blank=True)
+    model_label = models.CharField(max_length=240, blank=True)  # what the model was called then; outlives its row
+    sampling = models.JSONField(default=dict, blank=True)
+    sequence = models.UUIDField(default=uuid.uuid4, editable=False)  # the engine's id of this generation
+    seq = models.PositiveIntegerField(default=0)  # number of the last event that `content` includes
+    finish_reason = models.CharField(max_length=10, blank=True)
+    usage = models.JSONField(null=True, blank=True)  # {"prompt_tokens", "completion_tokens", "total_tokens"}
+    timings = models.JSONField(null=True, blank=True)  # {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}
+    error = models.JSONField(null=True, blank=True)  # {"message", "type", "param", "code"}
+    created_at = models.DateTimeField(auto_now_add=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("message")
+        verbose_name_plural = _("messages")
+        ordering = ["id"]
+        indexes = [
+            models.Index(fields=["status"], condition=Q(status__in=["queued", "streaming"]), name="messages_in_flight")
+        ]
+
+    def __str__(self):
+        return f"{self.role} {self.pk}"
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return Q(conversation__owner=user)
+
+    ownership = visibility
+
+    @property
+    def is_in_flight(self) -> bool:
+        return self.status in self.IN_FLIGHT

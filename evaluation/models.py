@@ -1,0 +1,61 @@
+"""EvaluationRun and its Predictions."""
+
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from chat.models import Adapter, Checkpoint
+from portal.access import AccessQuerySet
+from portal.models import Run
+from tuning.models import DatasetVersion
+
+METRICS = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+
+
+class EvaluationRun(Run):
+    """Predictions of one model (a checkpoint, with or without an adapter) on a dataset split, scored against the references."""
+
+    class Decoding(models.TextChoices):
+        GREEDY = "greedy", _("greedy")
+        UPSTREAM = "upstream", _("upstream (sampled, as ChatGLM-6B's evaluate.sh)")
+
+    dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="evaluation_runs")
+    split = models.CharField(max_length=20)
+    checkpoint = models.ForeignKey(
+        Checkpoint, models.PROTECT, related_name="evaluation_runs", verbose_name=_("checkpoint")
+    )
+    adapter = models.ForeignKey(
+        Adapter, models.SET_NULL, null=True, blank=True, related_name="evaluation_runs", verbose_name=_("adapter")
+    )
+    decoding = models.CharField(_("decoding"), max_length=10, choices=Decoding.choices, default=Decoding.GREEDY)
+    max_examples = models.PositiveIntegerField(null=True, blank=True)
+    # {"rouge-1": {"value", "low", "high"}, ...} in percent; low and high bound the 95 % interval
+    scores = models.JSONField(null=True, editable=False)
+    # the run of the same checkpoint without adapter on the same rows with the same decoding: shown beside this one
+    baseline = models.ForeignKey(
+        "self", models.SET_NULL, null=True, blank=True, editable=False, related_name="compared"
+    )
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("evaluation")
+        verbose_name_plural = _("evaluations")
+        ordering = ["-id"]
+
+
+class Prediction(models.Model):
+    """One row: prediction against reference."""
+
+    run = models.ForeignKey(EvaluationRun, models.CASCADE, related_name="predictions")
+    row = models.PositiveIntegerField()  # 0-based index in the split
+    prompt = models.TextField()
+    reference = models.TextField()
+    text = models.TextField(blank=True)
+    scores = models.JSONField()  # {"rouge-1": 31.2, ...} in percent
+
+    class Meta:
+        ordering = ["row"]
+        constraints = [models.UniqueConstraint(fields=["run", "row"], name="one_prediction_per_row")]
+
+    def __str__(self):
+        return f"row {self.row}"

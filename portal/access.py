@@ -1,0 +1,64 @@
+"""Who may see and change what: the one funnel for pages, REST, SSE, websocket and admin.
+
+A model that people see has `AccessQuerySet` as its manager and says in `visibility(user)` which rows a user may see.
+What is not visible does not exist for that user (404), and nobody learns that it does.
+"""
+
+from django.db import models
+from django.db.models import Q
+from django.shortcuts import get_object_or_404
+
+NOTHING = Q(pk__in=[])
+EVERYTHING = Q()
+
+
+class AccessQuerySet(models.QuerySet):
+    def visible_to(self, user):
+        """Rows that `user` may see."""
+        if not (user and user.is_authenticated and user.is_active):
+            return self.none()
+        return self.filter(self.model.visibility(user))
+
+    def changeable_by(self, user):
+        """Rows that `user` may change, stop or delete: their own; staff any that they see."""
+        visible = self.visible_to(user)
+        if user.is_staff:
+            return visible
+        return visible.filter(self.model.ownership(user)) if user.is_authenticated else visible
+
+
+class Owned:
+    """Mixin: seen by the owner and by staff; a row without an owner belongs to the portal and is seen by everybody."""
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return EVERYTHING if user.is_staff else Q(owner=user) | Q(owner=None)
+
+    @classmethod
+    def ownership(cls, user) -> Q:
+        return Q(owner=user)
+
+
+class Private(Owned):
+    """Mixin: seen by the owner alone, also not by staff (conversations)."""
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return Q(owner=user)
+
+
+class TeamWide:
+    """Mixin: seen by every member, changed by staff (base checkpoints)."""
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return EVERYTHING
+
+    @classmethod
+    def ownership(cls, user) -> Q:
+        return NOTHING
+
+
+def get_visible(queryset, user, **lookup):
+    """The row that `lookup` names when `user` may see it; Http404 otherwise."""
+    return get_object_or_404(queryset.visible_to(user), **lookup)

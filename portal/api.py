@@ -1,0 +1,115 @@
+"""Conventions of the REST API: one error envelope, cursor pages, and the shape of a run."""
+
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, JsonResponse
+from django.utils.translation import gettext as _
+from rest_framework import exceptions, serializers, status
+from rest_framework.pagination import CursorPagination
+from rest_framework.response import Response
+from rest_framework.views import set_rollback
+
+from portal.models import Run
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+
+
+def error(
+    message: str, *, type: str = "invalid_request_error", param: str | None = None, code: str | None = None, **more
+) -> dict:
+    """OpenAI's error object inside its envelope; `more` adds fields such as `problems`."""
+    return {"error": {"message": message, "type": type, "param": param, "code": code, **more}}
+
+
+def json_error(
+    http_status: int, message: str, *, code: str | None = None, param: str | None = None, headers=None, **more
+):
+    """The envelope as a plain Django response, for views outside DRF."""
+    kind = TYPES.get(http_status, "invalid_request_error" if http_status < 500 else "server_error")
+    return JsonResponse(error(message, type=kind, code=code, param=param, **more), status=http_status, headers=headers)
+
+
+def _problems(detail, param=None) -> list[dict]:
+    """DRF's nested error detail as a flat list of {param, message, code}: every problem of a body at once."""
+    if isinstance(detail, dict):
+        return [
+            p for key, value in detail.items() for p in _problems(value, key if param is None else f"{param}.{key}")
+        ]
+    if isinstance(detail, (list, tuple)):
+        return [p for value in detail for p in _problems(value, param)]
+    return [
+        {
+            "param": None if param == "non_field_errors" else param,
+            "message": str(detail),
+            "code": getattr(detail, "code", None),
+        }
+    ]
+
+
+def error_response(exc, context):
+    """DRF's exception handler: everything that goes wrong leaves as {"error": {...}}."""
+    if isinstance(exc, Http404):
+        exc = exceptions.NotFound(_("Not found."))
+    elif isinstance(exc, PermissionDenied):
+        exc = exceptions.PermissionDenied()
+    if not isinstance(exc, exceptions.APIException):
+        return None  # a fault of ours: Django's 500, logged with its traceback
+    headers = {}
+    if getattr(exc, "auth_header", None):
+        headers["WWW-Authenticate"] = exc.auth_header
+    if getattr(exc, "wait", None):
+        headers["Retry-After"] = str(int(exc.wait))
+    problems = _problems(exc.detail)
+    first = problems[0] if problems else {"param": None, "message": str(exc), "code": exc.default_code}
+    kind = TYPES.get(exc.status_code, "invalid_request_error" if exc.status_code < 500 else "server_error")
+    body = error(first["message"], type=kind, param=first["param"], code=first["code"])
+    if isinstance(exc, exceptions.ValidationError):
+        body["error"]["problems"] = problems
+    set_rollback()
+    return Response(body, status=exc.status_code, headers=headers)
+
+
+class Conflict(exceptions.APIException):
+    status_code = status.HTTP_409_CONFLICT
+    default_code = "conflict"
+
+
+class Unavailable(exceptions.APIException):
+    """503 with Retry-After, for a worker that is not up or a queue that is full."""
+
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    default_code = "unavailable"
+
+    def __init__(self, detail=None, code=None, wait: int = 5):
+        super().__init__(detail, code)
+        self.wait = wait
+
+
+class Pages(CursorPagination):
+    ordering = "-id"
+    page_size_query_param = "page_size"
+    max_page_size = 500
+
+
+class RunSerializer(serializers.ModelSerializer):
+    """What every run has in common; the apps add their own fields."""
+
+    owner = serializers.CharField(source="owner.username", read_only=True)
+    progress = serializers.SerializerMethodField(help_text="0 to 1")
+    queue_position = serializers.IntegerField(read_only=True, allow_null=True)
+    seconds = serializers.FloatField(read_only=True, allow_null=True)
+
+    class Meta:
+        model = Run
+        fields = [
+            "id", "name", "owner", "status", "phase", "progress", "queue_position", "attempt", "error", "recipe",
+            "created_at", "started_at", "finished_at", "seconds",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+    def get_progress(self, run) -> float:
+        return round(run.progress / run.total, 4) if run.total else 0.0

@@ -1,0 +1,24 @@
+"""HTTP and websockets. Imports no torch: the web process starts in a second and needs no GPU."""
+
+import os
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
+
+from django.core.asgi import get_asgi_application
+
+http = get_asgi_application()  # before the imports below: they need the app registry
+
+from channels.auth import AuthMiddlewareStack
+from channels.routing import ProtocolTypeRouter, URLRouter
+from channels.security.websocket import AllowedHostsOriginValidator
+from django.conf import settings
+from servestatic import ServeStaticASGI
+
+from chat.routing import websocket_urlpatterns
+
+application = ProtocolTypeRouter(
+    {
+        "http": ServeStaticASGI(http, root=settings.STATIC_ROOT, prefix=settings.STATIC_URL, max_age=3600),
+        "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
+    }
+)

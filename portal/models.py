@@ -1,0 +1,137 @@
+"""User, ApiKey and Run: what every app stands on."""
+
+import hashlib
+import secrets
+
+from django.contrib.auth.models import AbstractUser
+from django.core.validators import MinValueValidator
+from django.db import models
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from portal.access import AccessQuerySet, Owned
+
+
+class User(AbstractUser):
+    """A member of the team; staff are the portal's admins."""
+
+
+class ApiKey(Owned, models.Model):
+    """A key for scripts. Only its SHA-256 is kept: it has 256 random bits, so a slow password hash would add nothing."""
+
+    owner = models.ForeignKey(User, models.CASCADE, related_name="api_keys")
+    name = models.CharField(_("name"), max_length=100, blank=True)
+    prefix = models.CharField(max_length=12, editable=False)  # shown, so that people can tell their keys apart
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+    last_used_at = models.DateTimeField(null=True, editable=False)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("API key")
+        verbose_name_plural = _("API keys")
+        ordering = ["-created_at"]
+
+    def __str__(self):
+        return f"{self.prefix}… {self.name}"
+
+    @staticmethod
+    def digest_of(secret: str) -> str:
+        return hashlib.sha256(secret.encode()).hexdigest()
+
+    @classmethod
+    def create_for(cls, user, name="") -> tuple["ApiKey", str]:
+        """A new key and its secret, which is shown once and cannot be recovered."""
+        secret = "sk-" + secrets.token_urlsafe(32)
+        return cls.objects.create(owner=user, name=name, prefix=secret[:9], digest=cls.digest_of(secret)), secret
+
+    @classmethod
+    def user_of(cls, secret: str):
+        """The active user whose unrevoked key this is, or None."""
+        key = cls.objects.select_related("owner").filter(digest=cls.digest_of(secret), revoked_at=None).first()
+        if key is None or not key.owner.is_active:
+            return None
+        now = timezone.now()
+        if key.last_used_at is None or (now - key.last_used_at).total_seconds() > 60:
+            cls.objects.filter(pk=key.pk).update(last_used_at=now)
+        return key.owner
+
+
+class Run(Owned, models.Model):
+    """One piece of long work: a tuning or an evaluation. The queue is a doorbell; this row is the truth.
+
+    Status is written only in portal/runs.py. `token` is the fencing token: a process may write to the row only while it holds
+    the current one. Statuses, error and times explain the run without any log.
+    """
+
+    class Status(models.TextChoices):
+        QUEUED = "queued", _("Queued")
+        RUNNING = "running", _("Running")
+        SUCCEEDED = "succeeded", _("Succeeded")
+        FAILED = "failed", _("Failed")
+        CANCELLED = "cancelled", _("Cancelled")
+
+    ACTIVE = (Status.QUEUED, Status.RUNNING)
+
+    class Kind(models.TextChoices):
+        TUNING = "tuning", _("Tuning")
+        EVALUATION = "evaluation", _("Evaluation")
+
+    owner = models.ForeignKey(User, models.CASCADE, related_name="runs", verbose_name=_("owner"))
+    kind = models.CharField(_("kind"), max_length=20, choices=Kind.choices, editable=False)
+    name = models.CharField(_("name"), max_length=120)
+    recipe = models.JSONField(default=dict, editable=False)  # the plan, frozen when the run is created
+
+    status = models.CharField(_("status"), max_length=12, choices=Status.choices, default=Status.QUEUED, editable=False)
+    queue = models.CharField(max_length=20, default="gpu", editable=False)
+    task = models.CharField(max_length=100, editable=False)  # dotted path that django-q2 calls with the run's id
+    token = models.CharField(max_length=32, blank=True, editable=False)
+    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
+    max_attempts = models.PositiveSmallIntegerField(default=3, validators=[MinValueValidator(1)], editable=False)
+    cancel_requested = models.BooleanField(default=False, editable=False)
+
+    progress = models.PositiveIntegerField(default=0, editable=False)  # steps or rows done
+    total = models.PositiveIntegerField(default=0, editable=False)
+    phase = models.CharField(max_length=40, blank=True, editable=False)  # loading, training, saving ...
+    error = models.JSONField(null=True, blank=True, editable=False)  # {"code", "message"}
+
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    rung_at = models.DateTimeField(null=True, editable=False)  # when the queue was last told
+    started_at = models.DateTimeField(null=True, editable=False)
+    heartbeat_at = models.DateTimeField(null=True, editable=False)
+    lease_expires_at = models.DateTimeField(null=True, editable=False)
+    finished_at = models.DateTimeField(null=True, editable=False)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("run")
+        verbose_name_plural = _("runs")
+        ordering = ["-id"]
+        indexes = [models.Index(fields=["status", "queue", "id"])]
+
+    def __str__(self):
+        return f"#{self.pk} {self.name}"
+
+    @property
+    def is_active(self) -> bool:
+        return self.status in self.ACTIVE
+
+    @property
+    def percent(self) -> int:
+        return min(100, 100 * self.progress // self.total) if self.total else 0
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the run has been running, or ran."""
+        if self.started_at is None:
+            return None
+        return ((self.finished_at or timezone.now()) - self.started_at).total_seconds()
+
+    def queue_position(self) -> int | None:
+        """How many runs of the same queue go first: 0 is next; None when not queued."""
+        if self.status != self.Status.QUEUED:
+            return None
+        return Run.objects.filter(queue=self.queue, status__in=self.ACTIVE, id__lt=self.id).count()

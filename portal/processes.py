@@ -1,0 +1,98 @@
+"""Child processes that end with their parent: used by the supervisor (`up`) and by the queue's tasks."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from django.conf import settings
+from django.db import close_old_connections
+
+from portal import runs
+from portal.models import Run
+
+logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+GRACE = 20.0  # seconds between SIGTERM (save a checkpoint) and SIGKILL
+
+
+def spawn(argv: list[str], *, death_signal: int = signal.SIGTERM, **popen) -> subprocess.Popen:
+    """Starts `argv` (never a shell) in its own session; on Linux the kernel signals it when this thread's process dies."""
+
+    def in_child():
+        if _libc is not None:
+            _libc.prctl(_PR_SET_PDEATHSIG, death_signal)
+
+    return subprocess.Popen(argv, start_new_session=True, preexec_fn=in_child, **popen)
+
+
+def kill_group(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def stop(process: subprocess.Popen, grace: float = GRACE) -> None:
+    """SIGTERM to the whole group, SIGKILL after `grace` seconds."""
+    kill_group(process, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(grace)
+    kill_group(process)
+    process.wait()
+
+
+def run_folder(run_id: int) -> Path:
+    """Where a run keeps its checkpoints, its log and what it made."""
+    folder = settings.DATA_DIR / "runs" / str(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def supervise(run_id: int, module: str) -> str:
+    """A queue task's whole work: claims the run, starts `python -m MODULE RUN TOKEN` and watches it until it ends.
+
+    Does nothing when the claim is lost. The child writes its own progress and end; what is left here is the end that it cannot
+    write itself: killed, crashed, or hung beyond its lease. Returns a word for the queue's own record.
+    """
+    token = runs.claim(run_id)
+    if token is None:
+        return "not claimed"
+    with open(run_folder(run_id) / "run.log", "ab") as log:
+        child = spawn(
+            [sys.executable, "-m", module, str(run_id), token],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=settings.BASE_DIR,
+        )
+        try:
+            _watch(child, run_id, token)
+        finally:
+            if child.poll() is None:
+                stop(child)
+    run = Run.objects.get(pk=run_id)
+    if run.token == token and run.status == Run.Status.RUNNING:
+        runs.lost(run_id, token, f"exit code {child.returncode}")
+    return f"exit code {child.returncode}"
+
+
+def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
+    """Returns when the child has ended; stops it when its lease is over or another process holds the run."""
+    while child.poll() is None:
+        time.sleep(1.0)
+        close_old_connections()
+        run = Run.objects.filter(pk=run_id).only("token", "status", "heartbeat_at").first()
+        if run is None or run.token != token:
+            logger.warning("run %s: fenced off, stopping its process", run_id)
+            stop(child, grace=2.0)
+        elif (
+            run.status == Run.Status.RUNNING and time.time() - run.heartbeat_at.timestamp() > runs.LEASE.total_seconds()
+        ):
+            logger.warning("run %s: no heartbeat, killing its process", run_id)
+            kill_group(child)
+            child.wait()

@@ -1,0 +1,168 @@
+"""The life of a Run, and the only place that writes its status.
+
+queued -> running -> succeeded | failed | cancelled; running -> queued when a process was lost or asked to step aside.
+
+The queue may deliver a task twice, late or never (docs/architecture.md, "Long work"). So a delivery is only a doorbell: whoever
+answers claims the row with one conditional UPDATE and does nothing if it loses. The claim sets a fresh token; every later write
+carries it, and a write that touches no row means that the process has been fenced off and must stop.
+"""
+
+import enum
+import logging
+import secrets
+from datetime import timedelta
+
+from django.db import transaction
+from django.db.models import F, Q
+from django.utils import timezone
+from django_q.tasks import async_task
+
+from portal.models import Run
+
+logger = logging.getLogger(__name__)
+
+LEASE = timedelta(seconds=30)  # a process that has not written for this long is lost
+RING_AGAIN = timedelta(seconds=30)  # a queued run at the head of its queue whose doorbell may be lost
+
+Status = Run.Status
+
+
+class FencedOff(Exception):
+    """Another process holds the run now, or it has ended: stop at once and write nothing."""
+
+
+class Signal(enum.Enum):
+    """What a heartbeat tells the working process."""
+
+    CONTINUE = "continue"
+    CANCEL = "cancel"
+
+
+def enqueue(run: Run) -> None:
+    """Saves a new run as queued and rings its queue once the transaction is committed."""
+    run.status = Status.QUEUED
+    run.save()
+    transaction.on_commit(lambda: ring(run.pk))
+
+
+def ring(run_id: int) -> None:
+    """Tells the queue that this run waits. Harmless to repeat."""
+    run = Run.objects.get(pk=run_id)
+    Run.objects.filter(pk=run_id).update(rung_at=timezone.now())
+    async_task(run.task, run_id, cluster=run.queue, task_name=f"run-{run_id}")
+
+
+def claim(run_id: int) -> str | None:
+    """Takes a queued run and returns the new fencing token, or None when somebody else was first or it is not queued."""
+    token, now = secrets.token_hex(16), timezone.now()
+    claimed = Run.objects.filter(pk=run_id, status=Status.QUEUED).update(
+        status=Status.RUNNING,
+        token=token,
+        attempt=F("attempt") + 1,
+        started_at=now,
+        heartbeat_at=now,
+        lease_expires_at=now + LEASE,
+        finished_at=None,
+        error=None,
+        phase="starting",
+    )
+    return token if claimed else None
+
+
+def _held(run_id: int, token: str):
+    return Run.objects.filter(pk=run_id, token=token, status=Status.RUNNING)
+
+
+def heartbeat(run_id: int, token: str, **progress) -> Signal:
+    """Renews the lease and writes `progress`, `total`, `phase`. Raises FencedOff when the token is no longer the current one."""
+    now = timezone.now()
+    if not _held(run_id, token).update(heartbeat_at=now, lease_expires_at=now + LEASE, **progress):
+        raise FencedOff(run_id)
+    cancel = Run.objects.filter(pk=run_id, cancel_requested=True).exists()
+    return Signal.CANCEL if cancel else Signal.CONTINUE
+
+
+def _finish(run_id: int, token: str, status: str, error: dict | None = None) -> None:
+    """Commits a terminal status on its own. The token stays, so that the supervisor can tell its own run's end from a fence."""
+    if not _held(run_id, token).update(
+        status=status, error=error, finished_at=timezone.now(), lease_expires_at=None, phase="", cancel_requested=False
+    ):
+        raise FencedOff(run_id)
+
+
+def succeed(run_id: int, token: str) -> None:
+    _finish(run_id, token, Status.SUCCEEDED)
+
+
+def fail(run_id: int, token: str, code: str, message: str) -> None:
+    _finish(run_id, token, Status.FAILED, {"code": code, "message": message[:2000]})
+
+
+def acknowledge_cancel(run_id: int, token: str) -> None:
+    """The working process has stopped because cancel was asked for."""
+    _finish(run_id, token, Status.CANCELLED)
+
+
+def step_aside(run_id: int, token: str) -> None:
+    """Back to the queue without spending an attempt: the process was told to end (SIGTERM) and has saved its checkpoint."""
+    if not _held(run_id, token).update(
+        status=Status.QUEUED, attempt=F("attempt") - 1, lease_expires_at=None, rung_at=None, phase=""
+    ):
+        raise FencedOff(run_id)
+
+
+def lost(run_id: int, token: str, reason: str) -> None:
+    """The process died. Queued again from its last checkpoint while attempts are left, failed otherwise."""
+    held = _held(run_id, token)
+    if held.filter(cancel_requested=True).update(
+        status=Status.CANCELLED, finished_at=timezone.now(), lease_expires_at=None, cancel_requested=False, phase=""
+    ):
+        return
+    if held.filter(attempt__lt=F("max_attempts")).update(
+        status=Status.QUEUED, lease_expires_at=None, rung_at=None, phase=""
+    ):
+        logger.warning("run %s lost its process (%s): queued again", run_id, reason)
+        ring(run_id)
+    elif held.update(
+        status=Status.FAILED,
+        finished_at=timezone.now(),
+        lease_expires_at=None,
+        phase="",
+        error={"code": "process_lost", "message": f"The process was lost in every attempt. Last: {reason}"},
+    ):
+        logger.error("run %s failed: %s", run_id, reason)
+
+
+def cancel(run: Run) -> None:
+    """A queued run ends here; a running one is told with its next heartbeat. Ended runs stay as they are."""
+    if Run.objects.filter(pk=run.pk, status=Status.QUEUED).update(
+        status=Status.CANCELLED, finished_at=timezone.now(), cancel_requested=False
+    ):
+        return
+    Run.objects.filter(pk=run.pk, status=Status.RUNNING).update(cancel_requested=True)
+
+
+def resume(run: Run) -> bool:
+    """Queues a failed or cancelled run again; it goes on from its last checkpoint. False when there is nothing to resume."""
+    resumed = Run.objects.filter(pk=run.pk, status__in=(Status.FAILED, Status.CANCELLED)).update(
+        status=Status.QUEUED, attempt=0, cancel_requested=False, error=None, finished_at=None, rung_at=None
+    )
+    if resumed:
+        transaction.on_commit(lambda: ring(run.pk))
+    return bool(resumed)
+
+
+def reap() -> int:
+    """Requeues runs whose lease is over and rings again for queued ones nobody came for. Run by the supervisor; returns how many."""
+    now, touched = timezone.now(), 0
+    for run in Run.objects.filter(status=Status.RUNNING, lease_expires_at__lt=now):
+        lost(run.pk, run.token, "no heartbeat before the lease ended")
+        touched += 1
+    busy = set(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
+    stale = Run.objects.filter(status=Status.QUEUED).filter(Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN))
+    for run in stale.exclude(
+        queue__in=busy
+    ):  # behind a running one the bell has been heard already, or is rung when it ends
+        ring(run.pk)
+        touched += 1
+    return touched

@@ -1,0 +1,34 @@
+"""The roof: composes the apps, holds no logic."""
+
+from django.contrib import admin
+from django.contrib.auth import views as auth_views
+from django.contrib.auth.decorators import login_not_required
+from django.urls import include, path
+from django.views.i18n import set_language
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+
+from portal import views
+
+urlpatterns = [
+    path("", views.root, name="home"),  # GET: home page; POST: ChatGLM-6B's api.py
+    path(
+        "login/",
+        auth_views.LoginView.as_view(template_name="portal/login.html", redirect_authenticated_user=True),
+        name="login",
+    ),
+    path("logout/", auth_views.LogoutView.as_view(), name="logout"),
+    path("language/", login_not_required(set_language), name="set_language"),
+    path("healthz", views.healthz, name="healthz"),
+    path("tasks/", views.tasks, name="tasks"),
+    path("account/", views.account, name="account"),
+    path("", include("chat.urls")),
+    path("", include("tuning.urls")),
+    path("", include("evaluation.urls")),
+    path("api/v1/", include("chat.api_urls")),
+    path("api/v1/", include("tuning.api_urls")),
+    path("api/v1/", include("evaluation.api_urls")),
+    path("v1/", include("chat.openai_urls")),
+    path("api/schema/", login_not_required(SpectacularAPIView.as_view()), name="api-schema"),
+    path("api/docs/", login_not_required(SpectacularSwaggerView.as_view(url_name="api-schema")), name="api-docs"),
+    path("admin/", admin.site.urls),
+]

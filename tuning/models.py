@@ -1,0 +1,125 @@
+"""Dataset and DatasetVersion (metadata; the rows are files), TuningRun and TuningMetric."""
+
+from pathlib import Path
+
+from django.conf import settings
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from chat.models import Checkpoint
+from portal.access import AccessQuerySet, Owned
+from portal.models import Run, User
+
+
+class Dataset(Owned, models.Model):
+    """A named collection of examples; its versions never change once written. No owner: the sample that comes with the portal."""
+
+    class Status(models.TextChoices):
+        VALIDATING = "validating", _("Validating")
+        READY = "ready", _("Ready")
+        FAILED = "failed", _("Failed")
+
+    owner = models.ForeignKey(
+        User, models.CASCADE, null=True, blank=True, related_name="datasets", verbose_name=_("owner")
+    )
+    name = models.CharField(_("name"), max_length=120)
+    prompt_column = models.CharField(_("prompt column"), max_length=100)
+    response_column = models.CharField(_("response column"), max_length=100)
+    history_column = models.CharField(_("history column"), max_length=100, blank=True)
+    status = models.CharField(_("status"), max_length=12, choices=Status.choices, default=Status.VALIDATING)
+    # the first 1,000 of [{"line", "code", "message", "level": "error" or "warning"}]
+    problems = models.JSONField(default=list, blank=True)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    updated_at = models.DateTimeField(auto_now=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("dataset")
+        verbose_name_plural = _("datasets")
+        ordering = ["-id"]
+
+    def __str__(self):
+        return self.name
+
+    @property
+    def current(self):
+        """The newest version, or None while there is none."""
+        return self.versions.order_by("-number").first()
+
+
+class DatasetVersion(models.Model):
+    """Immutable, content-addressed: `splits` says which file holds which rows; tuning/datasets.py reads and writes the files.
+
+    splits: {"train": {"sha256", "rows", "bytes", ...}, "validation": {...}}
+    """
+
+    dataset = models.ForeignKey(Dataset, models.CASCADE, related_name="versions")
+    number = models.PositiveIntegerField()
+    sha256 = models.CharField(max_length=64)  # over the splits, so that a run can name exactly what it read
+    splits = models.JSONField()
+    source_name = models.CharField(max_length=255, blank=True)  # the uploaded file's name, for people
+    encoding = models.CharField(max_length=20, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-number"]
+        constraints = [models.UniqueConstraint(fields=["dataset", "number"], name="one_number_per_dataset")]
+
+    def __str__(self):
+        return f"{self.dataset} v{self.number}"
+
+    @property
+    def rows(self) -> int:
+        return sum(split["rows"] for split in self.splits.values())
+
+    def split_for_evaluation(self) -> str:
+        """The validation split when there is one, else the training rows."""
+        return "validation" if "validation" in self.splits else "train"
+
+
+class TuningRun(Run):
+    """A P-tuning v2 run. The hyper-parameters are in `recipe`, frozen (tuning/plan.py)."""
+
+    dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="tuning_runs")
+    checkpoint = models.ForeignKey(Checkpoint, models.PROTECT, related_name="tuning_runs", verbose_name=_("checkpoint"))
+    loss = models.FloatField(null=True, editable=False)  # mean over the last logging interval
+    samples_per_second = models.FloatField(null=True, editable=False)
+    trainable_parameters = models.BigIntegerField(null=True, editable=False)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("tuning run")
+        verbose_name_plural = _("tuning runs")
+        ordering = ["-id"]
+
+    @property
+    def eta_seconds(self) -> float | None:
+        if self.status != self.Status.RUNNING or not self.samples_per_second or not self.total:
+            return None
+        per_step = self.recipe["per_device_train_batch_size"] * self.recipe["gradient_accumulation_steps"]
+        return (self.total - self.progress) * per_step / self.samples_per_second
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where the trainer keeps what it needs to resume."""
+        return settings.DATA_DIR / "runs" / str(self.pk) / "checkpoint"
+
+
+class TuningMetric(models.Model):
+    """One logged step of a tuning run."""
+
+    run = models.ForeignKey(TuningRun, models.CASCADE, related_name="metrics")
+    step = models.PositiveIntegerField()
+    loss = models.FloatField()
+    learning_rate = models.FloatField()
+    samples_per_second = models.FloatField(null=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["step"]
+        constraints = [models.UniqueConstraint(fields=["run", "step"], name="one_metric_per_step")]
+
+    def __str__(self):
+        return f"step {self.step}"
