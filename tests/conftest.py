@@ -1,0 +1,33 @@
+"""Shared by all tests: a data folder of their own, one torch thread, no network for the hub."""
+
+import os
+import tempfile
+
+os.environ["PORTAL_DATA_DIR"] = tempfile.mkdtemp(prefix="portal-test-")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+
+@pytest.fixture
+def data_dir(settings, tmp_path):
+    """A fresh PORTAL_DATA_DIR for one test."""
+    settings.DATA_DIR = tmp_path
+    return tmp_path
+
+
+@pytest.fixture
+def member(django_user_model):
+    return django_user_model.objects.create_user("member", password="correct horse battery")
+
+
+@pytest.fixture
+def other_member(django_user_model):
+    return django_user_model.objects.create_user("other", password="correct horse battery")
+
+
+@pytest.fixture
+def staff(django_user_model):
+    return django_user_model.objects.create_user("chief", password="correct horse battery", is_staff=True, is_superuser=True)
