@@ -23,14 +23,15 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 GRACE = 20.0  # seconds between SIGTERM (save a checkpoint) and SIGKILL
 
 
-def spawn(argv: list[str], *, death_signal: int = signal.SIGTERM, **popen) -> subprocess.Popen:
-    """Starts `argv` (never a shell) in its own session; on Linux the kernel signals it when this thread's process dies."""
+def end_with_parent(number: int) -> None:
+    """Called in a child: the kernel sends it signal `number` when its parent dies. Linux only; elsewhere nothing happens."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_PDEATHSIG, number)
 
-    def in_child():
-        if _libc is not None:
-            _libc.prctl(_PR_SET_PDEATHSIG, death_signal)
 
-    return subprocess.Popen(argv, start_new_session=True, preexec_fn=in_child, **popen)
+def spawn(argv: list[str], **popen) -> subprocess.Popen:
+    """Starts `argv` (never a shell) in its own session; it gets SIGTERM when this process dies, however it dies."""
+    return subprocess.Popen(argv, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM), **popen)
 
 
 def kill_group(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:

@@ -15,6 +15,7 @@ from datetime import timedelta
 from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
+from django_q.models import OrmQ
 from django_q.tasks import async_task
 
 from portal.models import Run
@@ -152,17 +153,29 @@ def resume(run: Run) -> bool:
     return bool(resumed)
 
 
-def reap() -> int:
-    """Requeues runs whose lease is over and rings again for queued ones nobody came for. Run by the supervisor; returns how many."""
-    now, touched = timezone.now(), 0
+def reap() -> set[str]:
+    """Requeues runs whose lease is over and rings again for queued ones nobody came for. Run by the supervisor.
+
+    Returns the queues that did not answer an earlier ring although nothing of theirs runs: their cluster is deaf.
+    """
+    now = timezone.now()
     for run in Run.objects.filter(status=Status.RUNNING, lease_expires_at__lt=now):
         lost(run.pk, run.token, "no heartbeat before the lease ended")
-        touched += 1
     busy = set(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
-    stale = Run.objects.filter(status=Status.QUEUED).filter(Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN))
-    for run in stale.exclude(
-        queue__in=busy
-    ):  # behind a running one the bell has been heard already, or is rung when it ends
+    deaf = set()
+    # Behind a running run the bell has been heard already: the message waits in the broker.
+    waiting = Run.objects.filter(status=Status.QUEUED).exclude(queue__in=busy)
+    for run in waiting.filter(Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)):
+        if run.rung_at is not None:
+            deaf.add(run.queue)
         ring(run.pk)
-        touched += 1
-    return touched
+    return deaf
+
+
+def forget_deliveries(queue: str) -> None:
+    """Drops what the broker still holds for a cluster that has died, and has its queued runs rung anew.
+
+    The broker would give those messages back only after `retry`, which lies above any run's length.
+    """
+    OrmQ.objects.filter(key=queue).delete()
+    Run.objects.filter(queue=queue, status=Status.QUEUED).update(rung_at=None)

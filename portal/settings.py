@@ -50,12 +50,12 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "channels",
+    "portal",  # before django_q: its qcluster command takes precedence
     "django_q",
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "csp",
-    "portal",
     "chat",
     "tuning",
     "evaluation",
@@ -164,6 +164,9 @@ Q_CLUSTER = {
         "gpu": {"workers": 1, "recycle": 1, "queue_limit": 1, "timeout": 30 * 86400, "retry": 31 * 86400},
     },
 }
+
+# What `up` calls after the migrations; each may be called again at any time.
+FIRST_RUN = ["chat.registry.ensure_starter", "tuning.datasets.ensure_sample"]
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [

@@ -1,0 +1,43 @@
+# `make up` and `make test` do everything; the rest is for daily work.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PORT   ?= 8000
+HOST   ?= 127.0.0.1
+
+.PHONY: up test test-all check bench messages clean
+
+up: $(VENV)/.runtime  ## set up what is missing, then run the portal
+	@$(BIN)/python manage.py up --host $(HOST) --port $(PORT)
+
+test: $(VENV)/.dev  ## the default tests: CPU, no network, no weights
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test-all: $(VENV)/.dev  ## with the slow ones and PostgreSQL (TEST_POSTGRES_URL)
+	$(BIN)/python -m pytest -m "not gpu"
+
+check: $(VENV)/.dev  ## style, import contracts, Django's own checks
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/python manage.py check
+
+bench: $(VENV)/.dev  ## one benchmark: make bench NAME=engine
+	$(BIN)/python -m tests.bench.$(NAME) --json
+
+messages: $(VENV)/.runtime  ## collect and compile the Chinese texts (needs GNU gettext)
+	$(BIN)/python manage.py makemessages -l zh_Hans --no-obsolete --no-location -i .venv -i var -i tests
+	$(BIN)/python manage.py compilemessages -l zh_Hans
+
+# torch first and alone, so that no other package chooses its build
+$(VENV)/.runtime: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is %d.%d" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install $$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements.txt)
+	$(BIN)/python -m pip install -r requirements.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime requirements-dev.txt
+	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	@touch $@
+
+clean:  ## remove the virtual environment; data under var/ stays
+	rm -rf $(VENV)
