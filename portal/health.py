@@ -4,13 +4,14 @@ from django.contrib.auth.decorators import login_not_required
 from django.db.models import Count
 from django.http import JsonResponse
 
-from chat import worker_client
 from portal.models import Run
 
 
 @login_not_required
 def healthz(request):
     """{"status": "ok" | "degraded", "worker": {...}, "queue": {"queued", "running"}}; 200 as long as the web itself works."""
+    from chat import worker_client
+
     try:
         worker = worker_client.status_sync(timeout=1.0)
     except worker_client.WorkerUnavailable as error:

@@ -1,0 +1,108 @@
+"""Misconfiguration, found by `manage.py check` and before `up` starts anything."""
+
+import difflib
+import os
+import re
+import stat
+
+from django.conf import settings
+from django.core.checks import Error, Warning, register
+
+# Every variable that portal/settings.py reads; docs/operations.md explains them.
+VARIABLES = {
+    "PORTAL_DATA_DIR",
+    "PORTAL_SECRET_KEY",
+    "PORTAL_DEBUG",
+    "PORTAL_ALLOWED_HOSTS",
+    "PORTAL_TRUSTED_ORIGINS",
+    "PORTAL_DATABASE_URL",
+    "PORTAL_REDIS_URL",
+    "PORTAL_TIME_ZONE",
+    "PORTAL_HTTPS",
+    "PORTAL_DATASET_MAX_MB",
+    "PORTAL_WORKERS",
+    "PORTAL_WORKER_TOKEN",
+    "PORTAL_UPSTREAMS",
+    "PORTAL_UPSTREAM_KEY",
+    "PORTAL_DEVICE",
+    "PORTAL_LOG_LEVEL",
+}
+LOCAL = {"localhost", "127.0.0.1", "[::1]"}
+
+
+@register()
+def unknown_variables(**kwargs):
+    found = []
+    for name in sorted(set(filter(lambda name: name.startswith("PORTAL_"), os.environ)) - VARIABLES):
+        near = difflib.get_close_matches(name, VARIABLES, 1)
+        hint = f"Did you mean {near[0]}?" if near else "docs/operations.md lists the variables."
+        found.append(
+            Warning(f"The environment variable {name} is not known and has no effect.", hint=hint, id="portal.W001")
+        )
+    return found
+
+
+@register()
+def data_folder(**kwargs):
+    if not os.access(settings.DATA_DIR, os.W_OK | os.X_OK):
+        return [
+            Error(
+                f"The data folder {settings.DATA_DIR} cannot be written.", hint="Set PORTAL_DATA_DIR.", id="portal.E001"
+            )
+        ]
+    found = []
+    for name in ("secret_key", "worker_token"):
+        path = settings.DATA_DIR / name
+        if path.exists() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            found.append(Error(f"{path} can be read by other users.", hint=f"chmod 600 {path}", id="portal.E002"))
+    return found
+
+
+@register()
+def worker_addresses(**kwargs):
+    return [
+        Error(
+            f"PORTAL_WORKERS: {address!r} is not an address.",
+            hint="unix:/folder/worker.sock or http://host:port, with NAME= in front if you like.",
+            id="portal.E003",
+        )
+        for address in settings.WORKER_URLS
+        if not re.fullmatch(r"([\w.-]+=)?(unix:/\S+|https?://\S+)", address)
+    ]
+
+
+@register()
+def upstreams(**kwargs):
+    return [
+        Error(
+            f"PORTAL_UPSTREAMS: {upstream!r} is not of the form CHECKPOINT=URL|MODEL.",
+            hint="For instance qwen=http://gpu-host:8000/v1|Qwen/Qwen2.5-7B-Instruct",
+            id="portal.E004",
+        )
+        for upstream in settings.UPSTREAMS
+        if not re.fullmatch(r"[^=]+=https?://[^|\s]+\|\S+", upstream)
+    ]
+
+
+@register()
+def open_to_the_network(**kwargs):
+    public = set(settings.ALLOWED_HOSTS) - LOCAL
+    found = []
+    if settings.DEBUG and public:
+        found.append(
+            Error(
+                "PORTAL_DEBUG is on while the portal answers to names other than this machine's: tracebacks would be public.",
+                id="portal.E005",
+            )
+        )
+    if "*" in public:
+        found.append(Warning("PORTAL_ALLOWED_HOSTS=* accepts every Host header.", id="portal.W002"))
+    if public and not settings.HTTPS:
+        found.append(
+            Warning(
+                "The portal answers to public names without HTTPS: passwords and keys travel in the clear.",
+                hint="Put a TLS proxy in front and set PORTAL_HTTPS=1.",
+                id="portal.W003",
+            )
+        )
+    return found
