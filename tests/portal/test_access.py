@@ -109,7 +109,8 @@ class TestChecks:
 
         return {problem.id for problem in run_checks()}
 
-    def test_the_default_configuration_is_clean(self):
+    def test_the_default_configuration_is_clean(self, settings):
+        settings.ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]  # the test runner adds a name of its own
         assert not self.ids()
 
     def test_a_misspelt_variable_is_named(self, monkeypatch):
