@@ -1,0 +1,74 @@
+"""`manage.py up` as people meet it: set-up, one account, children that come back, nothing left behind."""
+
+import os
+import re
+import signal
+import sys
+from http.cookiejar import CookieJar
+from urllib.parse import urlencode
+from urllib.request import HTTPCookieProcessor, build_opener
+
+import pytest
+
+from tests.running import Portal, wait_for
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture(scope="module")
+def portal(tmp_path_factory):
+    with Portal(tmp_path_factory.mktemp("up") / "data") as running:
+        wait_for(running.healthy, 60, "the portal with its model")
+        yield running
+
+
+def test_the_first_administrator_can_log_in_with_the_printed_password(portal):
+    browser = build_opener(HTTPCookieProcessor(CookieJar()))
+    page = browser.open(f"{portal.url}/login/").read().decode()
+    token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page).group(1)
+    form = urlencode({"username": "admin", "password": portal.password(), "csrfmiddlewaretoken": token}).encode()
+    assert browser.open(f"{portal.url}/login/", form).url == f"{portal.url}/"
+    assert browser.open(f"{portal.url}/admin/").status == 200
+
+
+def test_a_killed_web_process_comes_back(portal):
+    killed = portal.pid_of("daphne")
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: portal.healthy() and portal.pid_of("daphne") != killed, 20, "the web process to come back")
+
+
+def test_the_portal_answers_while_the_worker_restarts(portal):
+    killed = portal.pid_of("inference_worker")
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: killed not in portal.processes(), 10, "the worker to be gone")
+    status, report = portal.get("/healthz")
+    assert status == 200 and report["status"] == "degraded"
+    wait_for(portal.healthy, 40, "the worker to come back")
+
+
+def test_a_killed_queue_cluster_leaves_no_orphans_and_comes_back(portal):
+    before = {pid for pid, command in portal.processes().items() if "qcluster" in command}
+    os.kill(min(before), signal.SIGKILL)
+
+    def renewed():
+        now = {pid for pid, command in portal.processes().items() if "qcluster" in command}
+        return len(now) >= len(before) and len(now & before) <= len(before) // 2
+
+    wait_for(renewed, 20, "the cluster to be replaced as a whole")
+
+
+def test_a_second_start_prints_no_password_and_a_taken_port_is_named(portal):
+    second = Portal(portal.data_dir.parent / "second")
+    second.port = portal.port
+    with second:
+        assert second.process.wait(30) != 0
+        assert str(portal.port) in second.output() and "Traceback" not in second.output()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_behind(tmp_path, number):
+    with Portal(tmp_path / "data", "--no-worker") as portal:
+        wait_for(lambda: portal.healthy(worker=False), 60, "the web")
+        assert len(portal.processes()) >= 4
+        portal.stop(number)
+        wait_for(lambda: not portal.processes(), 10, "all processes to end")
