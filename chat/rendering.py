@@ -1,0 +1,90 @@
+"""Model output becomes HTML here and nowhere else.
+
+markdown-it-py without raw HTML makes the markup, nh3 lets only known tags through it. No image is ever loaded: a picture's
+address could carry the conversation away. Code blocks have the classes of the stylesheet (`.code > .code-head + pre`); the
+page's script adds the copy button to `.code-head`.
+"""
+
+import html
+import re
+
+import nh3
+from markdown_it import MarkdownIt
+
+# Markdown of this size takes about a second to parse; anything longer is shown as it was written.
+LONGEST = 100_000
+_SCHEME = re.compile(r"(?<![A-Za-z0-9])https?$")
+_ADDRESS = re.compile(r"https?://[!#-&*-;=?-Z\\^_a-z|~]{1,2000}")  # no quotes, brackets, parentheses, nor Chinese
+_LANGUAGE = re.compile(r"[\w+#.-]{1,30}")
+
+
+def _code_block(renderer, tokens, index, options, environment) -> str:
+    token = tokens[index]
+    words = token.info.split(maxsplit=1)
+    language = words[0] if words and _LANGUAGE.fullmatch(words[0]) else ""
+    mark = f' class="language-{language}"' if language else ""
+    return (
+        f'<div class="code"><div class="code-head"><span>{html.escape(language)}</span></div>'
+        f'<pre tabindex="0"><code{mark}>{html.escape(token.content)}</code></pre></div>\n'
+    )
+
+
+def _bare_address(state, silent) -> bool:
+    """An inline rule: `https://...` in running text is a link, and ends where Chinese text or punctuation goes on.
+
+    linkify-it takes "https://a.b，然后" for one address, "manage.py" for another, and seconds for a hostile text.
+    """
+    if state.linkLevel or not state.src.startswith("://", state.pos):
+        return False
+    scheme = _SCHEME.search(state.pending[-6:])
+    match = scheme and _ADDRESS.match(state.src, state.pos - len(scheme[0]), state.posMax)
+    if not match:
+        return False
+    address = match[0].rstrip(".,:;!?*_~")
+    if not silent:
+        state.pending = state.pending[: -len(scheme[0])]
+        state.push("link_open", "a", 1).attrs = {"href": state.md.normalizeLink(address)}
+        state.push("text", "", 0).content = address
+        state.push("link_close", "a", -1)
+    state.pos += len(address) - len(scheme[0])
+    return True
+
+
+def _parser() -> MarkdownIt:
+    parser = MarkdownIt("commonmark", {"html": False, "breaks": True})
+    parser.enable(["table", "strikethrough"]).disable("image")
+    parser.inline.ruler.after("text", "bare_address", _bare_address)
+    parser.add_render_rule("fence", _code_block)
+    parser.add_render_rule("code_block", _code_block)
+    parser.add_render_rule("table_open", lambda *_: '<div class="table-wrap"><table>\n')
+    parser.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    return parser
+
+
+_markdown = _parser()
+_sanitiser = nh3.Cleaner(
+    tags={
+        "p", "br", "hr", "strong", "em", "s", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "a",
+        "div", "span", "pre", "code", "table", "thead", "tbody", "tr", "th", "td",
+    },  # fmt: skip
+    attributes={"a": {"href", "title"}, "ol": {"start"}, "pre": {"tabindex"}, "code": {"class"}},
+    allowed_classes={"div": {"code", "code-head", "table-wrap"}},
+    url_schemes={"http", "https", "mailto"},
+    url_relative="deny",  # a link within the portal would be the model's wish, not the portal's
+    link_rel="noopener noreferrer nofollow",
+    set_tag_attribute_values={"a": {"target": "_blank"}},
+)  # fmt: skip
+
+
+def to_html(text: str) -> str:
+    """Safe HTML of an answer written in markdown. Never raises, whatever the model wrote."""
+    if len(text) > LONGEST:
+        return _as_written(text)
+    try:
+        return _sanitiser.clean(_markdown.render(text))
+    except (RecursionError, ValueError):  # a malformed address, a depth that no parser likes
+        return _as_written(text)
+
+
+def _as_written(text: str) -> str:
+    return f'<div class="code-plain"><pre class="wrap">{html.escape(text)}</pre></div>'
