@@ -1,0 +1,131 @@
+"""From a checkpoint folder to a model ready to run. Code inside checkpoints is never executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from chat.engine.fingerprint import CheckpointInvalid, describe, fingerprint, read_config
+from chat.engine.prompts import Prompter, prompter_for
+
+
+@dataclass
+class Loaded:
+    """A frozen base model and what belongs to it.
+
+    shifts_positions: where a prefix stands before the prompt, does the first position move by its length (peft's rule)?
+    bidirectional_prompt: the prompt sees itself in both directions (ChatGLM), so it is prefilled in one piece.
+    """
+
+    model: torch.nn.Module
+    tokenizer: Any
+    prompter: Prompter
+    folder: str
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+    context_length: int
+    layers: int
+    kv_heads: int
+    head_dim: int
+    shifts_positions: bool
+
+    @property
+    def bidirectional_prompt(self) -> bool:
+        return self.model.config.model_type == "chatglm"
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the input embedding: ids from 0 to this, exclusive, may be fed."""
+        return self.model.get_input_embeddings().weight.shape[0]
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load(
+    folder: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    quantization_bit: int | None = None,
+) -> Loaded:
+    """Load a local checkpoint folder for inference: evaluation mode, no gradients.
+
+    dtype: default float32 on a CPU, the checkpoint's own (float16 if it says none) elsewhere.
+    quantization_bit: 4 or 8 packs a ChatGLM-6B's weights on loading. Raises CheckpointInvalid.
+    """
+    folder = str(folder)
+    describe(folder)
+    import chat.chatglm  # noqa: F401  registers its Auto classes
+
+    raw = read_config(folder)
+    device = torch.device(device) if device is not None else default_device()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    if dtype is None:
+        own = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float16"), torch.float16)
+        dtype = torch.float32 if device.type == "cpu" else own
+    if quantization_bit:
+        if raw["model_type"] != "chatglm":
+            raise CheckpointInvalid(
+                "config_invalid", "quantization_bit applies to ChatGLM-6B checkpoints only", reason="quantization_bit"
+            )
+        config.quantization_bit = quantization_bit
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointInvalid("tokenizer_missing", f"the tokenizer cannot be loaded: {error}") from error
+    placement = {"device_map": "auto"} if device.type == "cuda" and torch.cuda.device_count() > 1 else {}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype, trust_remote_code=False, local_files_only=True, **placement
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointInvalid("weights_invalid", f"the weights cannot be loaded: {error}") from error
+    if not placement:
+        model.to(device)
+    return from_parts(model, tokenizer, folder=folder, fingerprint_=fingerprint(folder), device=device, dtype=dtype)
+
+
+def from_parts(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    *,
+    folder: str = "",
+    fingerprint_: str = "",
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Loaded:
+    """Wrap a model that is already in memory (tests, benchmarks, the starter's build)."""
+    model.eval().requires_grad_(False)
+    config = model.config.get_text_config()
+    parameter = next(model.parameters())
+    heads = config.num_attention_heads
+    return Loaded(
+        model=model,
+        tokenizer=tokenizer,
+        prompter=prompter_for(tokenizer, model.config, getattr(model, "generation_config", None)),
+        folder=folder,
+        fingerprint=fingerprint_,
+        device=device or parameter.device,
+        dtype=dtype or parameter.dtype,
+        context_length=_context_length(config),
+        layers=config.num_hidden_layers,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        shifts_positions=config.model_type != "chatglm",
+    )
+
+
+def _context_length(config: Any) -> int:
+    """Tokens of prompt and answer together. A sliding window ends it: the slot cache keeps no ring buffer."""
+    length = getattr(config, "max_sequence_length", None) or getattr(config, "max_position_embeddings", None) or 2048
+    if {"sliding_attention", "chunked_attention"} & set(getattr(config, "layer_types", None) or []):
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        length = min([length, *[window for window in windows if window]])
+    return int(length)
