@@ -30,4 +30,6 @@ def other_member(django_user_model):
 
 @pytest.fixture
 def staff(django_user_model):
-    return django_user_model.objects.create_user("chief", password="correct horse battery", is_staff=True, is_superuser=True)
+    return django_user_model.objects.create_user(
+        "chief", password="correct horse battery", is_staff=True, is_superuser=True
+    )
