@@ -62,18 +62,16 @@ def _parser() -> MarkdownIt:
 
 
 _markdown = _parser()
+_TAGS = "p br hr strong em s blockquote h1 h2 h3 h4 h5 h6 ul ol li a div span pre code table thead tbody tr th td"
 _sanitiser = nh3.Cleaner(
-    tags={
-        "p", "br", "hr", "strong", "em", "s", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "a",
-        "div", "span", "pre", "code", "table", "thead", "tbody", "tr", "th", "td",
-    },  # fmt: skip
+    tags=set(_TAGS.split()),
     attributes={"a": {"href", "title"}, "ol": {"start"}, "pre": {"tabindex"}, "code": {"class"}},
     allowed_classes={"div": {"code", "code-head", "table-wrap"}},
     url_schemes={"http", "https", "mailto"},
     url_relative="deny",  # a link within the portal would be the model's wish, not the portal's
     link_rel="noopener noreferrer nofollow",
     set_tag_attribute_values={"a": {"target": "_blank"}},
-)  # fmt: skip
+)
 
 
 def to_html(text: str) -> str:

@@ -1,0 +1,242 @@
+"""How checkpoints and adapters become known to the portal, under which names, and how they leave it.
+
+Names of checkpoints and adapters are ids of the OpenAI API and share one namespace; `base:adapter` means both at once.
+No torch here: the files tell enough.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from pathlib import Path
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError, transaction
+from django.utils.translation import gettext as _
+
+from chat.engine.fingerprint import CheckpointInvalid, describe, fingerprint
+from chat.models import Adapter, Checkpoint
+from portal.api import Conflict
+from portal.models import Run
+
+logger = logging.getLogger(__name__)
+
+STARTER = "starter"
+STARTER_FOLDER = settings.BASE_DIR / "chat" / "starter" / "model"
+WEIGHTS_FILE, DESCRIPTION_FILE = "adapter.safetensors", "adapter.json"  # as chat/engine/adapters.py writes them
+_NAME = re.compile(r"[^\x00-\x1f\x7f:,|=\\?#%]+")
+
+
+# ------------------------------------------------------------------ names
+
+
+def check_name(name: str, longest: int, *, except_row=None) -> str:
+    """`name` stripped, when it may be given to a checkpoint or an adapter; ValidationError otherwise."""
+    name = name.strip() if isinstance(name, str) else ""
+    if not name or len(name) > longest:
+        raise ValidationError(_("A name has 1 to %(most)s characters.") % {"most": longest}, "invalid_name")
+    if not _NAME.fullmatch(name) or name.isdigit() or name.startswith((".", "/")) or name.endswith("/"):
+        message = _("A name must not contain : , | = ? # %% or \\, nor begin with a dot or slash, nor be only digits.")
+        raise ValidationError(message % {}, "invalid_name")
+    for model in (Checkpoint, Adapter):
+        taken = model.objects.filter(name=name)
+        if isinstance(except_row, model):
+            taken = taken.exclude(pk=except_row.pk)
+        if taken.exists():
+            raise ValidationError(_("The name “%(name)s” is taken.") % {"name": name}, "name_taken")
+    return name
+
+
+def free_name(wish: str, longest: int) -> str:
+    """`wish` made fit to be a name, with -2, -3 ... behind it when it is taken."""
+    wish = re.sub(r"[\x00-\x1f\x7f:,|=\\?#%]+", "-", str(wish)).strip("-./ ") or "adapter"
+    wish = f"adapter-{wish}" if wish.isdigit() else wish
+    number = 1
+    while True:
+        suffix = "" if number == 1 else f"-{number}"
+        name = wish[: longest - len(suffix)] + suffix
+        try:
+            return check_name(name, longest)
+        except ValidationError:
+            number += 1
+
+
+def find_model(user, name: str) -> tuple[Checkpoint, Adapter | None]:
+    """The checkpoint and adapter that `checkpoint`, `adapter` or `checkpoint:adapter` names; LookupError when `user` sees none."""
+    base, colon, tuned = name.partition(":")
+    adapters = Adapter.objects.visible_to(user).select_related("checkpoint")
+    if colon:
+        adapter = adapters.filter(name=tuned, checkpoint__name=base).first()
+        if adapter is None:
+            raise LookupError(name)
+        return adapter.checkpoint, adapter
+    checkpoint = Checkpoint.objects.visible_to(user).filter(name=base).first()
+    if checkpoint is not None:
+        return checkpoint, None
+    adapter = adapters.filter(name=base).first()
+    if adapter is None:
+        raise LookupError(name)
+    return adapter.checkpoint, adapter
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def register_checkpoint(path, name: str | None = None, *, default: bool = False) -> Checkpoint:
+    """Makes a local Hugging Face folder known, or reads a known one again. ValidationError({"path" or "name": ...})."""
+    try:
+        folder = Path(str(path)).expanduser().resolve()
+        description, digest = describe(folder), fingerprint(folder)
+    except CheckpointInvalid as error:
+        raise ValidationError({"path": ValidationError(_reason(error), error.code)}) from error
+    except (OSError, ValueError) as error:  # unreadable, a NUL in the path ...
+        message = _("The folder cannot be read: %(reason)s") % {"reason": error}
+        raise ValidationError({"path": ValidationError(message, "unreadable")}) from error
+    if len(str(folder)) > Checkpoint._meta.get_field("path").max_length:
+        raise ValidationError({"path": ValidationError(_("The path is too long."), "too_long")})
+    known = Checkpoint.objects.filter(path=str(folder)).first()
+    if known is not None and name not in (None, "", known.name):
+        message = _("This folder is already registered as “%(name)s”.") % {"name": known.name}
+        raise ValidationError({"path": ValidationError(message, "already_registered")})
+    if known is None:
+        try:
+            name = check_name(name, 100) if name else free_name(folder.name, 100)
+        except ValidationError as error:
+            raise ValidationError({"name": error}) from error
+        known = Checkpoint(name=name, path=str(folder))
+    known.fingerprint, known.description = digest, description
+    return _saved(known, default or not Checkpoint.objects.filter(is_default=True).exists())
+
+
+@transaction.atomic
+def _saved(checkpoint: Checkpoint, default: bool) -> Checkpoint:
+    checkpoint.save()
+    if default and not checkpoint.is_default:
+        make_default(checkpoint)
+    return checkpoint
+
+
+@transaction.atomic
+def make_default(checkpoint: Checkpoint) -> None:
+    """The one that the worker serves from its next start, and that forms offer first."""
+    Checkpoint.objects.filter(is_default=True).exclude(pk=checkpoint.pk).update(is_default=False)
+    Checkpoint.objects.filter(pk=checkpoint.pk).update(is_default=True)
+    checkpoint.is_default = True
+
+
+def ensure_starter() -> Checkpoint | None:
+    """The embedded starter model as a checkpoint; called at every start, so that it follows a moved or updated portal."""
+    if not STARTER_FOLDER.is_dir():
+        logger.warning("the starter model is missing: %s", STARTER_FOLDER)
+        return None
+    starter = Checkpoint.objects.filter(is_starter=True).first()
+    if starter is None:
+        starter = Checkpoint(is_starter=True, name=free_name(STARTER, 100))
+    starter.path = str(STARTER_FOLDER)
+    starter.fingerprint, starter.description = fingerprint(STARTER_FOLDER), describe(STARTER_FOLDER)
+    return _saved(starter, not Checkpoint.objects.filter(is_default=True).exists())
+
+
+def ensure_upstreams() -> list[Checkpoint]:
+    """A checkpoint for every OpenAI-compatible server of PORTAL_UPSTREAMS: weights elsewhere, so no folder and no adapters."""
+    found = []
+    for upstream in settings.UPSTREAMS:
+        name, _equals, address = upstream.partition("=")
+        url, _bar, model = address.partition("|")
+        described = {"upstream": url, "architecture": model}
+        checkpoint, _new = Checkpoint.objects.get_or_create(name=name.strip(), defaults={"description": described})
+        found.append(checkpoint)
+    return found
+
+
+def _reason(error: CheckpointInvalid) -> str:
+    texts = {
+        "not_a_folder": _("%(folder)s is not a folder."),
+        "config_missing": _("%(folder)s has no config.json: it is not a Hugging Face model folder."),
+        "config_invalid": _("config.json cannot be used: %(reason)s"),
+        "unknown_model_type": _("“%(model_type)s” is not a text generation architecture that the portal knows."),
+        "remote_code_only": _("“%(model_type)s” needs code from the model's folder to run; the portal never runs such code."),
+        "unsupported_attention": _("Layers of the kind %(layers)s cannot take a prefix."),
+        "weights_missing": _("%(folder)s lacks weight files."),
+        "weights_invalid": _("%(file)s is not a readable weight file; if it is a Git LFS pointer, run git lfs pull."),
+        "tokenizer_missing": _("%(folder)s has no tokenizer."),
+    }  # fmt: skip
+    try:
+        return texts[error.code] % error.parameters
+    except KeyError:
+        return error.message
+
+
+# ------------------------------------------------------------------ adapters
+
+
+def publish_adapter(
+    prefix_folder, *, name: str, checkpoint, owner, run=None, step=None, shared: bool = False
+) -> Adapter:
+    """Takes over the folder that chat.engine.adapters.save wrote: it moves below DATA_DIR/adapters/<sha256>/ and gets a row.
+
+    `name` gets a suffix when it is taken. Publishing the same content for the same run again gives the first row back, so a
+    trainer that was killed after publishing may do it once more. ValidationError when the folder does not fit the checkpoint.
+    """
+    source = Path(prefix_folder)
+    if not source.exists() and run is not None:  # moved by an attempt that was killed before it could tell
+        found = Adapter.objects.filter(run=run).order_by("-id").first()
+        if found is not None:
+            return found
+    digest, pre_seq_len = _inspected(source, checkpoint)
+    target = settings.DATA_DIR / "adapters" / digest
+    if target.exists():
+        if target.resolve() != source.resolve():
+            shutil.rmtree(source)
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source, target)
+    if run is not None:
+        found = Adapter.objects.filter(run=run, sha256=digest).first()
+        if found is not None:
+            return found
+    return _named(
+        name,
+        checkpoint=checkpoint, owner=owner, run_id=run.pk if run is not None else None, step=step, shared=shared,
+        folder=str(target.relative_to(settings.DATA_DIR)), sha256=digest, pre_seq_len=pre_seq_len,
+    )  # fmt: skip
+
+
+def _named(name: str, **fields) -> Adapter:
+    for _attempt in range(5):
+        try:
+            with transaction.atomic():
+                return Adapter.objects.create(name=free_name(name, 120), **fields)
+        except IntegrityError:  # somebody took the name in between
+            continue
+    raise ValidationError(_("The name “%(name)s” is taken.") % {"name": name}, "name_taken")
+
+
+def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
+    """(sha256 of the weights, pre_seq_len); ValidationError when this is no adapter of `checkpoint`."""
+    try:
+        description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        pre_seq_len, theirs = int(description["pre_seq_len"]), str(description.get("checkpoint_fingerprint", ""))
+        with open(folder / WEIGHTS_FILE, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        message = _("%(folder)s does not hold an adapter: %(reason)s") % {"folder": folder, "reason": error}
+        raise ValidationError(message, "invalid_adapter") from error
+    if theirs and theirs != checkpoint.fingerprint:
+        message = _("The adapter was trained on the checkpoint %(its)s; “%(name)s” is %(chosen)s.")
+        parameters = {"its": theirs[:12], "name": checkpoint.name, "chosen": checkpoint.fingerprint[:12]}
+        raise ValidationError(message % parameters, "invalid_adapter")
+    return digest, pre_seq_len
+
+
+def remove_adapter(adapter: Adapter) -> None:
+    """Deletes the row, and the files once no other row has the same content. Conflict while a run is using it."""
+    # evaluation's foreign key; chat does not import evaluation
+    if adapter.evaluation_runs.filter(status__in=Run.ACTIVE).exists():
+        raise Conflict(_("An evaluation is using this adapter. Wait for it or cancel it first."), "adapter_in_use")
+    folder = adapter.path
+    adapter.delete()
+    if not Adapter.objects.filter(sha256=adapter.sha256).exists():
+        shutil.rmtree(folder, ignore_errors=True)
