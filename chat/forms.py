@@ -1,0 +1,60 @@
+"""What the chat page sends: the text, the model chip, the sampling panel."""
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext_lazy as _
+
+from chat.engine.request import Sampling
+from chat.models import Adapter, Checkpoint, Conversation
+
+DEFAULTS = Sampling()
+
+
+class SayForm(forms.Form):
+    """One message. `model` is a chip's value: `base-3` (checkpoint 3, prefix off) or `adapter-7`."""
+
+    text = forms.CharField(label=_("Message"), max_length=100_000)
+    model = forms.RegexField(r"^(base|adapter)-\d+$", required=False)
+    temperature = forms.FloatField(label=_("Temperature"), min_value=0, max_value=2, required=False)
+    top_p = forms.FloatField(label="top_p", min_value=0.01, max_value=1, required=False)
+    max_new_tokens = forms.IntegerField(label=_("Longest answer"), min_value=1, max_value=32768, required=False)
+    seed = forms.IntegerField(label=_("Seed"), min_value=0, max_value=2**31 - 1, required=False)
+
+    def __init__(self, data, *, user, needs_text=True):
+        super().__init__(data)
+        self.user = user
+        self.fields["text"].required = needs_text
+
+    def clean_model(self):
+        """(checkpoint, adapter or None), or None when the form names no model."""
+        kind, _dash, pk = self.cleaned_data["model"].partition("-")
+        if not kind:
+            return None
+        if kind == "base":
+            found = Checkpoint.objects.visible_to(self.user).filter(pk=pk).first(), None
+        else:
+            adapter = Adapter.objects.visible_to(self.user).filter(pk=pk).select_related("checkpoint").first()
+            found = (adapter and adapter.checkpoint), adapter
+        if found[0] is None:
+            raise ValidationError(_("This model is not there any more. Choose another."))
+        return found
+
+    def sampling(self) -> dict:
+        """What the panel set; absent keys keep the engine's defaults."""
+        names = ("temperature", "top_p", "max_new_tokens", "seed")
+        return {name: self.cleaned_data[name] for name in names if self.cleaned_data.get(name) is not None}
+
+    def model(self) -> dict:
+        checkpoint, adapter = self.cleaned_data.get("model") or (None, None)
+        return {"checkpoint": checkpoint, "adapter": adapter}
+
+
+class RenameForm(forms.ModelForm):
+    class Meta:
+        model = Conversation
+        fields = ["title"]
+
+
+class CheckpointForm(forms.Form):
+    path = forms.CharField(label=_("Folder on the server"), max_length=500)
+    name = forms.CharField(label=_("Name"), max_length=100, required=False)

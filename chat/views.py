@@ -1,0 +1,215 @@
+"""The chat page. Answers stream over the websocket (static/portal/chat.js); every form here also works without it."""
+
+from datetime import timedelta
+
+from asgiref.sync import sync_to_async
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import transaction
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from django.utils.safestring import mark_safe
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET, require_POST
+from rest_framework.exceptions import APIException
+
+from chat.engine.request import RequestRefused
+from chat.forms import DEFAULTS, CheckpointForm, RenameForm, SayForm
+from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.rendering import to_html
+from chat.turns import create_turn
+from portal.access import get_visible
+from portal.page import reason
+
+EXAMPLES = ["你好", "你能做什么？", "类型#裤*版型#宽松*颜色#米白", "Who are you?"]  # what the starter can answer
+CHIPS = 4  # adapters shown beside the base; the others are in the menu behind them
+LISTED = 200  # conversations in the list
+
+
+@require_GET
+def new_conversation(request):
+    return render(request, "chat/conversation_detail.html", _context(request, None))
+
+
+@require_GET
+def conversation(request, pk):
+    found = get_visible(Conversation.objects.select_related("checkpoint", "adapter"), request.user, pk=pk)
+    return render(request, "chat/conversation_detail.html", _context(request, found))
+
+
+def _context(request, conversation) -> dict:
+    turns = list(conversation.messages.all()) if conversation else []
+    for turn in turns:
+        if turn.role == Message.Role.ASSISTANT and not turn.is_in_flight:
+            turn.html = mark_safe(to_html(turn.content))  # sanitised there
+    last = next((turn for turn in reversed(turns) if turn.role == Message.Role.ASSISTANT), None)
+    return {
+        "conversation": conversation,
+        "conversations": _by_day(request.user),
+        "turns": turns,
+        "picker": _models(request, conversation),
+        "starter": Checkpoint.objects.filter(is_starter=True, is_default=True).first(),
+        "examples": EXAMPLES,
+        "sampling": _sampling_fields(last.sampling if last else {}),
+    }
+
+
+def _models(request, conversation) -> dict:
+    """The chips: base checkpoints (prefix off) and adapters, one of them chosen; many adapters go into a menu."""
+    user = request.user
+    checkpoints = list(Checkpoint.objects.visible_to(user))
+    adapters = list(Adapter.objects.visible_to(user).select_related("checkpoint"))
+    chosen_adapter = request.GET.get("adapter") or (conversation and conversation.adapter_id)
+    chosen_base = (conversation and conversation.checkpoint_id) or (checkpoints[0].pk if checkpoints else None)
+    chips = [
+        {
+            "value": f"base-{c.pk}",
+            "checkpoint": c,
+            "adapter": None,
+            "label": _("%(name)s · prefix off") % {"name": c.name},
+        }
+        for c in checkpoints
+    ]
+    tuned = [{"value": f"adapter-{a.pk}", "checkpoint": a.checkpoint, "adapter": a, "label": a.name} for a in adapters]
+    chosen = next((c for c in tuned if str(c["adapter"].pk) == str(chosen_adapter)), None)
+    chosen = chosen or next((c for c in chips if c["checkpoint"].pk == chosen_base), None)
+    if chosen:
+        chosen["chosen"] = True
+        if chosen in tuned:  # always visible
+            tuned.remove(chosen)
+            tuned.insert(0, chosen)
+    return {"chips": chips + tuned[:CHIPS], "more": tuned[CHIPS:], "chosen": chosen}
+
+
+def _sampling_fields(used: dict) -> dict:
+    defaults = {
+        "temperature": DEFAULTS.temperature,
+        "top_p": DEFAULTS.top_p,
+        "max_new_tokens": 256,
+        "seed": "",
+    }
+    return {
+        name: {"default": default, "value": default if used.get(name) is None else used[name]}
+        for name, default in defaults.items()
+    }
+
+
+def _by_day(user) -> list[tuple[str, list[Conversation]]]:
+    today = timezone.localdate()
+    groups: dict[str, list[Conversation]] = {}
+    for found in Conversation.objects.visible_to(user)[:LISTED]:
+        day = timezone.localtime(found.updated_at).date()
+        if day >= today:
+            title = _("Today")
+        elif day == today - timedelta(days=1):
+            title = _("Yesterday")
+        elif day > today - timedelta(days=7):
+            title = _("Past 7 days")
+        else:
+            title = _("Earlier")
+        groups.setdefault(title, []).append(found)
+    return list(groups.items())
+
+
+@require_POST
+async def start(request):
+    """First message of a new conversation; `text` and the choices are SayForm's."""
+    user = await request.auser()
+    form = SayForm(request.POST, user=user)
+    if not await sync_to_async(form.is_valid)():
+        return await _refuse(request, "chat", form=form)
+    fresh = await Conversation.objects.acreate(owner=user)
+    return await _answer(request, fresh, user, form, form.cleaned_data["text"])
+
+
+@require_POST
+async def say(request, pk):
+    user = await request.auser()
+    found = await sync_to_async(get_visible)(Conversation.objects, user, pk=pk)
+    form = SayForm(request.POST, user=user)
+    if not await sync_to_async(form.is_valid)():
+        return await _refuse(request, "conversation", pk, form=form)
+    return await _answer(request, found, user, form, form.cleaned_data["text"])
+
+
+@require_POST
+async def retry(request, pk):
+    """Answers the last question again, with the model and the sampling chosen now; the last answer is replaced."""
+    user = await request.auser()
+    found = await sync_to_async(get_visible)(Conversation.objects, user, pk=pk)
+    form = SayForm(request.POST, user=user, needs_text=False)
+    if not await sync_to_async(form.is_valid)():
+        return await _refuse(request, "conversation", pk, form=form)
+    question = await sync_to_async(_take_back_last_turn)(found)
+    if question is None:
+        return await _refuse(request, "conversation", pk, text=_("There is no finished answer to write again."))
+    return await _answer(request, found, user, form, question)
+
+
+@transaction.atomic
+def _take_back_last_turn(conversation) -> str | None:
+    """Removes the last question and its ended answer and returns the question; None when there is no such pair."""
+    pair = list(conversation.messages.order_by("-id")[:2])
+    if [turn.role for turn in pair] != ["assistant", "user"] or pair[0].is_in_flight:
+        return None
+    conversation.messages.filter(pk__in=[turn.pk for turn in pair]).delete()
+    return pair[1].content
+
+
+async def _answer(request, conversation, user, form, text):
+    """Creates the turn and hands it to the worker; whatever goes wrong is on the page that follows."""
+    from chat import generation
+    from chat.worker_client import WorkerUnavailable
+
+    try:
+        _question, answer = await sync_to_async(create_turn)(
+            conversation, user, text, sampling=form.sampling(), **form.model()
+        )
+        await generation.start(answer)
+    except (ValidationError, APIException) as error:
+        return await _refuse(request, "conversation", conversation.pk, text=reason(error))
+    except (WorkerUnavailable, RequestRefused):
+        pass  # the answer's row says it: failed, with the reason
+    return redirect("conversation", pk=conversation.pk)
+
+
+async def _refuse(request, name, pk=None, *, form=None, text=""):
+    text = text or " ".join(error for errors in form.errors.values() for error in errors)
+    await sync_to_async(messages.error)(request, text)
+    return redirect(name, **({"pk": pk} if pk else {}))
+
+
+@require_POST
+def rename(request, pk):
+    found = get_visible(Conversation.objects, request.user, pk=pk)
+    form = RenameForm(request.POST, instance=found)
+    if form.is_valid():
+        form.save()
+    return redirect("conversation", pk=pk)
+
+
+@require_POST
+def delete(request, pk):
+    get_visible(Conversation.objects, request.user, pk=pk).delete()
+    messages.success(request, _("The conversation has been deleted."))
+    return redirect("chat")
+
+
+def new_checkpoint(request):
+    """How to add a real model; staff do it here, everybody else is told what to ask for."""
+    from chat.registry import register_checkpoint
+
+    form = CheckpointForm(request.POST or None)
+    if request.method == "POST":
+        if not request.user.is_staff:
+            raise PermissionDenied
+        if form.is_valid():
+            try:
+                found = register_checkpoint(form.cleaned_data["path"], form.cleaned_data["name"] or None)
+            except ValidationError as error:
+                form.add_error("path", error)
+            else:
+                messages.success(request, _("%(name)s has been added.") % {"name": found.name})
+                return redirect("checkpoint_new")
+    context = {"form": form, "checkpoints": Checkpoint.objects.visible_to(request.user)}
+    return render(request, "chat/checkpoint_form.html", context)
