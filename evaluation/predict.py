@@ -1,0 +1,116 @@
+"""Predictions for the rows of a dataset through the same engine that serves chat. No Django.
+
+Many rows are in flight at once and the engine batches them; greedy predictions do not depend on what shares the batch, and sampled
+ones have a seed per row, so an evaluation that was interrupted goes on and ends with the same predictions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from chat.engine.request import AdapterRef, Event, Request, RequestRefused, Sampling
+
+GREEDY, UPSTREAM = "greedy", "upstream"
+IN_FLIGHT = 64  # rows given to the engine at once; it runs as many of them as fit and keeps the rest queued
+
+Messages = tuple[dict[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """One row's end. `error` is the engine's error object; the text is then what came before it."""
+
+    row: int
+    text: str
+    error: dict[str, Any] | None = None
+
+
+def messages_of(prompt: str, history: Sequence[Sequence[str]] = ()) -> Messages:
+    """A dataset row as the conversation that the model is asked to continue. history: [[question, answer], ...]."""
+    turns = [turn for question, answer in history for turn in (("user", question), ("assistant", answer))]
+    return tuple({"role": role, "content": content} for role, content in [*turns, ("user", prompt)])
+
+
+def sampling_of(decoding: str, max_target_length: int, seed: int) -> Sampling:
+    """greedy: the most likely token each time, so scores can be compared between runs.
+
+    upstream: sampled as ChatGLM-6B's evaluate.sh does (SPEC 9), so scores can be compared with its table.
+    """
+    if decoding == GREEDY:
+        return Sampling(do_sample=False, max_new_tokens=max_target_length, seed=seed)
+    if decoding == UPSTREAM:
+        return Sampling(
+            do_sample=True, temperature=0.95, top_p=0.7, top_k=50, max_new_tokens=max_target_length, seed=seed
+        )
+    raise ValueError(f"decoding is {GREEDY} or {UPSTREAM}, not {decoding!r}")
+
+
+def predict(
+    engine: Any,
+    prompter: Any,
+    rows: Iterable[tuple[int, Messages]],
+    *,
+    adapter: AdapterRef | None = None,
+    decoding: str = GREEDY,
+    max_source_length: int = 64,
+    max_target_length: int = 64,
+    seed: int = 42,
+    should_stop: Callable[[], bool] = lambda: False,
+    in_flight: int = IN_FLIGHT,
+) -> Iterator[Predicted]:
+    """Yields each row when it is finished, in any order; steps the engine itself (its own thread must not run).
+
+    Prompts are shortened to `max_source_length` tokens by the prompter that also prepares training. When `should_stop` turns true
+    (asked between engine steps) what is in flight is aborted and the rest is left out.
+    Raises RequestRefused when the adapter does not fit the checkpoint; any other refusal or fault ends its row alone.
+    """
+    waiting = iter(rows)
+    running: dict[str, int] = {}
+    texts: dict[int, list[str]] = {}
+    ended: list[Predicted] = []
+    exhausted = False
+
+    def sink(event: Event) -> None:
+        row = running[event.id]
+        if event.type == "delta":
+            texts[row].append(event.data["text"])
+        elif event.terminal:
+            del running[event.id]
+            ended.append(Predicted(row, "".join(texts.pop(row)), event.data.get("error")))
+
+    try:
+        while not should_stop():
+            while not exhausted and len(running) < in_flight:
+                try:
+                    row, messages = next(waiting)
+                except StopIteration:
+                    exhausted = True
+                    break
+                request_id = f"row-{row}"
+                running[request_id], texts[row] = row, []
+                try:
+                    request = Request(
+                        id=request_id,
+                        prompt_ids=tuple(prompter.prompt_ids(messages, max_source_length)),
+                        adapter=adapter,
+                        sampling=sampling_of(decoding, max_target_length, seed + row),
+                    )
+                    engine.submit(request, sink)
+                except RequestRefused as refusal:
+                    del running[request_id], texts[row]
+                    if refusal.code == "invalid_adapter":
+                        raise
+                    ended.append(Predicted(row, "", refusal.as_error()))
+            if running:
+                engine.step()
+            finished, ended[:] = ended[:], []
+            yield from finished
+            if exhausted and not running:
+                return
+    finally:
+        for request_id in list(running):
+            engine.abort(request_id)
+        while running and engine.step():
+            pass
