@@ -54,9 +54,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     ):
         """num_image_tokens: offset of every id. 0 in the published tokenizer_config.json; the oldest one does not name it."""
         self.vocab_file, self.num_image_tokens = vocab_file, num_image_tokens
-        self.end_token, self.gmask_token = end_token, gmask_token
         self.processor = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
         kwargs.pop("auto_map", None)
+        # from_pretrained collects unknown *_token entries of tokenizer_config.json here, to make special tokens of them
+        own = kwargs.pop("model_specific_special_tokens", {})
+        self.end_token, self.gmask_token = own.pop("end_token", end_token), own.pop("gmask_token", gmask_token)
         super().__init__(
             bos_token=bos_token,
             eos_token=eos_token,
@@ -67,7 +69,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             **kwargs,
         )
         # Plain attributes, as upstream has them: not among all_special_tokens, but written to tokenizer_config.json.
-        self.init_kwargs.update(end_token=end_token, gmask_token=gmask_token, num_image_tokens=num_image_tokens)
+        self.init_kwargs.update(
+            end_token=self.end_token, gmask_token=self.gmask_token, num_image_tokens=num_image_tokens
+        )
 
     # Vocabulary
 
