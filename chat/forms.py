@@ -44,7 +44,7 @@ class SayForm(forms.Form):
         names = ("temperature", "top_p", "max_new_tokens", "seed")
         return {name: self.cleaned_data[name] for name in names if self.cleaned_data.get(name) is not None}
 
-    def model(self) -> dict:
+    def chosen_model(self) -> dict:
         checkpoint, adapter = self.cleaned_data.get("model") or (None, None)
         return {"checkpoint": checkpoint, "adapter": adapter}
 

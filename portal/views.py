@@ -1,15 +1,33 @@
 """Home, tasks and account: the pages that look at all apps."""
 
+from asgiref.sync import sync_to_async
+from django.contrib import messages
+from django.contrib.auth import update_session_auth_hash
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
-from django.shortcuts import render
+from django.core.paginator import Paginator
+from django.db.models import F
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_GET
+
+from chat.models import Adapter, Checkpoint, Conversation, Message
+from evaluation.models import EvaluationRun
+from portal.access import get_visible
+from portal.forms import KeyForm, PasswordChangeForm
+from portal.models import ApiKey, Run
+from tuning.models import Dataset, TuningRun
+
+PER_PAGE = 20
+RECENT = 5
 
 
-@csrf_exempt  # a POST is a script's, told apart by its key; the GET changes nothing
+@csrf_exempt  # a POST is a script's, which proves itself with a key; the GET changes nothing
 @login_not_required
 async def root(request):
-    """GET: the home page. POST: what ChatGLM-6B's api.py answered."""
+    """GET: the home page. POST: what ChatGLM-6B's api.py answers."""
     if request.method == "POST":
         from chat import chatglm_api
 
@@ -17,18 +35,95 @@ async def root(request):
     user = await request.auser()
     if not user.is_authenticated:
         return redirect_to_login(request.get_full_path())
-    from asgiref.sync import sync_to_async
-
     return await sync_to_async(home)(request)
 
 
 def home(request):
-    return render(request, "portal/home.html", {})
+    user = request.user
+    return render(
+        request,
+        "portal/home.html",
+        {
+            "steps": first_steps(user),
+            "starter": Checkpoint.objects.filter(is_starter=True, is_default=True).first(),
+            "conversations": Conversation.objects.filter(owner=user)[:RECENT],
+            "adapters": Adapter.objects.visible_to(user).select_related("checkpoint")[:RECENT],
+            "runs": Run.objects.filter(owner=user)[:RECENT],
+        },
+    )
 
 
+def first_steps(user) -> list[dict]:
+    """The newcomer's way through the whole loop: each step with what is done and where it is done; `next` marks one."""
+    answers = Message.objects.filter(conversation__owner=user, role=Message.Role.ASSISTANT)
+    tuned = Adapter.objects.visible_to(user).exclude(run=None).first()
+    done = {
+        "chat": answers.exists(),
+        "data": Dataset.objects.filter(owner=user).exists(),
+        "tune": TuningRun.objects.filter(owner=user).exists(),
+        "evaluate": EvaluationRun.objects.filter(owner=user).exists(),
+        "tuned": answers.exclude(adapter=None).exists(),
+    }
+    steps = [{"name": name, "done": reached, "adapter": tuned} for name, reached in done.items()]
+    for step in steps:
+        if not step["done"]:
+            step["next"] = True
+            break
+    return steps
+
+
+@require_GET
 def tasks(request):
-    return render(request, "portal/tasks.html", {})
+    """All work of the team. What a member may not see in full appears as a busy row: kind, owner, state, times."""
+    everything = Run.objects.select_related("owner")
+    visible = set(Run.objects.visible_to(request.user).filter(status__in=Run.ACTIVE).values_list("pk", flat=True))
+    running = list(everything.filter(status=Run.Status.RUNNING).order_by("started_at"))
+    queued = list(everything.filter(status=Run.Status.QUEUED).order_by("id"))
+    mine = request.GET.get("whose") == "mine"
+    ended = everything.exclude(status__in=Run.ACTIVE).order_by(F("finished_at").desc(nulls_last=True), "-id")
+    if mine:
+        ended = ended.filter(owner=request.user)
+    page = Paginator(ended, PER_PAGE).get_page(request.GET.get("page"))
+    visible |= set(
+        Run.objects.visible_to(request.user).filter(pk__in=[run.pk for run in page]).values_list("pk", flat=True)
+    )
+    for run in [*running, *queued, *page]:
+        run.open = run.pk in visible
+    context = {"running": running, "queued": queued, "page": page, "mine": mine, "page_is_live": 3}
+    return render(request, "portal/tasks.html", context | {"worker": worker_state()})
+
+
+def worker_state() -> dict:
+    """What the inference worker says of itself; {"state": "unavailable", "reason"} when it says nothing."""
+    from chat import worker_client
+
+    try:
+        return worker_client.status_sync(timeout=1.0)
+    except worker_client.WorkerUnavailable as error:
+        return {"state": "unavailable", "reason": str(error)}
 
 
 def account(request):
-    return render(request, "portal/account.html", {})
+    """Keys and password; each form says by its `action` what it does."""
+    action = request.POST.get("action")
+    key_form, password_form, secret = KeyForm(), PasswordChangeForm(request.user), None
+    if action == "create_key":
+        key_form = KeyForm(request.POST)
+        if key_form.is_valid():
+            # Shown in this answer and nowhere else, so there is no redirect to carry it.
+            _key, secret = ApiKey.create_for(request.user, key_form.cleaned_data["name"])
+            key_form = KeyForm()
+    elif action == "revoke_key":
+        key = get_visible(ApiKey.objects.filter(owner=request.user), request.user, pk=request.POST.get("key"))
+        ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now())
+        messages.success(request, _("The key has been revoked."))
+        return redirect("account")
+    elif action == "change_password":
+        password_form = PasswordChangeForm(request.user, request.POST)
+        if password_form.is_valid():
+            update_session_auth_hash(request, password_form.save())
+            messages.success(request, _("The password has been changed."))
+            return redirect("account")
+    keys = ApiKey.objects.filter(owner=request.user)
+    context = {"keys": keys, "key_form": key_form, "password_form": password_form, "secret": secret}
+    return render(request, "portal/account.html", context)

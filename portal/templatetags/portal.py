@@ -1,9 +1,16 @@
 """Template tags of the portal's own look."""
 
 from django import template
+from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.html import format_html
+from django.utils.translation import gettext as _
+
+from portal.models import Run
 
 register = template.Library()
+
+TONES = {Run.Status.RUNNING: "run", Run.Status.SUCCEEDED: "good", Run.Status.FAILED: "bad"}
 
 
 @register.simple_tag
@@ -12,3 +19,42 @@ def icon(name, extra=""):
     return format_html(
         '<svg class="i{}" aria-hidden="true"><use href="#i-{}"/></svg>', f" {extra}" if extra else "", name
     )
+
+
+@register.filter
+def tone(status):
+    """The colour of a run's badge (data-tone); the word beside it says the same."""
+    return TONES.get(status, "")
+
+
+@register.filter
+def duration(seconds):
+    """Seconds as people say them: 8 s, 2 min 05 s, 1 h 03 min; empty for None."""
+    if seconds is None:
+        return ""
+    seconds = round(seconds)
+    if seconds < 60:
+        return _("%(seconds)d s") % {"seconds": seconds}
+    if seconds < 3600:
+        return _("%(minutes)d min %(seconds)02d s") % {"minutes": seconds // 60, "seconds": seconds % 60}
+    return _("%(hours)d h %(minutes)02d min") % {"hours": seconds // 3600, "minutes": seconds % 3600 // 60}
+
+
+@register.filter
+def when(moment):
+    """A time of today as 14:52, else with its day, else (another year) with the year; empty for None."""
+    if moment is None:
+        return ""
+    local, now = timezone.localtime(moment), timezone.localtime()
+    clock = local.strftime("%H:%M")
+    if local.date() == now.date():
+        return _("today %(time)s") % {"time": clock}
+    if local.year == now.year:
+        return f"{date_format(local, 'MONTH_DAY_FORMAT')} {clock}"
+    return date_format(local, "DATE_FORMAT")
+
+
+@register.filter
+def thousands(number):
+    """12345 as 12,345; empty for None."""
+    return "" if number is None else f"{number:,}"
