@@ -30,6 +30,7 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "ice_text.model", "spiece.model", "vocab.json", "vocab.txt")
+CONTEXT_NAMES = ("max_sequence_length", "max_position_embeddings", "n_positions", "seq_length")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 # KV caches that are not plain keys and values per token cannot take a prefix.
 PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -197,16 +198,13 @@ def describe(folder: str | Path) -> dict[str, Any]:
         raise CheckpointInvalid("tokenizer_missing", f"{folder} holds no tokenizer", folder=str(folder))
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
     quantization = config.get("quantization_bit") or (config.get("quantization_config") or {}).get("bits")
-    context = next(
-        (config[name] for name in ("max_sequence_length", "max_position_embeddings", "n_positions", "seq_length") if config.get(name)),
-        None,
-    )
+    contexts = (config.get(name) for name in CONTEXT_NAMES)
     return {
         "architecture": (config.get("architectures") or [config["model_type"]])[0],
         "layers": config.get("num_hidden_layers") or config.get("num_layers") or config.get("n_layer"),
         "hidden_size": config.get("hidden_size") or config.get("n_embd"),
         "vocabulary": config.get("vocab_size"),
-        "context_length": context,
+        "context_length": next((length for length in contexts if length), None),
         "parameters": None if quantization and files[0].suffix == ".bin" else _parameters(files, dtype),
         "dtype": dtype,
         "quantization_bit": int(quantization) if quantization else None,

@@ -122,7 +122,9 @@ class TemplatePrompter(Prompter):
         special = {str(token) for token in tokenizer.all_special_tokens}
         decoder = getattr(tokenizer, "added_tokens_decoder", {})
         special |= {str(token) for token in decoder.values() if getattr(token, "special", False)}
-        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
+        self._special = (
+            re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
+        )
         self._end = self._end_of_answer()
 
     def _end_of_answer(self) -> int:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
+DEFAULT_NEW_TOKENS = 512
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -22,7 +24,7 @@ class Sampling:
     top_p: float = 0.7
     top_k: int = 50  # 0 means off; upstream's chat has 50 without saying so
     repetition_penalty: float = 1.0
-    max_new_tokens: int = 512
+    max_new_tokens: int | None = None  # None: DEFAULT_NEW_TOKENS or what the context leaves; a number must fit
     stop: tuple[str, ...] = ()
     seed: int | None = None  # None: drawn by the engine; same seed, same prompt, same tokens, whatever shares the batch
     logprobs: int | None = None  # number of alternatives to report with each token; None: no logprobs

@@ -1,0 +1,59 @@
+"""How many requests fit: sized from free memory once, when the engine is built."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from chat.engine.slots import SlotCache
+
+MOST_ROWS = {"cpu": 32, "cuda": 128}
+CACHE_SHARE = {"cpu": 0.4, "cuda": 0.85}  # of free memory; the rest is for activations, adapters, the prompt store
+PROMPT_STORE_SHARE = 0.05
+MAX_LENGTH = 8192  # tokens a request, unless asked for more: slots are as long as the longest request may be
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """rows: requests in one batch. max_length: prompt and answer tokens of one. columns: those and the longest prefix."""
+
+    rows: int
+    max_length: int
+    columns: int
+    cache_bytes: int
+    prompt_store_bytes: int
+    free_bytes: int
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be taken on the device; on a CPU, within the container's limit."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    with contextlib.suppress(OSError, ValueError):  # no cgroup, or no limit ("max")
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(free, 0)
+
+
+def capacity_for(loaded: Any, max_rows: int | None, max_length: int | None, prefix_room: int) -> Capacity:
+    """Raises ValueError when not even one request fits."""
+    length = min(max_length or MAX_LENGTH, loaded.context_length)
+    columns = length + prefix_room
+    per_row = SlotCache.bytes_per_row(
+        layers=loaded.layers, kv_heads=loaded.kv_heads, head_dim=loaded.head_dim, columns=columns, dtype=loaded.dtype
+    )
+    free = free_memory(loaded.device)
+    fits = int(free * CACHE_SHARE.get(loaded.device.type, 0.4)) // per_row
+    rows = min(fits, max_rows or MOST_ROWS.get(loaded.device.type, 32))
+    if rows < 1:
+        raise ValueError(
+            f"one request of {length} tokens needs {per_row >> 20} MiB of key-value cache, {free >> 20} MiB are free: "
+            "lower the maximum length"
+        )
+    return Capacity(rows, length, columns, rows * per_row, int(free * PROMPT_STORE_SHARE), free)

@@ -1,0 +1,596 @@
+"""Continuous batching: requests join and leave at step boundaries; one step is some prefill and one token for every row.
+
+The scheduler sees prompts as token lists, rows as slots of one KV cache (chat.engine.slots) and the model as its ordinary
+forward. Everything between `submit` and the sink happens on one thread, so that it needs no locks but the one at the door.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
+from secrets import randbits
+from typing import Any
+
+import torch
+
+from chat.engine.adapters import AdapterPool
+from chat.engine.admission import FairQueue
+from chat.engine.capacity import capacity_for
+from chat.engine.cuda_graphs import decoder_for
+from chat.engine.loading import Loaded
+from chat.engine.positions import positions_for, prefill_mask
+from chat.engine.request import DEFAULT_NEW_TOKENS, FinishReason, Request, RequestRefused, Sampling, Sink
+from chat.engine.reuse import PromptStore
+from chat.engine.sampler import Choice, Chosen, choose
+from chat.engine.sequences import Ended, Sequence
+from chat.engine.slots import SlotCache, layer_devices
+
+log = logging.getLogger(__name__)
+
+PREFIX_ROOM = 256  # columns of a slot beyond max_length, for the adapter's prefix
+POSITION_INTERVAL = 0.5  # seconds between queue position updates
+PREFILL_SHARE = 1.5  # while rows decode, a step's prefill may take this many decode steps' time (see _prefill_budget)
+SMALLEST_CHUNK = 32  # tokens
+PADDING_WASTE = 1.15  # padded / real tokens that a batched prefill may cost
+RATE_WINDOW = 10.0  # seconds over which tokens/s is reported
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one request. `error` is OpenAI's error object, or None."""
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    usage: dict[str, int]
+    error: dict[str, Any] | None = None
+
+
+class Engine:
+    """Serves one loaded checkpoint and any number of adapters.
+
+    max_rows, max_length: requests in a batch, tokens of one request (prompt and answer); sized from free memory when None.
+    queue_limit: requests waiting beyond which `submit` refuses. prefill_tokens: prompt tokens computed in one step.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        max_rows: int | None = None,
+        max_length: int | None = None,
+        queue_limit: int = 256,
+        prefill_tokens: int = 512,
+        prefix_room: int = PREFIX_ROOM,
+        reuse_prompts: bool = True,
+    ):
+        self.loaded = loaded
+        self.queue_limit, self.prefill_tokens, self.prefix_room = queue_limit, prefill_tokens, prefix_room
+        self.capacity = capacity_for(loaded, max_rows, max_length, prefix_room)
+        self.max_rows, self.max_length = self.capacity.rows, self.capacity.max_length
+        self.positions = positions_for(loaded)
+        self.adapters = AdapterPool(loaded)
+        self.cache = SlotCache(
+            devices=layer_devices(loaded.model, loaded.layers),
+            kv_heads=loaded.kv_heads,
+            head_dim=loaded.head_dim,
+            rows=self.max_rows,
+            columns=self.capacity.columns,
+            dtype=loaded.dtype,
+        )
+        self.decoder = decoder_for(loaded, self.cache, self.positions)
+        self.prompts: PromptStore | None = None
+        if reuse_prompts and not self.positions.atomic_prefill:
+            self.prompts = PromptStore(self.capacity.prompt_store_bytes)
+        # At the door, under the lock:
+        self._door = threading.Condition()
+        self._waiting: FairQueue[Sequence] = FairQueue()
+        self._known: dict[str, Sequence] = {}  # every request without a terminal event, by id
+        self._closed = False
+        # The engine's thread alone:
+        self._rows: list[Sequence] = []  # by slot; the first `_decoding` are past their prompt
+        self._decoding = 0
+        self._positions_told_at = 0.0
+        self._prefill_cost: float | None = None  # seconds a token, and a decode step: running means
+        self._decode_cost: float | None = None
+        self._produced: deque[tuple[float, int]] = deque()
+        self._steps = self._tokens = 0
+        self._thread: threading.Thread | None = None
+        self._stop_event = threading.Event()
+        log.info(
+            "engine: %d rows of %d tokens, %d MiB of key-value cache, %d MiB were free on %s",
+            self.max_rows,
+            self.max_length,
+            self.cache.nbytes >> 20,
+            self.capacity.free_bytes >> 20,
+            loaded.device,
+        )
+
+    # -- the door: any thread
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Queue a request; events go to `sink` on the engine's thread. Raises RequestRefused before any compute."""
+        self._submit(request, sink, None)
+
+    def _submit(self, request: Request, sink: Sink, ended: Ended | None) -> None:
+        _check_sampling(request.sampling)
+        with self._door:
+            self._check_room(request)
+        prompt = self._prompt(request)
+        host = self.adapters.fetch(request.adapter) if request.adapter else None
+        prefix = host.shape[3] if host is not None else 0
+        if prefix > self.prefix_room:
+            raise RequestRefused(
+                "invalid_adapter",
+                f"the adapter's prefix is {prefix} long, this engine has room for {self.prefix_room}",
+                param="adapter",
+            )
+        places = self.positions.places(prompt, prefix)
+        sampling = replace(
+            request.sampling,
+            max_new_tokens=self._new_tokens(request.sampling, len(prompt), places.offset),
+            seed=randbits(63) if request.sampling.seed is None else request.sampling.seed,
+        )
+        sequence = Sequence(
+            request=request,
+            prompt=prompt,
+            sink=sink,
+            prompter=self.loaded.prompter,
+            choice=Choice.of(sampling, prompt),
+            places=places,
+            new_tokens_limit=sampling.max_new_tokens or 0,
+            prefix=host,
+            ended=ended,
+        )
+        with self._door:
+            self._check_room(request)
+            self._known[request.id] = sequence
+            self._waiting.push(sequence)
+            self._door.notify_all()
+
+    def _check_room(self, request: Request) -> None:
+        if self._closed:
+            raise RequestRefused("queue_full", "the engine is shutting down", retry_after=5)
+        if request.id in self._known:
+            raise RequestRefused("invalid_value", f"request {request.id!r} is already running", param="id")
+        if len(self._waiting) >= self.queue_limit:
+            raise RequestRefused(
+                "queue_full",
+                f"{len(self._waiting)} requests are waiting already, more are not taken",
+                retry_after=self._retry_after(),
+            )
+
+    def _retry_after(self) -> int:
+        """Seconds until a place in line should be free: a guess from the present speed, 1 to 60."""
+        rate = self._rate()
+        return max(1, min(60, round(DEFAULT_NEW_TOKENS / rate))) if rate else 5
+
+    def _prompt(self, request: Request) -> list[int]:
+        if request.prompt_ids is not None:
+            if request.messages:
+                raise RequestRefused(
+                    "invalid_value", "a request has messages or prompt_ids, not both", param="prompt_ids"
+                )
+            prompt = list(request.prompt_ids)
+            vocabulary = self.loaded.vocabulary
+            unknown = [token for token in prompt if not 0 <= token < vocabulary]
+            if unknown:
+                raise RequestRefused(
+                    "invalid_value",
+                    f"token id {unknown[0]} is not in the vocabulary (0 to {vocabulary - 1})",
+                    param="prompt_ids",
+                )
+        else:
+            prompt = self.loaded.prompter.prompt_ids(request.messages)
+        if not prompt:
+            raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
+        return prompt
+
+    def _new_tokens(self, sampling: Sampling, prompt: int, shift: int) -> int:
+        """Tokens the answer may have. An explicit wish that does not fit is refused; the default takes what there is."""
+        limit = min(self.max_length, self.loaded.context_length - shift)
+        wanted = sampling.max_new_tokens
+        if prompt + (wanted or 1) > limit:
+            asked = f" and up to {wanted} tokens of answer were asked for" if wanted else ""
+            raise RequestRefused(
+                "context_length_exceeded",
+                f"the context holds {limit} tokens; the prompt has {prompt}{asked}",
+                param="messages" if prompt + 1 > limit else "max_new_tokens",
+            )
+        return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
+
+    def abort(self, request_id: str) -> None:
+        """End a request with finish_reason "abort" at the next step; unknown and finished ones are ignored."""
+        with self._door:
+            sequence = self._known.get(request_id)
+            if sequence is not None:
+                sequence.aborted = True
+                self._door.notify_all()
+
+    # -- running
+
+    def start(self) -> None:
+        """Run on a thread of its own until `close`."""
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self.run_forever, args=(self._stop_event,), name="engine", daemon=True
+            )
+            self._thread.start()
+
+    def run_forever(self, stop_event: threading.Event) -> None:
+        while not stop_event.is_set():
+            if not self.step():
+                with self._door:
+                    idle = not self._waiting and not any(row.aborted for row in self._known.values())
+                    if idle and not self._rows and not stop_event.is_set():
+                        self._door.wait(timeout=1.0)
+
+    def close(self) -> None:
+        """Take nothing more, end what runs with "abort", stop the thread."""
+        with self._door:
+            self._closed = True
+            for sequence in self._known.values():
+                sequence.aborted = True
+            self._door.notify_all()
+        self._stop_event.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self._end_aborted()
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """End what was aborted, admit and prefill, decode one token for every row. False if there was nothing to do."""
+        self._end_aborted()
+        worked = self._prefill()
+        self._tell_positions()
+        if self._decoding:
+            self._decode()
+            worked = True
+        self._steps += worked
+        return worked
+
+    def _end_aborted(self) -> None:
+        with self._door:
+            aborted = [sequence for sequence in self._known.values() if sequence.aborted]
+            for sequence in aborted:
+                if sequence.slot < 0:
+                    self._waiting.remove(sequence)
+        for sequence in aborted:
+            sequence.finish("abort")
+            self._release(sequence)
+
+    def _tell_positions(self) -> None:
+        now = time.monotonic()
+        due = now - self._positions_told_at >= POSITION_INTERVAL
+        with self._door:
+            waiting = list(self._waiting)
+        for position, sequence in enumerate(waiting):
+            if due or sequence.position_told is None:
+                sequence.tell_position(position)
+        if due:
+            self._positions_told_at = now
+
+    # -- prefill
+
+    def _prefill_budget(self) -> int:
+        """Prompt tokens of this step. While rows decode, so few that no stream stalls: inter-token times stay below ~3x."""
+        if not self._decoding or not self._prefill_cost or not self._decode_cost:
+            return self.prefill_tokens
+        affordable = int(PREFILL_SHARE * self._decode_cost / self._prefill_cost)
+        return max(SMALLEST_CHUNK, min(self.prefill_tokens, affordable))
+
+    def _prefill(self) -> bool:
+        budget = self._prefill_budget()
+        counts: list[int] = []  # tokens of each prefilling row in this step, by slot from _decoding on
+        for sequence in self._rows[self._decoding :]:
+            counts.append(min(budget, len(sequence.prompt) - sequence.done))
+            budget -= counts[-1]
+        admitted, sizes = self._admit(budget)
+        for sequence in admitted:
+            sequence.slot = len(self._rows)
+            self._rows.append(sequence)
+            self._settle(sequence)
+        counts += sizes
+        if not counts:
+            return False
+        rows = self._rows[self._decoding :]
+        counts = [min(count, len(row.prompt) - row.done) for row, count in zip(rows, counts, strict=True)]
+        started = time.perf_counter()
+        for start, end in pairwise(_groups(counts, self._slack)):
+            self._guarded(rows[start:end], partial(self._prefill_rows, dict(zip(rows, counts, strict=True))))
+        self._prefill_cost = _mean(self._prefill_cost, (time.perf_counter() - started) / sum(counts))
+        # Rows become ready in slot order, because only the last one of a step can be cut short.
+        while self._decoding < len(self._rows) and (rows[0].prefilled or rows[0].finished):
+            rows.pop(0)
+            self._decoding += 1
+        self._sweep()
+        return True
+
+    @property
+    def _slack(self) -> float:
+        return PADDING_WASTE if self.loaded.device.type == "cpu" else 4.0
+
+    def _admit(self, budget: int) -> tuple[list[Sequence], list[int]]:
+        """Waiting requests that may begin now, and how many prompt tokens each computes in this step.
+
+        Sorted by that number, so that neighbours can share a rectangle; one whose prompt is cut comes last.
+        """
+        taken: list[tuple[Sequence, int, bool]] = []
+        with self._door:
+            while budget > 0 and len(self._rows) + len(taken) < self.max_rows:
+                sequence = self._waiting.peek()
+                if sequence is None:
+                    break
+                whole = len(sequence.prompt)
+                if self.positions.atomic_prefill:
+                    if whole > budget and (taken or self._rows[self._decoding :]):
+                        break
+                    size = whole
+                else:
+                    size = min(whole, budget)
+                self._waiting.pop()
+                taken.append((sequence, size, size < whole))
+                budget -= size
+        taken.sort(key=lambda entry: (entry[2], entry[1]))
+        return [entry[0] for entry in taken], [entry[1] for entry in taken]
+
+    def _settle(self, sequence: Sequence) -> None:
+        """Give a row what needs no compute: its prefix, and keys and values that are known from earlier prompts."""
+        sequence.started()
+        if sequence.prefix is not None:
+            tensor = self.adapters.on_device(sequence.adapter_name, sequence.prefix)
+            self.cache.put(sequence.slot, 0, tensor)
+            sequence.prefix = None
+        sequence.columns = sequence.places.prefix
+        if self.prompts is not None:
+            known = self.prompts.find(sequence.adapter_name, sequence.prompt)
+            if known is not None:
+                self.cache.put(sequence.slot, sequence.columns, known)
+                sequence.done = known.shape[3]
+                sequence.columns += sequence.done
+
+    def _prefill_rows(self, sizes: dict[Sequence, int], rows: list[Sequence]) -> None:
+        """One forward over neighbouring rows; each takes its next `sizes[row]` prompt tokens."""
+        counts = [sizes[row] for row in rows]
+        queries = max(counts)
+        device = self.loaded.device
+        ids: list[int] = []
+        positions: list[Any] = []
+        for row, count in zip(rows, counts, strict=True):
+            pad = queries - count
+            ids += [0] * pad + row.prompt[row.done : row.done + count]
+            positions += [self.positions.padding] * pad + self.positions.prefill(row.places, row.done, count)
+        starts = [row.columns for row in rows]
+        width = self.cache.aim_prefill(rows[0].slot, starts, counts)
+        output = self.loaded.model(
+            input_ids=torch.tensor(ids, device=device).view(len(rows), queries),
+            position_ids=self.positions.shape(torch.tensor(positions, device=device), len(rows)),
+            attention_mask=prefill_mask([row.places for row in rows], starts, counts, width, self.loaded.dtype, device),
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        ready = [
+            (i, row)
+            for i, (row, count) in enumerate(zip(rows, counts, strict=True))
+            if row.done + count == len(row.prompt)
+        ]
+        chosen = choose(output.logits[[i for i, _ in ready], -1], [row.choice for _, row in ready]) if ready else []
+        for row, count in zip(rows, counts, strict=True):
+            row.done += count
+            row.columns += count
+        self._hand_out([row for _, row in ready], chosen)
+
+    # -- decode
+
+    def _decode(self) -> None:
+        started = time.perf_counter()
+        self._guarded(self._rows[: self._decoding], self._decode_rows)
+        self._decode_cost = _mean(self._decode_cost, time.perf_counter() - started)
+        self._sweep()
+
+    def _decode_rows(self, rows: list[Sequence]) -> None:
+        logits = self.decoder.run(
+            first=rows[0].slot,
+            ids=[row.answer[-1] for row in rows],
+            columns=[row.columns for row in rows],
+            places=[row.places for row in rows],
+        )
+        chosen = choose(logits, [row.choice for row in rows])
+        for row in rows:
+            row.columns += 1
+        self._hand_out(rows, chosen)
+
+    def _hand_out(self, rows: list[Sequence], chosen: list[Chosen]) -> None:
+        for row, choice in zip(rows, chosen, strict=True):
+            try:
+                row.take(choice)
+            except Exception as error:
+                self._fail(row, error)
+        if not rows:
+            return
+        self._tokens += len(rows)
+        self._produced.append((time.monotonic(), len(rows)))
+        while self._produced[0][0] < self._produced[-1][0] - RATE_WINDOW:
+            self._produced.popleft()
+
+    # -- one request's fault is its own
+
+    def _guarded(self, rows: list[Sequence], forward: Callable[[list[Sequence]], None]) -> None:
+        """Run a batch; if it raises, run its rows one by one, so that only the guilty ones fail."""
+        try:
+            forward(rows)
+            return
+        except Exception as error:
+            if len(rows) == 1:
+                self._fail(rows[0], error)
+                return
+            log.warning("a batch of %d failed (%s): trying its rows one by one", len(rows), error)
+        for row in rows:
+            if not row.finished:
+                self._guarded([row], forward)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        log.error("request %s failed", sequence.id, exc_info=error)
+        code = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "engine_error"
+        sequence.fail(f"the answer could not be computed: {error}", "server_error", code)
+
+    def _sweep(self) -> None:
+        for row in [row for row in self._rows if row.finished]:
+            self._release(row)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Free a finished request's slot; the last rows move up so that those in use stay together."""
+        with self._door:
+            self._known.pop(sequence.id, None)
+        slot = sequence.slot
+        if slot < 0:
+            return
+        if sequence.finish_reason == "error":
+            self.cache.wipe(slot)
+        elif self.prompts is not None:
+            self._remember(sequence)
+        if slot < self._decoding:
+            self._decoding -= 1
+            self._move(self._decoding, slot)
+            slot = self._decoding
+        self._move(len(self._rows) - 1, slot)
+        self._rows.pop()
+        sequence.slot = -1
+
+    def _move(self, source: int, target: int) -> None:
+        if source != target:
+            row = self._rows[source]
+            self.cache.move(source, target, row.columns)
+            self._rows[target], row.slot = row, target
+
+    def _remember(self, sequence: Sequence) -> None:
+        assert self.prompts is not None
+        first = sequence.places.prefix
+        count = sequence.columns - first
+        ids = (sequence.prompt + sequence.answer)[:count]
+        if self.prompts.wants(sequence.adapter_name, ids):
+            self.prompts.keep(sequence.adapter_name, ids, self.cache.take(sequence.slot, first, first + count))
+
+    # -- convenience
+
+    def generate(self, requests: Iterable[Request]) -> list[Answer]:
+        """Answer all requests, in their order, on the calling thread (or through the engine's own thread if it runs).
+
+        Requests that are refused have an Answer with `error`. Waits for room in the queue rather than being refused.
+        """
+        requests = list(requests)
+        answers: dict[str, Answer] = {}
+        done = threading.Condition()
+
+        def ended(sequence: Sequence) -> None:
+            with done:
+                answers[sequence.id] = Answer(
+                    sequence.id,
+                    sequence.text,
+                    tuple(sequence.answer),
+                    sequence.finish_reason or "error",
+                    sequence.usage(),
+                    sequence.error,
+                )
+                done.notify_all()
+
+        def progress() -> None:
+            if self._thread is None:
+                self.step()
+            else:
+                with done:
+                    done.wait(timeout=0.05)
+
+        for request in requests:
+            while True:
+                try:
+                    self._submit(request, lambda event: None, ended)
+                except RequestRefused as refusal:
+                    if refusal.code == "queue_full" and not self._closed:
+                        progress()
+                        continue
+                    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+                    answers[request.id] = Answer(request.id, "", (), "error", usage, refusal.as_error())
+                break
+        while len(answers) < len(requests):
+            progress()
+        return [answers[request.id] for request in requests]
+
+    # -- what the status page shows
+
+    def _rate(self) -> float:
+        produced = list(self._produced)
+        if len(produced) < 2:
+            return 0.0
+        elapsed = time.monotonic() - produced[0][0]
+        return sum(count for _, count in produced) / elapsed if elapsed > 0 and elapsed < 2 * RATE_WINDOW else 0.0
+
+    def status(self) -> dict[str, Any]:
+        with self._door:
+            waiting, known = len(self._waiting), len(self._known)
+        adapters = self.adapters.status()
+        return {
+            "checkpoint": {"folder": self.loaded.folder, "fingerprint": self.loaded.fingerprint},
+            "device": str(self.loaded.device),
+            "dtype": str(self.loaded.dtype).removeprefix("torch."),
+            "active_rows": known - waiting,
+            "max_rows": self.max_rows,
+            "max_length": self.max_length,
+            "queue": waiting,
+            "queue_limit": self.queue_limit,
+            "tokens_per_second": round(self._rate(), 1),
+            "tokens": self._tokens,
+            "steps": self._steps,
+            "adapters": adapters,
+            "memory": {
+                "kv_cache_bytes": self.cache.nbytes,
+                "adapter_bytes": adapters["device_bytes"],
+                "prompt_store_bytes": self.prompts.nbytes if self.prompts is not None else 0,
+                "free_bytes_at_start": self.capacity.free_bytes,
+            },
+            "prompts_reused": self.prompts.hits if self.prompts is not None else 0,
+        }
+
+
+def _mean(mean: float | None, value: float) -> float:
+    return value if mean is None else 0.8 * mean + 0.2 * value
+
+
+def _groups(counts: list[int], slack: float) -> list[int]:
+    """Borders of neighbouring rows that share a padded forward: padded tokens stay below `slack` times the real ones."""
+    borders, real = [0], 0
+    for i, count in enumerate(counts):
+        start = borders[-1]
+        real += count
+        widest = max(counts[start : i + 1])
+        if i > start and widest * (i + 1 - start) > slack * real:
+            borders.append(i)
+            real = count
+    return [*borders, len(counts)]
+
+
+def _check_sampling(sampling: Sampling) -> None:
+    """Raises RequestRefused("invalid_value") naming the parameter."""
+    rules: list[tuple[str, bool, str]] = [
+        ("temperature", 0 <= sampling.temperature <= 100, "0 to 100"),
+        ("top_p", 0 < sampling.top_p <= 1, "more than 0, at most 1"),
+        ("top_k", sampling.top_k >= 0, "0 (off) or more"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty <= 100, "more than 0, at most 100"),
+        ("max_new_tokens", sampling.max_new_tokens is None or sampling.max_new_tokens >= 1, "1 or more"),
+        ("logprobs", sampling.logprobs is None or 0 <= sampling.logprobs <= 20, "0 to 20"),
+        ("stop", len(sampling.stop) <= 16 and all(sampling.stop), "at most 16 strings, none of them empty"),
+    ]
+    for name, good, range_ in rules:
+        if not good:
+            raise RequestRefused(
+                "invalid_value", f"{name} must be {range_}, not {getattr(sampling, name)!r}", param=name
+            )
