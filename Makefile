@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8000
 HOST   ?= 127.0.0.1
 
-.PHONY: up test test-all check bench messages clean
+.PHONY: up test test-all test-postgres check bench messages clean
 
 up: $(VENV)/.runtime  ## set up what is missing, then run the portal
 	@$(BIN)/python manage.py up --host $(HOST) --port $(PORT)
@@ -15,6 +15,9 @@ test: $(VENV)/.dev  ## the default tests: CPU, no network, no weights
 
 test-all: $(VENV)/.dev  ## with the slow ones and PostgreSQL (TEST_POSTGRES_URL)
 	$(BIN)/python -m pytest -m "not gpu"
+
+test-postgres: $(VENV)/.dev  ## the model tests on the server that TEST_POSTGRES_URL names
+	$(BIN)/python -m pytest -m postgres
 
 check: $(VENV)/.dev  ## style, import contracts, Django's own checks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/python manage.py check

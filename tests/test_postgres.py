@@ -1,0 +1,25 @@
+"""The model tests again, on PostgreSQL. Needs TEST_POSTGRES_URL, e.g. postgres://postgres@127.0.0.1:5432/test."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.running import ROOT
+
+MODEL_TESTS = ["tests/portal/test_runs.py", "tests/portal/test_access.py", "tests/chat/test_turns.py", "tests/tuning", "tests/evaluation"]
+
+
+@pytest.mark.postgres
+@pytest.mark.skipif(not os.environ.get("TEST_POSTGRES_URL"), reason="TEST_POSTGRES_URL is not set")
+def test_the_model_tests_pass_on_postgresql():
+    present = [path for path in MODEL_TESTS if (ROOT / path).exists()]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *present],
+        cwd=ROOT,
+        env={**os.environ, "PORTAL_DATABASE_URL": os.environ["TEST_POSTGRES_URL"]},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
