@@ -52,7 +52,9 @@ class ChatGLMConfig(PreTrainedConfig):
         if getattr(self, "auto_map", None):
             del self.auto_map
         if not self.position_encoding_2d:
-            raise ValueError("ChatGLM with position_encoding_2d=false is not supported: no such checkpoint was published")
+            raise ValueError(
+                "ChatGLM with position_encoding_2d=false is not supported: no such checkpoint was published"
+            )
         if self.hidden_size % self.num_attention_heads or self.head_dim % 4:
             raise ValueError(
                 f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads leaves no head size divisible by 4"

@@ -179,7 +179,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         for index, layer in enumerate(self.layers):
             past_key, past_value = (None, None) if frozen is None else frozen[index]
             hidden, weights = layer(
-                hidden, past_key, past_value, tables=tables, mask=mask, cache=cache, want_weights=bool(output_attentions)
+                hidden,
+                past_key,
+                past_value,
+                tables=tables,
+                mask=mask,
+                cache=cache,
+                want_weights=bool(output_attentions),
             )
             if output_attentions:
                 attentions += (weights,)

@@ -50,14 +50,14 @@ class Pieces:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         stream = PieceStream(self)
-        text = "".join([stream.push(token_id) for token_id in token_ids])
+        text = "".join([stream.step(token_id) for token_id in token_ids])
         return text + stream.flush()
 
 
 class PieceStream:
-    """Decodes ids as they come: `push(id)` returns the text that has become certain, `flush()` the rest.
+    """Decodes ids as they come: `step(id)` returns the text that has become certain, `flush()` the rest.
 
-    The pushes' texts and the flush, joined, are what `Pieces.decode` gives for all ids at once. An id costs a list look-up;
+    The steps' texts and the flush, joined, are what `Pieces.decode` gives for all ids at once. An id costs a list look-up;
     only characters outside the vocabulary, which come as several byte pieces, are waited for.
     """
 
@@ -68,7 +68,7 @@ class PieceStream:
         self._bytes = None  # incremental UTF-8 decoder, once a byte piece has been seen
         self._started = False
 
-    def push(self, token_id: int) -> str:
+    def step(self, token_id: int) -> str:
         index = token_id - self._offset
         text = self._texts[index] if 0 <= index < len(self._texts) else ""
         if text.__class__ is bytes:

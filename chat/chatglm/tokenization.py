@@ -118,7 +118,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         text = _SPACES.sub(_blanks, text.replace("\n", "<n>").replace("\t", "<|tab|>"))
         return self.processor.EncodeAsPieces(text)
 
-    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: list[int] | None = None) -> list[int]:
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
         ids = [*token_ids_0, self.gmask_token_id, self.bos_token_id]
         return ids if token_ids_1 is None else [*ids, *token_ids_1, self.eos_token_id]
 
@@ -177,7 +179,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return Pieces(self.processor, offset=self.num_image_tokens)
 
     def stream(self) -> PieceStream:
-        """A decoder for ids as they are generated, about 0.3 us each: push(id) -> text, flush() -> text."""
+        """A decoder for ids as they are generated, about 0.3 us each: step(id) -> text, flush() -> text."""
         return PieceStream(self.pieces)
 
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs) -> str:
