@@ -96,7 +96,9 @@ def average(scores: Sequence[dict[str, float]], seed: int = 0) -> dict[str, dict
 
     The interval is the percentile bootstrap over rows: how far the mean would move on another draw of as many rows.
     """
-    values = np.array([[score[metric] for metric in METRICS] for score in scores], dtype=float).reshape(-1, len(METRICS))
+    values = np.array([[score[metric] for metric in METRICS] for score in scores], dtype=float).reshape(
+        -1, len(METRICS)
+    )
     return _intervals(values, seed)
 
 

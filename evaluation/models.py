@@ -30,6 +30,8 @@ class EvaluationRun(Run):
     max_examples = models.PositiveIntegerField(null=True, blank=True)
     # {"rouge-1": {"value", "low", "high"}, ...} in percent; low and high bound the 95 % interval
     scores = models.JSONField(null=True, editable=False)
+    # rows that the model refused or broke on; they count as empty predictions
+    failed_rows = models.PositiveIntegerField(default=0, editable=False)
     # the run of the same checkpoint without adapter on the same rows with the same decoding: shown beside this one
     baseline = models.ForeignKey(
         "self", models.SET_NULL, null=True, blank=True, editable=False, related_name="compared"

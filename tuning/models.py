@@ -31,6 +31,8 @@ class Dataset(Owned, models.Model):
     problems = models.JSONField(default=list, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
+    # deleted while ended runs name it: out of everybody's sight, its rows stay for those runs (tuning/datasets.py, delete)
+    deleted_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
 
@@ -41,6 +43,10 @@ class Dataset(Owned, models.Model):
 
     def __str__(self):
         return self.name
+
+    @classmethod
+    def visibility(cls, user) -> models.Q:
+        return super().visibility(user) & models.Q(deleted_at=None)
 
     @property
     def current(self):

@@ -1,0 +1,277 @@
+"""From the bytes that somebody uploaded to plain text files: archives unpacked under limits, encodings recognised. No Django.
+
+An upload is hostile until proved otherwise: nothing is written under a name from inside an archive, and everything is counted while
+it is read (bytes, ratio, members), never believed from a header. Python's `extractall` is never used (CVE-2025-4517 and kin).
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import shutil
+import struct
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+CHUNK = 1 << 18
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+UTF_8, UTF_8_BOM, GB18030 = "utf-8", "utf-8-sig", "gb18030"
+_RATIO_FREE = 16 << 20  # bytes below which no ratio is suspicious
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_bytes: int = 200 << 20  # of the upload, and of everything unpacked from it together
+    max_ratio: int = 200  # unpacked : packed; text packs 3 to 20 times, a gzip bomb 1,028 times
+    max_members: int = 1000
+    max_line_bytes: int = 4 << 20
+
+
+class DatasetRejected(Exception):
+    """Nothing was stored. `problems`: [{"line", "code", "level", "params", "member"?}, ...], the first 1,000 of `total`."""
+
+    def __init__(self, problems: list[dict[str, Any]], total: int | None = None):
+        super().__init__(f"{problems[0]['code']} at line {problems[0]['line']}" if problems else "rejected")
+        self.problems, self.total = problems, len(problems) if total is None else total
+
+
+def problem(code: str, line: int | None = None, *, level: str = "error", member: str = "", **params) -> dict[str, Any]:
+    """One finding. tuning/datasets.py words it; `line` is 1-based, None where it concerns the whole file."""
+    found = {"line": line, "code": code, "level": level, "params": params}
+    if member:
+        found["member"] = member
+    return found
+
+
+def rejected(code: str, **params) -> DatasetRejected:
+    return DatasetRejected([problem(code, **params)])
+
+
+@dataclass
+class Source:
+    """One data file of an upload, readable from its start. `name`: as it was called, for people and for its suffix alone."""
+
+    name: str
+    file: IO[bytes]
+    encoding: str = UTF_8
+    notes: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Budget:
+    """Counts unpacked bytes against the limits."""
+
+    def __init__(self, limits: Limits, packed: int):
+        self.limits, self.packed, self.unpacked = limits, packed, 0
+
+    def spend(self, count: int) -> None:
+        self.unpacked += count
+        if self.unpacked > self.limits.max_bytes:
+            raise rejected("too_large", limit=self.limits.max_bytes >> 20)
+        if self.unpacked > _RATIO_FREE and self.unpacked > self.limits.max_ratio * self.packed:
+            raise rejected("archive_bomb", ratio=self.limits.max_ratio)
+
+
+class _Counted:
+    """A readable file whose every byte is spent from a budget, also those that tarfile reads to skip."""
+
+    def __init__(self, file: IO[bytes], budget: _Budget):
+        self._file, self._budget = file, budget
+
+    def read(self, size: int = CHUNK) -> bytes:
+        data = self._file.read(size)
+        self._budget.spend(len(data))
+        return data
+
+
+def open_sources(file: IO[bytes], name: str, limits: Limits) -> list[Source]:
+    """The data files of an upload: itself, or the members of a .gz, .zip, .tar or .tar.gz as anonymous temporary files.
+
+    Raises DatasetRejected: too_large, archive_bomb, archive_damaged, archive_member, no_data_file.
+    """
+    size = _size(file)
+    if size > limits.max_bytes:
+        raise rejected("too_large", limit=limits.max_bytes >> 20)
+    notes: list[dict[str, Any]] = []
+    budget = _Budget(limits, size)
+    sources = []
+    for member, stream in _members(file, name, limits, budget, notes):
+        if stream is file:
+            sources.append(Source(member, file))
+            continue
+        copy = tempfile.TemporaryFile()  # noqa: SIM115, closed with its Source
+        with _damage_named(member):
+            shutil.copyfileobj(stream, copy, CHUNK)
+        sources.append(Source(member, copy))
+    if not sources:
+        raise DatasetRejected([problem("no_data_file", suffixes=" ".join(DATA_SUFFIXES)), *notes])
+    for source in sources:
+        source.encoding = recognise_encoding(source.file)
+    sources[0].notes = notes
+    return sources
+
+
+def read_head(file: IO[bytes], name: str, limits: Limits, size: int = 1 << 20) -> tuple[str, bytes]:
+    """(name, first bytes) of an upload's first data file, without reading the rest."""
+    notes: list[dict[str, Any]] = []
+    budget = _Budget(limits, _size(file))
+    for member, stream in _members(file, name, limits, budget, notes):
+        with _damage_named(member):
+            return member, stream.read(size)
+    raise DatasetRejected([problem("no_data_file", suffixes=" ".join(DATA_SUFFIXES)), *notes])
+
+
+def _size(file: IO[bytes]) -> int:
+    file.seek(0, 2)
+    size = file.tell()
+    file.seek(0)
+    return size
+
+
+class _damage_named:  # noqa: N801, reads as a statement: with _damage_named(member)
+    """What the standard library raises on broken or encrypted archives, as one rejection."""
+
+    def __init__(self, member: str):
+        self.member = member
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, fault, traceback):
+        broken = (
+            OSError,
+            EOFError,
+            zlib.error,
+            zipfile.BadZipFile,
+            tarfile.TarError,
+            NotImplementedError,
+            RuntimeError,
+        )
+        if isinstance(fault, (*broken, struct.error, UnicodeDecodeError, ValueError)):
+            raise DatasetRejected([problem("archive_damaged", member=self.member, detail=str(fault)[:200])]) from fault
+        return False
+
+
+def _members(
+    file: IO[bytes], name: str, limits: Limits, budget: _Budget, notes: list[dict[str, Any]]
+) -> Iterator[tuple[str, Any]]:
+    """(name, stream) of each data file, one after another; a stream is valid until the next one is asked for."""
+    magic = file.read(512)
+    file.seek(0)
+    if magic.startswith(b"\x1f\x8b"):
+        with _damage_named(name), gzip.GzipFile(fileobj=file) as unzipped:
+            is_tar = unzipped.read(512)[257:262] == b"ustar"
+        file.seek(0)
+        counted = _Counted(gzip.GzipFile(fileobj=file), budget)
+        if is_tar:
+            yield from _tar_members(counted, name, limits, notes)
+        else:
+            yield PurePosixPath(name).name.removesuffix(".gz"), counted
+    elif magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        yield from _zip_members(file, name, limits, budget, notes)
+    elif magic[257:262] == b"ustar":
+        yield from _tar_members(_Counted(file, budget), name, limits, notes)
+    else:
+        yield name, file
+
+
+def _is_data(path: str, regular: bool, notes: list[dict[str, Any]]) -> bool:
+    """Does an archive's member hold rows? What is passed over is noted, the clutter of macOS left out."""
+    parts = PurePosixPath(path.replace("\\", "/")).parts
+    if not parts or parts[0] == "__MACOSX" or parts[-1].startswith("."):
+        return False
+    if regular and parts[-1].lower().endswith(DATA_SUFFIXES):
+        return True
+    if len(notes) < 20:
+        notes.append(problem("archive_member", level="warning", member=path[:200]))
+    return False
+
+
+def _tar_members(stream: Any, name: str, limits: Limits, notes: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    with _damage_named(name), tarfile.open(fileobj=stream, mode="r|") as archive:
+        for number, member in enumerate(archive):
+            if number >= limits.max_members:
+                raise rejected("archive_members", limit=limits.max_members)
+            if not member.isdir() and _is_data(member.name, member.isreg(), notes):
+                yield PurePosixPath(member.name).name, archive.extractfile(member)
+
+
+def _zip_members(
+    file: IO[bytes], name: str, limits: Limits, budget: _Budget, notes: list[dict[str, Any]]
+) -> Iterator[tuple[str, Any]]:
+    _check_directory(file, limits)
+    with _damage_named(name), zipfile.ZipFile(file) as archive:
+        for member in archive.infolist():
+            kind = member.external_attr >> 28  # the Unix file type: 0 unknown, 8 regular
+            if member.is_dir() or not _is_data(member.filename, kind in (0, 8), notes):
+                continue
+            if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise NotImplementedError("compression method")  # LZMA could ask for gigabytes of dictionary
+            with archive.open(member) as stream:
+                yield PurePosixPath(member.filename).name, _Counted(stream, budget)
+
+
+def _check_directory(file: IO[bytes], limits: Limits) -> None:
+    """Refuses a zip whose directory is huge before zipfile reads all of it into memory."""
+    end = file.seek(0, 2)
+    file.seek(max(0, end - (22 + 65535)))
+    tail = file.read()
+    file.seek(0)
+    at = tail.rfind(b"PK\x05\x06")
+    if at >= 0 and len(tail) >= at + 22:
+        entries, size = struct.unpack_from("<HI", tail, at + 10)
+        if entries > limits.max_members or size > limits.max_members * 1024:  # ZIP64 shows itself as 0xFFFF too
+            raise rejected("archive_members", limit=limits.max_members)
+
+
+def recognise_encoding(file: IO[bytes]) -> str:
+    """utf-8, utf-8-sig or gb18030, by decoding the whole file piece by piece; leaves the file at its start.
+
+    UTF-8 with some broken bytes stays utf-8, so that each broken line is named: text whose first Chinese characters were
+    valid UTF-8 is not GB18030.
+    """
+    file.seek(0)
+    first = file.read(CHUNK)
+    if first.startswith(codecs.BOM_UTF8):
+        file.seek(0)
+        return UTF_8_BOM
+    decoder = codecs.getincrementaldecoder(UTF_8)()
+    chinese = 0
+    data = first
+    try:
+        while data:
+            try:
+                text = decoder.decode(data)
+            except UnicodeDecodeError as fault:
+                chinese += _chinese(fault.object[: fault.start].decode(UTF_8, errors="ignore"))
+                raise
+            if chinese < 4 and not text.isascii():
+                chinese += _chinese(text)
+            data = file.read(CHUNK)
+        decoder.decode(b"", final=True)
+        return UTF_8
+    except UnicodeDecodeError:
+        return UTF_8 if chinese >= 4 or not _decodes(file, GB18030) else GB18030
+    finally:
+        file.seek(0)
+
+
+def _chinese(text: str) -> int:
+    return sum("\u4e00" <= character <= "\u9fff" for character in text)
+
+
+def _decodes(file: IO[bytes], encoding: str) -> bool:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    file.seek(0)
+    try:
+        while data := file.read(CHUNK):
+            decoder.decode(data)
+        decoder.decode(b"", final=True)
+        return True
+    except UnicodeDecodeError:
+        return False

@@ -1,0 +1,437 @@
+"""Datasets: an upload becomes an immutable, content-addressed version that is read by row. The one place that reads and writes their files.
+
+On disk, below DATA_DIR/datasets: SHA256.jsonl, one example a line ({"prompt", "response", "history"?}), and SHA256.idx, the offsets of the
+lines and of the end as little-endian 64-bit integers. Nothing is under its final name before all of an upload is known to be good.
+
+A row that is wrong (not JSON, a column missing, not text) rejects the upload with all problems named, because a file that is silently
+half used trains another model than its owner thinks; `skip_bad_rows` asks for the good rows alone. Rows whose prompt or response
+is empty are passed over with a warning, as upstream's training does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import random
+import struct
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import Max
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
+
+from tuning.dataset_rows import Columns, Findings, examples_of, first_row, suggest
+from tuning.dataset_sources import (
+    DatasetRejected,
+    Limits,
+    Source,
+    open_sources,
+    problem,
+    read_head,
+    recognise_encoding,
+)
+from tuning.models import Dataset, DatasetVersion
+
+__all__ = [
+    "DatasetRejected", "Split", "add_split", "delete", "detect_columns", "ensure_sample", "examples", "ingest", "open_split",
+]  # fmt: skip
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SAMPLE_NAME = "青禾衣橱"  # the made-up house in whose style the sample is written
+_SPLIT_NAMES = {
+    TRAIN: ("train", "training"),
+    VALIDATION: ("dev", "valid", "validation", "val", "eval"),
+    TEST: ("test",),
+}
+
+MESSAGES = {
+    "not_json": gettext_noop("This line is not JSON (at character %(position)s)."),
+    "not_csv": gettext_noop("This line is not CSV: %(detail)s."),
+    "not_object": gettext_noop("This row is not an object with columns."),
+    "missing_column": gettext_noop("There is no column “%(column)s”. The row has: %(columns)s."),
+    "not_text": gettext_noop("The column “%(column)s” is not text."),
+    "half_character": gettext_noop("The row holds half a character (a lone surrogate)."),
+    "empty_prompt": gettext_noop("The prompt is empty: the row is left out."),
+    "empty_response": gettext_noop("The response is empty: the row is left out."),
+    "bad_history": gettext_noop("The column “%(column)s” is not a list of [question, answer] pairs."),
+    "bad_conversation": gettext_noop(
+        "Turn %(turn)s of “%(column)s” is out of place: a system text may come first, then user and assistant take turns."
+    ),
+    "line_too_long": gettext_noop("The line is longer than %(limit)s MB."),
+    "encoding": gettext_noop("The text is neither UTF-8 nor GB18030."),
+    "no_rows": gettext_noop("The file holds no row that can be used."),
+    "too_large": gettext_noop("The file, or what is packed in it, is larger than %(limit)s MB."),
+    "archive_bomb": gettext_noop("The archive unpacks to more than %(ratio)s times its size and is refused."),
+    "archive_members": gettext_noop("The archive holds more than %(limit)s files and is refused."),
+    "archive_damaged": gettext_noop("The archive cannot be read: %(detail)s."),
+    "archive_member": gettext_noop("This member of the archive is not a data file and is left out."),
+    "no_data_file": gettext_noop("There is no data file in the archive (%(suffixes)s)."),
+    "two_files_for_split": gettext_noop("Two files of the archive would be the split “%(split)s”: %(members)s."),
+    "no_training_file": gettext_noop("None of the archive's files is named train: %(members)s."),
+    "unknown_columns": gettext_noop(
+        "The columns for prompt and response could not be recognised. Name them. The row has: %(columns)s."
+    ),
+}
+
+
+def worded(found: dict[str, Any]) -> dict[str, Any]:
+    """A problem with its message in the active language: {"line", "code", "message", "level", "member"?}."""
+    told = {key: value for key, value in found.items() if key != "params"}
+    return {**told, "message": _(MESSAGES[found["code"]]) % found["params"]}
+
+
+def limits() -> Limits:
+    return Limits(max_bytes=settings.DATASET_MAX_BYTES)
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------------
+
+
+def ingest(
+    file: IO[bytes],
+    *,
+    name: str,
+    owner,
+    prompt_column: str = "",
+    response_column: str = "",
+    history_column: str = "",
+    skip_bad_rows: bool = False,
+) -> Dataset:
+    """Validates and stores an upload; returns the ready dataset with its warnings in `problems`.
+
+    `file`: binary, seekable, with a `name` whose suffix tells CSV from JSON. Columns that are left empty are recognised from the first
+    row. Raises DatasetRejected with worded problems, and then nothing has been stored.
+    """
+    try:
+        with contextlib.ExitStack() as stack:
+            sources = open_sources(file, Path(getattr(file, "name", "") or "upload.json").name, limits())
+            for source in sources:
+                if source.file is not file:
+                    stack.enter_context(source.file)
+            columns = Columns(prompt_column, response_column, history_column)
+            if not prompt_column:
+                columns = _recognised(sources[0])
+            return _store(
+                _splits(sources),
+                columns,
+                name=name.strip() or PurePosixPath(sources[0].name).stem,
+                owner=owner,
+                source_name=Path(getattr(file, "name", "") or "").name,
+                skip_bad_rows=skip_bad_rows,
+            )
+    except DatasetRejected as rejection:
+        raise DatasetRejected([worded(found) for found in rejection.problems], rejection.total) from rejection
+
+
+def _recognised(source: Source) -> Columns:
+    source.file.seek(0)
+    row = first_row(source.name, source.file.read(1 << 20), source.encoding)
+    found = suggest(list(row))
+    if not found["format"]:
+        raise DatasetRejected(
+            [problem("unknown_columns", 1, columns=", ".join(map(str, row))[:300])]
+            if row
+            else [problem("no_rows", member=source.name)]
+        )
+    return Columns(found["prompt_column"], found["response_column"], found["history_column"])
+
+
+def _splits(sources: list[Source]) -> dict[str, Source]:
+    """Which file is which split. A single file is the training split, whatever its name."""
+    if len(sources) == 1:
+        return {TRAIN: sources[0]}
+    named: dict[str, Source] = {}
+    for source in sources:
+        words = PurePosixPath(source.name).stem.lower().replace("-", "_").split("_")
+        split = next((key for key, names in _SPLIT_NAMES.items() if set(names) & set(words)), TRAIN)
+        if split in named:
+            members = f"{named[split].name}, {source.name}"
+            raise DatasetRejected([problem("two_files_for_split", split=split, members=members)])
+        named[split] = source
+    if TRAIN not in named:
+        raise DatasetRejected([problem("no_training_file", members=", ".join(s.name for s in sources)[:300])])
+    return {split: named[split] for split in _SPLIT_NAMES if split in named}
+
+
+def _store(sources: dict[str, Source], columns: Columns, *, name, owner, source_name, skip_bad_rows=False) -> Dataset:
+    findings = Findings()
+    findings.problems.extend(note for source in sources.values() for note in source.notes)
+    findings.warnings = len(findings.problems)
+    with contextlib.ExitStack() as stack:
+        writers = {}
+        for split, source in sources.items():
+            findings.member = source.name if len(sources) > 1 else ""
+            before = findings.usable
+            writer = stack.enter_context(_Writer())
+            writer.write(examples_of(source, columns, limits(), findings))
+            if findings.usable == before:
+                findings.add("no_rows", None)
+            writers[split] = writer
+        if not findings.usable or (findings.errors and not skip_bad_rows):
+            raise findings.rejection()
+        with _files_locked(), transaction.atomic():
+            splits = {split: writer.publish() for split, writer in writers.items()}
+            splits[TRAIN]["problems"] = findings.errors + findings.warnings
+            dataset = Dataset.objects.create(
+                owner=owner,
+                name=name[:120],
+                prompt_column=columns.prompt,
+                response_column=columns.response or columns.prompt,
+                history_column=columns.history,
+                status=Dataset.Status.READY,
+                problems=[worded(found) for found in findings.problems],
+            )
+            _add_version(dataset, splits, source_name=source_name, encoding=sources[TRAIN].encoding)
+    return dataset
+
+
+def _add_version(dataset: Dataset, splits: dict, *, source_name: str, encoding: str) -> DatasetVersion:
+    named = json.dumps({split: splits[split]["sha256"] for split in sorted(splits)})
+    last = dataset.versions.aggregate(last=Max("number"))["last"] or 0
+    return DatasetVersion.objects.create(
+        dataset=dataset,
+        number=last + 1,
+        sha256=hashlib.sha256(named.encode()).hexdigest(),
+        splits=splits,
+        source_name=source_name[:255],
+        encoding=encoding,
+    )
+
+
+def _folder() -> Path:
+    folder = settings.DATA_DIR / "datasets"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _paths(sha256: str) -> tuple[Path, Path]:
+    return _folder() / f"{sha256}.jsonl", _folder() / f"{sha256}.idx"
+
+
+@contextlib.contextmanager
+def _files_locked() -> Iterator[None]:
+    """Held while files get their names or lose them, so that a delete never takes a file that an upload has just found present."""
+    with open(_folder() / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class _Writer:
+    """Writes canonical lines to a temporary file beside the others; `publish` gives it its name, leaving the block drops it."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.sha256()
+        self._offsets = array("Q", [0])
+        descriptor, path = tempfile.mkstemp(prefix=".incoming-", dir=_folder())
+        self._file, self._path = os.fdopen(descriptor, "wb"), Path(path)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def write(self, lines: Iterable[bytes]) -> None:
+        end, block, size, append = self._offsets[-1], [], 0, self._offsets.append
+        for line in lines:
+            end += len(line)
+            append(end)
+            block.append(line)
+            size += len(line)
+            if size > 1 << 18:
+                self._flush(block)
+                block, size = [], 0
+        self._flush(block)
+
+    def _flush(self, block: list[bytes]) -> None:
+        data = b"".join(block)
+        self._digest.update(data)
+        self._file.write(data)
+
+    def publish(self) -> dict[str, Any]:
+        """The split's entry in a version: {"sha256", "rows", "bytes"}."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        sha256 = self._digest.hexdigest()
+        rows, index = _paths(sha256)
+        if not (rows.exists() and index.exists()):
+            if sys.byteorder == "big":
+                self._offsets.byteswap()
+            temporary = self._path.with_suffix(".idx")
+            with open(temporary, "wb") as file:
+                self._offsets.tofile(file)
+            os.replace(temporary, index)
+            os.replace(self._path, rows)
+        return {"sha256": sha256, "rows": len(self._offsets) - 1, "bytes": rows.stat().st_size}
+
+
+def add_split(dataset: Dataset, validation: int | float, seed: int = 42) -> DatasetVersion:
+    """A new version whose validation split is drawn from the training rows: a number of rows, or a fraction below 1.
+
+    Raises ValidationError when there is a validation split already or the number leaves nothing on one side.
+    """
+    with transaction.atomic():
+        dataset = Dataset.objects.select_for_update().get(pk=dataset.pk)
+        version = dataset.current
+        if version is None:
+            raise ValidationError(_("The dataset has no rows."), code="no_rows")
+        if VALIDATION in version.splits:
+            raise ValidationError(_("The dataset has a validation split already."), code="already_split")
+        with open_split(version, TRAIN) as train, contextlib.ExitStack() as stack:
+            count = round(validation * len(train)) if isinstance(validation, float) else validation
+            if not 0 < count < len(train):
+                raise ValidationError(
+                    {"validation": ValidationError(
+                        _("Between 1 and %(most)s of the %(rows)s rows can be set aside.")
+                        % {"most": max(len(train) - 1, 0), "rows": len(train)}, code="out_of_range",
+                    )}
+                )  # fmt: skip
+            chosen = set(random.Random(seed).sample(range(len(train)), count))
+            kept, aside = stack.enter_context(_Writer()), stack.enter_context(_Writer())
+            kept.write(train.raw(row) for row in range(len(train)) if row not in chosen)
+            aside.write(train.raw(row) for row in sorted(chosen))
+            with _files_locked():
+                splits = {TRAIN: kept.publish(), VALIDATION: aside.publish()}
+                splits |= {name: entry for name, entry in version.splits.items() if name not in splits}
+                splits[VALIDATION]["seed"] = seed
+                return _add_version(dataset, splits, source_name=version.source_name, encoding=version.encoding)
+
+
+def delete(dataset: Dataset) -> None:
+    """Takes a dataset out of sight. Versions that a run has used stay, with their files: a run's recipe keeps its meaning.
+
+    Raises ValidationError (code "in_use") while a run that uses it is queued or running.
+    """
+    with _files_locked(), transaction.atomic():
+        dataset = Dataset.objects.select_for_update().get(pk=dataset.pk)
+        if any(run.is_active for run in _runs(dataset)):
+            raise ValidationError(_("A run that uses this dataset has not ended yet."), code="in_use")
+        if _runs(dataset):
+            dataset.deleted_at = timezone.now()
+            dataset.save(update_fields=["deleted_at"])
+            return
+        digests = _digests(dataset.versions.all())
+        dataset.delete()
+        transaction.on_commit(lambda: _remove(digests))
+
+
+def _runs(dataset: Dataset) -> list:
+    versions = dataset.versions.all()
+    related = [
+        field.get_accessor_name() for field in DatasetVersion._meta.related_objects
+    ]  # tuning and evaluation runs
+    return [run for version in versions for name in related for run in getattr(version, name).all()]
+
+
+def _digests(versions: Iterable[DatasetVersion]) -> set[str]:
+    return {entry["sha256"] for version in versions for entry in version.splits.values()}
+
+
+def _remove(digests: set[str]) -> None:
+    for sha256 in digests - _digests(DatasetVersion.objects.all()):
+        for path in _paths(sha256):
+            path.unlink(missing_ok=True)
+
+
+def ensure_sample() -> None:
+    """Registers the sample dataset that comes with the project: no owner, training and validation split. Safe to call again."""
+    folder = settings.BASE_DIR / "chat" / "starter" / "sample"
+    found = Dataset.objects.filter(owner=None, name=SAMPLE_NAME).first()
+    if found is not None and all(path.exists() for sha256 in _digests([found.current]) for path in _paths(sha256)):
+        return
+    with open(folder / "train.json", "rb") as train, open(folder / "dev.json", "rb") as dev:
+        sources = {TRAIN: Source("train.json", train), VALIDATION: Source("dev.json", dev)}
+        columns = Columns("content", "summary")
+        if found is None:
+            _store(sources, columns, name=SAMPLE_NAME, owner=None, source_name="chat/starter/sample")
+            return
+        for source in sources.values():  # the data folder was emptied behind the database's back
+            with _Writer() as writer, _files_locked():
+                writer.write(examples_of(source, columns, limits(), Findings()))
+                writer.publish()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------------
+
+
+class Split:
+    """The rows of one split by number: `split[7]` -> {"prompt", "response", "history", "line"}; `line` counts from 1.
+
+    The file is mapped into memory, so a page costs the same at any offset. Closes as a context manager or by itself.
+    """
+
+    def __init__(self, sha256: str):
+        path, index = _paths(sha256)
+        with open(index, "rb") as file:
+            self._offsets = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with open(path, "rb") as file:
+            self._rows = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __enter__(self) -> Split:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._offsets.close()
+        self._rows.close()
+
+    def __len__(self) -> int:
+        return len(self._offsets) // 8 - 1
+
+    def raw(self, row: int) -> bytes:
+        """The canonical line of a row."""
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        start, end = struct.unpack_from("<QQ", self._offsets, 8 * row)
+        return self._rows[start:end]
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"history": [], **json.loads(self.raw(row)), "line": row + 1}
+
+
+def open_split(version: DatasetVersion, split: str) -> Split:
+    """Random access to a split. Raises KeyError when the version has no such split, FileNotFoundError when its files are gone."""
+    return Split(version.splits[split]["sha256"])
+
+
+def examples(version: DatasetVersion, split: str, start: int, count: int) -> list[dict[str, Any]]:
+    """Rows start (from 0) to start + count of a split, as many as there are."""
+    with open_split(version, split) as rows:
+        return [rows[row] for row in range(max(start, 0), min(start + count, len(rows)))]
+
+
+def detect_columns(file: IO[bytes]) -> dict[str, Any]:
+    """What the first row suggests, before anything is stored; reads at most a megabyte of an upload.
+
+    {"format", "prompt_column", "response_column", "history_column", "columns", "encoding", "member", "row"}; format and columns are ""
+    when nothing fits. Raises DatasetRejected with worded problems when there is no row to look at.
+    """
+    try:
+        member, head = read_head(file, Path(getattr(file, "name", "") or "upload.json").name, limits())
+        with tempfile.SpooledTemporaryFile(max_size=1 << 21) as copy:
+            copy.write(head[: head.rfind(b"\n") + 1] or head)  # whole lines: the head may end inside a character
+            encoding = recognise_encoding(copy)
+        row = first_row(member, head, encoding)
+        if not row:
+            raise DatasetRejected([problem("no_rows", member=member)])
+    except DatasetRejected as rejection:
+        raise DatasetRejected([worded(found) for found in rejection.problems], rejection.total) from rejection
+    finally:
+        file.seek(0)
+    return {**suggest(list(row)), "columns": list(row), "encoding": encoding, "member": member, "row": row}
