@@ -1,0 +1,129 @@
+"""From examples to padded micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from chat.engine.prompts import IGNORED, Prompter
+
+
+def messages_of(example: dict[str, Any]) -> list[dict[str, str]]:
+    """A dataset row {"prompt", "response", "history"} as messages before the response; history is [[question, answer], ...]."""
+    messages = []
+    for question, answer in example.get("history") or ():
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return [*messages, {"role": "user", "content": example["prompt"]}]
+
+
+class Encoded:
+    """Examples as token lists, encoded when they are read. Rows with a blank prompt or response are left out, as upstream does."""
+
+    def __init__(
+        self, examples: Sequence[dict[str, Any]], prompter: Prompter, max_source_length: int, max_target_length: int
+    ):
+        self._examples, self._prompter = examples, prompter
+        self._lengths = max_source_length, max_target_length
+        self._rows = []
+        for index in range(len(examples)):
+            example = examples[index]
+            if example["prompt"].strip() and example["response"].strip():
+                self._rows.append(index)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[list[int], list[int]]:
+        """(input_ids, labels), equally long, not padded."""
+        example = self._examples[self._rows[index]]
+        return self._prompter.training_ids(messages_of(example), example["response"], *self._lengths)
+
+
+@lru_cache(maxsize=2)
+def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(count, generator=generator).tolist()
+
+
+def rows_of_step(step: int, samples: int, count: int, seed: int) -> list[int]:
+    """Which of `count` examples update `step` (0 is the first) reads: epochs in a fresh order each, joined without a gap.
+
+    Depends on its arguments alone, so a resumed run reads what an uninterrupted one would have read.
+    """
+    position = step * samples
+    return [_shuffled(count, seed, at // count)[at % count] for at in range(position, position + samples)]
+
+
+def token_weights(labels: Sequence[Sequence[int]], batch_size: int) -> list[float]:
+    """Weight of each label token of each example, so that the weighted sum over a step is upstream's loss.
+
+    That is the mean over the tokens of each batch of `batch_size` consecutive examples, then over these batches. The first
+    label of an example is never predicted (labels are shifted by one).
+    """
+    counts = [sum(label != IGNORED for label in row[1:]) for row in labels]
+    batches = [range(start, min(start + batch_size, len(counts))) for start in range(0, len(counts), batch_size)]
+    weights = [0.0] * len(counts)
+    for batch in batches:
+        tokens = sum(counts[row] for row in batch)
+        for row in batch:
+            weights[row] = 1.0 / (tokens * len(batches)) if tokens else 0.0
+    return weights
+
+
+def group_by_length(lengths: Sequence[int], max_tokens: int, overhead: int) -> list[list[int]]:
+    """Splits a step's examples into micro-batches of similar length; returns the row numbers of each.
+
+    Minimises padded tokens + `overhead` tokens per micro-batch (what one more forward and backward costs), while no
+    micro-batch of more than one example exceeds `max_tokens` padded tokens. Exact, by dynamic programming.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    best, start_of = [0.0], [0]  # best[n]: cost of the n longest; start_of[n]: where their last micro-batch begins
+    for end in range(1, len(order) + 1):
+        cost, start = min(
+            (best[start] + overhead + (end - start) * lengths[order[start]], start)
+            for start in range(end)
+            if end - start == 1 or (end - start) * lengths[order[start]] <= max_tokens
+        )
+        best.append(cost)
+        start_of.append(start)
+    groups, end = [], len(order)
+    while end:
+        groups.append(order[start_of[end] : end])
+        end = start_of[end]
+    return groups[::-1]
+
+
+@dataclass
+class MicroBatch:
+    """input_ids [rows, longest], right padded; `positions` [n] index its flattened [rows * longest] hidden states that predict
+    `targets` [n], each counted with `weights` [n]."""
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[tuple[list[int], list[int]]],
+        weights: Sequence[float],
+        pad_id: int,
+        device: torch.device,
+    ) -> MicroBatch:
+        longest = max(len(ids) for ids, _ in rows)
+        input_ids = torch.full((len(rows), longest), pad_id)
+        labels = torch.full((len(rows), longest), IGNORED)
+        for number, (ids, row_labels) in enumerate(rows):
+            input_ids[number, : len(ids)] = torch.tensor(ids)
+            labels[number, : len(ids)] = torch.tensor(row_labels)
+        labels = labels.roll(-1, dims=1)  # position t predicts token t + 1
+        labels[:, -1] = IGNORED
+        positions = (labels.flatten() != IGNORED).nonzero().squeeze(1)
+        per_token = torch.tensor(weights, dtype=torch.float32)[positions // longest]
+        parts = input_ids, positions, labels.flatten()[positions], per_token
+        return cls(*(part.to(device, non_blocking=True) for part in parts))

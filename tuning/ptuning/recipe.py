@@ -1,0 +1,125 @@
+"""The hyper-parameters of a run: names as upstream's ptuning/arguments.py has them. No torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+SCHEDULES = ("linear", "cosine", "constant")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+# field -> (smallest, largest) value that is accepted
+LIMITS: dict[str, tuple[float, float]] = {
+    "pre_seq_len": (1, 1024),
+    "learning_rate": (1e-7, 1.0),
+    "max_steps": (1, 1_000_000),
+    "per_device_train_batch_size": (1, 1024),
+    "gradient_accumulation_steps": (1, 1024),
+    "max_source_length": (4, 32768),
+    "max_target_length": (4, 32768),
+    "seed": (0, 2**31 - 1),
+    "warmup_steps": (0, 1_000_000),
+    "weight_decay": (0.0, 1.0),
+    "logging_steps": (1, 10_000),
+    "save_steps": (1, 1_000_000),
+    "max_grad_norm": (0.0, 1000.0),
+    "prefix_dropout": (0.0, 0.9),
+}
+CHOICES: dict[str, tuple] = {
+    "lr_scheduler_type": SCHEDULES,
+    "precision": PRECISIONS,
+    "quantization_bit": (None, 4, 8),
+    "prefix_projection": (False, True),
+}
+MAX_SAMPLES_PER_STEP = 4096
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a recipe. `code`: not_a_number | out_of_range | not_a_choice | too_many_samples | warmup_too_long."""
+
+    field: str
+    code: str
+    message: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a run computes, besides base weights and examples; the defaults are upstream's train.sh.
+
+    One step reads per_device_train_batch_size * gradient_accumulation_steps examples. Its loss is upstream's: the mean over
+    tokens inside each batch of per_device_train_batch_size examples, then the mean over the accumulated batches.
+    """
+
+    pre_seq_len: int = 128
+    prefix_projection: bool = False
+    learning_rate: float = 2e-2
+    max_steps: int = 3000
+    per_device_train_batch_size: int = 1
+    gradient_accumulation_steps: int = 16
+    max_source_length: int = 64
+    max_target_length: int = 64
+    quantization_bit: int | None = None
+    seed: int = 42
+    lr_scheduler_type: str = "linear"
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    logging_steps: int = 10
+    save_steps: int = 1000
+    max_grad_norm: float = 1.0  # 0: no clipping
+    prefix_dropout: float = 0.0  # upstream: 0.1
+    precision: str = "auto"  # of the frozen base; the prefix itself is always float32
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recipe:
+        """From a stored plan; keys that are no hyper-parameters are left out."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in names})
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def problems(self) -> list[Problem]:
+        """Everything that is wrong, not only the first."""
+        found = []
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            whole = name in WHOLE_NUMBERS
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+                found.append(Problem(name, "not_a_number", f"{name} must be a {'whole ' if whole else ''}number", {}))
+            elif not (math.isfinite(value) and low <= value <= high):
+                message = f"{name} must lie between {low} and {high}"
+                found.append(Problem(name, "out_of_range", message, {"low": low, "high": high}))
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices or isinstance(value, bool) != any(isinstance(choice, bool) for choice in choices):
+                message = f"{name} must be one of {', '.join(map(str, choices))}"
+                found.append(Problem(name, "not_a_choice", message, {"choices": ", ".join(map(str, choices))}))
+        if found:
+            return found
+        if self.samples_per_step > MAX_SAMPLES_PER_STEP:
+            message = f"at most {MAX_SAMPLES_PER_STEP} examples a step"
+            name = "gradient_accumulation_steps"
+            found.append(Problem(name, "too_many_samples", message, {"most": MAX_SAMPLES_PER_STEP}))
+        if self.warmup_steps and self.warmup_steps >= self.max_steps:
+            found.append(Problem("warmup_steps", "warmup_too_long", "warmup_steps must be less than max_steps", {}))
+        return found
+
+    def learning_rate_at(self, step: int) -> float:
+        """The rate of update `step` (0 is the first): warm-up from 0, then decay to 0 at max_steps, or constant."""
+        if step < self.warmup_steps:
+            return self.learning_rate * step / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
+        if self.lr_scheduler_type == "constant":
+            return self.learning_rate
+        left = 1.0 - done if self.lr_scheduler_type == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.learning_rate * max(0.0, left)
+
+
+WHOLE_NUMBERS = frozenset(field.name for field in fields(Recipe) if field.type == "int")
