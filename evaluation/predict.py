@@ -6,10 +6,14 @@ ones have a seed per row, so an evaluation that was interrupted goes on and ends
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from chat.engine.engine import Engine
+from chat.engine.loading import Loaded
+from chat.engine.prompts import IGNORED
 from chat.engine.request import AdapterRef, Event, Request, RequestRefused, Sampling
 
 GREEDY, UPSTREAM = "greedy", "upstream"
@@ -47,9 +51,33 @@ def sampling_of(decoding: str, max_target_length: int, seed: int) -> Sampling:
     raise ValueError(f"decoding is {GREEDY} or {UPSTREAM}, not {decoding!r}")
 
 
+def engine_for(loaded: Loaded, max_source_length: int, max_target_length: int, pre_seq_len: int = 0) -> Engine:
+    """An engine with rows just long enough, so that as many as possible fit into a batch.
+
+    Its texts are the decoded tokens as they are: scores are counted before the chat's post-processing, as upstream does.
+    """
+    prompter = copy.copy(loaded.prompter)
+    prompter.cleaner = lambda: None
+    return Engine(
+        replace(loaded, prompter=prompter),
+        max_length=max_source_length + max_target_length,
+        prefix_room=pre_seq_len,
+        queue_limit=2 * IN_FLIGHT,
+        reuse_prompts=False,
+    )
+
+
+def reference_of(prompter: Any, prompt: str, response: str, max_source_length: int, max_target_length: int) -> str:
+    """The response as a model could have written it: through the tokenizer, cut to `max_target_length` as in training.
+
+    Upstream scores against this too; against the whole text a prediction of 64 tokens could never be complete.
+    """
+    _, labels = prompter.training_ids(messages_of(prompt), response, max_source_length, max_target_length)
+    return prompter.decode(label for label in labels if label != IGNORED)
+
+
 def predict(
-    engine: Any,
-    prompter: Any,
+    engine: Engine,
     rows: Iterable[tuple[int, Messages]],
     *,
     adapter: AdapterRef | None = None,
@@ -66,6 +94,7 @@ def predict(
     (asked between engine steps) what is in flight is aborted and the rest is left out.
     Raises RequestRefused when the adapter does not fit the checkpoint; any other refusal or fault ends its row alone.
     """
+    prompter = engine.loaded.prompter
     waiting = iter(rows)
     running: dict[str, int] = {}
     texts: dict[int, list[str]] = {}

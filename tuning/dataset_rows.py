@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from json.encoder import encode_basestring as quoted
-from typing import IO, Any
+from typing import Any
 
 from tuning.dataset_sources import CHUNK, UTF_8, UTF_8_BOM, DatasetRejected, Limits, Source, problem
 
@@ -112,7 +112,7 @@ def first_row(name: str, head: bytes, encoding: str) -> dict[str, Any]:
 
 
 def examples_of(source: Source, columns: Columns, limits: Limits, findings: Findings) -> Iterator[bytes]:
-    """Each usable row as one canonical line: {"prompt": ..., "response": ..., "history": [[question, answer], ...]?} and a line end."""
+    """Each usable row as one canonical line: {"prompt": ..., "response": ..., "history": [[question, answer], ...] if any}."""
     to_example = _conversation(columns) if columns.conversation else _from_columns(columns)
     for line, row in _rows(source, limits, findings):
         try:
@@ -228,7 +228,7 @@ def _array_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[
                     if end < len(text) or at_end:  # a number that ends with the text may go on behind it
                         break
                 except json.JSONDecodeError as fault:
-                    if at_end or fault.pos < len(text) - 16 and not fault.msg.startswith("Unterminated string"):
+                    if at_end or (fault.pos < len(text) - 16 and not fault.msg.startswith("Unterminated string")):
                         findings.add("not_json", line + text.count("\n", at, fault.pos), position=fault.colno)
                         return
                 except (ValueError, RecursionError):
@@ -256,7 +256,7 @@ def _csv_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[Ro
 
     def texts() -> Iterator[str]:
         nonlocal last
-        for last, line in _lines(source, limits, findings):  # noqa: B007, read outside
+        for last, line in _lines(source, limits, findings):
             try:
                 yield line.decode(encoding)
             except UnicodeDecodeError:

@@ -133,7 +133,7 @@ def _size(file: IO[bytes]) -> int:
     return size
 
 
-class _damage_named:  # noqa: N801, reads as a statement: with _damage_named(member)
+class _damage_named:
     """What the standard library raises on broken or encrypted archives, as one rejection."""
 
     def __init__(self, member: str):

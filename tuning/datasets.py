@@ -1,11 +1,11 @@
-"""Datasets: an upload becomes an immutable, content-addressed version that is read by row. The one place that reads and writes their files.
+"""An upload becomes an immutable, content-addressed dataset version that is read by row. Its files are read and written here alone.
 
-On disk, below DATA_DIR/datasets: SHA256.jsonl, one example a line ({"prompt", "response", "history"?}), and SHA256.idx, the offsets of the
-lines and of the end as little-endian 64-bit integers. Nothing is under its final name before all of an upload is known to be good.
+On disk, below DATA_DIR/datasets: SHA256.jsonl, one example a line ({"prompt", "response", "history"?}), and SHA256.idx, the
+offsets of the lines and of the end as little-endian 64-bit integers. Nothing has its final name before the whole upload is good.
 
-A row that is wrong (not JSON, a column missing, not text) rejects the upload with all problems named, because a file that is silently
-half used trains another model than its owner thinks; `skip_bad_rows` asks for the good rows alone. Rows whose prompt or response
-is empty are passed over with a warning, as upstream's training does.
+A row that is wrong (not JSON, a column missing, not text) rejects the upload with all problems named, because a file that is
+silently half used trains another model than its owner thinks; `skip_bad_rows` asks for the good rows alone. Rows whose prompt
+or response is empty are passed over with a warning, as upstream's training does.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def ingest(
 ) -> Dataset:
     """Validates and stores an upload; returns the ready dataset with its warnings in `problems`.
 
-    `file`: binary, seekable, with a `name` whose suffix tells CSV from JSON. Columns that are left empty are recognised from the first
-    row. Raises DatasetRejected with worded problems, and then nothing has been stored.
+    `file`: binary, seekable, with a `name` whose suffix tells CSV from JSON. Without `prompt_column` the columns are recognised
+    from the first row. Raises DatasetRejected with worded problems, and then nothing has been stored.
     """
     try:
         with contextlib.ExitStack() as stack:
@@ -419,8 +419,8 @@ def examples(version: DatasetVersion, split: str, start: int, count: int) -> lis
 def detect_columns(file: IO[bytes]) -> dict[str, Any]:
     """What the first row suggests, before anything is stored; reads at most a megabyte of an upload.
 
-    {"format", "prompt_column", "response_column", "history_column", "columns", "encoding", "member", "row"}; format and columns are ""
-    when nothing fits. Raises DatasetRejected with worded problems when there is no row to look at.
+    {"format", "prompt_column", "response_column", "history_column", "columns", "encoding", "member", "row"}; format and the
+    three columns are "" when nothing fits. Raises DatasetRejected with worded problems when there is no row to look at.
     """
     try:
         member, head = read_head(file, Path(getattr(file, "name", "") or "upload.json").name, limits())
