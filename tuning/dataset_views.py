@@ -1,50 +1,145 @@
-"""Pages of datasets."""
+"""Pages of datasets: list, upload with a suggested column mapping, one dataset with its problems and rows."""
 
 from django.contrib import messages
+from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
+from django.http import JsonResponse
 from django.shortcuts import redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
 from portal.access import get_visible
+from portal.page import reason
+from tuning import datasets
+from tuning.forms import NameForm, SplitForm, UploadForm, add_errors
 from tuning.models import Dataset
 
 PER_PAGE = 20
+LINES_SHOWN = 12  # line numbers shown of a kind of problem; REST lists them all
 
 
 @require_GET
 def dataset_list(request):
     found = Dataset.objects.visible_to(request.user).select_related("owner").prefetch_related("versions")
     page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
-    return render(request, "tuning/dataset_list.html", {"page": page})
+    for dataset in page:
+        dataset.problem_count = _count(dataset)
+    own = Dataset.objects.visible_to(request.user).exclude(owner=None).exists()
+    return render(request, "tuning/dataset_list.html", {"page": page, "own": own})
 
 
+@require_POST
 def columns(request):
-    return redirect("dataset_list")
+    """What the head of a chosen file suggests: {"columns", "prompt_column", ...} or {"problem"}. Nothing is stored."""
+    head = request.FILES.get("file")
+    if head is None:
+        return JsonResponse({"problem": _("Choose a file.")}, status=400)
+    try:
+        found = datasets.detect_columns(head)
+    except datasets.DatasetRejected as rejection:
+        return JsonResponse({"problem": rejection.problems[0]["message"]}, status=400)
+    names = ("columns", "prompt_column", "response_column", "history_column", "encoding")
+    first = {str(key): str(value)[:200] for key, value in found["row"].items()}
+    return JsonResponse({name: found[name] for name in names} | {"row": first})
 
 
 def upload(request):
-    return redirect("dataset_list")
+    form = UploadForm(request.POST or None, request.FILES or None)
+    rejection = None
+    if request.method == "POST" and form.is_valid():
+        try:
+            dataset = datasets.ingest(owner=request.user, **form.cleaned_data)
+        except datasets.DatasetRejected as error:
+            rejection = error
+        else:
+            messages.success(request, _("The dataset has been checked and stored."))
+            return redirect("dataset", pk=dataset.pk)
+    context = {"form": form, "rejection": rejection, "kinds": _by_kind(rejection.problems) if rejection else []}
+    return render(request, "tuning/dataset_form.html", context, status=422 if rejection or form.errors else 200)
 
 
 @require_GET
 def detail(request, pk):
     dataset = get_visible(Dataset.objects.select_related("owner"), request.user, pk=pk)
-    return render(request, "tuning/dataset_detail.html", {"dataset": dataset})
+    return render(request, "tuning/dataset_detail.html", _detail_context(request, dataset))
+
+
+def _detail_context(request, dataset, split_form=None) -> dict:
+    version = dataset.current
+    split = request.GET.get("split")
+    split = split if version and split in version.splits else "train"
+    rows, page = [], None
+    if version:
+        page = Paginator(range(version.splits[split]["rows"]), PER_PAGE).get_page(request.GET.get("page"))
+        rows = datasets.examples(version, split, page.start_index() - 1, PER_PAGE) if page.object_list else []
+    train_rows = version.splits["train"]["rows"] if version else 0
+    return {
+        "dataset": dataset,
+        "version": version,
+        "versions": dataset.versions.all(),
+        "split": split,
+        "page": page,
+        "rows": rows,
+        "kinds": _by_kind(dataset.problems),
+        "problem_count": _count(dataset),
+        "mine": Dataset.objects.changeable_by(request.user).filter(pk=dataset.pk).exists(),
+        "split_form": split_form or SplitForm(initial={"validation": max(1, train_rows // 10)}),
+        "can_split": version is not None and datasets.VALIDATION not in version.splits and train_rows > 1,
+    }
+
+
+def _count(dataset) -> int:
+    """All problems found, also those beyond the ones that were kept."""
+    version = max(dataset.versions.all(), key=lambda version: version.number, default=None)
+    counted = version.splits.get("train", {}).get("problems") if version else None
+    return max(counted or 0, len(dataset.problems))
+
+
+def _by_kind(problems: list[dict]) -> list[dict]:
+    """Equal messages together: {"level", "message", "count", "lines" (the first few), "more"}; errors first."""
+    kinds: dict[tuple, dict] = {}
+    for found in problems:
+        key = (found.get("level"), found["message"], found.get("member", ""))
+        kind = kinds.setdefault(key, {"level": key[0], "message": key[1], "member": key[2], "count": 0, "lines": []})
+        kind["count"] += 1
+        if found.get("line") is not None and len(kind["lines"]) < LINES_SHOWN:
+            kind["lines"].append(found["line"])
+    for kind in kinds.values():
+        kind["more"] = kind["count"] > len(kind["lines"]) > 0
+    return sorted(kinds.values(), key=lambda kind: kind["level"] != "error")
 
 
 @require_POST
 def split(request, pk):
-    return redirect("dataset", pk=pk)
+    dataset = get_visible(Dataset.objects.changeable_by(request.user), request.user, pk=pk)
+    form = SplitForm(request.POST)
+    if form.is_valid():
+        try:
+            datasets.add_split(dataset, form.cleaned_data["validation"], seed=form.cleaned_data["seed"])
+        except ValidationError as error:
+            add_errors(form, error)
+        else:
+            messages.success(request, _("The validation rows have been set aside as a new version."))
+            return redirect("dataset", pk=pk)
+    return render(request, "tuning/dataset_detail.html", _detail_context(request, dataset, form), status=422)
 
 
 @require_POST
 def rename(request, pk):
+    dataset = get_visible(Dataset.objects.changeable_by(request.user), request.user, pk=pk)
+    form = NameForm(request.POST, instance=dataset)
+    if form.is_valid():
+        form.save()
     return redirect("dataset", pk=pk)
 
 
 @require_POST
 def delete(request, pk):
-    get_visible(Dataset.objects, request.user, pk=pk)
+    dataset = get_visible(Dataset.objects.changeable_by(request.user), request.user, pk=pk)
+    try:
+        datasets.delete(dataset)
+    except ValidationError as error:
+        messages.error(request, reason(error))
+        return redirect("dataset", pk=pk)
     messages.success(request, _("The dataset has been deleted."))
     return redirect("dataset_list")

@@ -1,32 +1,131 @@
 """Pages of tuning runs."""
 
+import os
+
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.core.paginator import Paginator
 from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
+from chat.models import Checkpoint
+from portal import runs
 from portal.access import get_visible
-from tuning.models import TuningRun
+from portal.models import Run
+from portal.processes import run_folder
+from tuning.forms import LABELS, TuningRunForm, add_errors
+from tuning.models import Dataset, TuningRun
+
+PER_PAGE = 20
+CHART_POINTS = 600  # more than the chart has pixels to show
+LOG_BYTES = 16_000  # of the log's end on the page
 
 
 @require_GET
 def run_list(request):
-    return render(request, "tuning/tuningrun_list.html", {"runs": TuningRun.objects.visible_to(request.user)})
-
-
-def new_run(request):
-    return redirect("tuning_run_list")
+    found = TuningRun.objects.visible_to(request.user).select_related("owner", "checkpoint", "dataset_version__dataset")
+    page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
+    live = 3 if any(run.is_active for run in page) else None
+    return render(request, "tuning/tuningrun_list.html", {"page": page, "page_is_live": live})
 
 
 @require_GET
 def detail(request, pk):
-    run = get_visible(TuningRun.objects.select_related("owner"), request.user, pk=pk)
-    return render(request, "tuning/tuningrun_detail.html", {"run": run})
+    found = TuningRun.objects.select_related("owner", "checkpoint", "dataset_version__dataset")
+    run = get_visible(found, request.user, pk=pk)
+    points = list(run.metrics.values_list("step", "loss"))
+    context = {
+        "run": run,
+        "mine": TuningRun.objects.changeable_by(request.user).filter(pk=pk).exists(),
+        "adapters": run.adapters.visible_to(request.user),
+        "hyper": [(label, name, run.recipe[name]) for name, label in LABELS.items() if name in run.recipe],
+        "chart": {"total": run.total or run.recipe.get("max_steps", 0), "points": _thinned(points)},
+        "first": points[0] if points else None,
+        "log": _tail(run.pk),
+        "page_is_live": 2 if run.is_active else None,
+    }
+    return render(request, "tuning/tuningrun_detail.html", context)
+
+
+def _thinned(points: list) -> list:
+    """At most about CHART_POINTS of them, the last one always among them."""
+    stride = len(points) // CHART_POINTS + 1
+    return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
+
+
+def _tail(run_id: int) -> str:
+    """The end of the run's log, from a line's beginning; empty before there is one."""
+    try:
+        with open(run_folder(run_id) / "run.log", "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - LOG_BYTES))
+            text = file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return text if size <= LOG_BYTES else text.partition("\n")[2]
+
+
+def new_run(request):
+    """`?dataset=`, `?like=RUN` (the recipe of an earlier run) and `?preset=` fill the form in."""
+    from tuning.plan import PRESETS, create_run
+
+    user = request.user
+    presets = {name: preset.as_dict() for name, preset in PRESETS.items()}
+    if request.method == "POST":
+        form = TuningRunForm(request.POST, user=user)
+        if form.is_valid():
+            fields = form.cleaned_data
+            try:
+                run = create_run(
+                    user,
+                    dataset=fields["dataset"],
+                    checkpoint=fields["checkpoint"],
+                    name=fields["name"],
+                    **form.hyper(),
+                )
+            except ValidationError as error:
+                add_errors(form, error)
+            else:
+                return redirect("tuning_run", pk=run.pk)
+    else:
+        form = TuningRunForm(initial=_initial(request, presets), user=user)
+    context = {"form": form, "presets": presets, "waiting": Run.objects.filter(status__in=Run.ACTIVE).count()}
+    return render(request, "tuning/tuningrun_form.html", context)
+
+
+def _initial(request, presets: dict) -> dict:
+    checkpoint = Checkpoint.objects.visible_to(request.user).first()
+    dataset = Dataset.objects.visible_to(request.user).filter(status=Dataset.Status.READY)
+    wanted = dataset.filter(pk=request.GET["dataset"]).first() if request.GET.get("dataset", "").isdigit() else None
+    initial = {"dataset": wanted or dataset.first(), "checkpoint": checkpoint, "preset": request.GET.get("preset")}
+    like = request.GET.get("like", "")
+    earlier = TuningRun.objects.visible_to(request.user).filter(pk=like).first() if like.isdigit() else None
+    if earlier:
+        initial |= {
+            "checkpoint": earlier.checkpoint,
+            "dataset": wanted or earlier.dataset_version.dataset,
+            "preset": "",
+        }
+        return initial | {name: earlier.recipe.get(name) for name in LABELS}
+    if initial["preset"] not in presets:
+        initial["preset"] = "starter" if checkpoint and checkpoint.is_starter else "chatglm-6b-train.sh"
+    return initial | presets[initial["preset"]]
 
 
 @require_POST
 def cancel(request, pk):
+    run = get_visible(TuningRun.objects.changeable_by(request.user), request.user, pk=pk)
+    runs.cancel(run)
+    messages.success(request, _("The run stops after its current step."))
     return redirect("tuning_run", pk=pk)
 
 
 @require_POST
 def resume(request, pk):
+    run = get_visible(TuningRun.objects.changeable_by(request.user), request.user, pk=pk)
+    if runs.resume(run):
+        messages.success(request, _("The run goes on from its last checkpoint."))
+    else:
+        messages.warning(request, _("Only a failed or cancelled run can go on."))
     return redirect("tuning_run", pk=pk)

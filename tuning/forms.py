@@ -1,0 +1,130 @@
+"""Forms of datasets and tuning runs. What is allowed is said by tuning/plan.py and tuning/datasets.py; forms only read the types,
+so that pages and REST refuse the same things with the same words."""
+
+from django import forms
+from django.core.exceptions import NON_FIELD_ERRORS
+from django.utils.translation import gettext_lazy as _
+
+from chat.models import Checkpoint
+from portal.forms import Styled
+from tuning.models import Dataset
+
+# field of the recipe -> its name for people
+LABELS = {
+    "pre_seq_len": _("Prefix length"),
+    "learning_rate": _("Learning rate"),
+    "max_steps": _("Steps"),
+    "max_source_length": _("Longest prompt"),
+    "max_target_length": _("Longest response"),
+    "save_steps": _("Save every … steps"),
+    "per_device_train_batch_size": _("Batch size"),
+    "gradient_accumulation_steps": _("Gradient accumulation"),
+    "lr_scheduler_type": _("Learning rate schedule"),
+    "warmup_steps": _("Warm-up steps"),
+    "weight_decay": _("Weight decay"),
+    "max_grad_norm": _("Gradient clipping"),
+    "prefix_dropout": _("Prefix dropout"),
+    "logging_steps": _("Log every … steps"),
+    "seed": _("Seed"),
+    "precision": _("Precision of the base"),
+    "quantization_bit": _("Quantise the base"),
+    "prefix_projection": _("Project the prefix through a layer"),
+}
+MAIN = ("pre_seq_len", "learning_rate", "max_steps", "max_source_length", "max_target_length", "save_steps")
+
+
+def add_errors(form, error) -> None:
+    """Puts a ValidationError({field: ...}) of the rules at the form's own fields, what has no field there on top."""
+    for field, problems in getattr(error, "error_dict", {NON_FIELD_ERRORS: error.error_list}).items():
+        for problem in problems:
+            form.add_error(field if field in form.fields else None, problem)
+
+
+class TuningRunForm(Styled, forms.Form):
+    preset = forms.CharField(widget=forms.HiddenInput, required=False)
+    name = forms.CharField(
+        label=_("Name"), max_length=120, required=False, help_text=_("The tuned model appears under this name in chat.")
+    )
+    dataset = forms.ModelChoiceField(Dataset.objects.none(), label=_("Dataset"), empty_label=None)
+    checkpoint = forms.ModelChoiceField(Checkpoint.objects.none(), label=_("Base"), empty_label=None)
+
+    pre_seq_len = forms.IntegerField()
+    learning_rate = forms.FloatField()
+    max_steps = forms.IntegerField()
+    max_source_length = forms.IntegerField()
+    max_target_length = forms.IntegerField()
+    save_steps = forms.IntegerField()
+    per_device_train_batch_size = forms.IntegerField()
+    gradient_accumulation_steps = forms.IntegerField()
+    lr_scheduler_type = forms.ChoiceField(
+        choices=[("linear", _("linear")), ("cosine", _("cosine")), ("constant", _("constant"))]
+    )
+    warmup_steps = forms.IntegerField()
+    weight_decay = forms.FloatField()
+    max_grad_norm = forms.FloatField()
+    prefix_dropout = forms.FloatField()
+    logging_steps = forms.IntegerField()
+    seed = forms.IntegerField()
+    precision = forms.ChoiceField(
+        choices=[("auto", _("automatic")), ("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")]
+    )
+    quantization_bit = forms.TypedChoiceField(
+        choices=[("", _("no")), ("8", "INT8"), ("4", "INT4")], coerce=int, empty_value=None, required=False
+    )
+    prefix_projection = forms.BooleanField(required=False)
+
+    def __init__(self, *args, user, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(status=Dataset.Status.READY)
+        self.fields["checkpoint"].queryset = Checkpoint.objects.visible_to(user)
+        for name, label in LABELS.items():
+            field = self.fields[name]
+            field.label = label
+            if isinstance(field, (forms.IntegerField, forms.FloatField)):
+                # A plain text field: a number field would hide "2e-2" and refuse silently.
+                field.widget = forms.TextInput(attrs={"class": "input num", "inputmode": "decimal", "data-recipe": ""})
+            else:
+                field.widget.attrs["data-recipe"] = ""
+
+    def hyper(self) -> dict:
+        """The recipe's fields, typed."""
+        return {name: self.cleaned_data[name] for name in LABELS}
+
+    def main_fields(self):
+        return [self[name] for name in MAIN]
+
+    def advanced_fields(self):
+        return [self[name] for name in LABELS if name not in MAIN and name != "prefix_projection"]
+
+
+class UploadForm(Styled, forms.Form):
+    file = forms.FileField(label=_("File"))
+    name = forms.CharField(label=_("Name"), max_length=120, required=False, help_text=_("Empty: the name of the file."))
+    prompt_column = forms.CharField(
+        label=_("Prompt column"), max_length=100, required=False, help_text=_("Empty: recognised from the first row.")
+    )
+    response_column = forms.CharField(label=_("Response column"), max_length=100, required=False)
+    history_column = forms.CharField(
+        label=_("History column"),
+        max_length=100,
+        required=False,
+        help_text=_("Only for conversations of several turns."),
+    )
+    skip_bad_rows = forms.BooleanField(label=_("Leave out rows with errors"), required=False)
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for name in ("prompt_column", "response_column", "history_column"):
+            self.fields[name].widget.attrs["list"] = "column-names"
+        self.fields["file"].widget.attrs["accept"] = ".json,.jsonl,.csv,.tsv,.gz,.zip,.tgz"
+
+
+class SplitForm(Styled, forms.Form):
+    validation = forms.IntegerField(label=_("Rows for validation"), min_value=1)
+    seed = forms.IntegerField(label=_("Seed"), min_value=0, initial=42)
+
+
+class NameForm(Styled, forms.ModelForm):
+    class Meta:
+        model = Dataset
+        fields = ["name"]
