@@ -204,6 +204,8 @@ class Engine:
                 f"the context holds {limit} tokens; the prompt has {prompt}{asked}",
                 param="messages" if prompt + 1 > limit else "max_new_tokens",
             )
+        if wanted is None and sampling.max_length is not None:
+            return max(1, min(sampling.max_length, limit) - prompt)  # one token at least, as upstream's generate
         return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
 
     def abort(self, request_id: str) -> None:
@@ -586,6 +588,7 @@ def _check_sampling(sampling: Sampling) -> None:
         ("top_k", sampling.top_k >= 0, "0 (off) or more"),
         ("repetition_penalty", 0 < sampling.repetition_penalty <= 100, "more than 0, at most 100"),
         ("max_new_tokens", sampling.max_new_tokens is None or sampling.max_new_tokens >= 1, "1 or more"),
+        ("max_length", sampling.max_length is None or sampling.max_length >= 1, "1 or more"),
         ("logprobs", sampling.logprobs is None or 0 <= sampling.logprobs <= 20, "0 to 20"),
         ("stop", len(sampling.stop) <= 16 and all(sampling.stop), "at most 16 strings, none of them empty"),
     ]
