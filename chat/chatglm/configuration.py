@@ -59,6 +59,8 @@ class ChatGLMConfig(PreTrainedConfig):
             raise ValueError(
                 f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads leaves no head size divisible by 4"
             )
+        if self.quantization_embeddings:
+            raise ValueError("a checkpoint with packed embeddings (int4-qe, discontinued upstream) is not supported")
         if (self.quantization_bit or 0) not in (0, 4, 8):
             raise ValueError(f"quantization_bit is {self.quantization_bit}; it can be 0, 4 or 8")
 

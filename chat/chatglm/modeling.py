@@ -6,11 +6,12 @@ One forward serves `generate`, the engine and the trainer. Module names are the 
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -18,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from .configuration import ChatGLMConfig
 from .positions import additive, position_ids, prefix_lm_hidden, rotary_tables, rotate
+from .quantization import PackOnLoad, linear
 
 # The residual branch's weight: sqrt(2 * 28). Upstream never hands the number of layers to its blocks, so it is that of
 # the 28-layer model at any depth (SPEC 3.2).
@@ -34,8 +36,8 @@ class ChatGLMAttention(nn.Module):
     def __init__(self, config: ChatGLMConfig, layer_index: int):
         super().__init__()
         self.layer_index, self.heads, self.head_dim = layer_index, config.num_attention_heads, config.head_dim
-        self.query_key_value = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query_key_value = linear(config, config.hidden_size, 3 * config.hidden_size)
+        self.dense = linear(config, config.hidden_size, config.hidden_size)
 
     def forward(
         self,
@@ -67,8 +69,8 @@ class ChatGLMAttention(nn.Module):
 class ChatGLMFeedForward(nn.Module):
     def __init__(self, config: ChatGLMConfig):
         super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.inner_hidden_size)
-        self.dense_4h_to_h = nn.Linear(config.inner_hidden_size, config.hidden_size)
+        self.dense_h_to_4h = linear(config, config.hidden_size, config.inner_hidden_size)
+        self.dense_4h_to_h = linear(config, config.inner_hidden_size, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.dense_4h_to_h(functional.gelu(self.dense_h_to_4h(hidden), approximate="tanh"))
@@ -117,6 +119,27 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
         r"^lm_head\.weight$",
         r"prefix_encoder\.",
     ]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """transformers' loader; and when `quantization_bit` (of `config`, or given) asks for packed weights that the
+        checkpoint has plain, they are packed tensor by tensor on their way in."""
+        stored = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path)[0].get("quantization_bit") or 0
+        wanted = kwargs.pop("quantization_bit", None)
+        if wanted is None:
+            wanted = getattr(config, "quantization_bit", None)
+        wanted = stored if wanted is None else wanted
+        if stored and wanted != stored:
+            raise ValueError(
+                f"the checkpoint is packed at {stored} bits and cannot be loaded with quantization_bit={wanted}"
+            )
+        if wanted != stored:
+            config = (
+                ChatGLMConfig.from_pretrained(pretrained_model_name_or_path) if config is None else deepcopy(config)
+            )
+            config.quantization_bit = wanted
+            kwargs["quantization_config"] = PackOnLoad(wanted)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
