@@ -1,0 +1,299 @@
+"""The engine against plain generation, static batching and transformers' own continuous batching.
+
+    python -m tests.bench.engine [--quick] [--json]
+
+One process, one thread, fp32, a random Qwen2 of 30 million parameters; prompts of 16-96 tokens, answers of 32-128, greedy. Ours
+and the baselines alternate; throughput is answer tokens per CPU-second, ratios are medians over rounds. A closed loop keeps N
+requests in flight. Time to first token is wall time in a burst, so it wants a quiet machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers.generation import ContinuousBatchingConfig, GenerationConfig
+
+from chat.engine.adapters import KVPrefix, save
+from chat.engine.engine import Engine
+from chat.engine.loading import Loaded, from_parts
+from chat.engine.request import AdapterRef, Request, Sampling
+
+VOCABULARY = 8192
+PREFIX_LENGTHS = (20, 64, 128, 20, 64, 128, 20, 64)
+
+
+@dataclass(frozen=True)
+class Job:
+    prompt: tuple[int, ...]
+    tokens: int
+
+
+def jobs(count: int, seed: int) -> list[Job]:
+    draw = random.Random(seed)
+    return [
+        Job(tuple(draw.randrange(10, VOCABULARY) for _ in range(draw.randint(16, 96))), draw.randint(32, 128))
+        for _ in range(count)
+    ]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over made-up Chinese and English words, so that detokenising meets multi-byte characters."""
+    draw = random.Random(0)
+    characters = [chr(draw.randrange(0x4E00, 0x9FFF)) for _ in range(1500)]
+    lines = [
+        "".join(draw.choices(characters, k=20)) + " " + "".join(draw.choices("etaoin shrdlu", k=30))
+        for _ in range(3000)
+    ]
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        lines, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
+
+
+def model() -> Loaded:
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=512,
+        intermediate_size=1536,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    loaded = from_parts(Qwen2ForCausalLM(config), tokenizer())
+    loaded.prompter.end_ids = frozenset()  # every answer has the length that its job asks for
+    return loaded
+
+
+class Contestants:
+    """Each method answers jobs with at most `concurrent` in flight."""
+
+    def __init__(self, loaded: Loaded, folder: str):
+        self.loaded, self.model = loaded, loaded.model
+        self.adapters = []
+        for number, length in enumerate(PREFIX_LENGTHS):
+            tensor = torch.randn(loaded.layers, 2, loaded.kv_heads, length, loaded.head_dim) * 0.1
+            save(KVPrefix(tensor, True, ""), f"{folder}/{number}")
+            self.adapters.append(AdapterRef(f"adapter-{number}", f"{folder}/{number}"))
+        self.first_tokens: dict[str, list[float]] = {}
+
+    def ours(self, work: list[Job], concurrent: int, adapters: bool = False) -> None:
+        engine = Engine(self.loaded, max_rows=concurrent, queue_limit=len(work))
+        waits: list[float] = []
+
+        def sink(event) -> None:
+            if event.terminal:
+                assert event.type == "finished", event.data
+                waits.append(event.data["timings"]["queued_s"] + event.data["timings"]["prefill_s"])
+
+        for number, job in enumerate(work):
+            engine.submit(
+                Request(
+                    id=str(number),
+                    prompt_ids=job.prompt,
+                    adapter=self.adapters[number % len(self.adapters)] if adapters else None,
+                    sampling=Sampling(do_sample=False, max_new_tokens=job.tokens),
+                    user=str(number % 8),
+                ),
+                sink,
+            )
+        while len(waits) < len(work):
+            engine.step()
+        self.first_tokens["ours"] = waits
+        engine.close()
+
+    def sequential(self, work: list[Job], concurrent: int = 1) -> None:
+        for job in work:
+            self._generate([job], job.tokens)
+
+    def static(self, work: list[Job], concurrent: int) -> None:
+        for start in range(0, len(work), concurrent):
+            batch = work[start : start + concurrent]
+            self._generate(batch, max(job.tokens for job in batch))
+
+    def _generate(self, batch: list[Job], tokens: int) -> None:
+        longest = max(len(job.prompt) for job in batch)
+        ids = torch.tensor([[0] * (longest - len(job.prompt)) + list(job.prompt) for job in batch])
+        mask = torch.tensor([[0] * (longest - len(job.prompt)) + [1] * len(job.prompt) for job in batch])
+        self.model.generate(ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False)
+
+    def continuous_batching(self, work: list[Job], concurrent: int) -> None:
+        """transformers' own, under SDPA, its cache bounded so that it does not try to take all memory."""
+        settings = ContinuousBatchingConfig(
+            num_blocks=max(16, concurrent * 2), max_batch_tokens=512, max_requests_per_batch=concurrent
+        )
+        generation = GenerationConfig(do_sample=False, max_new_tokens=128, eos_token_id=-1, pad_token_id=0)
+        waits = []
+        with self.model.continuous_batching_context_manager(
+            generation_config=generation, continuous_batching_config=settings
+        ) as manager:
+            began: dict[str, float] = {}
+            waiting = list(enumerate(work))
+            done = 0
+            while done < len(work):
+                while waiting and len(began) - done < concurrent:
+                    number, job = waiting.pop(0)
+                    began[str(number)] = time.perf_counter()
+                    manager.add_request(
+                        list(job.prompt), request_id=str(number), max_new_tokens=job.tokens, record_timestamps=True
+                    )
+                result = manager.get_result(timeout=0.5)
+                if result is not None and result.is_finished():
+                    done += 1
+                    assert len(result.generated_tokens) == work[int(result.request_id)].tokens, result.error
+                    waits.append(result.timestamps[0] - began[result.request_id])
+        self.first_tokens["cb"] = waits
+        gc.collect()
+
+
+def rate(run: Callable[[], None], work: list[Job]) -> float:
+    """Answer tokens per CPU-second."""
+    began = time.process_time()
+    run()
+    return sum(job.tokens for job in work) / (time.process_time() - began)
+
+
+def detokenising(loaded: Loaded, tokens: int = 2048) -> float:
+    """Microseconds a token, over one long answer."""
+    draw = random.Random(1)
+    ids = [draw.randrange(300, VOCABULARY) for _ in range(tokens)]
+    stream = loaded.prompter.text_stream()
+    began = time.process_time()
+    for token in ids:
+        stream.step(token)
+    return (time.process_time() - began) / tokens * 1e6
+
+
+def peak_mib() -> float:
+    """Peak resident memory of a process that serves 32 at once and runs no baseline."""
+    code = "from tests.bench.engine import peak_child; peak_child()"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return float(output.strip().splitlines()[-1])
+
+
+def peak_child() -> None:
+    import tempfile
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        Contestants(model(), folder).ours(jobs(32, 0), 32)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def measure(quick: bool, only: set[str] | None = None) -> tuple[dict[str, float], dict[str, list[float]], int]:
+    import tempfile
+
+    rounds = 2 if quick else 5
+    samples: dict[str, list[float]] = {}
+
+    def add(key: str, value: float) -> None:
+        samples.setdefault(key, []).append(value)
+
+    def wanted(key: str) -> bool:
+        return only is None or key in only
+
+    with tempfile.TemporaryDirectory() as folder:
+        loaded = model()
+        them = Contestants(loaded, folder)
+        them.ours(jobs(2, 99), 2)
+        them.sequential(jobs(1, 99))
+        for number in range(rounds):
+            few = jobs(3 if quick else 6, number)
+            sequential = rate(partial(them.sequential, few), few)
+            add("sequential_tok_per_cpu_s", sequential)
+            if wanted("c1"):
+                add("c1_vs_generate", rate(partial(them.ours, few, 1), few) / sequential)
+            if wanted("c4"):
+                work = jobs(8 if quick else 16, number)
+                add("c4_tok_per_cpu_s", rate(partial(them.ours, work, 4), work))
+                add("c4_vs_sequential", samples["c4_tok_per_cpu_s"][-1] / sequential)
+            if wanted("c16"):
+                work = jobs(32 if quick else 64, number)
+                ours = rate(partial(them.ours, work, 16), work)
+                add("c16_tok_per_cpu_s", ours)
+                add("c16_vs_sequential", ours / sequential)
+                add("c16_vs_cb", ours / rate(partial(them.continuous_batching, work, 16), work))
+                add("c16_vs_static", ours / rate(partial(them.static, work, 16), work))
+                add("mixed8_vs_plain", rate(partial(them.ours, work, 16, adapters=True), work) / ours)
+            if wanted("c32"):
+                work = jobs(32 if quick else 128, number)
+                ours = rate(partial(them.ours, work, 32), work)
+                add("c32_tok_per_cpu_s", ours)
+                add("c32_vs_cb", ours / rate(partial(them.continuous_batching, work, 32), work))
+            if wanted("burst"):
+                work = jobs(32, 1000 + number)
+                them.ours(work, 32)
+                them.continuous_batching(work, 32)
+                first = {name: statistics.median(waits) for name, waits in them.first_tokens.items()}
+                add("burst32_ttft_ms", first["ours"] * 1e3)
+                add("burst32_ttft_vs_cb", first["ours"] / first["cb"])
+            if wanted("c64"):
+                work = jobs(64 if quick else 128, number)
+                add("c64_tok_per_cpu_s", rate(partial(them.ours, work, 64), work))
+            if wanted("detok"):
+                add("detok_us_per_token", detokenising(loaded))
+    results = {key: statistics.median(values) for key, values in samples.items()}
+    if wanted("peak"):
+        results["peak_mib"] = peak_mib()
+    return results, samples, rounds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="about a minute")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser.add_argument("--only", help="comma-separated: c1, c4, c16, c32, c64, burst, detok, peak")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    results, samples, rounds = measure(arguments.quick, set(arguments.only.split(",")) if arguments.only else None)
+    print(f"{'key':28} {'median':>9} {'lowest':>9} {'highest':>9}")
+    for key, value in results.items():
+        values = samples.get(key, [value])
+        print(f"{key:28} {value:9.2f} {min(values):9.2f} {max(values):9.2f}")
+    if arguments.json:
+        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "threads": 1}
+        versions = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        rounded = {key: round(value, 3) for key, value in results.items()}
+        print(
+            json.dumps(
+                {"bench": "engine", "machine": machine, "versions": versions, "rounds": rounds, "results": rounded}
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
