@@ -36,6 +36,8 @@ class EvaluationRun(Run):
     baseline = models.ForeignKey(
         "self", models.SET_NULL, null=True, blank=True, editable=False, related_name="compared"
     )
+    # this run's scores minus the baseline's, paired by row, in the form of `scores`; null until both have ended
+    difference = models.JSONField(null=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
 

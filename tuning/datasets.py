@@ -46,7 +46,8 @@ from tuning.dataset_sources import (
 from tuning.models import Dataset, DatasetVersion
 
 __all__ = [
-    "DatasetRejected", "Split", "add_split", "delete", "detect_columns", "ensure_sample", "examples", "ingest", "open_split",
+    "DatasetRejected", "Split", "add_split", "delete", "detect_columns", "ensure_sample", "examples", "ingest", "limits",
+    "open_split", "problem_count", "worded",
 ]  # fmt: skip
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -414,6 +415,12 @@ def examples(version: DatasetVersion, split: str, start: int, count: int) -> lis
     """Rows start (from 0) to start + count of a split, as many as there are."""
     with open_split(version, split) as rows:
         return [rows[row] for row in range(max(start, 0), min(start + count, len(rows)))]
+
+
+def problem_count(dataset: Dataset) -> int:
+    """All problems that the upload had; `dataset.problems` keeps the first 1,000."""
+    first = dataset.versions.order_by("number").first()
+    return first.splits[TRAIN].get("problems", 0) if first else len(dataset.problems)
 
 
 def detect_columns(file: IO[bytes]) -> dict[str, Any]:

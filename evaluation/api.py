@@ -1,0 +1,130 @@
+"""/api/v1/evaluation-runs/. Rules are in plan.py and comparison.py; here is only HTTP."""
+
+from django.core.exceptions import ValidationError
+from django.http import HttpResponse
+from django.utils.translation import gettext as _
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework import exceptions, mixins, status, viewsets
+from rest_framework.decorators import action
+from rest_framework.fields import get_error_detail
+from rest_framework.response import Response
+
+from evaluation import upstream_files
+from evaluation.comparison import compare
+from evaluation.models import EvaluationRun, Prediction
+from evaluation.plan import create_evaluation
+from evaluation.serializers import (
+    ComparisonSerializer,
+    EvaluationRunSerializer,
+    NewEvaluationSerializer,
+    PredictionSerializer,
+)
+from portal import runs
+from portal.access import get_visible
+from portal.api import Conflict, Pages
+
+
+class ByRow(Pages):
+    ordering = "row"
+
+
+class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet):
+    """Scores of a checkpoint, with or without an adapter, on a dataset."""
+
+    queryset = EvaluationRun.objects.all()
+    serializer_class = EvaluationRunSerializer
+
+    def get_queryset(self):
+        found = self.queryset
+        if not getattr(self, "swagger_fake_view", False):
+            found = EvaluationRun.objects.visible_to(self.request.user)
+        return found.select_related("owner", "dataset_version", "checkpoint", "baseline")
+
+    def _changeable(self) -> EvaluationRun:
+        """404 for what the user does not see, 403 for what is not theirs."""
+        run = self.get_object()
+        if not EvaluationRun.objects.changeable_by(self.request.user).filter(pk=run.pk).exists():
+            raise exceptions.PermissionDenied(_("Only the owner may change this."))
+        return run
+
+    def _scored(self) -> EvaluationRun:
+        run = self.get_object()
+        if run.scores is None:
+            raise Conflict(_("The evaluation has no scores yet."), code="no_scores")
+        return run
+
+    def _told(self, run) -> dict:
+        return EvaluationRunSerializer(self.get_queryset().get(pk=run.pk)).data
+
+    @extend_schema(request=NewEvaluationSerializer, responses={201: EvaluationRunSerializer})
+    def create(self, request):
+        body = NewEvaluationSerializer(data=request.data, context={"request": request})
+        body.is_valid(raise_exception=True)
+        try:
+            run = create_evaluation(request.user, **body.validated_data)
+        except ValidationError as fault:
+            raise exceptions.ValidationError(get_error_detail(fault)) from fault
+        return Response(self._told(run), status=status.HTTP_201_CREATED)
+
+    @extend_schema(responses=PredictionSerializer(many=True))
+    @action(detail=True, pagination_class=ByRow, serializer_class=PredictionSerializer)
+    def predictions(self, request, pk=None):
+        """Row by row, also while the run goes on."""
+        page = self.paginate_queryset(Prediction.objects.filter(run=self.get_object()))
+        return self.get_paginated_response(PredictionSerializer(page, many=True).data)
+
+    @extend_schema(
+        parameters=[OpenApiParameter("with", int, required=True, description="Another evaluation of the same rows.")],
+        responses=ComparisonSerializer,
+    )
+    @action(detail=True, pagination_class=None)
+    def compare(self, request, pk=None):
+        """This run's scores minus another's, with intervals over the paired rows."""
+        other = request.query_params.get("with", "")
+        if not other.isdigit():
+            raise exceptions.ValidationError({"with": [_("The id of another evaluation.")]})
+        run, other = self.get_object(), get_visible(EvaluationRun.objects, request.user, pk=int(other))
+        try:
+            return Response(compare(run, other))
+        except ValidationError as fault:
+            raise exceptions.ValidationError(get_error_detail(fault)) from fault
+
+    @extend_schema(request=None, responses=EvaluationRunSerializer)
+    @action(detail=True, methods=["post"])
+    def cancel(self, request, pk=None):
+        """Ends a queued run now and a running one soon; what it predicted stays."""
+        run = self._changeable()
+        runs.cancel(run)
+        return Response(self._told(run))
+
+    @extend_schema(request=None, responses=EvaluationRunSerializer)
+    @action(detail=True, methods=["post"])
+    def resume(self, request, pk=None):
+        """Queues a failed or cancelled run again; it goes on behind the rows that it has predicted."""
+        run = self._changeable()
+        if not runs.resume(run):
+            raise Conflict(_("Only a failed or cancelled run can be resumed."), code="not_resumable")
+        return Response(self._told(run))
+
+    @extend_schema(responses={200: OpenApiResponse(OpenApiTypes.STR, "JSON lines {labels, predict}")})
+    @action(detail=True, url_path=upstream_files.PREDICTIONS, pagination_class=None)
+    def generated_predictions(self, request, pk=None):
+        """The predictions in the file format of ChatGLM-6B's evaluate.sh."""
+        pairs = self._scored().predictions.order_by("row").values_list("reference", "text")
+        content = "".join(upstream_files.prediction_lines(pairs))
+        response = HttpResponse(content, content_type="text/plain; charset=utf-8")
+        return _attachment(response, upstream_files.PREDICTIONS)
+
+    @extend_schema(responses={200: OpenApiTypes.OBJECT})
+    @action(detail=True, url_path=upstream_files.RESULTS, pagination_class=None)
+    def predict_results(self, request, pk=None):
+        """The scores in the file format of ChatGLM-6B's evaluate.sh."""
+        run = self._scored()
+        content = upstream_files.results(run.scores, run.recipe["rows"], run.seconds or 0.0)
+        return _attachment(HttpResponse(content, content_type="application/json"), upstream_files.RESULTS)
+
+
+def _attachment(response, name: str):
+    response["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response

@@ -1,0 +1,138 @@
+"""What an evaluation will do, frozen when it is created: rows, model, decoding, lengths. Pages, REST and commands all come here."""
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.utils.translation import gettext as _
+
+from chat.models import Adapter, Checkpoint
+from evaluation.models import EvaluationRun
+from portal import runs
+from portal.models import Run
+from tuning.models import Dataset
+
+TASK = "evaluation.tasks.evaluate"
+SEED = 42
+MAX_SOURCE_LENGTH = MAX_TARGET_LENGTH = 64  # evaluate.sh's
+LONGEST = 8192
+
+
+def create_evaluation(
+    owner,
+    *,
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    adapter: Adapter | None = None,
+    decoding: str = EvaluationRun.Decoding.GREEDY,
+    max_examples: int | None = None,
+    with_baseline: bool = True,
+    split: str = "",
+    max_source_length: int | None = None,
+    max_target_length: int | None = None,
+    seed: int = SEED,
+    name: str = "",
+) -> EvaluationRun:
+    """Queues an evaluation; with an adapter, the same of the bare checkpoint goes before it unless there is one already.
+
+    `split`: default validation, or train where there is no validation split. Lengths in tokens: default the adapter's own from its
+    tuning run, else evaluate.sh's 64. Raises ValidationError with every problem by field.
+    """
+    tuned = adapter.run.recipe if adapter is not None and adapter.run is not None else {}
+    lengths = (
+        tuned.get("max_source_length", MAX_SOURCE_LENGTH) if max_source_length is None else max_source_length,
+        tuned.get("max_target_length", MAX_TARGET_LENGTH) if max_target_length is None else max_target_length,
+    )
+    version = dataset.current if dataset.deleted_at is None else None
+    split = split or (version.split_for_evaluation() if version else "")
+    problems = _problems(dataset, version, split, checkpoint, adapter, decoding, max_examples, lengths, seed)
+    if problems:
+        raise ValidationError(problems)
+    available = version.splits[split]["rows"]
+    rows = min(max_examples or available, available)
+    recipe = {
+        "dataset": dataset.name,
+        "dataset_version": version.number,
+        "dataset_sha256": version.splits[split]["sha256"],
+        "split": split,
+        "rows": rows,
+        "checkpoint": checkpoint.name,
+        "checkpoint_fingerprint": checkpoint.fingerprint,
+        "decoding": str(decoding),
+        "seed": seed,
+        "quantization_bit": tuned.get("quantization_bit"),  # as evaluate.sh: the base as it was tuned on
+        "max_source_length": lengths[0],
+        "max_target_length": lengths[1],
+    }
+    plan = {
+        "owner": owner,
+        "kind": Run.Kind.EVALUATION,
+        "task": TASK,
+        "dataset_version": version,
+        "split": split,
+        "checkpoint": checkpoint,
+        "decoding": decoding,
+        "max_examples": max_examples,
+        "total": rows,
+    }
+    with transaction.atomic():
+        baseline = None
+        if adapter is not None and with_baseline:
+            baseline = _baseline(owner, recipe) or _enqueued(
+                EvaluationRun(**plan, name=f"{checkpoint.name} · {dataset.name}"[:120], recipe=recipe)
+            )
+        if adapter is not None:
+            recipe = {
+                **recipe,
+                "adapter": adapter.name,
+                "adapter_sha256": adapter.sha256,
+                "pre_seq_len": adapter.pre_seq_len,
+            }
+        name = name.strip() or f"{adapter.name if adapter else checkpoint.name} · {dataset.name}"
+        return _enqueued(EvaluationRun(**plan, adapter=adapter, baseline=baseline, name=name[:120], recipe=recipe))
+
+
+def _enqueued(run: EvaluationRun) -> EvaluationRun:
+    runs.enqueue(run)
+    return run
+
+
+def _baseline(owner, recipe: dict) -> EvaluationRun | None:
+    """A run of the bare checkpoint that does, or did, exactly this and that `owner` may see."""
+    candidates = EvaluationRun.objects.visible_to(owner).filter(
+        adapter=None, status__in=(*Run.ACTIVE, Run.Status.SUCCEEDED), checkpoint__name=recipe["checkpoint"]
+    )
+    return next((run for run in candidates if run.recipe == recipe), None)
+
+
+def _problems(dataset, version, split, checkpoint, adapter, decoding, max_examples, lengths, seed) -> dict:
+    problems: dict[str, ValidationError] = {}
+    if dataset.status != Dataset.Status.READY or version is None:
+        problems["dataset"] = ValidationError(_("The dataset is not ready, or has been deleted."), code="not_ready")
+    elif split not in version.splits:
+        problems["split"] = ValidationError(
+            _("There is no such split. There are: %(splits)s.") % {"splits": ", ".join(version.splits)}, code="invalid"
+        )
+    if adapter is not None and adapter.checkpoint_id != checkpoint.pk:
+        problems["adapter"] = ValidationError(
+            _("The adapter “%(adapter)s” belongs to the checkpoint “%(checkpoint)s”.")
+            % {"adapter": adapter.name, "checkpoint": adapter.checkpoint.name},
+            code="other_checkpoint",
+        )
+    if decoding not in EvaluationRun.Decoding.values:
+        problems["decoding"] = ValidationError(_("Decoding is greedy or upstream."), code="invalid")
+    if max_examples is not None and max_examples < 1:
+        problems["max_examples"] = ValidationError(_("At least one example."), code="out_of_range")
+    if not 0 <= seed < 2**31:
+        problems["seed"] = ValidationError(_("A seed lies between 0 and 2147483647."), code="out_of_range")
+    limit = min(int(checkpoint.description.get("context_length") or LONGEST), LONGEST)
+    for field, value, least in (("max_source_length", lengths[0], 4), ("max_target_length", lengths[1], 3)):
+        if not least <= value <= limit:
+            problems[field] = ValidationError(
+                _("Between %(least)s and %(most)s tokens.") % {"least": least, "most": limit}, code="out_of_range"
+            )
+    if not problems and sum(lengths) > limit:
+        problems["max_target_length"] = ValidationError(
+            _("Source and target together are longer than the checkpoint's context of %(limit)s tokens.")
+            % {"limit": limit},
+            code="out_of_range",
+        )
+    return problems

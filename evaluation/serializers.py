@@ -1,0 +1,79 @@
+"""Evaluations and predictions as JSON."""
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from chat.models import Adapter, Checkpoint
+from evaluation.models import METRICS, EvaluationRun, Prediction
+from portal.api import RunSerializer
+from tuning.models import Dataset
+
+_INTERVAL = {
+    "type": "object",
+    "properties": {"value": {"type": "number"}, "low": {"type": "number"}, "high": {"type": "number"}},
+}
+_SCORES = {"type": "object", "nullable": True, "properties": dict.fromkeys(METRICS, _INTERVAL)}
+
+
+@extend_schema_field(_SCORES)
+class ScoresField(serializers.JSONField):
+    """Percent; low and high bound the 95 % interval."""
+
+
+class EvaluationRunSerializer(RunSerializer):
+    dataset = serializers.IntegerField(source="dataset_version.dataset_id", read_only=True)
+    dataset_name = serializers.CharField(source="recipe.dataset", read_only=True)
+    rows = serializers.IntegerField(source="recipe.rows", read_only=True)
+    checkpoint_name = serializers.CharField(source="checkpoint.name", read_only=True)
+    adapter_name = serializers.CharField(source="recipe.adapter", default=None, read_only=True)
+    scores = ScoresField(read_only=True)
+    baseline_scores = ScoresField(source="baseline.scores", default=None, read_only=True)
+    difference = ScoresField(read_only=True, help_text="Scores minus the baseline's, paired by row.")
+
+    class Meta(RunSerializer.Meta):
+        model = EvaluationRun
+        fields = [
+            *RunSerializer.Meta.fields,
+            "dataset", "dataset_name", "split", "rows", "checkpoint", "checkpoint_name", "adapter", "adapter_name",
+            "decoding", "max_examples", "scores", "failed_rows", "baseline", "baseline_scores", "difference",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+
+class PredictionSerializer(serializers.ModelSerializer):
+    prediction = serializers.CharField(source="text", read_only=True)
+
+    class Meta:
+        model = Prediction
+        fields = ["row", "prompt", "reference", "prediction", "scores"]
+        read_only_fields = fields
+
+
+class ComparisonSerializer(serializers.Serializer):
+    rows = serializers.IntegerField(help_text="How many rows both predicted.")
+    scores = ScoresField()
+    other_scores = ScoresField()
+    difference = ScoresField()
+
+
+class _Visible(serializers.PrimaryKeyRelatedField):
+    """A row that the requesting user may see, by its id; any other does not exist."""
+
+    def get_queryset(self):
+        return super().get_queryset().visible_to(self.context["request"].user)
+
+
+class NewEvaluationSerializer(serializers.Serializer):
+    """The body of POST; what is allowed together is decided by evaluation.plan.create_evaluation."""
+
+    dataset = _Visible(queryset=Dataset.objects.all())
+    checkpoint = _Visible(queryset=Checkpoint.objects.all())
+    adapter = _Visible(queryset=Adapter.objects.all(), required=False, allow_null=True, default=None)
+    decoding = serializers.CharField(default=EvaluationRun.Decoding.GREEDY, help_text="greedy or upstream")
+    max_examples = serializers.IntegerField(required=False, allow_null=True, default=None)
+    with_baseline = serializers.BooleanField(default=True, help_text="Evaluate the bare checkpoint too.")
+    split = serializers.CharField(required=False, allow_blank=True, default="", max_length=20)
+    max_source_length = serializers.IntegerField(required=False, allow_null=True, default=None)
+    max_target_length = serializers.IntegerField(required=False, allow_null=True, default=None)
+    seed = serializers.IntegerField(default=42)
+    name = serializers.CharField(required=False, allow_blank=True, default="", max_length=120)

@@ -1,0 +1,7 @@
+"""What the queue calls. The work itself is in a process of its own, evaluation/evaluate.py."""
+
+from portal.processes import supervise
+
+
+def evaluate(run_id: int) -> str:
+    return supervise(run_id, "evaluation.evaluate")

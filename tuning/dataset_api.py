@@ -1,0 +1,280 @@
+"""/api/v1/datasets/. Rules are in tuning/datasets.py; here is only HTTP."""
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_field
+from rest_framework import exceptions, mixins, parsers, serializers, status, viewsets
+from rest_framework.decorators import action
+from rest_framework.fields import get_error_detail
+from rest_framework.response import Response
+from rest_framework.routers import SimpleRouter
+
+from portal.api import Conflict, error
+from tuning import datasets
+from tuning.models import Dataset
+
+EXAMPLES_PER_PAGE, MOST_EXAMPLES_PER_PAGE = 50, 500
+_FORM_ROOM = 1 << 20  # bytes of a multipart body beside the file itself
+
+
+class DatasetSerializer(serializers.ModelSerializer):
+    owner = serializers.CharField(source="owner.username", default=None, read_only=True)
+    rows = serializers.SerializerMethodField(help_text="Of all splits of the newest version.")
+    version = serializers.SerializerMethodField(help_text="Number of the newest version.")
+    sha256 = serializers.SerializerMethodField(help_text="Names the content of the newest version.")
+    splits = serializers.SerializerMethodField(help_text="Rows of each split.")
+    encoding = serializers.SerializerMethodField(help_text="Of the uploaded file.")
+
+    class Meta:
+        model = Dataset
+        fields = [
+            "id", "name", "owner", "status", "rows", "splits", "version", "sha256", "encoding",
+            "prompt_column", "response_column", "history_column", "created_at",
+        ]  # fmt: skip
+        read_only_fields = [field for field in fields if field != "name"]
+
+    def _current(self, dataset):
+        return next(iter(dataset.versions.all()), None)  # newest first; prefetched in lists
+
+    def get_rows(self, dataset) -> int:
+        version = self._current(dataset)
+        return version.rows if version else 0
+
+    def get_version(self, dataset) -> int | None:
+        version = self._current(dataset)
+        return version.number if version else None
+
+    def get_sha256(self, dataset) -> str:
+        version = self._current(dataset)
+        return version.sha256 if version else ""
+
+    @extend_schema_field({"type": "object", "additionalProperties": {"type": "integer"}})
+    def get_splits(self, dataset):
+        version = self._current(dataset)
+        return {name: entry["rows"] for name, entry in version.splits.items()} if version else {}
+
+    def get_encoding(self, dataset) -> str:
+        version = self._current(dataset)
+        return version.encoding if version else ""
+
+
+class ProblemSerializer(serializers.Serializer):
+    line = serializers.IntegerField(allow_null=True, help_text="From 1; null where it concerns the whole file.")
+    code = serializers.CharField()
+    message = serializers.CharField()
+    level = serializers.ChoiceField(["error", "warning"])
+    member = serializers.CharField(required=False, help_text="The file inside the archive.")
+
+
+class DatasetDetailSerializer(DatasetSerializer):
+    problems = ProblemSerializer(many=True, read_only=True, help_text="The first 1,000.")
+    problem_count = serializers.SerializerMethodField()
+
+    class Meta(DatasetSerializer.Meta):
+        fields = [*DatasetSerializer.Meta.fields, "problems", "problem_count"]
+        read_only_fields = [field for field in fields if field != "name"]
+
+    def get_problem_count(self, dataset) -> int:
+        return datasets.problem_count(dataset)
+
+
+class UploadSerializer(serializers.Serializer):
+    file = serializers.FileField(help_text=".json, .jsonl or .csv; plain or in .gz, .zip, .tar, .tar.gz")
+    name = serializers.CharField(max_length=120, required=False, allow_blank=True, default="")
+    prompt_column = serializers.CharField(
+        max_length=100, required=False, allow_blank=True, default="", help_text="Empty: recognised from the first row."
+    )
+    response_column = serializers.CharField(
+        max_length=100,
+        required=False,
+        allow_blank=True,
+        default="",
+        help_text="Same as prompt_column: that column holds a whole conversation.",
+    )
+    history_column = serializers.CharField(max_length=100, required=False, allow_blank=True, default="")
+    skip_bad_rows = serializers.BooleanField(
+        default=False, help_text="Take the good rows of a file that has bad ones, rather than none."
+    )
+
+
+class ExampleSerializer(serializers.Serializer):
+    line = serializers.IntegerField()
+    prompt = serializers.CharField()
+    response = serializers.CharField()
+    history = serializers.ListField(child=serializers.ListField(child=serializers.CharField()))
+
+
+class ExamplePageSerializer(serializers.Serializer):
+    count = serializers.IntegerField()
+    next = serializers.URLField(allow_null=True)
+    previous = serializers.URLField(allow_null=True)
+    results = ExampleSerializer(many=True)
+
+
+class SplitSerializer(serializers.Serializer):
+    validation = serializers.FloatField(help_text="Rows to set aside, or a fraction below 1.")
+    seed = serializers.IntegerField(default=42, min_value=0)
+
+    def validate_validation(self, value):
+        if value <= 0 or (value > 1 and value != int(value)):
+            raise serializers.ValidationError(_("A number of rows, or a fraction below 1."))
+        return value if value < 1 else int(value)
+
+
+def rejection(rejected: datasets.DatasetRejected) -> Response:
+    """The envelope of an upload that was not taken, with all its problems."""
+    first = rejected.problems[0]
+    too_large = first["code"] == "too_large"
+    where = _("Line %(line)s: ") % {"line": first["line"]} if first["line"] else ""
+    body = error(
+        where + first["message"],
+        param="file",
+        code=first["code"],
+        problems=rejected.problems,
+        problem_count=rejected.total,
+    )
+    return Response(body, status=status.HTTP_413_REQUEST_ENTITY_TOO_LARGE if too_large else 400)
+
+
+class DatasetViewSet(
+    mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.UpdateModelMixin, mixins.DestroyModelMixin,
+    viewsets.GenericViewSet,
+):  # fmt: skip
+    """Uploaded examples. A dataset's versions never change; `split` adds one."""
+
+    queryset = Dataset.objects.all()
+    serializer_class = DatasetDetailSerializer
+    http_method_names = ["get", "post", "patch", "delete", "head", "options"]
+
+    def get_queryset(self):
+        found = self.queryset if getattr(self, "swagger_fake_view", False) else self._seen()
+        return found.select_related("owner").prefetch_related("versions")
+
+    def _seen(self):
+        return Dataset.objects.visible_to(self.request.user)
+
+    def get_serializer_class(self):
+        return DatasetSerializer if self.action == "list" else DatasetDetailSerializer
+
+    def get_parsers(self):
+        if getattr(self, "action_map", {}).get(self.request.method.lower() if self.request else "") == "create":
+            return [parsers.MultiPartParser()]
+        return super().get_parsers()
+
+    def initial(self, request, *args, **kwargs):
+        """Refuses a body that is too large before anything reads it."""
+        length = request.META.get("CONTENT_LENGTH") or "0"
+        if int(length) > settings.DATASET_MAX_BYTES + _FORM_ROOM:
+            raise TooLarge()
+        super().initial(request, *args, **kwargs)
+
+    def _changeable(self) -> Dataset:
+        """404 for what the user does not see, 403 for what is not theirs."""
+        dataset = self.get_object()
+        if not Dataset.objects.changeable_by(self.request.user).filter(pk=dataset.pk).exists():
+            raise exceptions.PermissionDenied(_("Only the owner may change this."))
+        return dataset
+
+    @extend_schema(
+        request={"multipart/form-data": UploadSerializer},
+        responses={
+            201: DatasetDetailSerializer,
+            400: OpenApiResponse(
+                OpenApiTypes.OBJECT, "error.problems lists every problem with its line; nothing was stored"
+            ),
+        },
+    )
+    def create(self, request):
+        body = UploadSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        fields = body.validated_data
+        try:
+            dataset = datasets.ingest(fields.pop("file"), name=fields.pop("name"), owner=request.user, **fields)
+        except datasets.DatasetRejected as rejected:
+            return rejection(rejected)
+        return Response(DatasetDetailSerializer(dataset).data, status=status.HTTP_201_CREATED)
+
+    def perform_update(self, serializer):
+        self._changeable()
+        serializer.save()
+
+    def perform_destroy(self, dataset):
+        self._changeable()
+        try:
+            datasets.delete(dataset)
+        except ValidationError as fault:
+            raise Conflict(fault.messages[0], code="in_use") from fault
+
+    @extend_schema(
+        parameters=[
+            OpenApiParameter("split", str, description="train, validation or test; the first split if left out"),
+            OpenApiParameter("page", int, description="from 1"),
+            OpenApiParameter("page_size", int, description=f"up to {MOST_EXAMPLES_PER_PAGE}"),
+        ],
+        responses=ExamplePageSerializer,
+    )
+    @action(detail=True, pagination_class=None, filter_backends=[])
+    def examples(self, request, pk=None):
+        version = self.get_object().current
+        split = request.query_params.get("split") or next(iter(version.splits), "")
+        if split not in version.splits:
+            raise exceptions.ValidationError(
+                {"split": [_("There is no such split. There are: %(splits)s.") % {"splits": ", ".join(version.splits)}]}
+            )
+        page, size = self._number("page", 1), min(self._number("page_size", EXAMPLES_PER_PAGE), MOST_EXAMPLES_PER_PAGE)
+        count = version.splits[split]["rows"]
+        last = max(1, -(-count // size))
+        if page > last:
+            raise exceptions.NotFound(_("There are %(pages)s pages.") % {"pages": last})
+
+        def link(number: int) -> str | None:
+            if not 1 <= number <= last:
+                return None
+            query = request.query_params.copy()
+            query["page"] = number
+            return request.build_absolute_uri(f"{request.path}?{query.urlencode()}")
+
+        return Response(
+            {
+                "count": count,
+                "next": link(page + 1),
+                "previous": link(page - 1),
+                "results": datasets.examples(version, split, (page - 1) * size, size),
+            }
+        )
+
+    def _number(self, name: str, otherwise: int) -> int:
+        text = self.request.query_params.get(name, "")
+        if not text:
+            return otherwise
+        if not text.isascii() or not text.isdigit() or int(text) < 1:
+            raise exceptions.ValidationError({name: [_("A number from 1.")]})
+        return int(text)
+
+    @extend_schema(request=SplitSerializer, responses={201: DatasetDetailSerializer})
+    @action(detail=True, methods=["post"])
+    def split(self, request, pk=None):
+        """Sets some of the training rows aside for validation, as a new version."""
+        dataset = self._changeable()
+        body = SplitSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        try:
+            datasets.add_split(dataset, **body.validated_data)
+        except ValidationError as fault:
+            raise exceptions.ValidationError(get_error_detail(fault)) from fault
+        return Response(DatasetDetailSerializer(self.get_queryset().get(pk=dataset.pk)).data, status=201)
+
+
+class TooLarge(exceptions.APIException):
+    status_code = status.HTTP_413_REQUEST_ENTITY_TOO_LARGE
+    default_code = "too_large"
+
+    def __init__(self):
+        super().__init__(_(datasets.MESSAGES["too_large"]) % {"limit": settings.DATASET_MAX_BYTES >> 20})
+
+
+_router = SimpleRouter()
+_router.register("datasets", DatasetViewSet, basename="api-dataset")
+dataset_urlpatterns = _router.urls
