@@ -10,11 +10,29 @@ from chat.models import Adapter, Checkpoint, Conversation
 DEFAULTS = Sampling()
 
 
+def chosen_model(user, value: str):
+    """(checkpoint, adapter or None) that a chip's or an option's value names and `user` may see: `base-3` is checkpoint 3 with
+    the prefix off, `adapter-7` adapter 7. None for an empty value; ValidationError when there is no such model."""
+    if not value:
+        return None
+    kind, _dash, pk = value.partition("-")
+    if kind == "base" and pk.isdecimal():
+        found = Checkpoint.objects.visible_to(user).filter(pk=pk).first(), None
+    elif kind == "adapter" and pk.isdecimal():
+        adapter = Adapter.objects.visible_to(user).filter(pk=pk).select_related("checkpoint").first()
+        found = (adapter and adapter.checkpoint), adapter
+    else:
+        found = None, None
+    if found[0] is None:
+        raise ValidationError(_("This model is not there any more. Choose another."))
+    return found
+
+
 class SayForm(forms.Form):
-    """One message. `model` is a chip's value: `base-3` (checkpoint 3, prefix off) or `adapter-7`."""
+    """One message; `model` is a chip's value."""
 
     text = forms.CharField(label=_("Message"), max_length=100_000)
-    model = forms.RegexField(r"^(base|adapter)-\d+$", required=False)
+    model = forms.CharField(max_length=40, required=False)
     temperature = forms.FloatField(label=_("Temperature"), min_value=0, max_value=2, required=False)
     top_p = forms.FloatField(label="top_p", min_value=0.01, max_value=1, required=False)
     max_new_tokens = forms.IntegerField(label=_("Longest answer"), min_value=1, max_value=32768, required=False)
@@ -26,25 +44,14 @@ class SayForm(forms.Form):
         self.fields["text"].required = needs_text
 
     def clean_model(self):
-        """(checkpoint, adapter or None), or None when the form names no model."""
-        kind, _dash, pk = self.cleaned_data["model"].partition("-")
-        if not kind:
-            return None
-        if kind == "base":
-            found = Checkpoint.objects.visible_to(self.user).filter(pk=pk).first(), None
-        else:
-            adapter = Adapter.objects.visible_to(self.user).filter(pk=pk).select_related("checkpoint").first()
-            found = (adapter and adapter.checkpoint), adapter
-        if found[0] is None:
-            raise ValidationError(_("This model is not there any more. Choose another."))
-        return found
+        return chosen_model(self.user, self.cleaned_data["model"])
 
     def sampling(self) -> dict:
         """What the panel set; absent keys keep the engine's defaults."""
         names = ("temperature", "top_p", "max_new_tokens", "seed")
         return {name: self.cleaned_data[name] for name in names if self.cleaned_data.get(name) is not None}
 
-    def chosen_model(self) -> dict:
+    def model_choice(self) -> dict:
         checkpoint, adapter = self.cleaned_data.get("model") or (None, None)
         return {"checkpoint": checkpoint, "adapter": adapter}
 

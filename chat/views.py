@@ -163,7 +163,7 @@ async def _answer(request, conversation, user, form, text):
 
     try:
         _question, answer = await sync_to_async(create_turn)(
-            conversation, user, text, sampling=form.sampling(), **form.chosen_model()
+            conversation, user, text, sampling=form.sampling(), **form.model_choice()
         )
         await generation.start(answer)
     except (ValidationError, APIException) as error:

@@ -16,6 +16,7 @@ from portal.models import Run
 from portal.processes import run_folder
 from tuning.forms import LABELS, TuningRunForm, add_errors
 from tuning.models import Dataset, TuningRun
+from tuning.plan import PRESETS, create_run, default_preset, is_chatglm
 
 PER_PAGE = 20
 CHART_POINTS = 600  # more than the chart has pixels to show
@@ -68,8 +69,6 @@ def _tail(run_id: int) -> str:
 
 def new_run(request):
     """`?dataset=`, `?like=RUN` (the recipe of an earlier run) and `?preset=` fill the form in."""
-    from tuning.plan import PRESETS, create_run
-
     user = request.user
     presets = {name: preset.as_dict() for name, preset in PRESETS.items()}
     if request.method == "POST":
@@ -90,7 +89,17 @@ def new_run(request):
                 return redirect("tuning_run", pk=run.pk)
     else:
         form = TuningRunForm(initial=_initial(request, presets), user=user)
-    context = {"form": form, "presets": presets, "waiting": Run.objects.filter(status__in=Run.ACTIVE).count()}
+    context = {
+        "form": form,
+        "chosen_preset": form["preset"].value(),
+        "page_data": {
+            "presets": presets,
+            "chatglm": [row.pk for row in form.fields["checkpoint"].queryset if is_chatglm(row)],
+            "checkpoints": {row.pk: row.name for row in form.fields["checkpoint"].queryset},
+            "url": request.build_absolute_uri("/api/v1/tuning-runs/"),
+        },
+        "waiting": Run.objects.filter(status__in=Run.ACTIVE).count(),
+    }
     return render(request, "tuning/tuningrun_form.html", context)
 
 
@@ -98,7 +107,7 @@ def _initial(request, presets: dict) -> dict:
     checkpoint = Checkpoint.objects.visible_to(request.user).first()
     dataset = Dataset.objects.visible_to(request.user).filter(status=Dataset.Status.READY)
     wanted = dataset.filter(pk=request.GET["dataset"]).first() if request.GET.get("dataset", "").isdigit() else None
-    initial = {"dataset": wanted or dataset.first(), "checkpoint": checkpoint, "preset": request.GET.get("preset")}
+    initial = {"dataset": wanted or dataset.first(), "checkpoint": checkpoint, "preset": request.GET.get("preset", "")}
     like = request.GET.get("like", "")
     earlier = TuningRun.objects.visible_to(request.user).filter(pk=like).first() if like.isdigit() else None
     if earlier:
@@ -109,8 +118,11 @@ def _initial(request, presets: dict) -> dict:
         }
         return initial | {name: earlier.recipe.get(name) for name in LABELS}
     if initial["preset"] not in presets:
-        initial["preset"] = "starter" if checkpoint and checkpoint.is_starter else "chatglm-6b-train.sh"
-    return initial | presets[initial["preset"]]
+        initial["preset"] = default_preset(checkpoint) if checkpoint else next(iter(presets))
+    values = dict(presets[initial["preset"]])
+    if not (checkpoint and is_chatglm(checkpoint)):
+        values["quantization_bit"] = None  # only ChatGLM-6B is quantised on loading
+    return initial | values
 
 
 @require_POST

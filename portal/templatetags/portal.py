@@ -58,3 +58,9 @@ def when(moment):
 def thousands(number):
     """12345 as 12,345; empty for None."""
     return "" if number is None else f"{number:,}"
+
+
+@register.filter
+def score(scores, metric):
+    """A metric's value of an evaluation's scores, with two decimals."""
+    return f"{scores[metric]['value']:.2f}"

@@ -19,7 +19,7 @@ function colour(token) {
 }
 
 // Exponential mean, corrected for its start, so that the first points are not pulled to zero.
-function smooth(values, keep = 0.85) {
+function smooth(values, keep = 0.7) {
   let sum = 0;
   let weight = 0;
   return values.map((value) => {
@@ -45,10 +45,11 @@ function draw() {
     {
       width: box.clientWidth,
       height: 240,
+      padding: [12, 8, 0, 0],
       cursor: { y: false, drag: { x: true, y: false } },
       legend: { live: true },
       scales: { x: { time: false, range: (_plot, low, high) => (high >= total * 0.98 || low > 0.02 * total ? [low, high] : [0, total]) } },
-      axes: [axis, { ...axis, size: 48 }],
+      axes: [axis, { ...axis, size: 40 }],
       series: [
         { label: box.dataset.step },
         { label: box.dataset.loss, stroke: accent, alpha: 0.32, width: 1, points: { show: false }, value: number },
