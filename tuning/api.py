@@ -1,0 +1,134 @@
+"""/api/v1/tuning-runs/. Rules are in plan.py and portal/runs.py; here is only HTTP."""
+
+from collections import deque
+
+from django.core.exceptions import ValidationError
+from django.http import HttpResponse
+from django.utils.translation import gettext as _
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import exceptions, mixins, pagination, renderers, status, viewsets
+from rest_framework.decorators import action
+from rest_framework.fields import get_error_detail
+from rest_framework.response import Response
+from rest_framework.routers import SimpleRouter
+
+from portal import runs
+from portal.api import Conflict
+from portal.models import Run
+from portal.processes import run_folder
+from tuning.models import TuningRun
+from tuning.plan import create_run
+from tuning.serializers import NewTuningRunSerializer, TuningMetricSerializer, TuningRunSerializer
+
+MOST_LOG_LINES = 100_000
+
+
+class BySteps(pagination.CursorPagination):
+    """Metrics, oldest first."""
+
+    ordering = "step"
+    page_size = 1000
+    page_size_query_param = "page_size"
+    max_page_size = 10_000
+
+
+class PlainText(renderers.BaseRenderer):
+    """Lets a client ask for text; the view answers with a response of its own."""
+
+    media_type, format, charset = "text/plain", "txt", "utf-8"
+
+    def render(self, data, accepted_media_type=None, renderer_context=None):
+        return renderers.JSONRenderer().render(data)
+
+
+class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet):
+    """P-tuning v2 runs. What the user does not see is 404; what they see but may not change is 403."""
+
+    queryset = TuningRun.objects.all()
+    serializer_class = TuningRunSerializer
+
+    def get_queryset(self):
+        if getattr(self, "swagger_fake_view", False):
+            return self.queryset
+        found = TuningRun.objects.visible_to(self.request.user)
+        wanted = self.request.query_params.get("status")
+        if self.action == "list" and wanted:
+            if wanted not in Run.Status.values:
+                message = _("Must be one of: %(choices)s.") % {"choices": ", ".join(Run.Status.values)}
+                raise exceptions.ValidationError({"status": [message]})
+            found = found.filter(status=wanted)
+        return found.select_related("owner", "dataset_version").prefetch_related("adapters")
+
+    def _changeable(self) -> TuningRun:
+        run = self.get_object()
+        if not TuningRun.objects.changeable_by(self.request.user).filter(pk=run.pk).exists():
+            raise exceptions.PermissionDenied(_("Only the owner may change this."))
+        return run
+
+    def _answer(self, run: TuningRun, http_status: int = status.HTTP_200_OK) -> Response:
+        return Response(TuningRunSerializer(self.get_queryset().get(pk=run.pk)).data, status=http_status)
+
+    @extend_schema(parameters=[OpenApiParameter("status", str, enum=Run.Status.values)])
+    def list(self, request, *args, **kwargs):
+        return super().list(request, *args, **kwargs)
+
+    @extend_schema(request=NewTuningRunSerializer, responses={201: TuningRunSerializer})
+    def create(self, request):
+        """Checks the plan, freezes it and puts the run into the queue. All problems of a body are named at once."""
+        body = NewTuningRunSerializer(data=request.data, context={"request": request})
+        body.is_valid(raise_exception=True)
+        fields = {name: value for name, value in body.validated_data.items() if name != "method"}
+        try:
+            run = create_run(request.user, **fields)
+        except ValidationError as error:
+            raise exceptions.ValidationError(get_error_detail(error)) from error
+        return self._answer(run, status.HTTP_201_CREATED)
+
+    @extend_schema(responses=TuningMetricSerializer(many=True))
+    @action(detail=True, pagination_class=BySteps, serializer_class=TuningMetricSerializer)
+    def metrics(self, request, pk=None):
+        """Loss, learning rate and speed of each logged step, oldest first."""
+        page = self.paginate_queryset(self.get_object().metrics.all())
+        return self.get_paginated_response(TuningMetricSerializer(page, many=True).data)
+
+    @extend_schema(
+        parameters=[OpenApiParameter("tail", int, description="only so many of the last lines")],
+        responses={(200, "text/plain"): OpenApiTypes.STR},
+    )
+    @action(detail=True, pagination_class=None, renderer_classes=[PlainText, renderers.JSONRenderer])
+    def log(self, request, pk=None):
+        """The trainer's log of all attempts, for people."""
+        run = self.get_object()
+        tail = request.query_params.get("tail", "")
+        if tail and not (tail.isascii() and tail.isdigit() and 0 < int(tail) <= MOST_LOG_LINES):
+            message = _("Must lie between %(low)s and %(high)s.") % {"low": 1, "high": MOST_LOG_LINES}
+            raise exceptions.ValidationError({"tail": [message]})
+        try:
+            with open(run_folder(run.pk) / "run.log", encoding="utf-8", errors="replace") as file:
+                text = "".join(deque(file, int(tail or MOST_LOG_LINES)))
+        except FileNotFoundError:
+            text = ""
+        return HttpResponse(text, content_type="text/plain; charset=utf-8")
+
+    @extend_schema(request=None, responses=TuningRunSerializer)
+    @action(detail=True, methods=["post"])
+    def cancel(self, request, pk=None):
+        """A queued run ends at once, a running one after its step, with a checkpoint. An ended run stays as it is."""
+        run = self._changeable()
+        runs.cancel(run)
+        return self._answer(run)
+
+    @extend_schema(request=None, responses=TuningRunSerializer)
+    @action(detail=True, methods=["post"])
+    def resume(self, request, pk=None):
+        """A failed or cancelled run goes on from its last checkpoint; 409 for any other."""
+        run = self._changeable()
+        if not runs.resume(run):
+            raise Conflict(_("Only a failed or cancelled run can go on."), "not_resumable")
+        return self._answer(run)
+
+
+_router = SimpleRouter()
+_router.register("tuning-runs", TuningRunViewSet, basename="api-tuning-run")
+tuning_run_urlpatterns = _router.urls

@@ -1,0 +1,92 @@
+"""The shape of tuning runs in the REST API."""
+
+from django.utils.translation import gettext_lazy as _
+from rest_framework import serializers
+
+from chat.models import Checkpoint
+from portal.api import RunSerializer
+from tuning.models import Dataset, TuningMetric, TuningRun
+from tuning.plan import METHOD, PRESETS
+from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
+
+
+class TuningRunSerializer(RunSerializer):
+    dataset = serializers.IntegerField(source="dataset_version.dataset_id", read_only=True)
+    dataset_version = serializers.IntegerField(source="dataset_version.number", read_only=True)
+    method = serializers.ReadOnlyField(source="recipe.method")
+    step = serializers.IntegerField(source="progress", read_only=True)
+    max_steps = serializers.IntegerField(source="total", read_only=True)
+    progress = serializers.SerializerMethodField(help_text="0 to 1")
+    eta_seconds = serializers.FloatField(read_only=True, allow_null=True)
+    adapter = serializers.SerializerMethodField(help_text="id of what the run has made")
+
+    class Meta(RunSerializer.Meta):
+        model = TuningRun
+        fields = [
+            *RunSerializer.Meta.fields,
+            "dataset", "dataset_version", "checkpoint", "method", "step", "max_steps", "loss", "samples_per_second",
+            "eta_seconds", "trainable_parameters", "adapter",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+    def get_adapter(self, run) -> int | None:
+        made = max(run.adapters.all(), key=lambda adapter: adapter.pk, default=None)  # prefetched in lists
+        return made.pk if made else None
+
+
+class TuningMetricSerializer(serializers.ModelSerializer):
+    class Meta:
+        model = TuningMetric
+        fields = ["step", "loss", "learning_rate", "samples_per_second", "created_at"]
+
+
+def _hyper_fields() -> dict[str, serializers.Field]:
+    """A field for each hyper-parameter, with the recipe's own limits."""
+    found: dict[str, serializers.Field] = {}
+    for name, (low, high) in LIMITS.items():
+        kind = serializers.IntegerField if name in WHOLE_NUMBERS else serializers.FloatField
+        found[name] = kind(required=False, min_value=low, max_value=high)
+    for name, choices in CHOICES.items():
+        if name == "prefix_projection":
+            found[name] = serializers.BooleanField(required=False)
+        else:
+            named = [choice for choice in choices if choice is not None]
+            found[name] = serializers.ChoiceField(named, required=False, allow_null=None in choices)
+    return found
+
+
+class NewTuningRunSerializer(serializers.Serializer):
+    """What is left out comes from the preset; without a preset from that of the checkpoint."""
+
+    dataset = serializers.PrimaryKeyRelatedField(queryset=Dataset.objects.none())
+    checkpoint = serializers.PrimaryKeyRelatedField(queryset=Checkpoint.objects.none())
+    name = serializers.CharField(
+        required=False, max_length=120, allow_blank=True, help_text="the tuned model's name; else the dataset's"
+    )
+    method = serializers.ChoiceField([METHOD], required=False)
+    preset = serializers.ChoiceField(list(PRESETS), required=False, allow_null=True)
+
+    def get_fields(self):
+        fields = super().get_fields() | _hyper_fields()
+        request = self.context.get("request")
+        if request is not None:
+            fields["dataset"].queryset = Dataset.objects.visible_to(request.user)
+            fields["checkpoint"].queryset = Checkpoint.objects.visible_to(request.user)
+        return fields
+
+    def to_internal_value(self, data):
+        """A misspelt field must not be a default in silence: it is named together with all other problems."""
+        problems = {}
+        known = self.fields
+        if isinstance(data, dict):
+            unknown = [name for name in data if name not in known]
+            problems = {
+                name: [serializers.ErrorDetail(_("There is no such field."), "unknown_field")] for name in unknown
+            }
+        try:
+            values = super().to_internal_value(data)
+        except serializers.ValidationError as error:
+            raise serializers.ValidationError({**problems, **error.detail}) from error
+        if problems:
+            raise serializers.ValidationError(problems)
+        return values
