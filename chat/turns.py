@@ -95,9 +95,14 @@ def _content(content) -> str:
         message = _("The text has %(length)s characters; at most %(most)s are possible.")
         raise ValidationError(message % {"length": f"{len(content):,}", "most": f"{LONGEST_CONTENT:,}"}, "too_long")
     ProhibitNullCharactersValidator()(content)
-    if any("\ud800" <= character <= "\udfff" for character in content):
+    if has_half_a_character(content):
         raise ValidationError(_("The text contains half a character (a lone surrogate)."), "invalid")
     return content
+
+
+def has_half_a_character(text: str) -> bool:
+    """A lone surrogate: JSON can spell it, UTF-8 cannot, so neither database nor worker would take it."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _row(model, user, value):

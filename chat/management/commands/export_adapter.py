@@ -1,0 +1,37 @@
+"""`manage.py export_adapter NAME --format upstream --output FOLDER`: an adapter for other people's programs."""
+
+from pathlib import Path
+
+from django.core.management.base import BaseCommand, CommandError
+
+from chat.models import Adapter
+
+
+class Command(BaseCommand):
+    help = (
+        "Write an adapter in another program's format: upstream (ChatGLM-6B's ptuning scripts load it as "
+        "--ptuning_checkpoint) or peft. Example: export_adapter house-v1 --format upstream --output exported/"
+    )
+
+    def add_arguments(self, parser):
+        parser.add_argument("name")
+        parser.add_argument("--format", choices=["upstream", "peft"], default="peft")
+        parser.add_argument("--output", required=True, help="a folder, made if it is missing")
+
+    def handle(self, *, name, format, output, **options):
+        adapter = Adapter.objects.select_related("checkpoint").filter(name=name).first()
+        if adapter is None:
+            raise CommandError(f"There is no adapter named {name!r}.")
+        from chat.chatglm.ptuning_files import write_peft, write_upstream
+        from chat.engine import adapters
+        from chat.engine.fingerprint import CheckpointInvalid, read_config
+
+        try:
+            prefix = adapters.load(adapter.path)
+            if format == "peft":
+                folder = write_peft(prefix, Path(output), adapter.checkpoint.name)
+            else:
+                folder = write_upstream(prefix, Path(output), read_config(adapter.checkpoint.path))
+        except (adapters.AdapterInvalid, CheckpointInvalid) as error:
+            raise CommandError(str(error)) from error
+        self.stdout.write(str(folder))

@@ -1,0 +1,92 @@
+"""`import_adapter` and `export_adapter`: prefixes of other programs in and out, number for number."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from django.core.management import CommandError, call_command
+from safetensors.numpy import load_file, save_file
+
+from chat import registry
+from chat.models import Adapter
+from tests.chat.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, PRE_SEQ_LEN, adapter_folder, checkpoint_folder
+
+pytestmark = pytest.mark.django_db
+WIDTH = LAYERS * 2 * KV_HEADS * HEAD_DIM
+
+
+@pytest.fixture
+def base(tmp_path, data_dir):
+    return registry.register_checkpoint(checkpoint_folder(tmp_path / "base"))
+
+
+def upstream_folder(folder, width=WIDTH):
+    """What ChatGLM-6B's train.sh leaves behind, for a prefix without projection."""
+    folder.mkdir(parents=True)
+    rows = torch.arange(PRE_SEQ_LEN * width, dtype=torch.float32).view(PRE_SEQ_LEN, width)
+    torch.save({"transformer.prefix_encoder.embedding.weight": rows}, folder / "pytorch_model.bin")
+    return folder, rows.numpy()
+
+
+def test_an_upstream_checkpoint_becomes_an_adapter_with_its_step(base, tmp_path, member):
+    folder, rows = upstream_folder(tmp_path / "out" / "checkpoint-3000")
+    call_command("import_adapter", str(folder), "--checkpoint", "base", "--name", "adgen", "--owner", "member")
+    adapter = Adapter.objects.get()
+    assert (adapter.name, adapter.step, adapter.pre_seq_len, adapter.owner) == ("adgen", 3000, PRE_SEQ_LEN, member)
+    prefix = load_file(adapter.path / "adapter.safetensors")["prefix"]
+    # row p: layer after layer, key then value, head after head
+    assert np.array_equal(prefix[1, 0, 1, 2], rows[2].reshape(LAYERS, 2, KV_HEADS, HEAD_DIM)[1, 0, 1])
+    assert folder.exists()
+
+
+def test_exported_and_imported_again_it_is_the_same(base, tmp_path):
+    call_command("import_adapter", str(adapter_folder(tmp_path / "one", base.fingerprint)), "--checkpoint", "base")
+    first = Adapter.objects.get()
+    for form in ("peft", "upstream"):
+        call_command("export_adapter", "one", "--format", form, "--output", str(tmp_path / form))
+        call_command("import_adapter", str(tmp_path / form), "--checkpoint", "base", "--name", form)
+    hashes = set(Adapter.objects.values_list("sha256", flat=True))
+    assert hashes == {first.sha256} and Adapter.objects.count() == 3
+
+
+def test_an_adapter_that_does_not_fit_is_refused_naming_both_sides(base, tmp_path):
+    folder, _rows = upstream_folder(tmp_path / "checkpoint-1", width=WIDTH * 2)
+    with pytest.raises(CommandError, match=rf"\[{PRE_SEQ_LEN}, {WIDTH * 2}\].*{WIDTH}\]"):
+        call_command("import_adapter", str(folder), "--checkpoint", "base")
+    with pytest.raises(CommandError, match="000000000000"):
+        call_command("import_adapter", str(adapter_folder(tmp_path / "x", "0" * 64)), "--checkpoint", "base")
+    assert not Adapter.objects.exists() and not list((tmp_path / "adapters").glob("*"))
+
+
+def test_what_is_missing_is_named(base, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, named in (
+        ([str(tmp_path / "none"), "--checkpoint", "base"], "not a folder"),
+        ([str(tmp_path / "empty"), "--checkpoint", "nobody"], "nobody.*base"),
+        ([str(tmp_path / "empty"), "--checkpoint", "base"], "no weights"),
+    ):
+        with pytest.raises(CommandError, match=named):
+            call_command("import_adapter", *arguments)
+
+
+def test_a_peft_folder_of_another_kind_is_refused(base, tmp_path):
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
+    save_file({"x": np.zeros(1)}, folder / "adapter_model.safetensors")
+    with pytest.raises(CommandError, match="LORA"):
+        call_command("import_adapter", str(folder), "--checkpoint", "base")
+
+
+def test_a_pickle_does_not_run(base, tmp_path):
+    class Canary:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "fired"), "w"))
+
+    folder = tmp_path / "checkpoint-9"
+    folder.mkdir()
+    torch.save({"transformer.prefix_encoder.embedding.weight": Canary()}, folder / "pytorch_model.bin")
+    with pytest.raises(CommandError):
+        call_command("import_adapter", str(folder), "--checkpoint", "base")
+    assert not (tmp_path / "fired").exists()
