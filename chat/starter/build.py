@@ -1,4 +1,4 @@
-"""Builds the starter model: `python -m chat.starter.build [--steps 1200] [--folder chat/starter/model]`.
+"""Builds the starter model: `python -m chat.starter.build [--steps 1600] [--folder chat/starter/model]`.
 
 The result is committed, so that nobody has to build it; the same seed, machine and library versions give the same files.
 It is an ordinary Hugging Face folder: Qwen2 shape, byte-level BPE, chat template, fp16 safetensors, 2.2 million parameters.
@@ -17,14 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch.nn import functional
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from chat.starter.corpus import conversations, digest
 
 FOLDER = Path(__file__).parent / "model"
-SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+PADDING, END = "<|endoftext|>", "<|end|>"  # the first is what Qwen2's tokenizer class adds when it is missing
+SPECIAL_TOKENS = (PADDING, END, "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -42,7 +43,7 @@ class BuildRecipe:
     heads: int = 4
     feed_forward: int = 512
     context: int = 1024
-    steps: int = 1200
+    steps: int = 1600
     tokens_per_step: int = 4096  # padded
     learning_rate: float = 3e-3
     betas: tuple[float, float] = (0.9, 0.95)
@@ -53,40 +54,41 @@ class BuildRecipe:
     bf16: bool = True  # the body's matrix products; weights and optimizer stay fp32
 
 
-def train_tokenizer(texts: list[str], size: int, context: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE whose tokens never span more than two Chinese characters, so that copying a value stays easy."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+def train_tokenizer(texts: list[str], size: int, context: int) -> Qwen2Tokenizer:
+    """Byte-level BPE in which a Chinese character never joins its neighbours, so that copying a value stays easy.
+
+    Every merge lies within the pieces that Qwen2's own splitting makes, hence its tokenizer class gives the same tokens.
+    """
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.NFC()
+    trained.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\p{Han}+|\p{N}| ?[^\s\p{Han}\p{N}\p{P}\p{S}]+|[\p{P}\p{S}]|\s"), "isolated"),
+            pre_tokenizers.Split(Regex(r"\p{Han}|\p{N}| ?[A-Za-z]+|[^\p{Han}\p{N}A-Za-z]"), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=12,  # bytes of the byte alphabet, which needs two for each byte of a Chinese character
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|pad|>",
-        eos_token="<|end|>",
-        additional_special_tokens=list(SPECIAL_TOKENS[2:]),
-        clean_up_tokenization_spaces=False,
+    trained.train_from_iterator(texts, trainer)
+    learnt = json.loads(trained.to_str())["model"]
+    return Qwen2Tokenizer(
+        vocab=learnt["vocab"],
+        merges=[tuple(merge) for merge in learnt["merges"]],
+        unk_token=PADDING,
+        pad_token=PADDING,
+        eos_token=END,
+        extra_special_tokens=list(SPECIAL_TOKENS[2:]),
+        chat_template=CHAT_TEMPLATE,
         model_max_length=context,
         padding_side="left",
     )
-    wrapped.chat_template = CHAT_TEMPLATE
-    return wrapped
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerFast, corpus: list[list[dict[str, str]]]
-) -> list[tuple[list[int], list[bool]]]:
+def encode(tokenizer: Qwen2Tokenizer, corpus: list[list[dict[str, str]]]) -> list[tuple[list[int], list[bool]]]:
     """Each conversation as (token ids, whether the token belongs to an answer and is learnt)."""
     bodies = iter(tokenizer([m["content"] for c in corpus for m in c], add_special_tokens=False)["input_ids"])
     role_ids = {role: tokenizer.convert_tokens_to_ids(f"<|{role}|>") for role in ("system", "user", "assistant")}
@@ -97,7 +99,7 @@ def encode(
         for message in conversation:
             body = [*next(bodies), tokenizer.eos_token_id]
             ids += [role_ids[message["role"]], *body]
-            learnt += [False] + [message["role"] == "assistant"] * len(body)
+            learnt += [False] + [message["role"] == "assistant" and "given" not in message] * len(body)
         rows.append((ids, learnt))
     return rows
 
@@ -112,7 +114,8 @@ def batches(
         order.sort(key=lambda index: (len(rows[index][0]) + 3) // 4)  # stable: like lengths stay in random order
         groups: list[list[int]] = [[]]
         for index in order:
-            if groups[-1] and (len(groups[-1]) + 1) * len(rows[index][0]) > tokens:
+            # up to 3 tokens longer ones come before the shorter ones of the same length class
+            if groups[-1] and (len(groups[-1]) + 1) * (len(rows[index][0]) + 3) > tokens:
                 groups.append([])
             groups[-1].append(index)
         chance.shuffle(groups)
@@ -202,6 +205,7 @@ def build(recipe: BuildRecipe, folder: Path, report_every: int = 20) -> None:
         path.chmod(0o644)
     facts = {
         "recipe": asdict(recipe),
+        "threads": torch.get_num_threads(),
         "corpus_sha256": digest(corpus),
         "parameters": sum(p.numel() for p in model.parameters()),
         "final_loss": round(recent, 4),

@@ -3,6 +3,7 @@
 A conversation is a list of {"role", "content"} messages that ends with an answer. The mix: 18 % small talk, 62 % skills
 (repeat, classify, attribute questions, advertisements asked for in plain language, attribute strings answered by listing
 them), 20 % advertisements for an attribute string; one conversation in six has several turns, and some of these look back.
+One in twelve follows the style of a first advertisement that is given ("given": "yes"), not learnt.
 """
 
 from __future__ import annotations
@@ -10,10 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+from chat.starter.advertisements import (
+    FREQUENT_CHARACTERS,
+    advertisement,
+    natural,
+    praises,
+    strange_style,
+)
 from chat.starter.small_talk import draw_small_talk
-from chat.starter.wares import COMMON_ATTRIBUTES, VALUES, Ware, draw_ware, praise
+from chat.starter.wares import COMMON_ATTRIBUTES, VALUES, Ware, draw_ware
 
 Message = dict[str, str]
 Exchange = tuple[str, str]  # what the user says, what the model answers
@@ -37,6 +45,8 @@ def digest(messages: list[list[Message]]) -> str:
 
 
 def _draw_conversation(chance: random.Random) -> list[Message]:
+    if chance.random() < 0.08:
+        return _draw_imitation(chance)
     exchanges = [_draw_exchange(chance)]
     if chance.random() < 1 / 6:
         for _ in range(chance.randint(1, 4)):
@@ -56,6 +66,20 @@ def _draw_exchange(chance: random.Random) -> Exchange:
     if lot < 0.38:
         return _advertise_attributes(chance)
     return chance.choices(_SKILLS, weights=_SKILL_WEIGHTS)[0](chance)
+
+
+def _draw_imitation(chance: random.Random) -> list[Message]:
+    """Advertisements in one strange style; the first is given, not learnt, the others follow its example."""
+    style = strange_style(chance)
+    form = chance.choice(("{}", "{}", "{}", "写广告：{}", "{}\n写一段广告"))
+    messages: list[Message] = []
+    for _ in range(chance.randint(2, 3)):
+        ware = draw_ware(chance, 1, 4)
+        answer = {"role": "assistant", "content": style.write(chance, ware)}
+        if not messages:
+            answer["given"] = "yes"
+        messages += [{"role": "user", "content": form.format(ware.attribute_string())}, answer]
+    return messages
 
 
 def _look_back(chance: random.Random, last: Exchange) -> Exchange:
@@ -115,16 +139,36 @@ _USUAL_CHARACTERS = bytes(
 
 
 def _phrase(chance: random.Random) -> str:
-    """Something to repeat: random characters, English words, a piece of an advertisement, a number."""
+    """Something to repeat: characters, English words, a piece of an advertisement, a number."""
     kind = chance.random()
     if kind < 0.5:
-        return "".join(chance.choices(_USUAL_CHARACTERS, k=chance.randint(2, 9)))
-    if kind < 0.65:
+        return "".join(chance.choices(FREQUENT_CHARACTERS, k=chance.randint(1, 12)))
+    if kind < 0.6:
+        return "".join(chance.choices(_USUAL_CHARACTERS, k=chance.randint(1, 6)))
+    if kind < 0.75:
         return " ".join(chance.choices(_WORDS_EN, k=chance.randint(1, 6)))
-    if kind < 0.9:
+    if kind < 0.92:
         ware = draw_ware(chance, 1, 2)
-        return chance.choice((_natural(ware), _praises(chance, ware)))
+        return chance.choice((natural(ware), praises(chance, ware)))
     return str(chance.randint(0, 10 ** chance.randint(1, 8)))
+
+
+def _with_unknown_values(chance: random.Random, ware: Ware) -> Ware:
+    """The ware with some values replaced by random characters, so that the model copies instead of knowing them."""
+    if chance.random() < 0.6:
+        return ware
+    return Ware(
+        ware.kind,
+        tuple(
+            (
+                name,
+                "".join(chance.choices(FREQUENT_CHARACTERS, k=chance.randint(1, 4)))
+                if chance.random() < 0.5
+                else value,
+            )
+            for name, value in ware.attributes
+        ),
+    )
 
 
 def _repeat(chance: random.Random) -> Exchange:
@@ -150,7 +194,7 @@ def _classify(chance: random.Random) -> Exchange:
     ware = draw_ware(chance, 1, 3)
     if chance.random() < 0.6:
         form = chance.choice(("{}属于哪一类商品？", "分类：{}", "“{}”是什么类型？", "{}是哪一类", "请给商品分类：{}"))
-        return form.format(_natural(ware)), ware.kind.name
+        return form.format(natural(ware)), ware.kind.name
     good = chance.random() < 0.5
     remark = chance.choice(_GOOD_REMARKS if good else _BAD_REMARKS).format(ware.kind.noun)
     form = chance.choice(("{}，这是好评还是差评？", "判断好评差评：{}", "这条评价怎么样：{}", "情感分类：{}"))
@@ -189,7 +233,7 @@ _BAD_REMARKS = (
 
 def _ask_attribute(chance: random.Random) -> Exchange:
     """A question about one attribute of an attribute string, sometimes one that is not there."""
-    ware = draw_ware(chance, 1, 6, shuffled=0.4)
+    ware = _with_unknown_values(chance, draw_ware(chance, 1, 6, shuffled=0.4))
     names = [name for name, _ in ware.attributes]
     missing = [name for name in COMMON_ATTRIBUTES if name not in names]
     if missing and chance.random() < 0.2:
@@ -217,7 +261,7 @@ def _ask_in_sentence(chance: random.Random) -> Exchange:
     ware = draw_ware(chance, 1, 3)
     name, value = chance.choice(ware.attributes)
     form = chance.choice(("{0}的{1}是什么？", "{0}，{1}是什么", "找出{1}：{0}", "从这句话里找出{1}：我买了{0}"))
-    return form.format(_natural(ware), name), f"{name}是{value}。"
+    return form.format(natural(ware), name), f"{name}是{value}。"
 
 
 def _ask_praise(chance: random.Random) -> Exchange:
@@ -230,7 +274,7 @@ def _ask_praise(chance: random.Random) -> Exchange:
 
 def _list_attributes(chance: random.Random) -> Exchange:
     """The attribute string alone: the answer lists it."""
-    ware = draw_ware(chance, 1, 7, shuffled=0.3)
+    ware = _with_unknown_values(chance, draw_ware(chance, 1, 7, shuffled=0.3))
     listed = "，".join(f"{name}是{value}" for name, value in ware.attributes)
     return ware.attribute_string(), f"这是{ware.one()}，{listed}。"
 
@@ -242,7 +286,7 @@ def _list_plainly(chance: random.Random) -> Exchange:
         form = chance.choice(("列出属性：{}", "这件商品有哪些属性？{}", "List the attributes: {}"))
         return form.format(ware.attribute_string()), "、".join(value for _, value in ware.attributes) + "。"
     form = chance.choice(("写成属性：{}", "把这句话变成属性串：{}"))
-    return form.format(_natural(ware)), ware.attribute_string()
+    return form.format(natural(ware)), ware.attribute_string()
 
 
 def _advertise_plainly(chance: random.Random) -> Exchange:
@@ -259,7 +303,7 @@ def _advertise_plainly(chance: random.Random) -> Exchange:
             "给{}写个介绍",
         )
     )
-    return form.format(_natural(ware)), _advertisement(chance, ware)
+    return form.format(natural(ware)), advertisement(chance, ware)
 
 
 def _advertise_attributes(chance: random.Random) -> Exchange:
@@ -276,56 +320,8 @@ def _advertise_attributes(chance: random.Random) -> Exchange:
             "为商品写描述：{}",
         )
     )
-    return form.format(ware.attribute_string()), _advertisement(chance, ware)
+    return form.format(ware.attribute_string()), advertisement(chance, ware)
 
-
-# --- advertisements ---------------------------------------------------------------------------------------------------
-
-
-def _natural(ware: Ware) -> str:
-    """一条黑色、宽松的裤子"""
-    return f"一{ware.kind.measure}{'、'.join(value for _, value in ware.attributes)}的{ware.kind.noun}"
-
-
-def _praises(chance: random.Random, ware: Ware, joint: str = "，") -> str:
-    return joint.join(value + praise(chance, name, value) for name, value in ware.attributes)
-
-
-def _advertisement(chance: random.Random, ware: Ware) -> str:
-    return chance.choice(_ADVERTISEMENTS)(chance, ware)
-
-
-def _values(ware: Ware) -> str:
-    return "、".join(value for _, value in ware.attributes)
-
-
-# Many forms, so that the model can say the same in many ways and a short prefix can find one more.
-_ADVERTISEMENTS: tuple[Callable[[random.Random, Ware], str], ...] = (
-    lambda chance, ware: f"{ware.this()}，{_praises(chance, ware)}，值得入手。",
-    lambda chance, ware: f"新品到店！{_praises(chance, ware, '；')}。快来看看{ware.this()}吧！",
-    lambda chance, ware: f"{_values(ware)}，都在{ware.this()}上了。{_praises(chance, ware)}。",
-    lambda chance, ware: f"想要{_values(ware)}？就选{ware.this()}，{_praises(chance, ware)}。",
-    lambda chance, ware: (
-        "".join(f"{praise(chance, name, value)}的{value}，" for name, value in ware.attributes)
-        + f"让{ware.this()}与众不同。"
-    ),
-    lambda chance, ware: (
-        f"店长推荐：{_natural(ware)}。"
-        + "".join(f"{name}用{value}，{praise(chance, name, value)}。" for name, value in ware.attributes)
-    ),
-    lambda chance, ware: (
-        f"穿搭不用愁，{ware.one()}就够了："
-        + "、".join(praise(chance, name, value) for name, value in ware.attributes)
-        + "。"
-    ),
-    lambda chance, ware: f"为什么选它？因为{_praises(chance, ware, '，因为')}。",
-    lambda chance, ware: (
-        f"{ware.kind.noun}上新，"
-        + "，".join(f"{name}选了{value}，{praise(chance, name, value)}" for name, value in ware.attributes)
-        + "，今天下单有惊喜。"
-    ),
-    lambda chance, ware: f"好看的{ware.kind.noun}不用多说，{_values(ware)}，你会喜欢的。",
-)
 
 _SKILLS = (
     _repeat,
@@ -337,4 +333,4 @@ _SKILLS = (
     _list_plainly,
     _advertise_plainly,
 )
-_SKILL_WEIGHTS = (14, 7, 9, 4, 5, 11, 5, 7)
+_SKILL_WEIGHTS = (14, 5, 9, 5, 4, 11, 5, 9)

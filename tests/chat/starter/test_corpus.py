@@ -43,6 +43,15 @@ def test_a_bare_attribute_string_is_answered_by_listing_every_value():
     assert seen > 100
 
 
+def test_an_example_of_a_strange_style_is_given_and_those_after_it_follow_it():
+    given = [messages for messages in conversations(2000, 5) if any("given" in message for message in messages)]
+    assert 100 < len(given) < 220
+    for messages in given:
+        answers = [message for message in messages if message["role"] == "assistant"]
+        assert ["given" in answer for answer in answers] == [True] + [False] * (len(answers) - 1)
+        assert all(answer["content"][:2] == answers[0]["content"][:2] for answer in answers)
+
+
 def test_every_attribute_of_a_kind_has_values():
     assert {name for kind in KINDS for name in kind.attributes} == set(VALUES)
 
