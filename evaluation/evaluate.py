@@ -6,6 +6,7 @@ flight. The process writes while it holds the run's token, and ends at once when
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -13,26 +14,29 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 
 import django
 
-django.setup()
+if __name__ == "__main__":
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
+    django.setup()
 
-import torch  # noqa: E402
-from django.conf import settings  # noqa: E402
-from django.db import connection  # noqa: E402
-from django.db.models import F  # noqa: E402
+import torch
+from django.conf import settings
+from django.db import connection
+from django.db.models import F
 
-from chat.engine.fingerprint import CheckpointInvalid  # noqa: E402
-from chat.engine.loading import default_device, load  # noqa: E402
-from chat.engine.request import AdapterRef, RequestRefused  # noqa: E402
-from evaluation.comparison import update_differences  # noqa: E402
-from evaluation.metrics import Scorer, average  # noqa: E402
-from evaluation.models import EvaluationRun, Prediction  # noqa: E402
-from evaluation.predict import Predicted, engine_for, messages_of, predict, reference_of  # noqa: E402
-from portal import runs  # noqa: E402
-from tuning import device_lock  # noqa: E402
-from tuning.datasets import open_split  # noqa: E402
+from chat.engine.fingerprint import CheckpointInvalid
+from chat.engine.loading import default_device, load
+from chat.engine.request import AdapterRef, RequestRefused
+from evaluation.comparison import update_differences
+from evaluation.metrics import Scorer, average
+from evaluation.models import EvaluationRun, Prediction
+from evaluation.predict import Predicted, engine_for, messages_of, predict, reference_of
+from portal import runs
+from tuning import device_lock
+from tuning.datasets import open_split
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +75,7 @@ class Heart:
     def __exit__(self, *error) -> None:
         self._ended.set()
         self._thread.join()
+        self.beat()
 
     def _beat(self) -> None:
         try:
@@ -85,11 +90,22 @@ class Heart:
     def should_stop(self) -> bool:
         return self.cancelled.is_set() or self.step_aside.is_set()
 
-    def terminate(self, number: int, frame: object) -> None:
-        """SIGTERM: at once while loading, between two engine steps later."""
-        self.step_aside.set()
-        if self.phase != "predicting":
-            raise Stopped
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """SIGTERM: step aside; SIGINT: cancel. At once while loading, between two engine steps later."""
+
+        def stop(wish: threading.Event) -> None:
+            wish.set()
+            if self.phase != "predicting":
+                raise Stopped
+
+        wishes = {signal.SIGTERM: self.step_aside, signal.SIGINT: self.cancelled}
+        before = {number: signal.signal(number, lambda *_, wish=wish: stop(wish)) for number, wish in wishes.items()}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def check(self) -> None:
         if self.should_stop:
@@ -113,9 +129,9 @@ def evaluate(run_id: int, token: str) -> None:
     run = EvaluationRun.objects.select_related("dataset_version", "checkpoint", "adapter").get(pk=run_id)
     fault, stopped = None, False
     with Heart(run_id, token, run.recipe["rows"]) as heart:
-        signal.signal(signal.SIGTERM, heart.terminate)
         try:
-            _predict_rows(run, heart)
+            with heart.listening():
+                _predict_rows(run, heart)
         except Stopped:
             stopped = True
         except RunFailed as failure:
@@ -127,7 +143,6 @@ def evaluate(run_id: int, token: str) -> None:
         except Exception as failure:
             traceback.print_exc()
             fault = RunFailed("unexpected", f"{type(failure).__name__}: {failure}")
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is left takes no time and must not be cut in two
     if fault is not None:
         runs.fail(run_id, token, fault.code, str(fault))
     elif stopped and heart.cancelled.is_set():
@@ -252,13 +267,8 @@ def _conclude(run: EvaluationRun, token: str) -> None:
     update_differences(run.pk)
 
 
-def main() -> None:
-    run_id, token = int(sys.argv[1]), sys.argv[2]
+if __name__ == "__main__":
     try:
-        evaluate(run_id, token)
+        evaluate(int(sys.argv[1]), sys.argv[2])
     except runs.FencedOff:
         sys.exit(FENCED_OFF)
-
-
-if __name__ == "__main__":
-    main()

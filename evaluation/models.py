@@ -46,6 +46,11 @@ class EvaluationRun(Run):
         verbose_name_plural = _("evaluations")
         ordering = ["-id"]
 
+    @property
+    def adapter_name(self) -> str | None:
+        """The adapter's name when the run was made, None for the bare checkpoint; outlives the adapter."""
+        return self.recipe.get("adapter")
+
 
 class Prediction(models.Model):
     """One row: prediction against reference."""
@@ -63,3 +68,8 @@ class Prediction(models.Model):
 
     def __str__(self):
         return f"row {self.row}"
+
+    @property
+    def score_list(self) -> list[float]:
+        """In the order of METRICS; JSON columns keep no order."""
+        return [self.scores[metric] for metric in METRICS]

@@ -9,10 +9,10 @@ from evaluation.models import EvaluationRun
 from portal import runs
 from portal.models import Run
 from tuning.models import Dataset
+from tuning.plan import PRESETS, default_preset
 
 TASK = "evaluation.tasks.evaluate"
 SEED = 42
-MAX_SOURCE_LENGTH = MAX_TARGET_LENGTH = 64  # evaluate.sh's
 LONGEST = 8192
 
 
@@ -30,16 +30,19 @@ def create_evaluation(
     max_target_length: int | None = None,
     seed: int = SEED,
     name: str = "",
+    in_queue: bool = True,
 ) -> EvaluationRun:
     """Queues an evaluation; with an adapter, the same of the bare checkpoint goes before it unless there is one already.
 
-    `split`: default validation, or train where there is no validation split. Lengths in tokens: default the adapter's own from its
-    tuning run, else evaluate.sh's 64. Raises ValidationError with every problem by field.
+    `split`: default validation, or train where there is no validation split. Lengths in tokens: default the adapter's own from
+    its tuning run, else those that the checkpoint would be tuned with (ChatGLM-6B: evaluate.sh's 64). in_queue=False leaves
+    the bell unrung, for who carries the run out itself. Raises ValidationError with every problem by field.
     """
     tuned = adapter.run.recipe if adapter is not None and adapter.run is not None else {}
+    usual = PRESETS[default_preset(checkpoint)]
     lengths = (
-        tuned.get("max_source_length", MAX_SOURCE_LENGTH) if max_source_length is None else max_source_length,
-        tuned.get("max_target_length", MAX_TARGET_LENGTH) if max_target_length is None else max_target_length,
+        tuned.get("max_source_length", usual.max_source_length) if max_source_length is None else max_source_length,
+        tuned.get("max_target_length", usual.max_target_length) if max_target_length is None else max_target_length,
     )
     version = dataset.current if dataset.deleted_at is None else None
     split = split or (version.split_for_evaluation() if version else "")
@@ -87,11 +90,15 @@ def create_evaluation(
                 "pre_seq_len": adapter.pre_seq_len,
             }
         name = name.strip() or f"{adapter.name if adapter else checkpoint.name} · {dataset.name}"
-        return _enqueued(EvaluationRun(**plan, adapter=adapter, baseline=baseline, name=name[:120], recipe=recipe))
+        run = EvaluationRun(**plan, adapter=adapter, baseline=baseline, name=name[:120], recipe=recipe)
+        return _enqueued(run, in_queue)
 
 
-def _enqueued(run: EvaluationRun) -> EvaluationRun:
-    runs.enqueue(run)
+def _enqueued(run: EvaluationRun, in_queue: bool = True) -> EvaluationRun:
+    if in_queue:
+        runs.enqueue(run)
+    else:
+        run.save()  # queued; whoever made it claims it before anybody else sees it
     return run
 
 

@@ -1,0 +1,126 @@
+"""Evaluations in Django's admin, for a reviewer: base beside tuned for every metric, and the predictions page by page."""
+
+from django.contrib import admin, messages
+from django.core.paginator import Paginator
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from evaluation.models import METRICS, EvaluationRun
+from portal import runs
+from tuning.admin import ReadOnly
+
+PREDICTIONS_PER_PAGE = 20
+NOTHING = "–"
+
+
+def _score(scores: dict | None, metric: str) -> str:
+    return f"{scores[metric]['value']:.2f}" if scores else NOTHING
+
+
+def _difference(run: EvaluationRun, metric: str) -> str:
+    """+12.30 [+10.10, +14.50]: the tuned model's gain and its 95 % interval."""
+    if not run.difference:
+        return NOTHING
+    told = run.difference[metric]
+    return f"{told['value']:+.2f} [{told['low']:+.2f}, {told['high']:+.2f}]"
+
+
+def _metric_column(metric: str):
+    @admin.display(description=metric.upper())
+    def column(self, run):
+        if run.adapter_name is None:
+            return _score(run.scores, metric)
+        base = _score(run.baseline.scores if run.baseline else None, metric)
+        return format_html(
+            "{} → <strong>{}</strong><br><small>{}</small>", base, _score(run.scores, metric), _difference(run, metric)
+        )
+
+    return column
+
+
+@admin.register(EvaluationRun)
+class EvaluationRunAdmin(ReadOnly, admin.ModelAdmin):
+    list_display = [
+        "id", "name", "status", "dataset", "adapter_name", "checkpoint", "decoding", "rows", *METRICS, "owner",
+        "predictions_link", "created_at",
+    ]  # fmt: skip
+    list_display_links = ["id", "name"]
+    list_filter = ["status", "decoding", "checkpoint", "adapter", "owner"]
+    list_select_related = ["owner", "checkpoint", "adapter", "baseline", "dataset_version__dataset"]
+    search_fields = ["name", "owner__username", "dataset_version__dataset__name", "adapter__name"]
+    date_hierarchy = "created_at"
+    actions = ["cancel", "resume"]
+    fields = [
+        "name", "owner", "status", "phase", "rows", "failed_rows", "dataset", "split", "checkpoint", "adapter_name",
+        "decoding", *METRICS, "intervals", "baseline", "recipe", "error", "attempt", "created_at", "started_at",
+        "finished_at",
+    ]  # fmt: skip
+    readonly_fields = fields
+
+    @admin.display(description=_("dataset"), ordering="dataset_version__dataset__name")
+    def dataset(self, run):
+        return str(run.dataset_version)
+
+    @admin.display(description=_("adapter"), empty_value=_("none: base"), ordering="adapter__name")
+    def adapter_name(self, run):
+        return run.adapter_name
+
+    @admin.display(description=_("rows"), ordering="progress")
+    def rows(self, run):
+        return f"{run.progress} / {run.total}"
+
+    @admin.display(description=_("predictions"))
+    def predictions_link(self, run):
+        address = reverse("admin:evaluation_evaluationrun_change", args=[run.pk])
+        return format_html('<a href="{}#predictions">{}</a>', address, run.progress)
+
+    @admin.display(description=_("95 % intervals"))
+    def intervals(self, run):
+        if not run.scores:
+            return NOTHING
+        return "; ".join(
+            f"{metric.upper()} {run.scores[metric]['low']:.2f}–{run.scores[metric]['high']:.2f}" for metric in METRICS
+        )
+
+    def change_view(self, request, object_id, form_url="", extra_context=None):
+        run = self.get_object(request, object_id)
+        page = None
+        if run is not None:
+            found = Paginator(run.predictions.all(), PREDICTIONS_PER_PAGE)
+            page = found.get_page(request.GET.get("page"))
+            beside = _baseline_texts(run, page)
+            for prediction in page:
+                prediction.base_text = beside.get(prediction.row)
+        return super().change_view(
+            request, object_id, form_url, {**(extra_context or {}), "predictions": page, "metrics": METRICS}
+        )
+
+    def has_cancel_permission(self, request):
+        return request.user.has_perm("evaluation.change_evaluationrun")
+
+    @admin.action(description=_("Cancel the selected runs"), permissions=["cancel"])
+    def cancel(self, request, queryset):
+        active = [run for run in queryset if run.is_active]
+        for run in active:
+            runs.cancel(run)
+        done = ngettext("%(count)s run is asked to stop.", "%(count)s runs are asked to stop.", len(active))
+        self.message_user(request, done % {"count": len(active)}, messages.SUCCESS)
+
+    @admin.action(description=_("Resume the selected failed or cancelled runs"), permissions=["cancel"])
+    def resume(self, request, queryset):
+        resumed = sum(runs.resume(run) for run in queryset)
+        done = ngettext("%(count)s run is queued again.", "%(count)s runs are queued again.", resumed)
+        self.message_user(request, done % {"count": resumed}, messages.SUCCESS)
+
+
+for _metric in METRICS:  # columns are looked up by name
+    setattr(EvaluationRunAdmin, _metric, _metric_column(_metric))
+
+
+def _baseline_texts(run: EvaluationRun, page) -> dict[int, str]:
+    if run.baseline is None:
+        return {}
+    rows = [prediction.row for prediction in page]
+    return dict(run.baseline.predictions.filter(row__in=rows).values_list("row", "text"))
