@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from chat.engine.capacity import free_memory
+from chat.engine.cpu_linear import accelerate_linear
 from chat.engine.fingerprint import CheckpointInvalid, describe, fingerprint, read_config
 from chat.engine.prompts import Prompter, prompter_for
 
@@ -101,8 +103,9 @@ def from_parts(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Loaded:
-    """Wrap a model that is already in memory (tests, benchmarks, the starter's build)."""
+    """Wrap a model that is already in memory (tests, benchmarks, the starter's build). Freezes it."""
     model.eval().requires_grad_(False)
+    accelerate_linear(model, free_memory(torch.device("cpu")))
     config = model.config.get_text_config()
     parameter = next(model.parameters())
     heads = config.num_attention_heads

@@ -78,6 +78,8 @@ class Prompter(ABC):
 
     def text_stream(self) -> TextStream:
         """An incremental `decode`."""
+        if hasattr(self.tokenizer, "stream"):  # ChatGLM's own
+            return self.tokenizer.stream()
         backend = getattr(self.tokenizer, "_tokenizer", None)
         if backend is not None and type(backend).__module__.startswith("tokenizers"):
             return _BackendStream(backend, self.tokenizer)

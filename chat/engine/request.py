@@ -25,7 +25,9 @@ class Sampling:
     top_k: int = 50  # 0 means off; upstream's chat has 50 without saying so
     repetition_penalty: float = 1.0
     max_new_tokens: int | None = None  # None: DEFAULT_NEW_TOKENS or what the context leaves; a number must fit
-    max_length: int | None = None  # prompt and answer together (ChatGLM api.py), cut to the context; without max_new_tokens
+    max_length: int | None = (
+        None  # prompt and answer together (ChatGLM api.py), cut to the context; without max_new_tokens
+    )
     stop: tuple[str, ...] = ()
     seed: int | None = None  # None: drawn by the engine; same seed, same prompt, same tokens, whatever shares the batch
     logprobs: int | None = None  # number of alternatives to report with each token; None: no logprobs

@@ -8,8 +8,10 @@ NaN is NaN: see `wipe`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
@@ -23,6 +25,13 @@ def layer_devices(model: torch.nn.Module, layers: int) -> list[torch.device]:
         if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
             return [next(layer.parameters()).device for layer in module]
     return [next(model.parameters()).device] * layers
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU the memory is taken page by page as it is used (calloc); torch.zeros would write, and so take, all of it."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
 
 
 class SlotCache(Cache):
@@ -54,7 +63,7 @@ class SlotCache(Cache):
         for end in range(1, len(devices) + 1):
             if end == len(devices) or devices[end] != devices[start]:
                 shape = (end - start, 2, rows, kv_heads, self.columns, head_dim)
-                block = torch.zeros(shape, dtype=dtype, device=devices[start])
+                block = _zeros(shape, dtype, devices[start])
                 self._blocks.append((start, block))
                 self._keys += [block[layer, 0] for layer in range(end - start)]
                 self._values += [block[layer, 1] for layer in range(end - start)]

@@ -10,6 +10,7 @@ requests in flight. Time to first token is wall time in a burst, so it wants a q
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
 import os
@@ -74,7 +75,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
 
 
-def model() -> Loaded:
+def model() -> tuple[Loaded, Qwen2ForCausalLM]:
+    """The same weights twice: as the engine loads them, and as transformers has them, for the baselines."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -89,16 +91,17 @@ def model() -> Loaded:
         eos_token_id=None,
         pad_token_id=0,
     )
-    loaded = from_parts(Qwen2ForCausalLM(config), tokenizer())
+    plain = Qwen2ForCausalLM(config).eval()
+    loaded = from_parts(copy.deepcopy(plain), tokenizer())
     loaded.prompter.end_ids = frozenset()  # every answer has the length that its job asks for
-    return loaded
+    return loaded, plain
 
 
 class Contestants:
     """Each method answers jobs with at most `concurrent` in flight."""
 
-    def __init__(self, loaded: Loaded, folder: str):
-        self.loaded, self.model = loaded, loaded.model
+    def __init__(self, loaded: Loaded, plain: Qwen2ForCausalLM, folder: str):
+        self.loaded, self.model = loaded, plain
         self.adapters = []
         for number, length in enumerate(PREFIX_LENGTHS):
             tensor = torch.randn(loaded.layers, 2, loaded.kv_heads, length, loaded.head_dim) * 0.1
@@ -205,7 +208,7 @@ def peak_child() -> None:
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        Contestants(model(), folder).ours(jobs(32, 0), 32)
+        Contestants(*model(), folder).ours(jobs(32, 0), 32)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
@@ -222,8 +225,8 @@ def measure(quick: bool, only: set[str] | None = None) -> tuple[dict[str, float]
         return only is None or key in only
 
     with tempfile.TemporaryDirectory() as folder:
-        loaded = model()
-        them = Contestants(loaded, folder)
+        loaded, plain = model()
+        them = Contestants(loaded, plain, folder)
         them.ours(jobs(2, 99), 2)
         them.sequential(jobs(1, 99))
         for number in range(rounds):

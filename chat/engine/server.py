@@ -1,0 +1,488 @@
+"""The worker's server: lets many clients submit, follow and abort sequences of one engine. The protocol is in wire.py.
+
+The socket is bound before the model is loaded, so that whoever asks is told "loading" instead of finding nobody. The engine's
+thread only appends to logs and rings a bell; it never waits for a reader. Each client's frames are made when that client can
+take them, from the logs, so a slow reader gets fewer, larger frames and costs no memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Protocol
+
+from aiohttp import WSMsgType, web
+
+from chat.engine import wire
+from chat.engine.event_log import EventLog
+from chat.engine.request import Event, Request, RequestRefused, Sink
+from chat.engine.wire import Address
+
+log = logging.getLogger(__name__)
+
+GRACE = 30.0  # seconds that a sequence goes on without a reader
+KEEP_ENDED = 300.0  # seconds that an ended log can still be read
+KEEP_CHARACTERS = 64_000_000  # of text in ended logs; the oldest go first
+FRAME_GAP = 0.003  # seconds between two frames to one client: joins what other threads deliver one by one
+STATUS_INTERVAL = 1.0
+DRAIN = 60.0  # seconds that running answers get when the worker must make way for another checkpoint
+
+# Exit codes of the worker's process; the supervisor starts it again after each.
+EXIT_STOPPED, EXIT_FAILED, EXIT_REPLACED = 0, 1, 3
+
+
+class EngineLike(Protocol):
+    """What the server needs of chat.engine.engine.Engine."""
+
+    def submit(self, request: Request, sink: Sink) -> None: ...
+    def abort(self, request_id: str) -> None: ...
+    def status(self) -> dict[str, Any]: ...
+    def run_forever(self, stop_event: threading.Event) -> None: ...
+    def close(self) -> None: ...
+
+
+class AlreadyServed(Exception):
+    """Another process listens on this address."""
+
+
+class Held:
+    """A sequence's log with its readers. `cause`: why the worker itself ended the sequence, added to its terminal event."""
+
+    __slots__ = ("cause", "ended_at", "log", "readers", "unread_since")
+
+    def __init__(self, id: str):
+        self.log = EventLog(id)
+        self.readers: dict[Client, int] = {}  # -> the last sequence number put into a frame for that client
+        self.unread_since: float | None = None
+        self.ended_at: float | None = None
+        self.cause: str | None = None
+
+
+class Client:
+    """One websocket: what it reads, and the task that writes its frames."""
+
+    def __init__(self, socket: web.WebSocketResponse):
+        self.socket = socket
+        self.news: dict[Held, None] = {}  # logs that may have something for this client, in order of arrival
+        self.control: list[dict[str, Any]] = []  # frames other than events
+        self.wake = asyncio.Event()
+
+    def tell(self, frame: dict[str, Any]) -> None:
+        self.control.append(frame)
+        self.wake.set()
+
+    def notice(self, held: Held) -> None:
+        self.news[held] = None
+        self.wake.set()
+
+    async def write(self) -> None:
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            control, self.control = self.control, []
+            for frame in control:
+                await self.socket.send_str(wire.encode(frame))
+            news, self.news = self.news, {}
+            events = []
+            for held in news:
+                after = held.readers.get(self)
+                if after is None:
+                    continue
+                for event in held.log.since(after):
+                    events.append(wire.event_as_list(event))
+                    held.readers[self] = event.seq
+                if held.log.ended:
+                    del held.readers[self]
+            if events:
+                await self.socket.send_str(wire.encode({"events": events}))
+                await asyncio.sleep(FRAME_GAP)
+
+
+class Server:
+    """All of the worker but its engine. Everything runs on the event loop's thread except `_sink` and `_submit`."""
+
+    def __init__(self, token: str, *, name: str = "", grace: float = GRACE, keep_ended: float = KEEP_ENDED):
+        self.token, self.name, self.grace, self.keep_ended = token, name, grace, keep_ended
+        self.state = "loading"  # -> ready | failed | closing
+        self.reason = ""
+        self.fingerprint = ""
+        self.engine: EngineLike | None = None
+        self.boot = os.urandom(8).hex()  # another boot, another memory: no sequence survives
+        self.ended = asyncio.Event()  # set when the worker should stop
+        self.exit_code = EXIT_STOPPED
+        self._loop = asyncio.get_running_loop()
+        self._held: dict[str, Held] = {}
+        self._ended_characters = 0
+        self._clients: set[Client] = set()
+        self._arrived: deque[Held] = deque()
+        self._bell_rung = False
+        self._stop_engine = threading.Event()
+        self._engine_thread: threading.Thread | None = None
+        self._door = ThreadPoolExecutor(1, thread_name_prefix="submit")  # tokenising and adapter loading, in order
+        self._housekeeping: asyncio.Task | None = None
+
+    def application(self) -> web.Application:
+        application = web.Application(middlewares=[self._authenticate], client_max_size=wire.LARGEST_FRAME)
+        application.router.add_get("/status", self._get_status)
+        application.router.add_get("/stream", self._stream)
+        return application
+
+    def begin(self) -> None:
+        self._housekeeping = asyncio.create_task(self._keep_house())
+
+    def ready(self, engine: EngineLike, fingerprint: str) -> None:
+        """The model is loaded: take requests."""
+        self.engine, self.fingerprint, self.state = engine, fingerprint, "ready"
+        self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+        self._engine_thread.start()
+        self._tell_status()
+
+    def failed(self, reason: str) -> None:
+        self.state, self.reason = "failed", reason
+        self.end(EXIT_FAILED)
+
+    def end(self, exit_code: int = EXIT_STOPPED) -> None:
+        if not self.ended.is_set():
+            self.exit_code = exit_code
+            self.ended.set()
+
+    async def drain(self, seconds: float) -> None:
+        """Takes nothing more and waits for the running sequences."""
+        self.state, self.reason = "closing", "the worker is about to serve another checkpoint"
+        self._tell_status()
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and any(not held.log.ended for held in self._held.values()):
+            await asyncio.sleep(0.1)
+
+    async def close(self) -> None:
+        """Ends what runs (its readers are told), then the connections."""
+        self.state = "closing"
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        for held in self._held.values():
+            if not held.log.ended:
+                held.cause = held.cause or "shutdown"
+        if self._engine_thread is not None:
+            self._stop_engine.set()
+            await asyncio.to_thread(self._engine_thread.join)
+            await asyncio.to_thread(self.engine.close)
+        self._deliver()
+        self._door.shutdown(wait=False, cancel_futures=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2.0):
+                while any(client.news or client.control or client.wake.is_set() for client in self._clients):
+                    await asyncio.sleep(0.02)
+        for client in list(self._clients):
+            with contextlib.suppress(Exception):
+                await asyncio.wait_for(client.socket.close(code=1001, message=b"closing"), 1.0)
+
+    # -- the engine's side
+
+    def _run_engine(self) -> None:
+        try:
+            self.engine.run_forever(self._stop_engine)
+        except BaseException:
+            log.exception("the engine's thread has died; ending the worker")
+            self._loop.call_soon_threadsafe(self.failed, "the engine's thread has died")
+
+    def _sink(self, held: Held, event: Event) -> None:
+        """On the engine's thread."""
+        if event.terminal and held.cause:
+            event = replace(event, data={**event.data, "cause": held.cause})
+        held.log.append(event)
+        self._arrived.append(held)
+        if not self._bell_rung:
+            self._bell_rung = True
+            # After the end of the loop there is nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._deliver)
+
+    def _deliver(self) -> None:
+        self._bell_rung = False  # before looking: a later event rings again
+        while self._arrived:
+            held = self._arrived.popleft()
+            for client in held.readers:
+                client.notice(held)
+            if held.log.ended and held.ended_at is None:
+                held.ended_at = time.monotonic()
+                self._ended_characters += held.log.characters
+
+    # -- the clients' side
+
+    @web.middleware
+    async def _authenticate(self, request: web.Request, handler):
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(given.encode(), self.token.encode()):
+            return web.json_response({"error": "the worker's token is missing or wrong"}, status=401)
+        return await handler(request)
+
+    async def _get_status(self, _request: web.Request) -> web.Response:
+        return web.json_response(self.status())
+
+    def status(self) -> dict[str, Any]:
+        """The engine's figures, and who this worker is. state: loading | ready | failed | closing."""
+        figures = self.engine.status() if self.engine is not None and self.state in ("ready", "closing") else {}
+        return {
+            **figures,
+            "state": self.state,
+            "reason": self.reason,
+            "checkpoint": self.name,
+            "fingerprint": self.fingerprint,
+            "pid": os.getpid(),
+            "boot": self.boot,
+            "clients": len(self._clients),
+            "sequences": sum(not held.log.ended for held in self._held.values()),
+        }
+
+    def _tell_status(self) -> None:
+        status = self.status()
+        for client in self._clients:
+            client.tell({"status": status})
+
+    async def _stream(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(compress=False, heartbeat=20.0, max_msg_size=wire.LARGEST_FRAME)
+        await socket.prepare(request)
+        client = Client(socket)
+        self._clients.add(client)
+        client.tell({"status": self.status()})
+        writer = asyncio.create_task(self._write(client))
+        try:
+            async for message in socket:
+                if message.type is not WSMsgType.TEXT:
+                    break
+                if not self._handle(client, message.data):
+                    await socket.close(code=1008, message=b"not understood")
+                    break
+        finally:
+            self._clients.discard(client)
+            writer.cancel()
+            for held in self._held.values():
+                self._leave(client, held)
+        return socket
+
+    async def _write(self, client: Client) -> None:
+        try:
+            await client.write()
+        except ConnectionError:
+            pass  # the reading side sees the end
+        except Exception:
+            log.exception("a client's writer failed")
+            await client.socket.close(code=1011)
+
+    def _handle(self, client: Client, text: str) -> bool:
+        """One frame of a client; False when it is not in the protocol."""
+        try:
+            frame = json.loads(text)
+            operation = frame["op"]
+            if operation == "submit":
+                self._accept(client, frame["call"], frame["request"])
+            elif operation == "attach":
+                self._attach(client, frame["id"], int(frame.get("after", 0)))
+            elif operation == "detach":
+                if frame["id"] in self._held:
+                    self._leave(client, self._held[frame["id"]])
+            elif operation == "abort":
+                self._abort(frame["id"])
+            else:
+                return False
+        except (KeyError, TypeError, ValueError) as error:
+            log.warning("a client sent a frame that is not understood: %r", error)
+            return False
+        return True
+
+    def _accept(self, client: Client, call: int, fields: dict[str, Any]) -> None:
+        """Starts a sequence with `client` as its reader. Sending the same id again only attaches: a lost reply can be repeated."""
+        try:
+            request = wire.request_from_dict(fields)
+        except (KeyError, TypeError, ValueError) as error:
+            client.tell(_reply(call, RequestRefused("invalid_value", f"not a request: {error}")))
+            return
+        if self.state != "ready":
+            reason = f": {self.reason}" if self.reason else ""
+            client.tell(_reply(call, RequestRefused("unavailable", f"the worker is {self.state}{reason}", None, 5)))
+            return
+        if request.id in self._held:
+            self._attach(client, request.id, 0)
+            client.tell(_reply(call, None))
+            return
+        held = self._held[request.id] = Held(request.id)
+        held.readers[client] = 0
+        future = self._loop.run_in_executor(self._door, self.engine.submit, request, lambda e: self._sink(held, e))
+        future.add_done_callback(lambda done: self._accepted(client, call, held, done))
+
+    def _accepted(self, client: Client, call: int, held: Held, done: asyncio.Future) -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is None:
+            if client not in self._clients:
+                self._leave(client, held)
+        else:
+            self._held.pop(held.log.id, None)
+            if not isinstance(error, RequestRefused):
+                log.error("submitting %s failed", held.log.id, exc_info=error)
+                error = RequestRefused("internal_error", f"the engine could not take the request: {error}")
+        client.tell(_reply(call, error))
+
+    def _attach(self, client: Client, id: str, after: int) -> None:
+        held = self._held.get(id)
+        if held is None:
+            client.tell({"unknown": id})
+            return
+        held.readers[client] = after
+        held.unread_since = None
+        client.notice(held)
+
+    def _leave(self, client: Client, held: Held) -> None:
+        if held.readers.pop(client, None) is not None and not held.readers and not held.log.ended:
+            held.unread_since = time.monotonic()
+
+    def _abort(self, id: str) -> None:
+        if id in self._held:  # by the same door as submissions, or an abort could overtake the one that it means
+            self._door.submit(self.engine.abort, id)
+
+    async def _keep_house(self) -> None:
+        told: dict[str, Any] = {}
+        while True:
+            await asyncio.sleep(min(STATUS_INTERVAL, self.grace / 4))
+            now = time.monotonic()
+            for held in list(self._held.values()):
+                unread = held.unread_since
+                if unread is not None and not held.log.ended and now - unread > self.grace:
+                    held.cause, held.unread_since = "no_reader", None
+                    self._abort(held.log.id)
+            self._forget(now)
+            status = self.status()
+            if status != told:
+                told = status
+                self._tell_status()
+
+    def _forget(self, now: float) -> None:
+        """Drops ended logs that are old, and the oldest ones when they hold too much text. `_held` is in order of submission."""
+        for id, held in list(self._held.items()):
+            if held.ended_at is None or held.readers:
+                continue
+            if now - held.ended_at > self.keep_ended or self._ended_characters > KEEP_CHARACTERS:
+                del self._held[id]
+                self._ended_characters -= held.log.characters
+
+
+def _reply(call: int, error: RequestRefused | None) -> dict[str, Any]:
+    if error is None:
+        return {"call": call, "error": None}
+    fields = {"code": error.code, "message": error.message, "param": error.param, "retry_after": error.retry_after}
+    return {"call": call, "error": fields}
+
+
+def bind(address: Address) -> socket.socket:
+    """A listening socket; of a unix address only the owner can use it. Raises AlreadyServed.
+
+    A socket file that a killed worker left behind is replaced; one that answers is not.
+    """
+    if not address.path:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        listening = socket.socket(family)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind((address.host, address.port))
+        except OSError as error:
+            listening.close()
+            raise AlreadyServed(f"cannot listen on {address}: {error.strerror}") from error
+        listening.listen(128)
+        return listening
+    path = address.short_path()
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise AlreadyServed(f"{address.path} exists and is not a socket")
+        try:
+            address.connect(1.0).close()
+        except ConnectionRefusedError:
+            os.unlink(path)
+        else:
+            raise AlreadyServed(f"another worker listens on {address}")
+    listening = socket.socket(socket.AF_UNIX)
+    mask = os.umask(0o177)
+    try:
+        listening.bind(path)
+    finally:
+        os.umask(mask)
+    listening.listen(128)
+    return listening
+
+
+Load = Callable[[], tuple[EngineLike, str]]  # -> the engine and its checkpoint's fingerprint; slow, runs on a thread
+
+
+async def serve(
+    listening: socket.socket,
+    token: str,
+    load: Load,
+    *,
+    name: str = "",
+    replaced: Callable[[], str] | None = None,
+    grace: float = GRACE,
+    keep_ended: float = KEEP_ENDED,
+) -> int:
+    """Serves until SIGTERM, SIGINT or a fault; returns the process's exit code.
+
+    replaced() is asked every few seconds, on a thread; when it gives a reason, the worker finishes its answers and ends.
+    """
+    server = Server(token, name=name, grace=grace, keep_ended=keep_ended)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.end)
+    runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.SockSite(runner, listening).start()
+    server.begin()
+    threading.Thread(target=_load, args=(loop, server, load), name="load", daemon=True).start()
+    watch = asyncio.create_task(_watch(server, replaced)) if replaced else None
+    try:
+        await server.ended.wait()
+    finally:
+        if watch is not None:
+            watch.cancel()
+        await server.close()
+        await runner.cleanup()
+    return server.exit_code
+
+
+def _load(loop: asyncio.AbstractEventLoop, server: Server, load: Load) -> None:
+    """On a thread: the server answers "loading" meanwhile."""
+    started = time.monotonic()
+    try:
+        engine, fingerprint = load()
+    except Exception as error:
+        log.exception("the checkpoint %s cannot be loaded", server.name)
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(server.failed, str(error))
+        return
+    log.info("checkpoint %s is ready after %.1f s", server.name, time.monotonic() - started)
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(server.ready, engine, fingerprint)
+
+
+async def _watch(server: Server, replaced: Callable[[], str], interval: float = 3.0) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        try:
+            reason = await asyncio.to_thread(replaced)
+        except Exception:
+            log.exception("cannot tell whether the served checkpoint is still the right one")
+            continue
+        if reason:
+            log.warning("%s; ending after the running answers", reason)
+            await server.drain(DRAIN)
+            server.end(EXIT_REPLACED)
+            return
