@@ -1,0 +1,316 @@
+"""A client of one worker: submit, events, abort and status over one websocket that comes back by itself. No torch.
+
+After a gap every reader goes on from the last event it saw; the protocol is in wire.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from chat.engine import wire
+from chat.engine.request import Event, Request, RequestRefused
+from chat.engine.wire import Address
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5.0  # seconds
+SUBMIT_TIMEOUT = 120.0  # a cold adapter is read from disk before the reply
+RECONNECT_FOR = 15.0  # seconds of failing to reach a worker until its sequences count as lost
+LONGEST_PAUSE = 1.0  # seconds between two attempts
+
+
+class WorkerUnavailable(Exception):
+    """Nobody can take or go on with the request now.
+
+    `code`: worker_unavailable (not there) | worker_loading | no_worker_for_checkpoint | sequence_lost
+    """
+
+    def __init__(self, message: str, code: str = "worker_unavailable"):
+        super().__init__(message)
+        self.message, self.code = message, code
+
+    def as_error(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {"message": self.message, "type": "server_error", "param": None, "code": self.code}
+
+
+class SequenceLost(WorkerUnavailable):
+    """The worker that wrote this sequence is gone, or has forgotten it."""
+
+    def __init__(self, message: str):
+        super().__init__(message, "sequence_lost")
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """Which base weights a request needs."""
+
+    name: str
+    fingerprint: str
+
+
+class _Reading:
+    """The reader of one sequence: events that have arrived and not been taken."""
+
+    __slots__ = ("_arrived", "_error", "_waiter", "claimed", "last")
+
+    def __init__(self, after: int):
+        self.last = after  # number of the last event that arrived
+        self.claimed = False
+        self._arrived: list[Event] = []
+        self._error: WorkerUnavailable | None = None
+        self._waiter: asyncio.Future | None = None
+
+    def add(self, event: Event) -> None:
+        self._arrived.append(event)
+        self.last = event.seq
+        self._wake()
+
+    def fail(self, error: WorkerUnavailable) -> None:
+        self._error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def take(self) -> list[Event]:
+        """What has arrived, at least one event. Raises the error once everything before it has been taken."""
+        while not self._arrived:
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        news, self._arrived = self._arrived, []
+        return news
+
+
+class WorkerClient:
+    """One worker, by its URL."""
+
+    def __init__(self, url: str, token: str, name: str = ""):
+        self.address = Address.parse(url)
+        self.name = name or str(self.address)
+        self._token = token
+        self._session: aiohttp.ClientSession | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._tasks: set[asyncio.Task] = set()
+        self._connecting = asyncio.Lock()
+        self._readings: dict[str, _Reading] = {}
+        self._calls: dict[int, asyncio.Future] = {}
+        self._numbers = itertools.count()
+        self._status: dict[str, Any] = {}
+        self._submitted_since_status = 0
+
+    async def submit(self, request: Request) -> None:
+        """Returns when the worker has taken the request; RequestRefused when it will not. Read its `events` or `abort` it.
+
+        Repeating an id that was taken is harmless.
+        """
+        future = asyncio.get_running_loop().create_future()
+        call = next(self._numbers)
+        self._calls[call] = future
+        # The submitter gets events at once, perhaps before the reply.
+        self._readings[request.id] = _Reading(0)
+        taken = False
+        try:
+            await self._send({"op": "submit", "call": call, "request": wire.request_as_dict(request)})
+            async with asyncio.timeout(SUBMIT_TIMEOUT):
+                await future
+            taken = True
+        except TimeoutError:
+            raise WorkerUnavailable(f"the worker {self.name} did not decide in {SUBMIT_TIMEOUT:.0f} s") from None
+        finally:
+            self._calls.pop(call, None)
+            if not taken:
+                self._readings.pop(request.id, None)
+        self._submitted_since_status += 1
+
+    async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+        """The sequence's events after number `after`, in handfuls as they come, up to the terminal one.
+
+        Survives reconnects. One reader per sequence: a new one takes over. Raises SequenceLost when the worker does not know
+        the sequence (any more).
+        """
+        reading = self._readings.get(id)
+        if reading is None or reading.claimed or after:
+            if reading is not None:
+                reading.fail(SequenceLost(f"another reader took over the sequence {id}"))
+            reading = self._readings[id] = _Reading(after)
+            reading.claimed = True
+            try:
+                await self._send({"op": "attach", "id": id, "after": after})
+            except WorkerUnavailable:
+                self._readings.pop(id, None)
+                raise
+        reading.claimed = True
+        ended = False
+        try:
+            while not ended:
+                news = await reading.take()
+                ended = news[-1].terminal
+                yield news
+        finally:
+            if self._readings.get(id) is reading:
+                del self._readings[id]
+                if not ended:
+                    self._send_later({"op": "detach", "id": id})
+
+    async def abort(self, id: str) -> None:
+        """Ends the sequence; its reader gets the terminal event. Unknown ones are ignored."""
+        reading = self._readings.get(id)
+        if reading is not None and not reading.claimed:
+            del self._readings[id]
+        await self._send({"op": "abort", "id": id})
+
+    async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
+        await self._connection()
+        return self._status.get("state") == "ready" and self._status.get("fingerprint") == checkpoint.fingerprint
+
+    def load(self) -> int:
+        """Sequences that run or wait there, as far as is known."""
+        known = self._status.get("active_rows", 0) + self._status.get("queue", 0)
+        return known + self._submitted_since_status
+
+    async def status(self) -> dict[str, Any]:
+        """What the worker says of itself, at most about a second old."""
+        await self._connection()
+        return {**self._status, "name": self.name}
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        for reading in self._readings.values():
+            reading.fail(WorkerUnavailable("the client was closed"))
+        if self._socket is not None:
+            await self._socket.close()
+        if self._session is not None:
+            await self._session.close()
+        self._socket = self._session = None
+
+    # -- the connection
+
+    async def _connection(self) -> aiohttp.ClientWebSocketResponse:
+        """The open websocket; opens it, and takes every reading up again, when there is none."""
+        async with self._connecting:
+            if self._socket is None or self._socket.closed:
+                self._socket = await self._connect()
+                for id, reading in list(self._readings.items()):
+                    if reading.claimed:
+                        await self._socket.send_str(wire.encode({"op": "attach", "id": id, "after": reading.last}))
+                self._keep(self._receive(self._socket))
+            return self._socket
+
+    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
+        if self._session is None:
+            path = self.address.path and self.address.short_path()
+            self._session = aiohttp.ClientSession(
+                self.address.base_url,
+                connector=aiohttp.UnixConnector(path) if path else aiohttp.TCPConnector(limit=0),
+                headers={"Authorization": f"Bearer {self._token}"},
+            )
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                socket = await self._session.ws_connect("/stream", heartbeat=20.0, max_msg_size=wire.LARGEST_FRAME)
+                self._note(await socket.receive_json())
+                return socket
+        except aiohttp.WSServerHandshakeError as error:
+            reason = "refuses our token" if error.status == 401 else f"answered {error.status}"
+            raise WorkerUnavailable(f"the worker {self.name} {reason}") from error
+        except (aiohttp.ClientError, OSError, TimeoutError, TypeError, ValueError) as error:
+            found = isinstance(getattr(error, "os_error", error), (ConnectionRefusedError, FileNotFoundError))
+            message = f"nobody listens on {self.address}" if found else f"{self.address} does not answer: {error!r}"
+            raise _NobodyListens(message) if found else WorkerUnavailable(message)  # noqa: B904  the cause is in the text
+
+    async def _send(self, frame: dict[str, Any]) -> None:
+        for attempt in (1, 2):
+            socket = await self._connection()
+            try:
+                return await socket.send_str(wire.encode(frame))
+            except (ConnectionError, aiohttp.ClientError) as error:
+                await socket.close()
+                if attempt == 2:
+                    raise WorkerUnavailable(f"the connection to {self.name} was lost: {error!r}") from error
+
+    def _send_later(self, frame: dict[str, Any]) -> None:
+        async def send():
+            with contextlib.suppress(WorkerUnavailable):
+                await self._send(frame)
+
+        if self._socket is not None and not self._socket.closed:
+            self._keep(send())
+
+    def _keep(self, work) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _receive(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        try:
+            async for message in socket:
+                if message.type is not aiohttp.WSMsgType.TEXT:
+                    break
+                self._note(json.loads(message.data))
+        except (ConnectionError, aiohttp.ClientError, ValueError) as error:
+            log.warning("the connection to %s was lost: %r", self.name, error)
+        await socket.close()
+        self._status = {}
+        for future in self._calls.values():
+            if not future.done():
+                future.set_exception(WorkerUnavailable(f"the connection to {self.name} was lost"))
+        for id in [id for id, reading in self._readings.items() if not reading.claimed]:
+            del self._readings[id]
+        await self._reconnect()
+
+    async def _reconnect(self) -> None:
+        """Comes back while somebody reads. Where nobody listens any more, the worker is dead and its sequences with it."""
+        started, pause = time.monotonic(), 0.05
+        while self._readings:
+            try:
+                await self._connection()
+                return
+            except WorkerUnavailable as error:
+                if isinstance(error, _NobodyListens) or time.monotonic() - started > RECONNECT_FOR:
+                    for reading in self._readings.values():
+                        reading.fail(SequenceLost(f"the worker ended while it was writing ({error})"))
+                    return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _note(self, frame: dict[str, Any]) -> None:
+        """One frame of the worker."""
+        for id, seq, kind, data in frame.get("events", ()):
+            reading = self._readings.get(id)
+            if reading is not None and seq > reading.last:
+                reading.add(Event(id, seq, kind, data))
+        if "status" in frame:
+            self._status, self._submitted_since_status = frame["status"], 0
+        if "call" in frame:
+            future = self._calls.get(frame["call"])
+            if future is not None and not future.done():
+                if frame["error"] is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(self._refusal(frame["error"]))
+        if "unknown" in frame and (reading := self._readings.get(frame["unknown"])) is not None:
+            reading.fail(SequenceLost(f"the worker {self.name} does not know the sequence"))
+
+    def _refusal(self, error: dict[str, Any]) -> Exception:
+        if error["code"] == "unavailable":
+            loading = self._status.get("state") == "loading"
+            return WorkerUnavailable(error["message"], "worker_loading" if loading else "worker_unavailable")
+        return RequestRefused(**error)
+
+
+class _NobodyListens(WorkerUnavailable):
+    """The address refuses connections: the process is gone."""

@@ -1,0 +1,208 @@
+"""The web tier's only door to inference: submit, events, abort and status, over one or several workers. No torch, no Django.
+
+A `Router` chooses among workers (chat/engine/client.py) and OpenAI-compatible servers (chat/openai_upstream.py) by checkpoint,
+then by load. It belongs to one event loop; `get_router()` gives the running loop's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import json
+import weakref
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from chat.engine.client import CheckpointRef, SequenceLost, WorkerClient, WorkerUnavailable
+from chat.engine.request import Event, Request, RequestRefused
+from chat.engine.wire import Address
+from chat.openai_upstream import Upstream
+
+__all__ = [
+    "CheckpointRef", "Places", "RequestRefused", "Router", "SequenceLost", "WorkerClient", "WorkerUnavailable",
+    "configure", "get_router", "status_sync",
+]  # fmt: skip
+
+
+class Backend(Protocol):
+    """A server of sequences: a WorkerClient or an upstream. Methods may raise WorkerUnavailable."""
+
+    name: str
+
+    async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool: ...
+    def load(self) -> int: ...
+    async def submit(self, request: Request) -> None: ...
+    def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]: ...
+    async def abort(self, id: str) -> None: ...
+    async def status(self) -> dict[str, Any]: ...
+    async def close(self) -> None: ...
+
+
+class Router:
+    """Several backends as one: by checkpoint, then by load."""
+
+    def __init__(self, urls: Sequence[str], token: str, upstreams: Sequence[str] = (), upstream_key: str = ""):
+        self.workers = [WorkerClient(url, token, name) for name, url in map(_named, urls)]
+        self.backends: list[Backend] = [*self.workers, *(Upstream.parse(entry, upstream_key) for entry in upstreams)]
+        self._home: dict[str, Backend] = {}  # of sequences submitted here, until their events have been read
+
+    async def submit(self, request: Request, checkpoint: CheckpointRef) -> None:
+        """Gives the request to the least loaded backend that serves `checkpoint`; RequestRefused, WorkerUnavailable."""
+        candidates = await self._candidates(checkpoint, with_adapter=request.adapter is not None)
+        for i, backend in enumerate(candidates):
+            self._home[request.id] = backend
+            try:
+                return await backend.submit(request)
+            except (RequestRefused, WorkerUnavailable) as error:
+                del self._home[request.id]
+                full = isinstance(error, WorkerUnavailable) or error.code == "queue_full"
+                if not full or i + 1 == len(candidates):
+                    raise
+
+    async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+        """As WorkerClient.events, wherever the sequence is. SequenceLost when nobody knows it."""
+        home = self._home.get(id)
+        error: WorkerUnavailable = SequenceLost(f"nobody knows the sequence {id}")
+        for backend in [home] if home else self.backends:
+            self._home[id] = backend
+            begun = False
+            try:
+                async with contextlib.aclosing(backend.events(id, after)) as handfuls:
+                    async for news in handfuls:
+                        begun = True
+                        yield news
+                return
+            except SequenceLost:
+                if begun or home:
+                    raise
+            except WorkerUnavailable as unavailable:
+                if begun:
+                    raise
+                error = unavailable  # it may know the sequence; only when all deny it, it is lost
+            finally:
+                self._home.pop(id, None)
+        raise error
+
+    async def abort(self, id: str) -> None:
+        home = self._home.get(id)
+        for backend in [home] if home else self.backends:
+            with contextlib.suppress(*([] if home else [WorkerUnavailable])):
+                await backend.abort(id)
+
+    async def status(self) -> list[dict[str, Any]]:
+        """One entry per backend; one that does not answer has state "unavailable" and a reason."""
+        return await asyncio.gather(*(_status_or_reason(backend) for backend in self.backends))
+
+    async def close(self) -> None:
+        await asyncio.gather(*(backend.close() for backend in self.backends))
+
+    async def _candidates(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> list[Backend]:
+        answers = await asyncio.gather(
+            *(backend.serves(checkpoint, with_adapter=with_adapter) for backend in self.backends),
+            return_exceptions=True,
+        )
+        fitting = [backend for backend, answer in zip(self.backends, answers, strict=True) if answer is True]
+        if fitting:
+            return sorted(fitting, key=lambda backend: backend.load())
+        states = await self.status()
+        if any(state["state"] == "loading" for state in states):
+            raise WorkerUnavailable("the worker is loading its checkpoint", "worker_loading")
+        ready = [state.get("checkpoint") for state in states if state["state"] == "ready"]
+        if ready:
+            message = f"no worker serves the checkpoint {checkpoint.name}; served: {', '.join(map(str, ready))}"
+            raise WorkerUnavailable(message, "no_worker_for_checkpoint")
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        raise WorkerUnavailable(
+            "; ".join(str(state.get("reason") or state["state"]) for state in states) or "no worker"
+        )
+
+
+def _named(entry: str) -> tuple[str, str]:
+    """("name", "url") of `URL` or `NAME=URL`."""
+    if entry.startswith(("unix:", "http:")):
+        return "", entry
+    name, _equals, url = entry.partition("=")
+    return name, url
+
+
+async def _status_or_reason(backend: Backend) -> dict[str, Any]:
+    try:
+        return await backend.status()
+    except WorkerUnavailable as error:
+        return {"name": backend.name, "state": "unavailable", "reason": error.message}
+
+
+# -- the configured workers
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the workers are: the portal's settings of the same names."""
+
+    worker_urls: tuple[str, ...]
+    worker_token: str
+    upstreams: tuple[str, ...] = ()
+    upstream_key: str = ""
+
+
+_places: Callable[[], Places] | None = None
+_routers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Places, Router]] = weakref.WeakKeyDictionary()
+
+
+def configure(places: Callable[[], Places]) -> None:
+    """Says where `get_router` and `status_sync` find the workers; asked anew each time."""
+    global _places
+    _places = places
+
+
+def places() -> Places:
+    if _places is None:
+        raise RuntimeError("chat.worker_client.configure() has not been called")
+    return _places()
+
+
+def get_router() -> Router:
+    """The running event loop's router to the configured workers."""
+    loop, now = asyncio.get_running_loop(), places()
+    known, router = _routers.get(loop, (None, None))
+    if known != now:
+        if router is not None:
+            loop.create_task(router.close())
+        router = Router(now.worker_urls, now.worker_token, now.upstreams, now.upstream_key)
+        _routers[loop] = (now, router)
+    return router
+
+
+def status_sync(timeout: float = 2.0) -> dict[str, Any]:
+    """What the configured workers say, without an event loop. Raises WorkerUnavailable when none answers.
+
+    With one worker its own status; with several the first ready one's, and all of them under "workers".
+    """
+    now, answers, reasons = places(), [], []
+    for name, url in map(_named, now.worker_urls):
+        address = Address.parse(url)
+        try:
+            answers.append({**_get_status(address, now.worker_token, timeout), "name": name or str(address)})
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            reasons.append(f"{name or address}: {getattr(error, 'strerror', None) or error}")
+    if not answers:
+        raise WorkerUnavailable("; ".join(reasons) or "no worker is configured")
+    answers.sort(key=lambda status: status["state"] != "ready")
+    return answers[0] if len(now.worker_urls) == 1 else {**answers[0], "workers": answers}
+
+
+def _get_status(address: Address, token: str, timeout: float) -> dict[str, Any]:
+    connection = http.client.HTTPConnection(address.host or "worker", timeout=timeout)
+    connection.sock = address.connect(timeout)
+    try:
+        connection.request("GET", "/status", headers={"Authorization": f"Bearer {token}"})
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise ValueError(f"the worker answered {answer.status}")
+        return json.load(answer)
+    finally:
+        connection.close()
