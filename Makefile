@@ -27,7 +27,7 @@ bench: $(VENV)/.dev  ## one benchmark: make bench NAME=engine
 
 messages: $(VENV)/.runtime  ## collect and compile the Chinese texts (needs GNU gettext)
 	$(BIN)/python manage.py makemessages -l zh_Hans --no-obsolete --no-location -i .venv -i var -i tests
-	$(BIN)/python manage.py compilemessages -l zh_Hans
+	$(BIN)/python manage.py compilemessages -l zh_Hans -i .venv
 
 # torch first and alone, so that no other package chooses its build
 $(VENV)/.runtime: requirements.txt

@@ -76,7 +76,7 @@ class EvaluationRunAdmin(ReadOnly, admin.ModelAdmin):
         address = reverse("admin:evaluation_evaluationrun_change", args=[run.pk])
         return format_html('<a href="{}#predictions">{}</a>', address, run.progress)
 
-    @admin.display(description=_("95 % intervals"))
+    @admin.display(description=_("intervals of 95 %"))
     def intervals(self, run):
         if not run.scores:
             return NOTHING
