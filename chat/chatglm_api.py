@@ -1,0 +1,98 @@
+"""POST /: what ChatGLM-6B's api.py answered, so that its clients and tutorials work with one more header, the key.
+
+`{"prompt", "history"?, "max_length"?, "top_p"?, "temperature"?, "model"?}` -> `{"response", "history", "status", "time"}`.
+As there, a value that is false in Python (0, "", null) means its default, and max_length counts prompt and answer together.
+"""
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import ValidationError
+from django.http import HttpResponseBase, JsonResponse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.csrf import csrf_exempt
+
+from chat import completion, refusals, registry
+from chat.engine.request import Sampling
+from chat.models import Checkpoint
+from chat.openai_api import body_of
+from chat.sampling import NUMBERS, number_problem
+from chat.turns import has_half_a_character
+from portal.api_keys import user_of_request
+
+DEFAULTS = {"max_length": 2048, "top_p": 0.7, "temperature": 0.95}
+
+
+@csrf_exempt
+@login_not_required
+async def answer(request) -> HttpResponseBase:
+    user = await user_of_request(request)
+    if user is None:
+        return refusals.no_key()
+    name = ""
+    try:
+        body = body_of(request)
+        messages, sampling = _wanted(body)
+        name = body.get("model") or ""
+        checkpoint, adapter = await sync_to_async(_model)(user, name)
+        requests = completion.requests_of(user, adapter, messages, [sampling])
+        (answered,) = await completion.collect(checkpoint, requests)
+    except LookupError:
+        return refusals.no_such_model(name)
+    except refusals.REFUSALS as error:
+        return refusals.response_of(error)
+    return JsonResponse(
+        {
+            "response": answered.text,
+            "history": [*(body.get("history") or []), [body["prompt"], answered.text]],
+            "status": 200,
+            "time": timezone.localtime().strftime("%Y-%m-%d %H:%M:%S"),
+        },
+        json_dumps_params={"ensure_ascii": False},
+    )
+
+
+def _model(user, name: str):
+    if name:
+        return registry.find_model(user, name)
+    checkpoint = Checkpoint.default()
+    if checkpoint is None:
+        message = _("There is no checkpoint yet. Register one with: python manage.py add_checkpoint PATH")
+        raise ValidationError({"model": ValidationError(message, "no_checkpoint")})
+    return checkpoint, None
+
+
+def _wanted(body) -> tuple[list[dict], Sampling]:
+    """(messages, sampling); ValidationError({field: ...}) with every problem."""
+    if not isinstance(body, dict):
+        raise ValidationError({"__all__": ValidationError(_("The body must be a JSON object."), "invalid_json")})
+    problems = {}
+    prompt, history = body.get("prompt"), body.get("history") or []
+    if not isinstance(prompt, str) or not prompt.strip() or has_half_a_character(prompt):
+        problems["prompt"] = ValidationError(_("Write something first."), "blank")
+    if not isinstance(history, list) or not all(_is_round(turn) for turn in history):
+        problems["history"] = ValidationError(_("The history is a list of [question, answer]."), "invalid_value")
+        history = []
+    if body.get("model") and not isinstance(body["model"], str):
+        problems["model"] = ValidationError(_("Must be a text."), "invalid_value")
+    values = {name: body.get(name) or default for name, default in DEFAULTS.items()}
+    for name, value in values.items():
+        problem = number_problem(value, NUMBERS["max_new_tokens" if name == "max_length" else name])
+        if problem:
+            problems[name] = ValidationError(problem, "invalid_value")
+    if problems:
+        raise ValidationError(problems)
+    messages = [
+        {"role": role, "content": content}
+        for turn in history
+        for role, content in zip(("user", "assistant"), turn, strict=True)
+    ]
+    return [*messages, {"role": "user", "content": prompt}], Sampling(**values)
+
+
+def _is_round(turn) -> bool:
+    return (
+        isinstance(turn, list)
+        and len(turn) == 2
+        and all(isinstance(text, str) and not has_half_a_character(text) for text in turn)
+    )

@@ -1,0 +1,107 @@
+"""Answers for scripts, outside any conversation: straight from the worker to the client that waits for them.
+
+When that client leaves, the generation is aborted: nobody else can read it.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+from chat import worker_client
+from chat.engine.request import AdapterRef, Event, Request, Sampling
+from chat.models import Adapter, Checkpoint
+
+
+def requests_of(user, adapter: Adapter | None, messages: list[dict], samplings: list[Sampling]) -> list[Request]:
+    """One request per sampling, all with the same prompt."""
+    reference = AdapterRef(adapter.sha256, str(adapter.path)) if adapter else None
+    return [
+        Request(uuid.uuid4().hex, messages=tuple(messages), adapter=reference, sampling=sampling, user=str(user.pk))
+        for sampling in samplings
+    ]
+
+
+async def stream(checkpoint: Checkpoint, requests: list[Request]) -> AsyncIterator[tuple[int, Event]]:
+    """(index of the request, event) in the order of arrival, until all have ended.
+
+    RequestRefused or WorkerUnavailable before the first event when the worker takes none of them or goes away.
+    """
+    router = worker_client.get_router()
+    needed = worker_client.CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+    arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
+
+    async def read(index: int, request: Request) -> None:
+        try:
+            async for handful in router.events(request.id):
+                for event in handful:
+                    arrived.put_nowait((index, event))
+        except Exception as error:
+            arrived.put_nowait((index, error))
+
+    submitted: list[Request] = []
+    readers: list[asyncio.Task] = []
+    left = len(requests)
+    try:
+        for request in requests:
+            await router.submit(request, needed)
+            submitted.append(request)
+        readers = [asyncio.create_task(read(index, request)) for index, request in enumerate(requests)]
+        while left:
+            index, event = await arrived.get()
+            if isinstance(event, Exception):
+                raise event
+            left -= event.terminal
+            yield index, event
+    finally:
+        for reader in readers:
+            reader.cancel()
+        if left:
+            await asyncio.shield(asyncio.gather(*(router.abort(r.id) for r in submitted), return_exceptions=True))
+
+
+@dataclass
+class Answer:
+    """One request's answer, collected."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    usage: dict = field(default_factory=dict)
+    timings: dict = field(default_factory=dict)
+    logprobs: list = field(default_factory=list)
+
+
+class GenerationFailed(Exception):
+    """The worker ended a sequence with an error; `error` is OpenAI's error object."""
+
+    def __init__(self, error: dict):
+        super().__init__(error.get("message"))
+        self.error = error
+
+
+async def collect(checkpoint: Checkpoint, requests: list[Request]) -> list[Answer]:
+    """The whole answers; RequestRefused, WorkerUnavailable or GenerationFailed."""
+    answers = [Answer() for _request in requests]
+    events = stream(checkpoint, requests)
+    try:
+        async for index, event in events:
+            take(answers[index], event)
+    finally:
+        await events.aclose()
+    return answers
+
+
+def take(answer: Answer, event: Event) -> None:
+    """Adds an event to the answer it belongs to."""
+    if event.type == "delta":
+        answer.text += event.data["text"]
+        answer.logprobs += event.data.get("logprobs") or []
+    elif event.type == "finished":
+        answer.finish_reason = event.data["finish_reason"]
+        answer.usage, answer.timings = event.data.get("usage") or {}, event.data.get("timings") or {}
+        if answer.finish_reason in ("abort", "error"):
+            raise GenerationFailed(
+                {"message": "the answer was interrupted", "type": "server_error", "param": None, "code": "interrupted"}
+            )
+    elif event.type == "failed":
+        raise GenerationFailed(event.data["error"])

@@ -1,0 +1,42 @@
+"""Server-sent events: frames of an async iterator as a response that stays alive while nothing happens."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+from django.http import StreamingHttpResponse
+
+KEEPALIVE = 15.0  # seconds of silence after which a comment tells proxies and us that the reader is still there
+
+
+async def kept_alive(chunks: AsyncIterator[str]) -> AsyncIterator[str]:
+    """`chunks`, with a comment whenever none comes for KEEPALIVE seconds; closes `chunks` when the reader leaves."""
+    waiting = None
+    try:
+        while True:
+            waiting = waiting or asyncio.ensure_future(anext(chunks))
+            done, _pending = await asyncio.wait({waiting}, timeout=KEEPALIVE)
+            if not done:
+                yield ": still here\n\n"
+                continue
+            finished, waiting = waiting, None
+            try:
+                yield finished.result()
+            except StopAsyncIteration:
+                return
+    finally:
+        if waiting is not None:
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        await chunks.aclose()
+
+
+def data(payload) -> str:
+    return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def response(chunks: AsyncIterator[str]) -> StreamingHttpResponse:
+    streamed = StreamingHttpResponse(kept_alive(chunks), content_type="text/event-stream; charset=utf-8")
+    streamed["Cache-Control"] = "no-store"
+    streamed["X-Accel-Buffering"] = "no"
+    return streamed

@@ -1,0 +1,167 @@
+"""/v1/: what OpenAI's clients expect. Every checkpoint and every adapter is a model. No conversation is kept."""
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+from asgiref.sync import sync_to_async
+from django.contrib.auth.decorators import login_not_required
+from django.core.exceptions import RequestDataTooBig, ValidationError
+from django.http import HttpResponseBase, JsonResponse
+from django.utils.translation import gettext as _
+from django.views.decorators.csrf import csrf_exempt
+
+from chat import completion, event_stream, refusals, registry
+from chat.completion import Answer
+from chat.models import Adapter, Checkpoint
+from chat.openai_request import ChatRequest, chat_request
+from portal.api import json_error
+from portal.api_keys import user_of_request
+
+OWNED_BY = "portal"
+
+
+def body_of(request):
+    """The parsed JSON body; ValidationError when there is none."""
+    try:
+        return json.loads(request.body)
+    except RequestDataTooBig:
+        raise ValidationError({"__all__": ValidationError(_("The body is too large."), "too_large")}) from None
+    except (ValueError, RecursionError):
+        raise ValidationError({"__all__": ValidationError(_("The body is not JSON."), "invalid_json")}) from None
+
+
+@csrf_exempt  # keys only: a browser does not send one by itself
+@login_not_required
+async def chat_completions(request) -> HttpResponseBase:
+    """POST /v1/chat/completions"""
+    user = await user_of_request(request)
+    if user is None:
+        return refusals.no_key()
+    if request.method != "POST":
+        return json_error(405, _("Use POST."), code="method_not_allowed", headers={"Allow": "POST"})
+    try:
+        wanted = chat_request(body_of(request))
+        checkpoint, adapter = await sync_to_async(registry.find_model)(user, wanted.model)
+    except ValidationError as error:
+        return refusals.response_of(error)
+    except LookupError:
+        return refusals.no_such_model(wanted.model)
+    requests = completion.requests_of(user, adapter, wanted.messages, wanted.samplings)
+    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": wanted.model}
+    try:
+        if wanted.stream:
+            events = completion.stream(checkpoint, requests)
+            first = await anext(events)  # a refusal still has its HTTP status
+            return event_stream.response(_chunks(head, wanted, first, events))
+        answers = await completion.collect(checkpoint, requests)
+    except refusals.REFUSALS as error:
+        return refusals.response_of(error)
+    return JsonResponse(
+        {
+            **head,
+            "object": "chat.completion",
+            "choices": [_choice(index, answer, wanted) for index, answer in enumerate(answers)],
+            "usage": _usage(answers),
+        }
+    )
+
+
+def _choice(index: int, answer: Answer, wanted: ChatRequest) -> dict:
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": answer.text, "refusal": None},
+        "logprobs": _logprobs(answer.logprobs, wanted),
+        "finish_reason": answer.finish_reason,
+    }
+
+
+def _logprobs(entries: list | None, wanted: ChatRequest) -> dict | None:
+    return None if wanted.samplings[0].logprobs is None else {"content": entries or [], "refusal": None}
+
+
+def _usage(answers: list[Answer]) -> dict:
+    """The prompt counts once, as OpenAI counts it; the answers add up."""
+    prompt = max((answer.usage.get("prompt_tokens", 0) for answer in answers), default=0)
+    written = sum(answer.usage.get("completion_tokens", 0) for answer in answers)
+    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+
+
+async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncIterator[str]:
+    head = {**head, "object": "chat.completion.chunk"}
+    answers = [Answer() for _sampling in wanted.samplings]
+
+    def chunk(index: int, delta: dict, finish_reason: str | None = None, entries: list | None = None) -> str:
+        choice = {"index": index, "delta": delta, "finish_reason": finish_reason}
+        choice["logprobs"] = _logprobs(entries, wanted) if entries else None
+        payload = {**head, "choices": [choice]}
+        if wanted.include_usage:
+            payload["usage"] = None
+        return event_stream.data(payload)
+
+    async def all_events():
+        yield first
+        async for pair in events:
+            yield pair
+
+    try:
+        for index in range(len(answers)):
+            yield chunk(index, {"role": "assistant", "content": ""})
+        async for index, event in all_events():
+            completion.take(answers[index], event)
+            if event.type == "delta":
+                answers[index].text = ""  # sent, not needed again
+                answers[index].logprobs = []
+                yield chunk(index, {"content": event.data["text"]}, entries=event.data.get("logprobs"))
+            elif event.type == "finished":
+                yield chunk(index, {}, answers[index].finish_reason)
+        if wanted.include_usage:
+            yield event_stream.data({**head, "choices": [], "usage": _usage(answers)})
+    except refusals.REFUSALS as error:  # the status line has gone out long ago
+        yield event_stream.data({"error": refusals.object_of(error)})
+    finally:
+        await events.aclose()
+    yield "data: [DONE]\n\n"
+
+
+@login_not_required
+async def models(request):
+    """GET /v1/models"""
+    user = await user_of_request(request)
+    if user is None:
+        return refusals.no_key()
+    return JsonResponse({"object": "list", "data": await sync_to_async(_listed)(user)})
+
+
+def _listed(user) -> list[dict]:
+    adapters = Adapter.objects.visible_to(user).select_related("checkpoint")
+    return [
+        *(_model(checkpoint, None) for checkpoint in Checkpoint.objects.visible_to(user)),
+        *(_model(adapter.checkpoint, adapter) for adapter in adapters),
+    ]
+
+
+def _model(checkpoint: Checkpoint, adapter: Adapter | None) -> dict:
+    row = adapter or checkpoint
+    return {
+        "id": row.name,
+        "object": "model",
+        "created": int(row.created_at.timestamp()),
+        "owned_by": OWNED_BY,
+        "root": checkpoint.name,
+        "parent": checkpoint.name if adapter else None,
+    }
+
+
+@login_not_required
+async def model(request, name: str):
+    """GET /v1/models/{id}; names may contain slashes."""
+    user = await user_of_request(request)
+    if user is None:
+        return refusals.no_key()
+    try:
+        checkpoint, adapter = await sync_to_async(registry.find_model)(user, name)
+    except LookupError:
+        return refusals.no_such_model(name)
+    return JsonResponse({**_model(checkpoint, adapter), "id": name})

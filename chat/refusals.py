@@ -1,0 +1,68 @@
+"""Why a request was not served, in the one error envelope, for the doors that are not DRF's."""
+
+from django.core.exceptions import ValidationError
+from django.http import JsonResponse
+from django.utils.translation import gettext as _
+
+from chat.completion import GenerationFailed
+from chat.engine.request import RequestRefused
+from chat.worker_client import WorkerUnavailable
+from portal.api import error, json_error
+
+RETRY_AFTER = 5  # seconds, where nobody knows better
+LATER = ("queue_full", "unavailable")  # refusals that say nothing about the request itself
+REFUSALS = (ValidationError, RequestRefused, WorkerUnavailable, GenerationFailed)
+
+
+def problems_of(refusal: ValidationError) -> list[dict]:
+    """[{"param", "message", "code"}] of a ValidationError({field: ...})."""
+    return [
+        {"param": None if field == "__all__" else field, "message": message, "code": one.code}
+        for field, errors in refusal.error_dict.items()
+        for one in errors
+        for message in one.messages
+    ]
+
+
+def object_of(refusal: Exception) -> dict:
+    """The error object (what stands below "error") of one of REFUSALS."""
+    if isinstance(refusal, ValidationError):
+        problems = problems_of(refusal)
+        return error(**problems[0], problems=problems)["error"]
+    if isinstance(refusal, RequestRefused):
+        kind = "server_error" if refusal.code in LATER else "invalid_request_error"
+        return {**refusal.as_error(), "type": kind}
+    if isinstance(refusal, GenerationFailed):
+        return refusal.error
+    return error(why_unavailable(refusal), type="server_error", code=refusal.code)["error"]
+
+
+def why_unavailable(refusal: WorkerUnavailable) -> str:
+    if refusal.code == "worker_loading":
+        return _("The model is being loaded; try again in a moment.")
+    if refusal.code == "no_worker_for_checkpoint":
+        return _("No worker serves this checkpoint at the moment: %(reason)s") % {"reason": refusal.message}
+    return _("The model is not available at the moment; try again soon.")
+
+
+def response_of(refusal: Exception) -> JsonResponse:
+    """One of REFUSALS with its HTTP status: 400 for a bad request, 503 with Retry-After for a bad moment, 500 for a fault."""
+    headers = {}
+    if isinstance(refusal, WorkerUnavailable) or (isinstance(refusal, RequestRefused) and refusal.code in LATER):
+        status = 503
+        headers["Retry-After"] = str(getattr(refusal, "retry_after", None) or RETRY_AFTER)
+    elif isinstance(refusal, GenerationFailed):
+        status = 400 if refusal.error.get("type") == "invalid_request_error" else 500
+    else:
+        status = 400
+    return JsonResponse({"error": object_of(refusal)}, status=status, headers=headers)
+
+
+def no_key() -> JsonResponse:
+    message = _("Send a key of yours: Authorization: Bearer KEY. The account page makes one.")
+    return json_error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def no_such_model(name: str) -> JsonResponse:
+    message = _("The model “%(name)s” does not exist, or is not yours. GET /v1/models lists what there is.")
+    return json_error(404, message % {"name": name[:240]}, code="model_not_found", param="model")
