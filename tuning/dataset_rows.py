@@ -221,7 +221,8 @@ def _array_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[
                 return
             at += 1
             if skip_blanks() == "]" and expected == "[":
-                return
+                expected = ","
+                continue
             while True:
                 try:
                     value, end = parse(text, at)

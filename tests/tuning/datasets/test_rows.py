@@ -1,0 +1,210 @@
+"""Every format people have becomes the same examples; every bad row is named with its line."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from tests.tuning.datasets.files import lines, upload
+from tuning.dataset_rows import KEPT_PROBLEMS, Columns, Findings, examples_of, first_row, suggest
+from tuning.dataset_sources import CHUNK, DatasetRejected, Limits, Source, recognise_encoding
+
+ADGEN = Columns("content", "summary")
+EXPECTED = [
+    {"prompt": "一加一？", "response": "二。"},
+    {"prompt": "再加一？", "response": "三。", "history": [["一加一？", "二。"]]},
+]
+
+
+def read(content: bytes, columns: Columns, name: str = "rows.json", limits=Limits()):
+    file = upload(content)
+    source = Source(name, file, recognise_encoding(file))
+    findings = Findings()
+    found = [json.loads(line) for line in examples_of(source, columns, limits, findings)]
+    return found, findings
+
+
+def problems(findings) -> list[tuple]:
+    return [(found["line"], found["code"]) for found in findings.problems]
+
+
+def as_csv(*rows: dict, delimiter: str = ",") -> bytes:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, rows[0], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue().encode()
+
+
+PLAIN = [
+    {"prompt": "一加一？", "response": "二。", "history": []},
+    {"prompt": "再加一？", "response": "三。", "history": [["一加一？", "二。"]]},
+]
+OPENAI = [
+    {"messages": [{"role": "user", "content": "一加一？"}, {"role": "assistant", "content": "二。"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "一加一？"},
+            {"role": "assistant", "content": "二。"},
+            {"role": "user", "content": "再加一？"},
+            {"role": "assistant", "content": "三。"},
+            {"role": "user", "content": "谢谢"},
+        ]
+    },
+]
+SHAREGPT = [
+    {
+        "conversations": [
+            {"from": {"user": "human", "assistant": "gpt"}[turn["role"]], "value": turn["content"]}
+            for turn in row["messages"]
+        ]
+    }
+    for row in OPENAI
+]
+ALPACA = [
+    {"instruction": "一加一？", "input": "", "output": "二。", "history": None},
+    {"instruction": "再加一？", "output": "三。", "history": [["一加一？", "二。"]]},
+]
+IN_CSV = [{**row, "history": json.dumps(row["history"], ensure_ascii=False)} for row in PLAIN]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "content"),
+    [
+        ("prompt", "rows.jsonl", lines(*PLAIN)),
+        ("prompt", "rows.json", json.dumps(PLAIN, ensure_ascii=False, indent=2).encode()),
+        ("prompt", "rows.csv", as_csv(*IN_CSV)),
+        ("prompt", "rows.tsv", as_csv(*IN_CSV, delimiter="\t")),
+        ("alpaca", "rows.json", json.dumps(ALPACA).encode()),
+        ("openai", "rows.jsonl", lines(*OPENAI)),
+        ("sharegpt", "rows.json", json.dumps(SHAREGPT).encode()),
+    ],
+    ids=["jsonl", "array", "csv", "tsv", "alpaca", "openai", "sharegpt"],
+)
+def test_every_format_is_recognised_and_read(kind, name, content):
+    suggested = suggest(list(first_row(name, content, "utf-8")))
+    assert suggested["format"] == kind
+    columns = Columns(suggested["prompt_column"], suggested["response_column"], suggested["history_column"])
+    found, findings = read(content, columns, name)
+    assert found == EXPECTED and not findings.problems
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+def test_every_encoding(encoding, name):
+    content = {
+        "rows.jsonl": lines(*PLAIN),
+        "rows.json": json.dumps(PLAIN, ensure_ascii=False).encode(),
+        "rows.csv": as_csv(*IN_CSV),
+    }[name]
+    found, findings = read(content.decode().encode(encoding), Columns("prompt", "response", "history"), name)
+    assert found == EXPECTED and not findings.problems
+
+
+def test_alpaca_input_is_part_of_the_prompt():
+    row = {"instruction": "翻译", "input": "你好", "output": "hello"}
+    assert read(lines(row), Columns("instruction", "output"))[0] == [{"prompt": "翻译\n你好", "response": "hello"}]
+
+
+def test_a_system_text_stands_before_the_first_question():
+    turns = [
+        {"role": "system", "content": "简短"},
+        {"role": "user", "content": "问"},
+        {"role": "assistant", "content": "答"},
+    ]
+    assert read(lines({"messages": turns}), Columns("messages"))[0] == [{"prompt": "简短\n问", "response": "答"}]
+
+
+def test_bad_rows_are_all_named_with_their_lines():
+    content = b"\n".join(
+        [
+            lines({"content": "a", "summary": "b"}).strip(),
+            b"{not json",
+            b"[1, 2]",
+            b"",
+            lines({"content": "a"}).strip(),
+            lines({"content": 7, "summary": "b"}).strip(),
+            lines({"content": " ", "summary": "b"}).strip(),
+            lines({"content": "a", "summary": None}).strip(),
+            b'{"content": "\\ud800", "summary": "half"}',
+            b"[" * 100_000,
+            b'{"content": ' + b"9" * 5000 + b', "summary": "b"}',
+            lines({"content": "c", "summary": "d"}).strip(),
+        ]
+    )
+    found, findings = read(content, ADGEN)
+    assert found == [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]
+    assert problems(findings) == [
+        (2, "not_json"), (3, "not_object"), (5, "missing_column"), (6, "not_text"), (7, "empty_prompt"),
+        (8, "empty_response"), (9, "half_character"), (10, "not_json"), (11, "not_json"),
+    ]  # fmt: skip
+    assert (findings.errors, findings.warnings, findings.usable) == (7, 2, 2)
+    missing = next(found for found in findings.problems if found["code"] == "missing_column")
+    assert missing["params"] == {"column": "summary", "columns": "content"}
+
+
+def test_bad_histories_and_conversations():
+    history = Columns("prompt", "response", "history")
+    for bad in ("not json", [["only one"]], [[1, 2]], {"a": 1}, 3):
+        content = lines({"prompt": "a", "response": "b", "history": bad})
+        assert problems(read(content, history)[1]) == [(1, "bad_history")], bad
+    user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+    for turns in (
+        [answer],
+        [user, user, answer],
+        [user, answer, answer],
+        [{"role": "tool", "content": "x"}],
+        ["a"],
+        "a",
+    ):
+        assert problems(read(lines({"messages": turns}), Columns("messages"))[1]) == [(1, "bad_conversation")], turns
+    assert problems(read(lines({"messages": [user]}), Columns("messages"))[1]) == [(1, "empty_response")]
+
+
+def test_an_array_is_read_across_chunk_borders_and_stops_at_its_first_error():
+    rows = [{"content": "裙" * (number % 977), "summary": f"答{number}"} for number in range(1, 3000)]
+    text = json.dumps(rows, ensure_ascii=False, indent=1)
+    assert len(text.encode()) > 3 * CHUNK
+    found, findings = read(text.encode(), ADGEN)
+    assert [row["response"] for row in found] == [row["summary"] for row in rows if row["content"]]
+    cut = text[: text.rindex('"summary"')]
+    found, findings = read(cut.encode(), ADGEN)
+    assert findings.errors == 1 and findings.problems[-1]["code"] == "not_json"
+    assert findings.problems[-1]["line"] >= cut.count("\n") and len(found) == 2998 - 2999 // 977
+    for bad in ('[{"content": "a", "summary": "b"},]', '[{"content": "a", "summary": "b"}', "[", "[1 2]", "[] x"):
+        assert "not_json" in [code for _, code in problems(read(bad.encode(), ADGEN)[1])], bad
+    assert not read(b" [ ] ", ADGEN)[1].problems
+
+
+def test_a_line_without_end_is_skipped_and_never_held():
+    limits = Limits(max_line_bytes=1000)
+    good = lines({"content": "a", "summary": "b"})
+    found, findings = read(good + b'"' + b"x" * 600_000 + b'"\n' + good, ADGEN, limits=limits)
+    assert len(found) == 2 and problems(findings) == [(2, "line_too_long")]
+    assert problems(read(b"[" + b'"' + b"x" * 600_000, ADGEN, limits=limits)[1]) == [(1, "line_too_long")]
+
+
+def test_csv_fields_may_hold_line_ends_and_lines_are_still_right():
+    content = 'content,summary\n"a\nb",c\nonly one\n"d","e"\n'.encode()
+    found, findings = read(content, ADGEN, "rows.csv")
+    assert found == [{"prompt": "a\nb", "response": "c"}, {"prompt": "d", "response": "e"}]
+    assert problems(findings) == [(4, "missing_column")]
+
+
+def test_broken_bytes_are_named_line_by_line():
+    good = lines({"content": "这是一条裙子", "summary": "好看"})
+    found, findings = read(good + b'{"content": "\xff", "summary": "b"}\n' + good + b"\xfe\n", ADGEN)
+    assert len(found) == 2 and problems(findings) == [(2, "encoding"), (4, "encoding")]
+    found, findings = read(
+        "content,summary\n这是一条裙子,好看\n".encode() + b"\xff,b\n" + "裙,看\n".encode(), ADGEN, "rows.csv"
+    )
+    assert len(found) == 2 and problems(findings) == [(3, "encoding")]
+
+
+def test_problems_are_counted_and_the_first_thousand_kept():
+    content = lines({"content": "a", "summary": "b"}) + b"x\n" * 1500
+    found, findings = read(content, ADGEN)
+    assert len(found) == 1 and findings.errors == 1500 and len(findings.problems) == KEPT_PROBLEMS
+    with pytest.raises(DatasetRejected):  # nothing usable among a thousand problems: it reads no further
+        read(b"x\n" * 1500, ADGEN)

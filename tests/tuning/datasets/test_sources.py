@@ -1,0 +1,126 @@
+"""Unpacking under limits, and encodings. A hostile archive costs a refusal and nothing else."""
+
+import tarfile
+
+import pytest
+
+from tests.tuning.datasets.files import gzipped, lines, rows, tarred, upload, zipped
+from tuning.dataset_sources import (
+    CHUNK,
+    GB18030,
+    UTF_8,
+    UTF_8_BOM,
+    DatasetRejected,
+    Limits,
+    open_sources,
+    recognise_encoding,
+)
+
+GOOD = lines(*rows(3))
+
+
+def opened(file, limits=Limits()):
+    return {source.name: source.file.read() for source in open_sources(file, file.name, limits)}
+
+
+def refusal(file, limits=Limits()) -> str:
+    with pytest.raises(DatasetRejected) as caught:
+        open_sources(file, file.name, limits)
+    return caught.value.problems[0]["code"]
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        upload(GOOD),
+        gzipped(GOOD),
+        zipped({"rows.json": GOOD}),
+        zipped({"deep/rows.json": GOOD, "__MACOSX/._rows.json": b"x", "README.md": b"hello"}),
+        tarred({"rows.json": GOOD}),
+        tarred({"AdvertiseGen/rows.json": GOOD, "AdvertiseGen/.DS_Store": b"x"}),
+    ],
+    ids=["plain", "gz", "zip", "zip with clutter", "tar.gz", "tar.gz with folder"],
+)
+def test_the_same_rows_in_any_wrapping(file):
+    assert opened(file) == {"rows.json": GOOD}
+
+
+def test_what_is_passed_over_in_an_archive_is_noted():
+    source = open_sources(zipped({"rows.json": GOOD, "README.md": b"hello"}), "rows.zip", Limits())[0]
+    assert [(note["code"], note["level"], note["member"]) for note in source.notes] == [
+        ("archive_member", "warning", "README.md")
+    ]
+
+
+def test_members_never_choose_where_they_are_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outside = {"../../escaped.json": GOOD, "/etc/escaped2.json": lines(*rows(1))}
+    for file in (zipped(outside), tarred(outside)):
+        assert set(opened(file)) == {"escaped.json", "escaped2.json"}
+    assert not list(tmp_path.rglob("*")) and not (tmp_path.parent.parent / "escaped.json").exists()
+
+
+def test_links_in_a_tar_are_not_followed():
+    link = tarfile.TarInfo("train.json")
+    link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    assert refusal(tarred({"train.json": link})) == "no_data_file"
+
+
+def test_bombs_are_refused_while_they_are_read():
+    flat = b"0" * (40 << 20)
+    assert refusal(gzipped(flat)) == "archive_bomb"
+    assert refusal(zipped({"rows.json": flat})) == "archive_bomb"
+    assert refusal(tarred({"rows.json": flat})) == "archive_bomb"
+    # also in a member that nobody wants, which a tar has to read through
+    assert refusal(tarred({"padding.bin": flat, "rows.json": GOOD})) == "archive_bomb"
+
+
+def test_the_size_limit_counts_what_comes_out():
+    limits = Limits(max_bytes=1 << 20, max_ratio=10**6)
+    assert refusal(upload(b" " * (2 << 20)), limits) == "too_large"
+    assert refusal(gzipped(b" " * (2 << 20)), limits) == "too_large"
+    assert refusal(zipped({"a.json": b" " * (600 << 10), "b.json": b" " * (600 << 10)}), limits) == "too_large"
+
+
+def test_too_many_members_are_refused_before_they_are_listed():
+    many = {f"{number}.json": b"{}" for number in range(50)}
+    assert refusal(zipped(many), Limits(max_members=20)) == "archive_members"
+    assert refusal(tarred(many), Limits(max_members=20)) == "archive_members"
+
+
+@pytest.mark.parametrize("cut", [20, 200, -30])
+def test_damaged_archives_are_refused(cut):
+    for whole in (gzipped(GOOD * 200), zipped({"rows.json": GOOD * 200}), tarred({"rows.json": GOOD * 200})):
+        damaged = upload(whole.getvalue()[:cut], whole.name)
+        assert refusal(damaged) in ("archive_damaged", "no_data_file")
+
+
+def test_an_archive_without_data_names_what_would_do():
+    with pytest.raises(DatasetRejected) as caught:
+        open_sources(zipped({"a.xlsx": b"x"}), "a.zip", Limits())
+    assert caught.value.problems[0]["code"] == "no_data_file"
+    assert caught.value.problems[1]["member"] == "a.xlsx"
+
+
+def test_encodings():
+    text = "这是一条裙子，很好看。" * 5
+    assert recognise_encoding(upload(text.encode())) == UTF_8
+    assert recognise_encoding(upload(b"plain ascii")) == UTF_8
+    assert recognise_encoding(upload(text.encode("utf-8-sig"))) == UTF_8_BOM
+    assert recognise_encoding(upload(text.encode("gb18030"))) == GB18030
+    assert recognise_encoding(upload("生僻字㐀𠀀".encode("gb18030"))) == GB18030
+    # "联通" in GBK happens to be valid UTF-8 up to its end
+    assert recognise_encoding(upload("联通".encode("gbk") + text.encode("gbk"))) == GB18030
+
+
+def test_a_character_across_a_chunk_border_is_whole():
+    for shift in range(3):
+        padded = b"a" * (CHUNK - 1 - shift) + "裙子好看".encode()
+        assert recognise_encoding(upload(padded)) == UTF_8
+        padded = b"a" * (CHUNK - 1 - shift) + "裙子好看".encode("gb18030")
+        assert recognise_encoding(upload(padded)) == GB18030
+
+
+def test_utf8_with_a_broken_line_stays_utf8():
+    broken = "这是一条裙子\n".encode() + b"\xff\xfe\n" + "第二行\n".encode()
+    assert recognise_encoding(upload(broken)) == UTF_8
