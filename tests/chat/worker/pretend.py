@@ -36,7 +36,12 @@ class PretendEngine:
             self.lock.notify_all()
 
     def status(self) -> dict:
-        return {"active_rows": len(self.rows), "queue": len(self.waiting), "max_rows": self.max_rows, "threads": threading.active_count()}
+        return {
+            "active_rows": len(self.rows),
+            "queue": len(self.waiting),
+            "max_rows": self.max_rows,
+            "threads": threading.active_count(),
+        }
 
     def run_forever(self, stop: threading.Event) -> None:
         while not stop.is_set():
@@ -103,7 +108,14 @@ class _Row:
     def finish(self, reason):
         self.ended = True
         usage = {"prompt_tokens": 3, "completion_tokens": self.done, "total_tokens": 3 + self.done}
-        self.emit("finished", {"finish_reason": reason, "usage": usage, "timings": {"queued_s": 0.0, "prefill_s": 0.0, "decode_s": 0.0, "tokens_per_second": 0.0}})
+        self.emit(
+            "finished",
+            {
+                "finish_reason": reason,
+                "usage": usage,
+                "timings": {"queued_s": 0.0, "prefill_s": 0.0, "decode_s": 0.0, "tokens_per_second": 0.0},
+            },
+        )
 
 
 def word(id: str, index: int) -> str:

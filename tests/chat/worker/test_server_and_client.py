@@ -336,6 +336,7 @@ async def test_the_router_chooses_by_checkpoint_then_by_load():
         with pytest.raises(SequenceLost):
             await read(fresh, "nobody's")
         first.kill()
+        await asyncio.sleep(0.1)  # until the client has seen the end of its connection
         states = {status["name"]: status["state"] for status in await fresh.status()}
         assert states == {first.url: "unavailable", second.url: "ready", third.url: "ready"}
         request = ask("words 2")

@@ -1,0 +1,150 @@
+"""An answer as this process knows it, and the frames that readers of it get.
+
+Readers hold on to the number of the last frame they saw. Numbers are made so that they mean the same before and after a
+restart, in every web process, and when nothing but the row is left: a frame's number says how much of the text it ends.
+
+    1 ... 998        queued, rising with each change of the position
+    999              started
+    1000 + n         text up to its n-th character
+    1001 + n         the end, after n characters
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from chat.engine.request import Event
+from chat.models import Message
+from chat.rendering import to_html
+
+STARTED, TEXT = 999, 1000
+Status = Message.Status
+
+
+@dataclass(eq=False)
+class Answer:
+    """Written on the thread that follows the worker, read on any."""
+
+    message_id: int
+    sequence: str
+    content: str = ""
+    status: str = Status.QUEUED
+    position: int | None = None  # in the queue; 0 is next
+    position_number: int = 0  # of the frame that told it
+    finish_reason: str = ""
+    usage: dict[str, Any] | None = None
+    timings: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    html: str = ""
+    ended: bool = False  # set last, when the row has been written
+    readers: set[Reader] = field(default_factory=set)
+    _replayed: str = ""  # the text as the worker's log tells it, from the beginning
+
+    @classmethod
+    def of_row(cls, message: Message) -> Answer:
+        """What the row knows; ended unless it is in flight."""
+        ended = not message.is_in_flight
+        return cls(
+            message.pk,
+            str(message.sequence),
+            message.content,
+            message.status,
+            finish_reason=message.finish_reason,
+            usage=message.usage,
+            timings=message.timings,
+            error=message.error,
+            html=to_html(message.content) if ended else "",
+            ended=ended,
+        )
+
+    @property
+    def seq(self) -> int:
+        """The number of the newest frame: what the row keeps."""
+        if self.status not in Message.IN_FLIGHT:
+            return TEXT + len(self.content) + 1
+        if self.content:
+            return TEXT + len(self.content)
+        return STARTED if self.status == Status.STREAMING else self.position_number
+
+    def take(self, event: Event) -> None:
+        """The next event of the worker's log."""
+        if event.type == "queued" and event.data["position"] != self.position:
+            self.position = event.data["position"]
+            self.position_number = min(self.position_number + 1, STARTED - 1)
+        elif event.type == "started":
+            self.status = Status.STREAMING
+        elif event.type == "delta":
+            self.status = Status.STREAMING
+            self._replayed += event.data["text"].replace("\0", "")  # PostgreSQL stores no NUL
+            if len(self._replayed) > len(self.content):  # else the row had more already, from before a restart
+                self.content = self._replayed
+        elif event.terminal:
+            self._end(event)
+
+    def _end(self, event: Event) -> None:
+        self.usage, self.timings = event.data.get("usage"), event.data.get("timings")
+        if event.type == "failed":
+            self.status, self.finish_reason, self.error = Status.FAILED, "error", event.data["error"]
+            return
+        self.finish_reason = event.data["finish_reason"]
+        cause = event.data.get("cause")
+        if cause:  # the worker ended it: nobody asked for that
+            self.interrupt(f"the worker ended the answer: {cause}")
+        else:
+            self.status = Status.STOPPED if self.finish_reason == "abort" else Status.COMPLETE
+
+    def interrupt(self, message: str) -> None:
+        self.status, self.finish_reason = Status.INTERRUPTED, "abort"
+        self.error = {"message": message, "type": "server_error", "param": None, "code": "interrupted"}
+
+    def fail(self, error: dict[str, Any]) -> None:
+        self.status, self.finish_reason, self.error = Status.FAILED, "error", error
+
+    def frames(self, after: int) -> list[dict[str, Any]]:
+        """What a reader who saw frame `after` has missed, in as few frames as possible.
+
+        The end is repeated for whoever asks, so that every reading of an ended answer ends with it.
+        """
+        ended, content = self.ended, self.content  # the end first: its text is complete
+        found = []
+        common = {"message": self.message_id}
+        waiting = self.status == Status.QUEUED and self.position is not None
+        if waiting and after < self.position_number:
+            found.append({"type": "message.queued", "seq": self.position_number, **common, "position": self.position})
+        if after < STARTED and (content or self.status == Status.STREAMING):
+            found.append({"type": "message.started", "seq": STARTED, **common})
+        if len(content) > max(0, after - TEXT):
+            text = content[max(0, after - TEXT) :]
+            found.append({"type": "message.delta", "seq": TEXT + len(content), **common, "text": text})
+        if ended:
+            found.append(self._terminal_frame(common))
+        return found
+
+    def _terminal_frame(self, common: dict[str, Any]) -> dict[str, Any]:
+        frame = {"seq": self.seq, **common, "status": str(self.status), "html": self.html}
+        frame |= {"finish_reason": self.finish_reason, "usage": self.usage, "timings": self.timings}
+        if self.error is not None:
+            return {"type": "message.failed", **frame, "error": self.error}
+        return {"type": "message.finished", **frame}
+
+
+class Reader:
+    """Somebody who waits for frames on an event loop of their own."""
+
+    def __init__(self):
+        self.loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self.told = False  # a bell is under way, another is not needed
+
+    def listen(self) -> None:
+        """To be called before looking for frames."""
+        self._news.clear()
+        self.told = False
+
+    def ring(self) -> None:
+        self._news.set()
+
+    async def wait(self) -> None:
+        await self._news.wait()

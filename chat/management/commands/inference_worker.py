@@ -1,0 +1,86 @@
+"""`manage.py inference_worker`: serves one checkpoint, and every adapter of it, to the portal."""
+
+import asyncio
+import logging
+import os
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from django.db import close_old_connections
+
+from chat.models import Checkpoint
+
+
+class Command(BaseCommand):
+    requires_system_checks = []  # `up` has made them; the worker is to listen at once
+    help = (
+        "Serve a checkpoint to the portal until stopped. Without --checkpoint the default one is served, and the process ends "
+        "when another becomes the default (`up` starts it again). Example: inference_worker --listen http://127.0.0.1:8100"
+    )
+
+    def add_arguments(self, parser):
+        parser.add_argument("--checkpoint", default="", help="name of the checkpoint (default: the default one)")
+        parser.add_argument(
+            "--listen", default="", help="unix:/path.sock or http://host:port (default: first worker URL)"
+        )
+
+    def handle(self, *, checkpoint, listen, **options):
+        # transformers and torch cost seconds and come with `load`, after the socket is bound.
+        from chat.engine import worker
+        from chat.engine.wire import Address
+
+        chosen = Checkpoint.objects.filter(name=checkpoint).first() if checkpoint else Checkpoint.default()
+        if chosen is None:
+            named = f"There is no checkpoint named {checkpoint!r}." if checkpoint else "There is no checkpoint yet."
+            raise CommandError(f"{named} Register one with: python manage.py add_checkpoint PATH", returncode=3)
+        url = listen or _url(settings.WORKER_URLS[0])
+        try:
+            listening = worker.bind(Address.parse(url))
+        except (worker.AlreadyServed, ValueError) as error:
+            raise CommandError(str(error), returncode=1) from error
+        logging.getLogger(__name__).info("worker for checkpoint %s on %s", chosen.name, url)
+        code = asyncio.run(
+            worker.serve(
+                listening,
+                settings.WORKER_TOKEN,
+                lambda: _load(chosen),
+                name=chosen.name,
+                replaced=lambda: _replaced(chosen, following_default=not checkpoint),
+            )
+        )
+        # Not sys.exit: it would wait for, or crash on, a thread that is still importing torch or loading weights.
+        logging.shutdown()
+        os._exit(code)
+
+
+def _url(entry: str) -> str:
+    return entry if entry.startswith(("unix:", "http:")) else entry.partition("=")[2]
+
+
+def _load(checkpoint: Checkpoint):
+    """(engine, fingerprint of what was really loaded)."""
+    import torch
+
+    from chat.engine.engine import Engine
+    from chat.engine.loading import load
+
+    threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    if threads:
+        torch.set_num_threads(threads)
+    loaded = load(checkpoint.path, device=settings.DEVICE or None)
+    if loaded.fingerprint != checkpoint.fingerprint:
+        logging.getLogger(__name__).warning(
+            "the files of checkpoint %s have changed since it was registered; register them again", checkpoint.name
+        )
+    return Engine(loaded), loaded.fingerprint
+
+
+def _replaced(served: Checkpoint, *, following_default: bool) -> str:
+    """Why this worker should make way, or an empty text."""
+    close_old_connections()
+    now = Checkpoint.default() if following_default else Checkpoint.objects.filter(pk=served.pk).first()
+    if now is None:
+        return f"the checkpoint {served.name} is no longer registered"
+    if (now.pk, now.fingerprint, now.path) != (served.pk, served.fingerprint, served.path):
+        return f"the checkpoint to serve is {now.name} now"
+    return ""
