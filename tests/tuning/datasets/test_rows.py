@@ -10,6 +10,7 @@ from tests.tuning.datasets.files import lines, upload
 from tuning.dataset_rows import KEPT_PROBLEMS, Columns, Findings, examples_of, first_row, suggest
 from tuning.dataset_sources import CHUNK, DatasetRejected, Limits, Source, recognise_encoding
 
+LIMITS = Limits()
 ADGEN = Columns("content", "summary")
 EXPECTED = [
     {"prompt": "一加一？", "response": "二。"},
@@ -17,7 +18,7 @@ EXPECTED = [
 ]
 
 
-def read(content: bytes, columns: Columns, name: str = "rows.json", limits=Limits()):
+def read(content: bytes, columns: Columns, name: str = "rows.json", limits=LIMITS):
     file = upload(content)
     source = Source(name, file, recognise_encoding(file))
     findings = Findings()
@@ -186,7 +187,7 @@ def test_a_line_without_end_is_skipped_and_never_held():
 
 
 def test_csv_fields_may_hold_line_ends_and_lines_are_still_right():
-    content = 'content,summary\n"a\nb",c\nonly one\n"d","e"\n'.encode()
+    content = b'content,summary\n"a\nb",c\nonly one\n"d","e"\n'
     found, findings = read(content, ADGEN, "rows.csv")
     assert found == [{"prompt": "a\nb", "response": "c"}, {"prompt": "d", "response": "e"}]
     assert problems(findings) == [(4, "missing_column")]

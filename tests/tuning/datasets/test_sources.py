@@ -16,14 +16,15 @@ from tuning.dataset_sources import (
     recognise_encoding,
 )
 
+LIMITS = Limits()
 GOOD = lines(*rows(3))
 
 
-def opened(file, limits=Limits()):
+def opened(file, limits=LIMITS):
     return {source.name: source.file.read() for source in open_sources(file, file.name, limits)}
 
 
-def refusal(file, limits=Limits()) -> str:
+def refusal(file, limits=LIMITS) -> str:
     with pytest.raises(DatasetRejected) as caught:
         open_sources(file, file.name, limits)
     return caught.value.problems[0]["code"]
