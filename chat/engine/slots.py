@@ -17,6 +17,12 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 ALIGNMENT = 16  # columns; keeps strided views aligned for the CUDA kernels
+FIRST_COLUMNS = 256  # what a CPU cache begins with
+
+
+def _aligned(columns: int) -> int:
+    """Columns of a slot that holds `columns` tokens and one column that is nobody's."""
+    return -(-(columns + 1) // ALIGNMENT) * ALIGNMENT
 
 
 def layer_devices(model: torch.nn.Module, layers: int) -> list[torch.device]:
@@ -52,31 +58,54 @@ class SlotCache(Cache):
         dtype: torch.dtype,
     ):
         super().__init__(layer_class_to_replicate=DynamicLayer)
-        # One trash column at the end: the static decode path lets padding rows write there.
-        self.columns = -(-(columns + 1) // ALIGNMENT) * ALIGNMENT
-        self.trash_column = self.columns - 1
         self.rows = rows
+        self._most_columns = _aligned(columns)
+        # CUDA graphs hold addresses, so there the whole cache is laid out at once.
+        fixed = any(device.type != "cpu" for device in devices)
+        self.columns = self._most_columns if fixed else min(FIRST_COLUMNS, self._most_columns)
         self._blocks: list[tuple[int, torch.Tensor]] = []  # (first layer, tensor of consecutive layers on one device)
-        self._keys: list[torch.Tensor] = []
-        self._values: list[torch.Tensor] = []
         start = 0
         for end in range(1, len(devices) + 1):
             if end == len(devices) or devices[end] != devices[start]:
                 shape = (end - start, 2, rows, kv_heads, self.columns, head_dim)
-                block = _zeros(shape, dtype, devices[start])
-                self._blocks.append((start, block))
-                self._keys += [block[layer, 0] for layer in range(end - start)]
-                self._values += [block[layer, 1] for layer in range(end - start)]
+                self._blocks.append((start, _zeros(shape, dtype, devices[start])))
                 start = end
+        self._lay_out()
         self._first, self._count, self._width = 0, 0, 0
         self._starts: list[int] = []
         self._fresh: list[int] = []
         self._row_index: torch.Tensor | None = None
         self._column_index: torch.Tensor | None = None
 
+    def _lay_out(self) -> None:
+        self._keys = [layer[0] for _, block in self._blocks for layer in block]
+        self._values = [layer[1] for _, block in self._blocks for layer in block]
+
+    @property
+    def trash_column(self) -> int:
+        """A column that no request owns: the static decode path lets padding rows write there."""
+        return self.columns - 1
+
+    def reserve(self, columns: int, rows: int) -> None:
+        """Make room for a request of `columns` tokens; the first `rows` rows keep what they hold.
+
+        On a CPU the cache starts short and doubles: memory that no request has needed yet is not taken.
+        """
+        if _aligned(columns) <= self.columns:
+            return
+        wider = min(self._most_columns, max(2 * self.columns, _aligned(columns)))
+        if wider < _aligned(columns):
+            raise ValueError(f"a row has at most {self._most_columns} columns, {columns} were asked for")
+        for number, (first, block) in enumerate(self._blocks):
+            grown = _zeros((*block.shape[:4], wider, block.shape[5]), block.dtype, block.device)
+            grown[:, :, :rows, :, : self.columns] = block[:, :, :rows]
+            self._blocks[number] = (first, grown)
+        self.columns = wider
+        self._lay_out()
+
     @staticmethod
     def bytes_per_row(*, layers: int, kv_heads: int, head_dim: int, columns: int, dtype: torch.dtype) -> int:
-        return layers * 2 * kv_heads * head_dim * dtype.itemsize * -(-(columns + 1) // ALIGNMENT) * ALIGNMENT
+        return layers * 2 * kv_heads * head_dim * dtype.itemsize * _aligned(columns)
 
     @property
     def nbytes(self) -> int:
