@@ -56,11 +56,12 @@ def home(request):
 def first_steps(user) -> list[dict]:
     """The newcomer's way through the whole loop: each step with what is done and where it is done; `next` marks one."""
     answers = Message.objects.filter(conversation__owner=user, role=Message.Role.ASSISTANT)
+    runs = TuningRun.objects.filter(owner=user)
     tuned = Adapter.objects.visible_to(user).exclude(run=None).first()
     done = {
         "chat": answers.exists(),
-        "data": Dataset.objects.filter(owner=user).exists(),
-        "tune": TuningRun.objects.filter(owner=user).exists(),
+        "data": Dataset.objects.filter(owner=user).exists() or runs.exists(),  # the sample will do
+        "tune": runs.exists(),
         "evaluate": EvaluationRun.objects.filter(owner=user).exists(),
         "tuned": answers.exclude(adapter=None).exists(),
     }

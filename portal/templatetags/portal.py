@@ -64,3 +64,26 @@ def thousands(number):
 def score(scores, metric):
     """A metric's value of an evaluation's scores, with two decimals."""
     return f"{scores[metric]['value']:.2f}"
+
+
+@register.filter
+def person(user):
+    """How people call a user: the full name when there is one, in the order of its script, else the username."""
+    first, last = user.first_name.strip(), user.last_name.strip()
+    if not (first or last):
+        return user.username
+    han = all("\u4e00" <= character <= "\u9fff" for character in first + last)
+    return f"{last}{first}" if han else f"{first} {last}".strip()
+
+
+@register.filter
+def is_tuned(label):
+    """Whether an answer's model label (chat/turns.py: `base` or `base:adapter`) names an adapter."""
+    return ":" in (label or "")
+
+
+@register.filter
+def model_name(label):
+    """An answer's model label as the chips name the model."""
+    base, colon, adapter = (label or "").partition(":")
+    return adapter if colon or not base else _("%(name)s · prefix off") % {"name": base}

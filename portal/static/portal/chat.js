@@ -92,10 +92,9 @@ function showRendered(turn, html) {
 }
 
 function showEnd(turn, frame) {
-  const reason = frame.finish_reason;
-  if (typeof frame.html === "string") showRendered(turn, frame.html);
-  setStatus(turn, reason === "abort" ? "stopped" : reason === "error" ? "failed" : "complete");
-  if (reason === "length") turn.dataset.cut = "true";
+  if (frame.html) showRendered(turn, frame.html);
+  setStatus(turn, frame.status ?? "complete");
+  if (frame.finish_reason === "length") turn.dataset.cut = "true";
   const tokens = frame.usage?.completion_tokens;
   if (tokens) part(turn, "tokens").textContent = tokens;
   const speed = frame.timings?.tokens_per_second;
@@ -119,7 +118,7 @@ const show = {
   "message.finished": showEnd,
   "message.failed"(turn, frame) {
     part(turn, "error").textContent = frame.error?.message ?? "";
-    setStatus(turn, frame.status === "interrupted" || frame.error?.code === "interrupted" ? "interrupted" : "failed");
+    showEnd(turn, { ...frame, status: frame.status ?? "failed" });
   },
 };
 

@@ -45,7 +45,7 @@ function draw() {
     {
       width: box.clientWidth,
       height: 240,
-      padding: [12, 8, 0, 0],
+      padding: [12, 18, 0, 0],
       cursor: { y: false, drag: { x: true, y: false } },
       legend: { live: true },
       scales: { x: { time: false, range: (_plot, low, high) => (high >= total * 0.98 || low > 0.02 * total ? [low, high] : [0, total]) } },
