@@ -16,6 +16,10 @@ import time
 import traceback
 from collections.abc import Callable
 
+# OpenMP's threads wait asleep: on processors shared with the chat's worker, waiting awake took three to five times the
+# processor time of the training itself. Read when torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import django
 
 if __name__ == "__main__":
@@ -221,8 +225,10 @@ def _train(run: TuningRun, heart: Heart, busy: threading.Event, say: Say) -> Non
 
             trainer = Trainer(loaded, recipe, examples, run.checkpoint_folder, report)
             say(f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen")
+            if trainer.step:
+                say(f"going on after step {trainer.step}")
             measured = {"trainable_parameters": trainer.trainable_parameters}
-            heart.tell(phase="training", total=recipe.max_steps, measured=measured)
+            heart.tell(phase="training", progress=trainer.step, total=recipe.max_steps, measured=measured)
             busy.set()
             try:
                 prefix = trainer.train()

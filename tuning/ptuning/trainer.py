@@ -114,14 +114,14 @@ class Trainer:
         self._tokens = micro_batch_tokens or self._tokens_that_fit()
         self.step = 0
         self._losses: list[float] = []  # since the last logged step
+        self._resume()
 
     @property
     def trainable_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.encoder.parameters())
 
     def train(self) -> KVPrefix:
-        """Runs to max_steps, from the newest checkpoint if there is one."""
-        self._resume()
+        """Runs from `step`, where the newest checkpoint left off, to max_steps."""
         recipe, self._began, self._samples = self.recipe, time.monotonic(), 0
         while self.step < recipe.max_steps:
             learning_rate = recipe.learning_rate_at(self.step)
@@ -212,7 +212,7 @@ class Trainer:
     @property
     def _overhead(self) -> int:
         """What one more micro-batch costs, in tokens: a GPU is idle on small ones, a CPU hardly minds."""
-        return 24 if self.loaded.device.type == "cpu" else 2048
+        return 96 if self.loaded.device.type == "cpu" else 2048
 
     def _tokens_that_fit(self) -> int:
         """Padded tokens of one forward whose activations take about half of the free memory; never less than one example."""
