@@ -8,6 +8,7 @@ at the end, before readers are told of the end; after a restart of the web proce
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import contextvars
 import logging
@@ -17,7 +18,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from functools import lru_cache
 from typing import Any
 
 from asgiref.sync import sync_to_async
@@ -131,6 +131,18 @@ class _Home:
         self._database = ThreadPoolExecutor(1, thread_name_prefix="answers-database")
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self._live, name="answers", daemon=True).start()
+        atexit.register(self._hang_up)
+
+    def _hang_up(self) -> None:
+        """At the end of the process. The worker goes on for its grace period; the next process takes the answers up again."""
+
+        async def close():
+            for task in tuple(self._tasks):
+                task.cancel()  # first, or they would take the closed connection for a lost answer
+            await get_router().close()
+
+        with contextlib.suppress(Exception):
+            self.run(close()).result(1.0)
 
     def _live(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -260,9 +272,16 @@ class _Home:
         logger.error("an answer could not be saved: %r", arguments)
 
 
-@lru_cache(maxsize=1)
+_the_home: _Home | None = None
+_building = threading.Lock()
+
+
 def _home() -> _Home:
-    return _Home()
+    global _the_home
+    with _building:
+        if _the_home is None:
+            _the_home = _Home()
+        return _the_home
 
 
 async def _at_home(method, *arguments):

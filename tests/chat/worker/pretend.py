@@ -47,8 +47,8 @@ class PretendEngine:
         while not stop.is_set():
             if not self.step():
                 with self.lock:
-                    if not self.waiting and not self.aborted:
-                        self.lock.wait(0.005 if self.rows else 0.2)
+                    if not self.aborted:
+                        self.lock.wait(0.002 if self.rows else 0.2)
 
     def close(self) -> None:
         for row in [*self.waiting, *self.rows.values()]:
@@ -61,13 +61,14 @@ class PretendEngine:
             aborted, self.aborted = self.aborted, set()
             for row in [row for row in self.waiting if row.request.id in aborted]:
                 self.waiting.remove(row)
-                row.emit("queued", {"position": 0})
                 row.finish("abort")
             while self.waiting and len(self.rows) < self.max_rows:
                 row = self.waiting.popleft()
                 self.rows[row.request.id] = row
-                row.emit("queued", {"position": 0})
+                row.tell_position(0)
                 row.emit("started", {"prompt_tokens": 3})
+            for position, row in enumerate(self.waiting):
+                row.tell_position(position)
         for id in aborted & self.rows.keys():
             self.rows.pop(id).finish("abort")
         worked = bool(aborted)
@@ -87,6 +88,12 @@ class _Row:
         self.seq = self.done = 0
         self.next_at = 0.0
         self.ended = False
+        self.position = None
+
+    def tell_position(self, position):
+        if position != self.position:
+            self.position = position
+            self.emit("queued", {"position": position})
 
     def emit(self, kind, data):
         self.seq += 1
