@@ -1,0 +1,220 @@
+"""/api/v1/: checkpoints, adapters, conversations, messages. Rules are in turns.py and registry.py; here is only HTTP."""
+
+import contextlib
+
+from asgiref.sync import async_to_sync
+from django.core.exceptions import ValidationError
+from django.http import FileResponse
+from django.utils.translation import gettext as _
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework import exceptions, mixins, permissions, status, viewsets
+from rest_framework.decorators import action
+from rest_framework.fields import get_error_detail
+from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.response import Response
+
+from chat import event_stream, generation, refusals, registry, turns
+from chat.adapter_export import archive
+from chat.engine.request import RequestRefused
+from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.serializers import (
+    STREAM,
+    AdapterSerializer,
+    CheckpointSerializer,
+    ConversationSerializer,
+    MessageSerializer,
+    NewCheckpointSerializer,
+    SendSerializer,
+    TurnSerializer,
+)
+from chat.worker_client import WorkerUnavailable
+from portal.api import Pages, Unavailable
+
+
+@contextlib.contextmanager
+def rules_as_400():
+    """Django's ValidationError, which the rules raise for every door, as DRF's."""
+    try:
+        yield
+    except ValidationError as error:
+        raise exceptions.ValidationError(get_error_detail(error)) from error
+
+
+class StaffWrites(permissions.BasePermission):
+    def has_permission(self, request, view):
+        return request.method in permissions.SAFE_METHODS or request.user.is_staff
+
+
+class VisibleRows(viewsets.GenericViewSet):
+    """Rows through the one funnel: what the user does not see is 404; what they see but may not change is 403."""
+
+    def get_queryset(self):
+        if getattr(self, "swagger_fake_view", False):
+            return self.queryset
+        return self.queryset.visible_to(self.request.user)
+
+    def perform_change_check(self, row):
+        if not type(row).objects.changeable_by(self.request.user).filter(pk=row.pk).exists():
+            raise exceptions.PermissionDenied(_("Only the owner may change this."))
+
+
+class CheckpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
+    """Base weights. Registering a folder is for staff; `manage.py add_checkpoint` does the same."""
+
+    queryset = Checkpoint.objects.order_by("-id")
+    serializer_class = CheckpointSerializer
+    permission_classes = [permissions.IsAuthenticated, StaffWrites]
+
+    @extend_schema(request=NewCheckpointSerializer, responses={201: CheckpointSerializer})
+    def create(self, request):
+        body = NewCheckpointSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        fields = body.validated_data
+        with rules_as_400():
+            checkpoint = registry.register_checkpoint(
+                fields["path"], fields.get("name") or None, default=fields["default"]
+            )
+        return Response(CheckpointSerializer(checkpoint).data, status=status.HTTP_201_CREATED)
+
+
+class AnyAccept(BaseContentNegotiation):
+    """Whatever the client says it accepts: the answer is a file or a stream, and an error is JSON."""
+
+    def select_parser(self, request, parsers):
+        return parsers[0]
+
+    def select_renderer(self, request, renderers, format_suffix=None):
+        return renderers[0], renderers[0].media_type
+
+
+class AdapterViewSet(
+    mixins.ListModelMixin,
+    mixins.RetrieveModelMixin,
+    mixins.UpdateModelMixin,
+    mixins.DestroyModelMixin,
+    VisibleRows,
+):
+    """Tuned artefacts. The owner may rename, share and delete them."""
+
+    queryset = Adapter.objects.select_related("owner")
+    serializer_class = AdapterSerializer
+    http_method_names = ["get", "patch", "delete", "head", "options"]
+
+    def perform_update(self, serializer):
+        self.perform_change_check(serializer.instance)
+        serializer.save()
+
+    def perform_destroy(self, adapter):
+        self.perform_change_check(adapter)
+        registry.remove_adapter(adapter)
+
+    @extend_schema(responses={(200, "application/zip"): bytes})
+    @action(detail=True, content_negotiation_class=AnyAccept, pagination_class=None)
+    def download(self, request, pk=None):
+        """The adapter's folder and, in `peft/`, the same prefix in peft's format, as a zip."""
+        adapter = self.get_object()
+        try:
+            file = archive(adapter)
+        except FileNotFoundError as error:
+            raise exceptions.NotFound(_("The adapter's files are missing."), "files_missing") from error
+        name = adapter.name.replace("/", "-") + ".zip"
+        return FileResponse(file, as_attachment=True, filename=name, content_type="application/zip")
+
+
+class OldestFirst(Pages):
+    ordering = "id"
+
+
+class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
+    """The user's own conversations; nobody else sees them, staff neither."""
+
+    queryset = Conversation.objects.all()
+    serializer_class = ConversationSerializer
+    http_method_names = ["get", "post", "patch", "delete", "head", "options"]
+
+    def perform_create(self, serializer):
+        serializer.save(owner=self.request.user)
+
+    def perform_destroy(self, conversation):
+        for message in conversation.messages.filter(status__in=Message.IN_FLIGHT):
+            async_to_sync(generation.stop)(message.pk)
+        conversation.delete()
+
+    @extend_schema(responses=MessageSerializer(many=True))
+    @action(detail=True, pagination_class=OldestFirst, serializer_class=MessageSerializer)
+    def messages(self, request, pk=None):
+        """Every message, oldest first."""
+        page = self.paginate_queryset(self.get_object().messages.all())
+        return self.get_paginated_response(MessageSerializer(page, many=True).data)
+
+    @extend_schema(request=SendSerializer, responses={202: TurnSerializer})
+    @messages.mapping.post
+    def send(self, request, pk=None):
+        """A message and its answer, which is pending: read it from its stream."""
+        conversation = self.get_object()
+        body = request.data if isinstance(request.data, dict) else {}
+        with rules_as_400():
+            message, answer = turns.create_turn(
+                conversation,
+                request.user,
+                body.get("content"),
+                checkpoint=body.get("checkpoint"),
+                adapter=body.get("adapter", turns.KEEP),
+                sampling=body.get("sampling"),
+            )
+        try:
+            async_to_sync(generation.start)(answer)
+        except WorkerUnavailable as error:
+            raise Unavailable(
+                _("The model is not available at the moment; try again soon."), "worker_unavailable"
+            ) from error
+        except RequestRefused as error:
+            raise refused(error) from error
+        answer.refresh_from_db()
+        return Response(TurnSerializer({"message": message, "answer": answer}).data, status=status.HTTP_202_ACCEPTED)
+
+
+def refused(error: RequestRefused) -> exceptions.APIException:
+    if error.code in refusals.LATER:
+        return Unavailable(error.message, error.code, wait=error.retry_after or 5)
+    return exceptions.ValidationError({error.param or "content": [exceptions.ErrorDetail(error.message, error.code)]})
+
+
+class MessageViewSet(mixins.RetrieveModelMixin, VisibleRows):
+    """One turn of a conversation; an answer's row explains the answer."""
+
+    queryset = Message.objects.all()
+    serializer_class = MessageSerializer
+
+    @extend_schema(
+        parameters=[OpenApiParameter("after", int, description="the last sequence number that was seen")],
+        responses={(200, "text/event-stream"): OpenApiResponse(STREAM, "frames as on the websocket; see docs/api.md")},
+    )
+    @action(detail=True, content_negotiation_class=AnyAccept)
+    def stream(self, request, pk=None):
+        """The answer as server-sent events from sequence number `after` on; ends with the terminal event."""
+        message = self.get_object()
+        after = request.query_params.get("after", request.headers.get("Last-Event-ID", "0"))
+        if not (after.isascii() and after.isdigit() and len(after) < 19):
+            raise exceptions.ValidationError({"after": [_("Must be a whole number.")]})
+        return event_stream.response(_events(message.pk, int(after)))
+
+    @extend_schema(request=None, responses={202: MessageSerializer})
+    @action(detail=True, methods=["post"])
+    def stop(self, request, pk=None):
+        """Ends the answer; what was written stays. Stopping a finished answer changes nothing."""
+        message = self.get_object()
+        if message.is_in_flight:
+            async_to_sync(generation.stop)(message.pk)
+            message.refresh_from_db()
+        return Response(MessageSerializer(message).data, status=status.HTTP_202_ACCEPTED)
+
+
+async def _events(message_id: int, after: int):
+    frames = generation.follow(message_id, after)
+    try:
+        async for frame in frames:
+            number = f"id: {frame['seq']}\n" if frame.get("seq") is not None else ""
+            yield f"{number}event: {frame['type']}\n{event_stream.data(frame)}"
+    finally:
+        await frames.aclose()

@@ -1,0 +1,173 @@
+"""The chat socket, /ws/conversations/{id}/: authenticate, look up through visible_to, forward. docs/api.md has the frames."""
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections import deque
+
+from channels.db import database_sync_to_async
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
+from rest_framework.exceptions import APIException
+
+from chat import generation, refusals, turns
+from chat.engine.request import RequestRefused
+from chat.models import Conversation, Message
+from chat.worker_client import WorkerUnavailable
+from portal import api
+from portal.models import User
+
+logger = logging.getLogger(__name__)
+
+WINDOW = (
+    256 * 1024
+)  # bytes sent and not acknowledged: daphne has no back-pressure, so this is what bounds a slow reader
+LARGEST_FRAME = 1024 * 1024  # characters from a client
+MOST_ATTACHED = 8  # answers that one socket follows at once
+NOT_LOGGED_IN, NOT_YOURS, TOO_SLOW, TOO_LARGE = 4401, 4404, 4408, 1009
+
+
+class Refused(Exception):
+    """What the client asked for cannot be done; `error` is sent to it."""
+
+    def __init__(self, error: dict):
+        self.error = error
+
+
+def refused(message: str, code: str, param: str | None = None) -> Refused:
+    return Refused(api.error(message, code=code, param=param)["error"])
+
+
+class ConversationConsumer(AsyncWebsocketConsumer):
+    async def connect(self):
+        self.followed: dict[int, asyncio.Task] = {}
+        self.unacknowledged: deque[tuple[int, int, int]] = deque()  # (message, seq, bytes), in the order sent
+        self.window = 0
+        self.user = self.scope.get("user")
+        self.conversation_id = self.scope["url_route"]["kwargs"]["pk"]
+        await self.accept()  # a close code reaches the page only after accepting
+        if self.user is None or not self.user.is_authenticated:
+            await self.close(NOT_LOGGED_IN)
+        elif not await self.mine():
+            await self.close(NOT_YOURS)
+
+    async def disconnect(self, code):
+        for task in self.followed.values():
+            task.cancel()
+
+    @database_sync_to_async
+    def mine(self):
+        """The conversation, looked up anew: it may have been deleted, or the account closed, since the socket opened."""
+        user = User.objects.filter(pk=self.user.pk).first()
+        return Conversation.objects.visible_to(user).filter(pk=self.conversation_id).first()
+
+    @database_sync_to_async
+    def message(self, message_id) -> Message:
+        found = None
+        if isinstance(message_id, int) and not isinstance(message_id, bool) and 0 < message_id < 2**63:
+            messages = Message.objects.visible_to(User.objects.filter(pk=self.user.pk).first())
+            found = messages.filter(conversation=self.conversation_id, pk=message_id).first()
+        if found is None:
+            raise refused(_("There is no such message."), "not_found", "message")
+        return found
+
+    async def receive(self, text_data=None, bytes_data=None):
+        if text_data is not None and len(text_data) > LARGEST_FRAME:
+            return await self.close(TOO_LARGE)
+        try:
+            frame = json.loads(text_data) if text_data is not None else None
+            kind = frame.get("type") if isinstance(frame, dict) else None
+            handle = self.handlers.get(kind) if isinstance(kind, str) else None
+            if handle is None:
+                raise refused(_("This frame is not understood."), "unknown_frame", "type")
+            await handle(self, frame)
+        except Refused as refusal:
+            await self.send_frame({"type": "error", "error": refusal.error})
+        except (json.JSONDecodeError, RecursionError):
+            await self.send_frame(
+                {"type": "error", "error": api.error(_("This is not JSON."), code="not_json")["error"]}
+            )
+
+    # ---- what a client may say
+
+    async def send_message(self, frame):
+        conversation = await self.mine()
+        if conversation is None:
+            return await self.close(NOT_YOURS)
+        try:
+            _message, answer = await database_sync_to_async(turns.create_turn)(
+                conversation,
+                self.user,
+                frame.get("content"),
+                checkpoint=frame.get("checkpoint"),
+                adapter=frame.get("adapter", turns.KEEP),
+                sampling=frame.get("sampling"),
+            )
+        except ValidationError as error:
+            raise Refused(refusals.object_of(error)) from error
+        except APIException as error:
+            raise refused(str(error.detail), error.detail.code) from error
+        with contextlib.suppress(WorkerUnavailable, RequestRefused):  # the row says why; following it tells the client
+            await generation.start(answer)
+        self.follow(answer.pk, 0)
+
+    async def stop(self, frame):
+        message = await self.message(frame.get("message"))
+        if message.is_in_flight:
+            await generation.stop(message.pk)
+
+    async def attach(self, frame):
+        after = frame.get("after", 0)
+        if not isinstance(after, int) or isinstance(after, bool) or not 0 <= after < 2**63:
+            raise refused(_("Must be a whole number."), "invalid", "after")
+        message = await self.message(frame.get("message"))
+        if message.role != Message.Role.ASSISTANT:
+            raise refused(_("There is no such message."), "not_found", "message")
+        self.follow(message.pk, after)
+
+    async def acknowledge(self, frame):
+        """Frames arrive in order, so the one named and all before it have been read."""
+        seq, message = frame.get("seq"), frame.get("message")
+        if not isinstance(seq, int):
+            raise refused(_("Must be a whole number."), "invalid", "seq")
+        if message is None and self.unacknowledged:
+            message = self.unacknowledged[-1][0]
+        read = [i for i, (of, number, _size) in enumerate(self.unacknowledged) if of == message and number <= seq]
+        for _frame in range(read[-1] + 1 if read else 0):
+            self.window -= self.unacknowledged.popleft()[2]
+
+    handlers = {"message.send": send_message, "message.stop": stop, "attach": attach, "ack": acknowledge}
+
+    # ---- what it hears
+
+    def follow(self, message_id: int, after: int) -> None:
+        earlier = self.followed.pop(message_id, None)
+        if earlier is not None:
+            earlier.cancel()
+        if len(self.followed) >= MOST_ATTACHED:
+            raise refused(_("This page follows too many answers at once."), "too_many")
+        self.followed[message_id] = asyncio.create_task(self.forward(message_id, after))
+
+    async def forward(self, message_id: int, after: int) -> None:
+        frames = generation.follow(message_id, after)
+        try:
+            async for frame in frames:
+                await self.send_frame(frame)
+                if self.window > WINDOW:
+                    return await self.close(TOO_SLOW)
+        except Exception:  # the socket outlives what goes wrong with one answer
+            logger.exception("message %s: could not be followed", message_id)
+        finally:
+            if self.followed.get(message_id) is asyncio.current_task():
+                del self.followed[message_id]
+            await frames.aclose()
+
+    async def send_frame(self, frame: dict) -> None:
+        text = json.dumps(frame, ensure_ascii=False, separators=(",", ":"))
+        if frame.get("seq") is not None:
+            size = len(text.encode(errors="replace"))
+            self.unacknowledged.append((frame["message"], frame["seq"], size))
+            self.window += size
+        await self.send(text_data=text)

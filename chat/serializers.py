@@ -1,0 +1,99 @@
+"""The shapes of checkpoints, adapters, conversations and messages in the REST API."""
+
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from chat import registry
+from chat.models import Adapter, Checkpoint, Conversation, Message
+
+
+class CheckpointSerializer(serializers.ModelSerializer):
+    description = serializers.JSONField(
+        read_only=True, help_text="architecture, layers, parameters, context_length ..."
+    )
+
+    class Meta:
+        model = Checkpoint
+        fields = ["id", "name", "fingerprint", "description", "is_default", "is_starter", "created_at"]
+        read_only_fields = fields
+
+
+class NewCheckpointSerializer(serializers.Serializer):
+    path = serializers.CharField(max_length=500, help_text="a Hugging Face folder on the portal's machine")
+    name = serializers.CharField(max_length=100, required=False, allow_blank=True)
+    default = serializers.BooleanField(required=False, default=False)
+
+
+class AdapterSerializer(serializers.ModelSerializer):
+    owner = serializers.CharField(source="owner.username", read_only=True, allow_null=True, default=None)
+    tuning_run = serializers.IntegerField(source="run_id", read_only=True, allow_null=True)
+    model = serializers.SerializerMethodField(help_text="the id that /v1/ and ChatGLM's api.py take")
+
+    class Meta:
+        model = Adapter
+        fields = [
+            "id", "name", "checkpoint", "pre_seq_len", "step", "tuning_run", "sha256", "owner", "shared", "model",
+            "created_at",
+        ]  # fmt: skip
+        read_only_fields = ["checkpoint", "pre_seq_len", "step", "sha256"]
+        extra_kwargs = {"name": {"validators": []}}
+
+    def get_model(self, adapter) -> str:
+        return adapter.name
+
+    def validate_name(self, name: str) -> str:
+        return registry.check_name(name, 120, except_row=self.instance)
+
+
+class ConversationSerializer(serializers.ModelSerializer):
+    class Meta:
+        model = Conversation
+        fields = ["id", "title", "checkpoint", "adapter", "created_at", "updated_at"]
+        read_only_fields = ["checkpoint", "adapter"]
+
+
+class MessageSerializer(serializers.ModelSerializer):
+    model = serializers.CharField(source="model_label", read_only=True)
+
+    class Meta:
+        model = Message
+        fields = [
+            "id", "conversation", "role", "content", "status", "checkpoint", "adapter", "model", "sampling", "seq",
+            "finish_reason", "usage", "timings", "error", "created_at", "finished_at",
+        ]  # fmt: skip
+        read_only_fields = fields
+
+
+@extend_schema_field({"oneOf": [{"type": "integer"}, {"type": "string"}], "nullable": True})
+class ReferenceField(serializers.Field):
+    """An id or a name."""
+
+
+class SamplingSerializer(serializers.Serializer):
+    """For the schema; chat/sampling.py does the checking."""
+
+    temperature = serializers.FloatField(required=False, help_text="0 to 2; 0 is greedy")
+    top_p = serializers.FloatField(required=False, help_text="above 0, at most 1")
+    top_k = serializers.IntegerField(required=False, help_text="0 is off")
+    repetition_penalty = serializers.FloatField(required=False)
+    max_new_tokens = serializers.IntegerField(required=False)
+    seed = serializers.IntegerField(required=False)
+    do_sample = serializers.BooleanField(required=False)
+
+
+class SendSerializer(serializers.Serializer):
+    """For the schema; chat/turns.py does the checking, for every door alike."""
+
+    content = serializers.CharField()
+    checkpoint = ReferenceField(required=False, help_text="id or name; absent: as in the last turn, else the default")
+    adapter = ReferenceField(required=False, help_text="id or name; null: prefix off; absent: as in the last turn")
+    sampling = SamplingSerializer(required=False)
+
+
+class TurnSerializer(serializers.Serializer):
+    message = MessageSerializer(help_text="what the user wrote")
+    answer = MessageSerializer(help_text="pending: read it from /api/v1/messages/{id}/stream/")
+
+
+STREAM = OpenApiTypes.STR  # server-sent events; the frames are in docs/api.md

@@ -1,0 +1,93 @@
+"""Who may do what, over every door of chat: without a key 401, somebody else's object 404."""
+
+import pytest
+from django.test import AsyncClient, Client
+
+pytestmark = pytest.mark.django_db(transaction=True)
+JSON = "application/json"
+
+NEEDS_KEY = [
+    ("get", "/api/v1/checkpoints/"),
+    ("post", "/api/v1/checkpoints/"),
+    ("get", "/api/v1/adapters/"),
+    ("get", "/api/v1/conversations/"),
+    ("post", "/api/v1/conversations/"),
+    ("get", "/api/v1/messages/1/"),
+    ("get", "/api/v1/messages/1/stream/"),
+    ("post", "/api/v1/messages/1/stop/"),
+    ("post", "/v1/chat/completions"),
+    ("get", "/v1/models"),
+    ("get", "/v1/models/base"),
+    ("post", "/"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), NEEDS_KEY)
+@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer sk-wrong"}, {"Authorization": "Basic eDp5"}])
+async def test_without_a_key_it_is_401(base, method, path, header):
+    response = await getattr(AsyncClient(), method)(path, headers=header)
+    assert response.status_code == 401
+    assert response.json()["error"]["message"] and response["WWW-Authenticate"] == "Bearer"
+
+
+async def test_a_login_cookie_does_not_open_the_doors_without_csrf_protection(member, base, router):
+    browser = AsyncClient()
+    await browser.aforce_login(member)
+    for path in ("/v1/chat/completions", "/"):
+        assert (await browser.post(path, {"prompt": "x"}, JSON)).status_code == 401
+
+
+def test_somebody_elses_objects_do_not_exist(other_client, staff, conversation, answer, adapter, scripted):
+    paths = [
+        ("get", f"/api/v1/adapters/{adapter.pk}/"),
+        ("get", f"/api/v1/adapters/{adapter.pk}/download/"),
+        ("patch", f"/api/v1/adapters/{adapter.pk}/"),
+        ("delete", f"/api/v1/adapters/{adapter.pk}/"),
+        ("get", f"/api/v1/conversations/{conversation.pk}/"),
+        ("patch", f"/api/v1/conversations/{conversation.pk}/"),
+        ("delete", f"/api/v1/conversations/{conversation.pk}/"),
+        ("get", f"/api/v1/conversations/{conversation.pk}/messages/"),
+        ("post", f"/api/v1/conversations/{conversation.pk}/messages/"),
+        ("get", f"/api/v1/messages/{answer.pk}/"),
+        ("get", f"/api/v1/messages/{answer.pk}/stream/"),
+        ("post", f"/api/v1/messages/{answer.pk}/stop/"),
+    ]
+    chief = Client()
+    chief.force_login(staff)
+    for method, path in paths:
+        assert getattr(other_client, method)(path, content_type=JSON).status_code == 404, path
+        if "adapters" not in path:  # conversations are private, from staff too
+            assert getattr(chief, method)(path, content_type=JSON).status_code == 404, path
+    for path in ("adapters", "conversations"):
+        assert other_client.get(f"/api/v1/{path}/").json()["results"] == []
+    assert not scripted.stopped and not scripted.started
+
+
+async def test_somebody_elses_adapter_is_no_model(other_key, adapter, router):
+    client = AsyncClient()
+    header = {"Authorization": f"Bearer {other_key}"}
+    body = {"messages": [{"role": "user", "content": "x"}], "prompt": "x"}
+    for model in ("tuned", "base:tuned"):
+        for path in ("/v1/chat/completions", "/"):
+            assert (await client.post(path, {**body, "model": model}, JSON, headers=header)).status_code == 404
+        assert (await client.get(f"/v1/models/{model}", headers=header)).status_code == 404
+    models = (await client.get("/v1/models", headers=header)).json()["data"]
+    assert [model["id"] for model in models] == ["base"]
+
+
+def test_a_revoked_key_and_a_closed_account_are_401(client, key, member, base):
+    from portal.models import ApiKey
+
+    assert client.get("/api/v1/checkpoints/").status_code == 200
+    ApiKey.objects.update(revoked_at="2026-01-01T00:00Z")
+    assert client.get("/api/v1/checkpoints/").status_code == 401
+    ApiKey.objects.update(revoked_at=None)
+    member.is_active = False
+    member.save()
+    assert client.get("/api/v1/checkpoints/").status_code == 401
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "99999999999999999999", "x", "1.5", "%00"])
+def test_ids_that_are_none_are_404(client, base, number):
+    for path in ("checkpoints", "adapters", "conversations", "messages"):
+        assert client.get(f"/api/v1/{path}/{number}/").status_code == 404

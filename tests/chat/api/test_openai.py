@@ -1,0 +1,224 @@
+"""/v1/ against a scripted worker: what goes to the engine, what comes back, and every refusal in OpenAI's words."""
+
+import asyncio
+import json
+
+import pytest
+
+from chat.engine.request import RequestRefused
+from chat.models import Conversation
+from chat.worker_client import WorkerUnavailable
+
+pytestmark = pytest.mark.django_db(transaction=True)
+JSON = "application/json"
+URL = "/v1/chat/completions"
+
+
+async def post(client, **body):
+    body = {"model": "base", "messages": [{"role": "user", "content": "你好"}], **body}
+    return await client.post(URL, body, JSON)
+
+
+async def chunks_of(response) -> list:
+    text = "".join([part.decode() async for part in response])
+    lines = [line[6:] for line in text.split("\n\n") if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+async def test_an_answer(async_client, base, router):
+    response = await post(async_client)
+    body = response.json()
+    assert response.status_code == 200
+    assert (body["object"], body["model"]) == ("chat.completion", "base")
+    assert body["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "你好", "refusal": None},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
+    assert not await Conversation.objects.aexists() and not router.aborted
+
+
+async def test_what_the_engine_is_asked_for(async_client, adapter, router, member):
+    await post(
+        async_client,
+        model="base:tuned", temperature=0.5, top_p=0.9, max_tokens=9, seed=7, n=2, stop=["。", "x"], top_k=3,
+        messages=[
+            {"role": "developer", "content": "简短"},
+            {"role": "user", "content": [{"type": "text", "text": "你"}, {"type": "text", "text": "好"}]},
+            {"role": "assistant", "content": None},
+            {"role": "user", "content": "?"},
+        ],
+    )  # fmt: skip
+    first, second = router.requests.values()
+    assert [message["role"] for message in first.messages] == ["system", "user", "assistant", "user"]
+    assert first.messages[1]["content"] == "你好" and first.messages[2]["content"] == ""
+    assert (first.adapter.name, first.adapter.folder) == (adapter.sha256, str(adapter.path))
+    sampling = first.sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (0.5, 0.9, 3, 9)
+    assert (sampling.stop, sampling.seed, second.sampling.seed) == (("。", "x"), 7, 8)
+    assert first.user == str(member.pk) and router.checkpoints[0].name == "base"
+
+
+async def test_a_stream(async_client, base, router):
+    response = await post(async_client, stream=True, stream_options={"include_usage": True}, n=2)
+    assert response["Content-Type"].startswith("text/event-stream")
+    chunks = await chunks_of(response)
+    assert chunks[-1] == "[DONE]"
+    assert chunks[-2]["choices"] == [] and chunks[-2]["usage"]["completion_tokens"] == 4
+    for index in (0, 1):
+        own = [chunk["choices"][0] for chunk in chunks[:-2] if chunk["choices"][0]["index"] == index]
+        assert own[0]["delta"]["role"] == "assistant" and own[-1]["finish_reason"] == "stop"
+        assert "".join(choice["delta"].get("content", "") for choice in own) == "你好"
+    assert all(chunk["usage"] is None for chunk in chunks[:-2])
+
+
+async def test_a_stream_without_the_usage_has_none(async_client, base, router):
+    chunks = await chunks_of(await post(async_client, stream=True))
+    assert all("usage" not in chunk for chunk in chunks[:-1])
+
+
+async def test_logprobs(async_client, base, router):
+    body = (await post(async_client, logprobs=True, top_logprobs=3)).json()
+    assert [entry["token"] for entry in body["choices"][0]["logprobs"]["content"]] == ["a", "a"]
+    assert next(iter(router.requests.values())).sampling.logprobs == 3
+    chunks = await chunks_of(await post(async_client, logprobs=True, stream=True))
+    assert sum(len(c["choices"][0]["logprobs"]["content"]) for c in chunks[:-1] if c["choices"][0]["logprobs"]) == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_who_leaves_aborts(async_client, base, router, stream):
+    router.hold = True
+
+    async def read():
+        response = await post(async_client, stream=stream, n=2)
+        async for _part in response:
+            pass
+
+    reader = asyncio.create_task(read())
+    while len(router.requests) < 2:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    reader.cancel()
+    await asyncio.gather(reader, return_exceptions=True)
+    for _wait in range(100):
+        if len(router.aborted) == 2:
+            break
+        await asyncio.sleep(0.01)
+    assert set(router.aborted) == set(router.requests)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "status", "code"),
+    [
+        (WorkerUnavailable("down"), 503, "worker_unavailable"),
+        (WorkerUnavailable("loading", "worker_loading"), 503, "worker_loading"),
+        (RequestRefused("queue_full", "full", retry_after=9), 503, "queue_full"),
+        (
+            RequestRefused("context_length_exceeded", "600 tokens, 512 fit", param="messages"),
+            400,
+            "context_length_exceeded",
+        ),
+        (RequestRefused("invalid_adapter", "shape", param="adapter"), 400, "invalid_adapter"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_refusal_has_its_status_even_for_a_stream(async_client, base, router, refusal, status, code, stream):
+    router.refusal = refusal
+    response = await post(async_client, stream=stream)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert response.get("Retry-After") == ({"queue_full": "9"}.get(code, "5") if status == 503 else None)
+
+
+async def test_a_failure_on_the_way_is_the_streams_last_word(async_client, base, router):
+    failure = {"message": "NaN", "type": "server_error", "param": None, "code": "nan_logits"}
+    router.script = lambda request: [("queued", {}), ("delta", {"text": "你"}), ("failed", {"error": failure})]
+    assert (await chunks_of(await post(async_client, stream=True)))[-2:] == [{"error": failure}, "[DONE]"]
+    response = await post(async_client)
+    assert (response.status_code, response.json()) == (500, {"error": failure})
+
+
+async def test_a_worker_that_dies_on_the_way_is_the_streams_last_word(async_client, base, router):
+    router.script = lambda request: [("queued", {}), ("delta", {"text": "你"}), ("delta", WorkerUnavailable("gone"))]
+    chunks = await chunks_of(await post(async_client, stream=True))
+    assert chunks[-2]["error"]["code"] == "worker_unavailable"
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": "hi"}, "messages"),
+        ({"messages": ["hi"]}, "messages[0]"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": [], "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "messages"),
+        ({"model": ""}, "model"),
+        ({"model": 7}, "model"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": True}, "n"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": 7}, "stop"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream_options": []}, "stream_options"),
+        ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"logit_bias": {"1": 2}}, "logit_bias"),
+    ],
+)
+async def test_a_bad_body_is_a_400_that_names_the_parameter(async_client, base, router, body, param):
+    response = await post(async_client, **body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    assert response.json()["error"]["type"] == "invalid_request_error" and not router.requests
+
+
+async def test_neutral_values_of_what_is_missing_are_accepted(async_client, base, router):
+    neutral = {"frequency_penalty": 0, "presence_penalty": 0.0, "tools": [], "response_format": {"type": "text"}}
+    assert (await post(async_client, **neutral, temperature=None, n=None, user="me")).status_code == 200
+
+
+@pytest.mark.parametrize("body", ["", "{", "[]", '"x"', "7", "[" * 100_000])
+async def test_what_is_no_object_is_a_400(async_client, base, router, body):
+    response = await async_client.post(URL, body, JSON)
+    assert response.status_code == 400 and response.json()["error"]["message"]
+
+
+async def test_an_unknown_model_is_a_404(async_client, base, router):
+    for name in ("gpt-5", "base:none", "a/b"):
+        response = await post(async_client, model=name)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+        assert (await async_client.get(f"/v1/models/{name}")).status_code == 404
+
+
+async def test_every_checkpoint_and_adapter_is_a_model(async_client, adapter, router):
+    body = (await async_client.get("/v1/models")).json()
+    assert [(m["id"], m["root"], m["parent"]) for m in body["data"]] == [
+        ("base", "base", None),
+        ("tuned", "base", "base"),
+    ]
+    for name in ("base", "tuned", "base:tuned"):
+        found = (await async_client.get(f"/v1/models/{name}")).json()
+        assert (found["id"], found["object"], found["root"]) == (name, "model", "base")
+
+
+async def test_the_method_must_be_post(async_client, base, router):
+    assert (await async_client.get(URL)).status_code == 405
