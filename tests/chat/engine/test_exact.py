@@ -1,0 +1,165 @@
+"""Whatever shares the batch, a request's greedy tokens are those of plain generation."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from chat.engine.engine import Engine
+from chat.engine.request import Sampling
+
+from .tiny_models import ARCHITECTURES, Prefix, adapter, greedy, loaded_model, plain_model, random_prompt, reference
+
+PREFIXES = (None, Prefix(3, 1), Prefix(9, 2), None, Prefix(17, 3), Prefix(24, 4), Prefix(40, 5))
+
+
+def mixed_requests(architecture, folder, count, seed):
+    draw = random.Random(seed)
+    refs = {prefix: adapter(architecture, folder, prefix.length, prefix.seed) for prefix in PREFIXES if prefix}
+    requests, expected = [], {}
+    for number in range(count):
+        prefix = PREFIXES[number % len(PREFIXES)]
+        prompt, new_tokens = random_prompt(architecture, draw), draw.randint(1, 24)
+        request = greedy(f"{seed}-{number}", prompt, new_tokens, refs.get(prefix), user=str(number % 3))
+        requests.append(request)
+        expected[request.id] = (prompt, new_tokens, prefix)
+    return requests, expected
+
+
+def check(architecture, answers, expected):
+    for answer in answers:
+        assert answer.error is None
+        assert answer.token_ids == reference(architecture, *expected[answer.id]), answer.id
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_six_prefixes_and_bare_rows_in_one_batch_equal_plain_generation(architecture, tmp_path):
+    requests, expected = mixed_requests(architecture, tmp_path, 14, seed=1)
+    engine = Engine(loaded_model(architecture), max_rows=7, prefill_tokens=128)
+    check(architecture, engine.generate(requests), expected)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_static_bucketed_step_equals_the_plain_one(architecture, tmp_path):
+    """The path that a GPU captures in graphs, run without capture."""
+    from chat.engine.cuda_graphs import StaticDecoder
+
+    requests, expected = mixed_requests(architecture, tmp_path, 7, seed=2)
+    engine = Engine(loaded_model(architecture), max_rows=5)
+    engine.decoder = StaticDecoder(engine.loaded, engine.cache, engine.positions, capture=False)
+    engine.decoder.buckets = [1, 4, 5]
+    check(architecture, engine.generate(requests), expected)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 48])
+@pytest.mark.parametrize("architecture", ["qwen2", "glm"])
+def test_a_prompt_in_chunks_equals_the_prompt_in_one_piece(architecture, chunk, tmp_path):
+    requests, expected = mixed_requests(architecture, tmp_path, 5, seed=3)
+    engine = Engine(loaded_model(architecture), max_rows=3, prefill_tokens=chunk, reuse_prompts=False)
+    check(architecture, engine.generate(requests), expected)
+
+
+def test_a_chatglm_prompt_is_never_cut(tmp_path):
+    requests, expected = mixed_requests("chatglm", tmp_path, 4, seed=4)
+    engine = Engine(loaded_model("chatglm"), max_rows=3, prefill_tokens=5)
+    check("chatglm", engine.generate(requests), expected)
+
+
+@pytest.mark.parametrize("with_prefix", [False, True])
+def test_a_continued_conversation_reuses_its_keys_and_changes_nothing(with_prefix, tmp_path):
+    draw = random.Random(5)
+    prefix = Prefix(9, 2) if with_prefix else None
+    ref = adapter("qwen2", tmp_path, 9, 2) if with_prefix else None
+    engine = Engine(loaded_model("qwen2"), max_rows=2)
+    prompt = random_prompt("qwen2", draw, 30, 40)
+    for turn in range(3):
+        (answer,) = engine.generate([greedy(f"turn {turn}", prompt, 10, ref)])
+        assert answer.token_ids == reference("qwen2", prompt, 10, prefix)
+        prompt = (*prompt, *answer.token_ids, *random_prompt("qwen2", draw, 5, 9))
+    assert engine.prompts.hits == 2
+    assert engine.prompts.reused_tokens > 60
+
+
+def test_keys_of_one_adapter_are_not_reused_for_another(tmp_path):
+    engine = Engine(loaded_model("qwen2"), max_rows=2)
+    prompt = random_prompt("qwen2", random.Random(6), 30, 40)
+    for prefix in (None, Prefix(9, 2), Prefix(3, 1)):
+        ref = adapter("qwen2", tmp_path, prefix.length, prefix.seed) if prefix else None
+        (answer,) = engine.generate([greedy("one", prompt, 8, ref)])
+        assert answer.token_ids == reference("qwen2", prompt, 8, prefix)
+    assert engine.prompts.hits == 0
+
+
+def schedule(architecture, folder, seed, count):
+    """Requests join at random steps, some are aborted midway; the rest must be exact and nothing may be left behind."""
+    draw = random.Random(seed)
+    requests, expected = mixed_requests(architecture, folder, count, seed)
+    engine = Engine(loaded_model(architecture), max_rows=draw.randint(1, 6), prefill_tokens=draw.choice([16, 64, 512]))
+    ended = {}
+    doomed = {request.id: draw.randint(0, 12) for request in requests if draw.random() < 0.25}
+    waiting = list(requests)
+    step = 0
+    while len(ended) < len(requests):
+        while waiting and draw.random() < 0.5:
+            engine._submit(waiting.pop(), lambda event: None, lambda sequence: ended.__setitem__(sequence.id, sequence))
+        engine.step()
+        step += 1
+        for identity, at in doomed.items():
+            if step >= at:
+                engine.abort(identity)
+        assert step < 5000
+    for sequence in ended.values():
+        exact = reference(architecture, *expected[sequence.id])
+        if sequence.finish_reason == "abort":
+            assert sequence.id in doomed
+            assert tuple(sequence.answer) == exact[: len(sequence.answer)]
+        else:
+            assert tuple(sequence.answer) == exact
+    assert not engine._rows and not engine._known and not len(engine._waiting) and engine._decoding == 0
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_requests_that_join_leave_and_are_aborted_do_not_disturb_the_others(architecture, tmp_path):
+    schedule(architecture, tmp_path, seed=100, count=8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(200))
+def test_two_hundred_random_schedules(seed, tmp_path):
+    schedule(ARCHITECTURES[seed % len(ARCHITECTURES)], tmp_path, seed=1000 + seed, count=12)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "chatglm"])
+def test_seeded_sampling_does_not_depend_on_the_batch(architecture, tmp_path):
+    requests, _ = mixed_requests(architecture, tmp_path, 10, seed=7)
+    sampling = Sampling(temperature=1.3, top_p=0.9, top_k=40, repetition_penalty=1.1, max_new_tokens=16)
+    requests = [replace(r, sampling=replace(sampling, seed=number)) for number, r in enumerate(requests)]
+    alone = [Engine(loaded_model(architecture), max_rows=1).generate([request])[0].token_ids for request in requests]
+    together = Engine(loaded_model(architecture), max_rows=6).generate(requests[::-1])[::-1]
+    assert [answer.token_ids for answer in together] == alone
+    assert len(set(alone)) == len(alone)
+
+
+def test_half_precision_differs_only_where_the_best_two_are_close():
+    """bfloat16 rounds by batch shape, so a mismatch is allowed where the margin is below 2 % of the largest logit."""
+    import copy
+
+    from chat.engine.loading import from_parts
+
+    from .tiny_models import byte_tokenizer
+
+    model = copy.deepcopy(plain_model("qwen2")).to(torch.bfloat16)
+    loaded = from_parts(model, byte_tokenizer())
+    draw = random.Random(8)
+    prompts = [random_prompt("qwen2", draw) for _ in range(8)]
+    answers = Engine(loaded, max_rows=8).generate([greedy(str(i), prompt, 12) for i, prompt in enumerate(prompts)])
+    for prompt, answer in zip(prompts, answers, strict=True):
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        expected = expected[0, len(prompt) :].tolist()
+        for at, (mine, theirs) in enumerate(zip(answer.token_ids, expected, strict=False)):
+            if mine != theirs:
+                logits = model(torch.tensor([[*prompt, *expected[:at]]])).logits[0, -1].float()
+                best = logits.topk(2).values
+                assert best[0] - best[1] < 0.02 * logits.abs().max()
+                break
