@@ -61,7 +61,7 @@ def children(host: str, port: int, worker: bool) -> list[Child]:
     # A backlog of 1024: Twisted's own 50 refuses connections when a room reconnects at once.
     endpoint = f"tcp:port={port}:interface={interface}:backlog=1024"
     proxy = ["--proxy-headers"] if settings.HTTPS else []
-    web = [sys.executable, "-m", "daphne", "-e", endpoint, "--application-close-timeout", "5", *proxy]
+    web = [sys.executable, "-m", "daphne", "-e", endpoint, "--application-close-timeout", "5", "-v", "0", *proxy]
     found = [Child("web", [*web, "portal.asgi:application"])]
     if worker:
         found.append(Child("worker", [*manage, "inference_worker"]))

@@ -30,7 +30,7 @@ def tone(status):
 @register.filter
 def duration(seconds):
     """Seconds as people say them: 8 s, 2 min 05 s, 1 h 03 min; empty for None."""
-    if seconds is None:
+    if seconds in (None, ""):
         return ""
     seconds = round(seconds)
     if seconds < 60:
@@ -43,7 +43,7 @@ def duration(seconds):
 @register.filter
 def when(moment):
     """A time of today as 14:52, else with its day, else (another year) with the year; empty for None."""
-    if moment is None:
+    if not moment:
         return ""
     local, now = timezone.localtime(moment), timezone.localtime()
     clock = local.strftime("%H:%M")
@@ -56,8 +56,8 @@ def when(moment):
 
 @register.filter
 def thousands(number):
-    """12345 as 12,345; empty for None."""
-    return "" if number is None else f"{number:,}"
+    """12345 as 12,345; empty for None and for what a template did not find."""
+    return "" if number in (None, "") else f"{number:,}"
 
 
 @register.filter

@@ -58,9 +58,12 @@ class Announcement:
 
     def __init__(self, stdout, url: str, *, worker: bool):
         self.stdout, self.url, self.worker = stdout, url, worker
-        self.begun, self.web_told = time.monotonic(), False
+        self.begun, self.web_told, self.asked = time.monotonic(), False, 0.0
 
     def __call__(self) -> bool:
+        if self.web_told and time.monotonic() - self.asked < 1.0:
+            return False
+        self.asked = time.monotonic()
         try:
             with urlopen(f"{self.url}/healthz", timeout=3) as answer:
                 health = json.load(answer)
