@@ -1,0 +1,30 @@
+"""A dataset and a checkpoint to plan runs with."""
+
+import io
+import json
+
+import pytest
+
+from chat.models import Checkpoint
+from tuning import datasets
+
+
+@pytest.fixture
+def checkpoint(db):
+    return Checkpoint.objects.create(
+        name="base", path="/nowhere", fingerprint="f" * 64,
+        description={"architecture": "Qwen2ForCausalLM", "context_length": 512}, is_default=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_dataset(db, data_dir):
+    """make_dataset(owner, rows=5): a ready dataset."""
+
+    def make(owner, rows: int = 5, name: str = "ads"):
+        lines = [json.dumps({"content": f"q{row}", "summary": f"a{row}"}) for row in range(rows)]
+        file = io.BytesIO("\n".join(lines).encode())
+        file.name = "train.json"
+        return datasets.ingest(file, name=name, owner=owner, prompt_column="content", response_column="summary")
+
+    return make

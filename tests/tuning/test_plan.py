@@ -1,0 +1,109 @@
+"""What a run will do is decided, checked and frozen when it is created."""
+
+import pytest
+from django.core.exceptions import ValidationError
+from django_q.models import OrmQ
+
+from chat.models import Checkpoint
+from portal import runs
+from portal.models import Run
+from tuning import datasets
+from tuning.models import TuningRun
+from tuning.plan import PRESETS, create_run, recipe_for
+from tuning.ptuning.recipe import Recipe
+
+
+@pytest.fixture
+def chatglm(db):
+    return Checkpoint.objects.create(
+        name="chatglm-6b", path="/nowhere", fingerprint="c" * 64,
+        description={"architecture": "ChatGLMModel", "context_length": 2048},
+    )  # fmt: skip
+
+
+def problems_of(call, *arguments, **named) -> dict[str, list[str]]:
+    with pytest.raises(ValidationError) as refused:
+        call(*arguments, **named)
+    return {field: [error.code for error in errors] for field, errors in refused.value.error_dict.items()}
+
+
+def test_a_plan_is_frozen_with_what_it_names(member, checkpoint, make_dataset, django_capture_on_commit_callbacks):
+    dataset = make_dataset(member)
+    with django_capture_on_commit_callbacks(execute=True):
+        run = create_run(member, dataset=dataset, checkpoint=checkpoint, name=" ads-v1 ", max_steps=40, seed=3)
+    assert (run.status, run.queue, run.kind, run.total, run.name) == ("queued", "gpu", "tuning", 40, "ads-v1")
+    assert OrmQ.objects.filter(key="gpu").count() == 1
+    recipe = TuningRun.objects.get(pk=run.pk).recipe
+    assert Recipe.from_dict(recipe) == Recipe(prefix_dropout=0.1, max_steps=40, seed=3, save_steps=40)
+    assert recipe["method"] == "ptuning_v2" and recipe["preset"] == "chatglm-6b-train.sh"
+    assert recipe["checkpoint"]["fingerprint"] == checkpoint.fingerprint
+    version = dataset.current
+    datasets.add_split(dataset, 2)
+    run.refresh_from_db()
+    assert run.dataset_version == version and run.recipe["dataset"]["sha256"] == version.splits["train"]["sha256"]
+    assert run.recipe["dataset"] == {
+        "id": dataset.pk, "name": "ads", "version": 1, "split": "train", "rows": 5,
+        "sha256": version.splits["train"]["sha256"],
+    }  # fmt: skip
+
+
+def test_presets_are_the_scripts_of_upstream_and_the_starters(chatglm, checkpoint):
+    train_sh = recipe_for(chatglm)
+    assert train_sh == PRESETS["chatglm-6b-train.sh"] and train_sh.quantization_bit == 4
+    chat = recipe_for(chatglm, "chatglm-6b-train_chat.sh")
+    assert (chat.learning_rate, chat.max_source_length, chat.max_target_length) == (1e-2, 256, 256)
+    assert recipe_for(checkpoint).quantization_bit is None, "only ChatGLM is quantised on loading"
+    checkpoint.is_starter = True
+    assert recipe_for(checkpoint) == PRESETS["starter"]
+    assert all(preset.problems() == [] for preset in PRESETS.values())
+
+
+def test_every_problem_is_told_at_once(member, checkpoint, make_dataset):
+    dataset = make_dataset(member)
+    datasets.Dataset.objects.filter(pk=dataset.pk).update(status="failed")
+    dataset.refresh_from_db()
+    problems = problems_of(
+        create_run, member, dataset=dataset, checkpoint=checkpoint, name="n" * 121, pre_seq_len=0, learning_rate=5,
+        max_steps="many", precision="float8",
+    )  # fmt: skip
+    assert problems == {
+        "dataset": ["not_ready"],
+        "name": ["too_long"],
+        "pre_seq_len": ["out_of_range"],
+        "learning_rate": ["out_of_range"],
+        "max_steps": ["not_a_number"],
+        "precision": ["not_a_choice"],
+    }
+    assert not Run.objects.exists()
+
+
+def test_what_the_checkpoint_cannot_do(member, checkpoint, chatglm, make_dataset):
+    create = {"dataset": make_dataset(member), "checkpoint": checkpoint}
+    assert problems_of(create_run, member, **create, quantization_bit=4, max_source_length=400) == {
+        "quantization_bit": ["not_supported"],
+        "max_source_length": ["does_not_fit"],
+    }
+    # the prefix takes positions of other architectures, not of ChatGLM
+    assert problems_of(recipe_for, checkpoint, max_source_length=300, max_target_length=200) == {
+        "max_source_length": ["does_not_fit"]
+    }
+    assert recipe_for(chatglm, max_source_length=1024, max_target_length=1024)
+    assert problems_of(recipe_for, checkpoint, num_virtual_tokens=8) == {"num_virtual_tokens": ["unknown_field"]}
+    assert problems_of(recipe_for, checkpoint, "lora") == {"preset": ["unknown_preset"]}
+
+
+def test_a_deleted_dataset_takes_no_new_run_and_old_runs_keep_theirs(member, checkpoint, make_dataset):
+    dataset = make_dataset(member)
+    run = create_run(member, dataset=dataset, checkpoint=checkpoint)
+    runs.cancel(run)
+    datasets.delete(dataset)
+    dataset.refresh_from_db()
+    assert problems_of(create_run, member, dataset=dataset, checkpoint=checkpoint) == {"dataset": ["deleted"]}
+    with datasets.open_split(TuningRun.objects.get(pk=run.pk).dataset_version, "train") as rows:
+        assert len(rows) == 5
+
+
+def test_problems_are_worded_in_the_reader_s_language(member, checkpoint):
+    with pytest.raises(ValidationError) as refused:
+        recipe_for(checkpoint, pre_seq_len=5000)
+    assert "1024" in refused.value.message_dict["pre_seq_len"][0]
