@@ -139,7 +139,18 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
             )
             config.quantization_bit = wanted
             kwargs["quantization_config"] = PackOnLoad(wanted)
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        wants_report = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+        )
+        if report["missing_keys"]:
+            # transformers would draw them at random and say so in a warning; an answer from such a model is worth nothing
+            names = sorted(report["missing_keys"])
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {len(names)} of the model's weights, among them {names[0]}: "
+                "is a shard missing, or is it a P-tuning checkpoint, which holds a prefix only?"
+            )
+        return (model, report) if wants_report else model
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
