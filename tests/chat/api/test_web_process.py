@@ -1,0 +1,213 @@
+"""Scripts against the real web process: the official OpenAI client, the tutorial's curl, event streams and websockets."""
+
+import http.client
+import json
+import subprocess
+import time
+
+import openai
+import pytest
+import websockets
+from websockets.sync.client import connect
+
+from chat.engine.wire import Address
+from chat.worker_client import _get_status
+from tests.chat.api.web import Web
+from tests.chat.worker.processes import TOKEN
+from tests.running import wait_for
+
+pytestmark = pytest.mark.xdist_group("web")
+
+
+@pytest.fixture(scope="module")
+def web():
+    with Web() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(web):
+    return openai.OpenAI(base_url=f"{web.url}/v1", api_key=web.key, max_retries=0, timeout=30)
+
+
+def curl(*arguments: str) -> str:
+    return subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def ask(words: str, **more) -> dict:
+    return {"model": "pretend", "messages": [{"role": "user", "content": words}], **more}
+
+
+def rows_of(web) -> int:
+    """Sequences that the worker is writing."""
+    return _get_status(Address.parse(web.worker.url), TOKEN, 5)["active_rows"]
+
+
+def test_the_official_client_gets_an_answer(client):
+    answer = client.chat.completions.create(**ask("words 5", n=2, seed=1))
+    assert [choice.finish_reason for choice in answer.choices] == ["stop", "stop"]
+    assert all(len(choice.message.content.split()) == 5 for choice in answer.choices)
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 10)
+
+
+def test_the_official_client_streams(client):
+    stream = client.chat.completions.create(
+        **ask("every 0.02 words 20", stream=True, stream_options={"include_usage": True})
+    )
+    chunks = [(time.monotonic(), chunk) for chunk in stream]
+    text = "".join(chunk.choices[0].delta.content or "" for _at, chunk in chunks if chunk.choices)
+    assert len(text.split()) == 20
+    assert chunks[-1][1].usage.completion_tokens == 20
+    assert chunks[-1][0] - chunks[0][0] > 0.2  # while it was written, not at the end
+
+
+def test_the_official_client_lists_models(client):
+    assert [model.id for model in client.models.list()] == ["pretend"]
+    assert client.models.retrieve("pretend").id == "pretend"
+
+
+def test_the_official_client_understands_every_refusal(web, client):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(**{**ask("x"), "model": "gpt-5"})
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**ask("x", temperature=9))
+    assert caught.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**ask("refuse context_length_exceeded", stream=True))
+    assert caught.value.code == "context_length_exceeded"
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.chat.completions.create(**ask("refuse queue_full"))
+    assert caught.value.status_code == 503 and caught.value.response.headers["Retry-After"] == "7"
+    stranger = openai.OpenAI(base_url=f"{web.url}/v1", api_key="sk-wrong", max_retries=0)
+    with pytest.raises(openai.AuthenticationError):
+        stranger.chat.completions.create(**ask("x"))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_aborts_its_generation(web, stream):
+    connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
+    headers = {"Authorization": f"Bearer {web.key}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/chat/completions", json.dumps(ask("hang", stream=stream)), headers)
+    wait_for(lambda: rows_of(web) == 1, 10, "the generation")
+    connection.close()
+    wait_for(lambda: rows_of(web) == 0, 10, "its end")
+
+
+def test_the_tutorials_curl(web):
+    reply = json.loads(
+        curl(
+            "-X", "POST", web.url, "-H", "Content-Type: application/json", "-H", f"Authorization: Bearer {web.key}",
+            "-d", '{"prompt": "words 3", "history": []}',
+        )
+    )  # fmt: skip
+    assert reply["status"] == 200 and reply["history"] == [["words 3", reply["response"]]]
+    assert len(reply["response"].split()) == 3
+
+
+def test_a_conversation_over_rest_and_its_event_stream(web):
+    header = ["-H", f"Authorization: Bearer {web.key}", "-H", "Content-Type: application/json"]
+    conversation = json.loads(curl(f"{web.url}/api/v1/conversations/", *header, "-d", "{}"))["id"]
+    messages = f"{web.url}/api/v1/conversations/{conversation}/messages/"
+    answer = json.loads(curl(messages, *header, "-d", '{"content": "every 0.05 words 10"}'))["answer"]
+    stream = f"{web.url}/api/v1/messages/{answer['id']}/stream/"
+    whole, later = (curl("-N", f"{stream}?after={after}", *header) for after in (0, 3))
+    for text, after in ((whole, 0), (later, 3)):
+        blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+        numbers = [int(block["id"]) for block in blocks]
+        assert numbers == sorted(set(numbers)) and numbers[0] > after
+        assert blocks[-1]["event"] == "message.finished"
+    saved = json.loads(curl(messages, *header))["results"][-1]
+    assert saved["status"] == "complete" and len(saved["content"].split()) == 10
+
+
+def test_stop_over_rest_keeps_what_was_written(web):
+    header = ["-H", f"Authorization: Bearer {web.key}", "-H", "Content-Type: application/json"]
+    conversation = json.loads(curl(f"{web.url}/api/v1/conversations/", *header, "-d", "{}"))["id"]
+    messages = f"{web.url}/api/v1/conversations/{conversation}/messages/"
+    answer = json.loads(curl(messages, *header, "-d", '{"content": "hang"}'))["answer"]
+    wait_for(lambda: rows_of(web) == 1, 10, "the generation")
+    stopped = json.loads(curl("-X", "POST", f"{web.url}/api/v1/messages/{answer['id']}/stop/", *header))
+    assert stopped["status"] == "stopped" and len(stopped["content"].split()) == 1
+    assert rows_of(web) == 0
+
+
+def socket(web, conversation: int, cookie: str | None = None, origin: str | None = None):
+    headers = {"Cookie": f"sessionid={web.cookie if cookie is None else cookie}"}
+    address = f"ws://127.0.0.1:{web.port}/ws/conversations/{conversation}/"
+    return connect(address, additional_headers=headers, origin=origin or web.url)
+
+
+def conversation_of(web) -> int:
+    header = ["-H", f"Authorization: Bearer {web.key}", "-H", "Content-Type: application/json"]
+    return json.loads(curl(f"{web.url}/api/v1/conversations/", *header, "-d", "{}"))["id"]
+
+
+def test_two_tabs_and_a_reload_lose_nothing_of_an_answer(web):
+    conversation = conversation_of(web)
+    with socket(web, conversation) as first, socket(web, conversation) as second:
+        first.send(json.dumps({"type": "message.send", "content": "every 0.05 words 30"}))
+        seen = [json.loads(first.recv(10)) for _frame in range(4)]
+        answer = seen[-1]["message"]
+        second.send(json.dumps({"type": "attach", "message": answer, "after": 0}))
+        first.close()  # the reload
+        with socket(web, conversation) as again:
+            again.send(json.dumps({"type": "attach", "message": answer, "after": seen[-1]["seq"]}))
+            seen += until_the_end(again)
+        whole = until_the_end(second)
+    assert text_of(seen) == text_of(whole) and len(text_of(whole).split()) == 30
+
+
+def until_the_end(page) -> list[dict]:
+    frames = []
+    while not frames or frames[-1]["type"] not in ("message.finished", "message.failed"):
+        frames.append(json.loads(page.recv(20)))
+        page.send(json.dumps({"type": "ack", "seq": frames[-1]["seq"]}))
+    return frames
+
+
+def text_of(frames) -> str:
+    return "".join(frame.get("text", "") for frame in frames)
+
+
+def test_the_socket_needs_a_login_an_owner_and_this_sites_origin(web):
+    conversation = conversation_of(web)
+    for cookie, number, code in (("", conversation, 4401), (None, conversation + 1000, 4404)):
+        with socket(web, number, cookie) as page, pytest.raises(websockets.ConnectionClosed) as caught:
+            page.recv(10)
+        assert caught.value.rcvd.code == code
+    with pytest.raises(websockets.InvalidStatus) as refused:
+        socket(web, conversation, origin="http://evil.example").__enter__()
+    assert refused.value.response.status_code == 403
+
+
+def test_a_worker_that_dies_ends_the_stream_and_the_next_request_is_told_to_wait(web, client):
+    """Last: it takes the worker away, and brings it back."""
+    stream = client.chat.completions.create(**ask("every 0.05 words 1000", stream=True))
+    next(iter(stream))
+    web.worker.kill()
+    try:
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(**ask("x"))
+        assert caught.value.status_code == 503 and caught.value.response.headers["Retry-After"]
+        reply = curl(
+            "-w", "%{http_code}", f"{web.url}/", "-H", f"Authorization: Bearer {web.key}", "-d", '{"prompt": "x"}'
+        )
+        assert reply.endswith("503")
+        web.worker.start()
+        with pytest.raises(openai.APIError) as caught:
+            for _chunk in stream:
+                pass
+        assert caught.value.code == "sequence_lost"
+    finally:
+        if web.worker.process.poll() is not None:
+            web.worker.start()
+    answer = wait_for(lambda: attempt(client), 15, "an answer of the new worker")
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def attempt(client):
+    try:
+        return client.chat.completions.create(**ask("words 2"))
+    except openai.InternalServerError:
+        return None
