@@ -256,13 +256,12 @@ def _save(run, heart, split, finished: list[Predicted], prompter, lengths, score
 
 def _conclude(run: EvaluationRun, token: str) -> None:
     """Scores over all rows, then the terminal status, then what others derive from it."""
-    held = EvaluationRun.objects.filter(pk=run.pk, token=token)
-    failed_rows = held.values_list("failed_rows", flat=True).get()
-    if failed_rows >= run.recipe["rows"]:
+    run.refresh_from_db(fields=["failed_rows"])
+    if run.failed_rows >= run.recipe["rows"]:
         runs.fail(run.pk, token, "all_rows_failed", "The model gave no answer to any row; the log names the reasons.")
         return
     scores = list(run.predictions.order_by("row").values_list("scores", flat=True))
-    held.update(scores=average(scores))
+    EvaluationRun.objects.filter(pk=run.pk, token=token).update(scores=average(scores))
     runs.succeed(run.pk, token)
     update_differences(run.pk)
 

@@ -12,11 +12,6 @@ from evaluation.metrics import METRICS, Scorer, common_subsequence_length
 ZERO = dict.fromkeys(METRICS, 0.0)
 
 
-@pytest.fixture(scope="module")
-def scorer():
-    return Scorer()
-
-
 def test_a_pair_worked_out_by_hand(scorer):
     prediction, reference = "红色裙子很好看", "红色裙子真好看"
     assert scorer.cut(prediction) == ["红色", "裙子", "很", "好看"]

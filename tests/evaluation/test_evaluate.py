@@ -1,0 +1,153 @@
+"""The evaluation process's work, step by step; the life of the process itself is in test_process.py."""
+
+from functools import partial
+
+import pytest
+
+from evaluation import evaluate as process
+from evaluation.comparison import compare, update_differences
+from evaluation.evaluate import RunFailed, Stopped
+from evaluation.models import METRICS, EvaluationRun, Prediction
+from evaluation.plan import create_evaluation
+from evaluation.predict import predict
+from portal import runs
+from portal.models import Run
+from tests.tuning.datasets.files import lines, upload
+from tuning import datasets
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
+SHORT = {"max_source_length": 48, "max_target_length": 12}
+
+
+class QuietHeart:
+    """Heart without its thread; `stop_after` rows somebody asks to stop."""
+
+    def __init__(self, stop_after: int | None = None):
+        self.progress, self.phase, self.stop_after = 0, "loading", stop_after
+
+    @property
+    def should_stop(self) -> bool:
+        return self.stop_after is not None and self.progress >= self.stop_after
+
+    def check(self) -> None:
+        if self.should_stop:
+            raise Stopped
+
+    def beat(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, scorer):
+    """Rows are written one by one, and jieba's dictionary is loaded once for all tests."""
+    monkeypatch.setattr(process, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(process, "Scorer", lambda folder: scorer)
+
+
+def carry_out(run, heart=None) -> EvaluationRun:
+    token = runs.claim(run.pk)
+    process._predict_rows(run, heart or QuietHeart())
+    process._conclude(run, token)
+    return EvaluationRun.objects.get(pk=run.pk)
+
+
+def test_base_and_tuned_are_scored_and_compared(member, dataset, checkpoint, adapter):
+    tuned = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT)
+    base = carry_out(tuned.baseline)
+    assert base.status == Run.Status.SUCCEEDED and base.difference is None
+    tuned = carry_out(tuned)
+    assert set(tuned.scores) == set(METRICS) == set(tuned.difference)
+    assert set(tuned.scores["rouge-l"]) == {"value", "low", "high"}
+    rows = list(tuned.predictions.all())
+    assert [row.row for row in rows] == list(range(8))
+    expected = datasets.examples(dataset.current, "validation", 0, 8)
+    assert [row.prompt for row in rows] == [example["prompt"] for example in expected]
+    assert [row.text for row in rows] != [row.text for row in base.predictions.all()]
+    mean = sum(row.scores["bleu-4"] for row in rows) / 8
+    assert tuned.scores["bleu-4"]["value"] == pytest.approx(mean, abs=1e-4)
+    told = compare(tuned, base)
+    assert told["rows"] == 8 and told["difference"] == tuned.difference
+
+
+def test_a_baseline_that_ends_later_fills_the_difference_in(member, dataset, checkpoint, adapter):
+    tuned = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT)
+    base = tuned.baseline
+    assert carry_out(tuned).difference is None
+    carry_out(base)
+    tuned.refresh_from_db()
+    assert set(tuned.difference) == set(METRICS)
+
+
+def test_a_stopped_run_goes_on_behind_its_rows(member, dataset, checkpoint, monkeypatch):
+    monkeypatch.setattr(process, "predict", partial(predict, in_flight=2))
+    whole = carry_out(create_evaluation(member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT))
+    run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT)
+    with pytest.raises(Stopped):
+        process._predict_rows(run, QuietHeart(stop_after=3))
+    done = set(run.predictions.values_list("row", flat=True))
+    assert 3 <= len(done) < 8
+    before = dict(run.predictions.values_list("row", "pk"))
+    run = carry_out(run)
+    assert {row: pk for row, pk in run.predictions.values_list("row", "pk") if row in done} == before
+    texts = [list(each.predictions.values_list("text", flat=True)) for each in (whole, run)]
+    assert texts[0] == texts[1] and run.scores == whole.scores
+
+
+def test_rows_that_fail_count_as_empty_and_all_of_them_fail_the_run(member, checkpoint, data_dir):
+    content = lines({"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"})
+    dataset = datasets.ingest(upload(content), name="x", owner=member)
+    run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, **SHORT)
+    error = {"message": "not finite", "type": "server_error", "param": None, "code": "nan_logits"}
+
+    def some(engine, rows, **options):
+        yield process.Predicted(0, "b")
+        yield process.Predicted(1, "", error)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(process, "predict", some)
+        run = carry_out(run)
+    assert (run.status, run.failed_rows) == (Run.Status.SUCCEEDED, 1)
+    assert run.scores["rouge-1"]["value"] == 50.0
+    run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, **SHORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            process, "predict", lambda engine, rows, **options: (process.Predicted(row, "", error) for row, _ in rows)
+        )
+        run = carry_out(run)
+    assert run.status == Run.Status.FAILED and run.error["code"] == "all_rows_failed"
+
+
+@pytest.mark.parametrize("code", ["checkpoint_changed", "adapter_deleted", "dataset_missing", "checkpoint_invalid"])
+def test_what_cannot_work_fails_with_a_reason(member, dataset, checkpoint, adapter, data_dir, code):
+    run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT)
+    if code == "checkpoint_changed":
+        run.recipe["checkpoint_fingerprint"] = "another"
+    elif code == "adapter_deleted":
+        adapter.delete()
+    elif code == "dataset_missing":
+        for path in (data_dir / "datasets").glob("*.jsonl"):
+            path.unlink()
+    else:
+        checkpoint.path = str(data_dir / "nowhere")
+        checkpoint.save()
+    EvaluationRun.objects.filter(pk=run.pk).update(recipe=run.recipe)
+    with pytest.raises(RunFailed) as caught:
+        process._predict_rows(EvaluationRun.objects.get(pk=run.pk), QuietHeart())
+    assert caught.value.code == code and str(caught.value)
+
+
+def test_a_lost_token_writes_no_scores(member, dataset, checkpoint):
+    run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, **SHORT)
+    token = runs.claim(run.pk)
+    process._predict_rows(run, QuietHeart())
+    Run.objects.filter(pk=run.pk).update(token="somebody else's")
+    with pytest.raises(runs.FencedOff):
+        process._conclude(run, token)
+    assert EvaluationRun.objects.get(pk=run.pk).scores is None
+
+
+def test_differences_wait_for_both_sides(member, dataset, checkpoint, adapter):
+    tuned = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT)
+    Prediction.objects.all().delete()
+    update_differences(tuned.pk)
+    assert EvaluationRun.objects.get(pk=tuned.pk).difference is None
