@@ -1,0 +1,21 @@
+"""The OpenAPI schema names every path of chat's REST API, and what goes in and out."""
+
+from drf_spectacular.generators import SchemaGenerator
+
+
+def test_the_schema_describes_chat():
+    paths = SchemaGenerator().get_schema(request=None, public=True)["paths"]
+    operations = {(path.removeprefix("/api/v1"), method) for path, methods in paths.items() for method in methods}
+    assert {
+        ("/checkpoints/", "get"), ("/checkpoints/", "post"), ("/checkpoints/{id}/", "get"),
+        ("/adapters/", "get"), ("/adapters/{id}/", "patch"), ("/adapters/{id}/", "delete"), ("/adapters/{id}/download/", "get"),
+        ("/conversations/", "post"), ("/conversations/{id}/", "delete"),
+        ("/conversations/{id}/messages/", "get"), ("/conversations/{id}/messages/", "post"),
+        ("/messages/{id}/", "get"), ("/messages/{id}/stream/", "get"), ("/messages/{id}/stop/", "post"),
+    } <= operations  # fmt: skip
+    send = paths["/api/v1/conversations/{id}/messages/"]["post"]
+    assert set(send["responses"]) == {"202"}
+    stream = paths["/api/v1/messages/{id}/stream/"]["get"]
+    assert "text/event-stream" in stream["responses"]["200"]["content"]
+    assert "after" in {parameter["name"] for parameter in stream["parameters"]}
+    assert "application/zip" in paths["/api/v1/adapters/{id}/download/"]["get"]["responses"]["200"]["content"]
