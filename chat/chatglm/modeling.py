@@ -17,6 +17,8 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from chat.engine.cpu_linear import frozen_linear
+
 from .configuration import ChatGLMConfig
 from .positions import additive, position_ids, prefix_lm_hidden, rotary_tables, rotate
 from .quantization import PackOnLoad, linear
@@ -301,7 +303,7 @@ class TiedHead(nn.Module):
         return self._embedding[0].weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return functional.linear(hidden.to(self.weight.device), self.weight)
+        return frozen_linear(hidden.to(self.weight.device), self.weight)
 
 
 class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers.core_model_loading import ConversionOps
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from chat.engine.cpu_linear import frozen_linear
 
 from .configuration import ChatGLMConfig
 from .packed_matmul import fused_linear
@@ -61,7 +62,7 @@ class _PackedProduct(torch.autograd.Function):
         fused = fused_linear(x, packed, scale, bits)
         if fused is not None:
             return fused
-        parts = [functional.linear(x, unpack(*rows, bits, x.dtype)) for rows in _chunks(packed, scale, bits)]
+        parts = [frozen_linear(x, unpack(*rows, bits, x.dtype)) for rows in _chunks(packed, scale, bits)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     @staticmethod
