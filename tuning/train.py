@@ -182,11 +182,13 @@ def _train(run: TuningRun, heart: Heart, busy: threading.Event, say: Say) -> Non
     """Loads, trains and publishes. Returns when the adapter is there."""
     heart.tell(phase="loading")
     import torch
+    from transformers.utils.logging import disable_progress_bar
 
     from chat.engine import adapters, loading
     from tuning.ptuning.recipe import Recipe
     from tuning.ptuning.trainer import Progress, Stopped, Trainer
 
+    disable_progress_bar()  # the log is a file
     recipe = Recipe.from_dict(run.recipe)
     device = settings.DEVICE or str(loading.default_device())
     if device == "cpu":

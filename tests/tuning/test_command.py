@@ -1,0 +1,112 @@
+"""`manage.py train`: one run in the foreground."""
+
+import contextlib
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from chat.engine import adapters
+from chat.models import Checkpoint
+from tests.running import ROOT
+from tests.tuning import tiny
+from tuning.models import Dataset, TuningRun
+
+PREPARE = """
+from django.core.management import call_command
+from chat.registry import register_checkpoint
+from portal.models import User
+call_command("migrate", verbosity=0)
+User.objects.create_superuser("admin")
+register_checkpoint({folder!r}, "tiny")
+"""
+
+
+def write_rows(path, count):
+    rows = [{"content": row["prompt"], "summary": row["response"]} for row in tiny.examples(count)]
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    return path
+
+
+def test_a_run_in_the_foreground_makes_an_adapter(tmp_path):
+    """As a user types it, in a process of its own: upload of two splits, training, log, published adapter, clean ends."""
+    data = tmp_path / "data"
+    environment = {**os.environ, "PORTAL_DATA_DIR": str(data), "PORTAL_DEVICE": "cpu"}
+
+    def manage(*arguments, **options):
+        argv = [sys.executable, "manage.py", *arguments]
+        return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
+
+    manage("shell", "-c", PREPARE.format(folder=str(tiny.write(tmp_path / "tiny"))), check=True)
+    files = (
+        "--train-file",
+        write_rows(tmp_path / "rows.json", 12),
+        "--validation-file",
+        write_rows(tmp_path / "dev.json", 3),
+    )
+    done = manage(
+        "train", *map(str, files), "--prompt-column", "content", "--response-column", "summary", "--checkpoint", "tiny",
+        "--pre-seq-len", "4", "--learning-rate", "5e-2", "--max-steps", "6", "--per-device-train-batch-size", "4",
+        "--gradient-accumulation-steps", "1", "--max-source-length", "40", "--max-target-length", "24",
+        "--logging-steps", "2", "--name", "ads", "--json",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert (result["status"], result["step"], result["max_steps"], result["error"]) == ("succeeded", 6, 6, None)
+    assert result["adapter"]["name"] == "ads"
+    prefix = adapters.load(result["adapter"]["folder"])
+    assert (
+        prefix.pre_seq_len == 4 and prefix.metadata["step"] == 6 and prefix.metadata["recipe"]["learning_rate"] == 0.05
+    )
+    log = (data / "runs" / str(result["run"]) / "run.log").read_text(encoding="utf-8")
+    assert [line.split("  ")[1] for line in log.splitlines() if "loss" in line] == ["step 2/6", "step 4/6", "step 6/6"]
+    assert log in done.stderr and "Loading weights" not in done.stderr
+    assert not (data / "runs" / str(result["run"]) / "checkpoint").exists(), "nothing left that is not needed"
+    with contextlib.closing(sqlite3.connect(data / "portal.sqlite3")) as database:
+        rows = database.execute("SELECT step, loss FROM tuning_tuningmetric ORDER BY step").fetchall()
+        splits = json.loads(database.execute("SELECT splits FROM tuning_datasetversion").fetchone()[0])
+        assert database.execute("SELECT attempt, status FROM portal_run").fetchall() == [(1, "succeeded")]
+    assert [step for step, _ in rows] == [2, 4, 6] and rows[-1][1] == result["loss"] < rows[0][1]
+    assert {name: split["rows"] for name, split in splits.items()} == {"train": 12, "validation": 3}
+
+
+@pytest.fixture
+def base(staff, data_dir):
+    return Checkpoint.objects.create(name="base", path="/nowhere", fingerprint="f", description={"context_length": 512})
+
+
+def test_bad_input_is_named_and_nothing_is_started(base, tmp_path):
+    good = write_rows(tmp_path / "rows.json", 3)
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"content": "a"}\nnot json\n')
+    for arguments, said in [
+        (["--train-file", "/nowhere.json"], "/nowhere.json"),
+        (["--train-file", str(bad), "--prompt-column", "content", "--response-column", "summary"], "2: "),
+        (["--train-file", str(good), "--prompt-column", "question", "--response-column", "summary"], "question"),
+        (["--train-file", str(good), "--checkpoint", "other"], "base"),
+        (["--train-file", str(good), "--user", "nobody"], "--user"),
+        (["--train-file", str(good), "--pre-seq-len", "0", "--learning-rate", "7"], "--pre-seq-len: "),
+        (["--train-file", str(good), "--pre-seq-len", "0", "--learning-rate", "7"], "--learning-rate: "),
+        (["--train-file", str(good), "--max-source-length", "450"], "512"),
+        (["--dataset", "unknown"], "unknown"),
+        ([], "--train-file"),
+    ]:
+        with pytest.raises(CommandError) as refused:
+            call_command("train", *arguments)
+        assert said in str(refused.value), arguments
+    assert not TuningRun.objects.exists()
+
+
+def test_a_dataset_of_the_portal_may_be_named(base, staff, make_dataset, monkeypatch):
+    from tuning.management.commands import train
+
+    dataset = make_dataset(staff)
+    monkeypatch.setattr(train, "carry_out", lambda run_id, token, say: "succeeded")
+    for wish in ("ads", str(dataset.pk)):
+        call_command("train", "--dataset", wish, "--preset", "starter", "--quantization-bit", "0")
+    assert [run.recipe["dataset"]["id"] for run in TuningRun.objects.all()] == [dataset.pk] * 2
+    assert Dataset.objects.count() == 1 and TuningRun.objects.first().status == "running"
