@@ -261,14 +261,14 @@ class _Home:
                 rows = [(answer.message_id, answer.content, answer.seq, answer.status) for answer in changed]
                 await self._save(_save_progress, rows)
 
-    async def _save(self, function, *arguments, attempts: int = 5) -> None:
+    async def _save(self, function, *arguments, attempts: int = 7) -> None:
         """On the thread that writes rows; a locked database is asked again."""
         for attempt in range(attempts):
             try:
                 return await self.loop.run_in_executor(self._database, _with_connection, function, *arguments)
             except DatabaseError:
                 logger.warning("an answer could not be saved (attempt %d)", attempt + 1, exc_info=True)
-                await asyncio.sleep(0.5 * (attempt + 1))
+                await asyncio.sleep(0.05 * 2**attempt)
         logger.error("an answer could not be saved: %r", arguments)
 
 

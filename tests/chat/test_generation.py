@@ -44,7 +44,7 @@ def nothing_left():
     """A test's answers end before its database is emptied."""
     yield
     home = generation._home()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 15
     while home._done and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not home._done
@@ -96,7 +96,7 @@ async def test_an_answer_is_streamed_and_its_row_explains_it(worker, conversatio
     frames = await read(message)
     content = text(str(message.sequence), 60)
     assert written(frames) == content
-    assert frames[0]["type"] == "message.started"
+    assert "message.started" in [frame["type"] for frame in frames[:2]]
     assert len(frames) > 6  # streamed, not delivered at once
     numbers = [frame["seq"] for frame in frames]
     assert numbers == sorted(set(numbers))
