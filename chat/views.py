@@ -207,7 +207,7 @@ def new_checkpoint(request):
             try:
                 found = register_checkpoint(form.cleaned_data["path"], form.cleaned_data["name"] or None)
             except ValidationError as error:
-                form.add_error("path", error)
+                form.add_error(None, error)
             else:
                 messages.success(request, _("%(name)s has been added.") % {"name": found.name})
                 return redirect("checkpoint_new")
