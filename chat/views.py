@@ -13,11 +13,14 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 from rest_framework.exceptions import APIException
 
+from chat import generation
 from chat.engine.request import RequestRefused
 from chat.forms import DEFAULTS, CheckpointForm, RenameForm, SayForm
 from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.registry import register_checkpoint
 from chat.rendering import to_html
 from chat.turns import create_turn
+from chat.worker_client import WorkerUnavailable
 from portal.access import get_visible
 from portal.page import reason
 
@@ -158,9 +161,6 @@ def _take_back_last_turn(conversation) -> str | None:
 
 async def _answer(request, conversation, user, form, text):
     """Creates the turn and hands it to the worker; whatever goes wrong is on the page that follows."""
-    from chat import generation
-    from chat.worker_client import WorkerUnavailable
-
     try:
         _question, answer = await sync_to_async(create_turn)(
             conversation, user, text, sampling=form.sampling(), **form.model_choice()
@@ -197,8 +197,6 @@ def delete(request, pk):
 
 def new_checkpoint(request):
     """How to add a real model; staff do it here, everybody else is told what to ask for."""
-    from chat.registry import register_checkpoint
-
     form = CheckpointForm(request.POST or None)
     if request.method == "POST":
         if not request.user.is_staff:

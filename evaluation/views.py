@@ -20,7 +20,7 @@ from evaluation.models import METRICS, EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
 from portal import runs
 from portal.access import get_visible
-from tuning.forms import add_errors
+from portal.forms import add_errors
 
 PER_PAGE = 20
 ROWS_PER_PAGE = 10

@@ -1,7 +1,8 @@
-"""The look of form fields, and the small forms of the account page."""
+"""The look of form fields, how refusals of the rules reach them, and the small forms of the account page."""
 
 from django import forms
 from django.contrib.auth.forms import PasswordChangeForm as DjangoPasswordChangeForm
+from django.core.exceptions import NON_FIELD_ERRORS
 from django.utils.translation import gettext_lazy as _
 
 
@@ -13,6 +14,14 @@ class Styled:
         for field in self.fields.values():
             if not isinstance(field.widget, (forms.CheckboxInput, forms.RadioSelect)):
                 field.widget.attrs.setdefault("class", "input")
+
+
+def add_errors(form, error) -> None:
+    """Puts a ValidationError({field: ...}) of the rules at the form's own fields, what has no field there on top."""
+    by_field = error.error_dict if hasattr(error, "error_dict") else {NON_FIELD_ERRORS: error.error_list}
+    for field, problems in by_field.items():
+        for problem in problems:
+            form.add_error(field if field in form.fields else None, problem)
 
 
 class KeyForm(Styled, forms.Form):

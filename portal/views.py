@@ -13,6 +13,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET
 
+from chat import chatglm_api, worker_client
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from evaluation.models import EvaluationRun
 from portal.access import get_visible
@@ -29,8 +30,6 @@ RECENT = 5
 async def root(request):
     """GET: the home page. POST: what ChatGLM-6B's api.py answers."""
     if request.method == "POST":
-        from chat import chatglm_api
-
         return await chatglm_api.answer(request)
     user = await request.auser()
     if not user.is_authenticated:
@@ -96,8 +95,6 @@ def tasks(request):
 
 def worker_state() -> dict:
     """What the inference worker says of itself; {"state": "unavailable", "reason"} when it says nothing."""
-    from chat import worker_client
-
     try:
         return worker_client.status_sync(timeout=1.0)
     except worker_client.WorkerUnavailable as error:

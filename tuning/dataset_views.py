@@ -9,9 +9,10 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
 from portal.access import get_visible
+from portal.forms import add_errors
 from portal.page import reason
 from tuning import datasets
-from tuning.forms import NameForm, SplitForm, UploadForm, add_errors
+from tuning.forms import NameForm, SplitForm, UploadForm
 from tuning.models import Dataset
 
 PER_PAGE = 20

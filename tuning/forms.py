@@ -2,7 +2,6 @@
 so that pages and REST refuse the same things with the same words."""
 
 from django import forms
-from django.core.exceptions import NON_FIELD_ERRORS
 from django.utils.translation import gettext_lazy as _
 
 from chat.models import Checkpoint
@@ -31,13 +30,6 @@ LABELS = {
     "prefix_projection": _("Project the prefix through a layer"),
 }
 MAIN = ("pre_seq_len", "learning_rate", "max_steps", "max_source_length", "max_target_length", "save_steps")
-
-
-def add_errors(form, error) -> None:
-    """Puts a ValidationError({field: ...}) of the rules at the form's own fields, what has no field there on top."""
-    for field, problems in getattr(error, "error_dict", {NON_FIELD_ERRORS: error.error_list}).items():
-        for problem in problems:
-            form.add_error(field if field in form.fields else None, problem)
 
 
 class TuningRunForm(Styled, forms.Form):

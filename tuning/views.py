@@ -12,9 +12,10 @@ from django.views.decorators.http import require_GET, require_POST
 from chat.models import Checkpoint
 from portal import runs
 from portal.access import get_visible
+from portal.forms import add_errors
 from portal.models import Run
 from portal.processes import run_folder
-from tuning.forms import LABELS, TuningRunForm, add_errors
+from tuning.forms import LABELS, TuningRunForm
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, default_preset, is_chatglm
 
