@@ -1,0 +1,178 @@
+"""`manage.py chat`: a conversation in the terminal, streamed; through the worker when it is up, else with the model loaded here."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from django.utils.translation import gettext as _
+
+from chat.engine.request import AdapterRef, Event, Request, RequestRefused, Sampling
+from chat.models import Adapter, Checkpoint
+from chat.worker_client import CheckpointRef, Router, WorkerUnavailable, get_router
+
+
+class Command(BaseCommand):
+    help = "Chat in the terminal: `clear` wipes the history, `stop` exits, Ctrl-C stops the answer. Example: chat --adapter mine"
+
+    def add_arguments(self, parser):
+        parser.add_argument("--checkpoint", default="", help="name of the base checkpoint (default: the default one)")
+        parser.add_argument("--adapter", default="", help="name of an adapter, or its folder (default: prefix off)")
+        parser.add_argument("--temperature", type=float, default=Sampling.temperature)
+        parser.add_argument("--top-p", type=float, default=Sampling.top_p)
+        parser.add_argument("--max-new-tokens", type=int, default=None)
+        parser.add_argument("--seed", type=int, default=None)
+
+    def handle(self, *, checkpoint, adapter, temperature, top_p, max_new_tokens, seed, **options):
+        chosen, prefix = _chosen(checkpoint, adapter)
+        sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
+        asyncio.run(self._converse(chosen, prefix, sampling))
+
+    async def _converse(self, checkpoint: Checkpoint, adapter: AdapterRef | None, sampling: Sampling) -> None:
+        model = await self._model(checkpoint)
+        interactive = sys.stdin.isatty()
+        if interactive:
+            self.stdout.write(_("“clear” wipes the history, “stop” exits, Ctrl-C stops the answer."))
+        history: list[dict[str, str]] = []
+        try:
+            while (line := await asyncio.to_thread(_line, _("You: ") if interactive else "")) is not None:
+                text = line.strip()
+                if text == "stop":
+                    return
+                if text == "clear":
+                    history = []
+                    self.stdout.write(_("The history is empty again."))
+                elif text:
+                    turns = [*history, {"role": "user", "content": text}]
+                    answer = await self._answer(
+                        model, Request(str(uuid.uuid4()), tuple(turns), None, adapter, sampling)
+                    )
+                    if answer:
+                        history = [*turns, {"role": "assistant", "content": answer}]
+        finally:
+            await model.close()
+
+    async def _model(self, checkpoint: Checkpoint):
+        reference = CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+        router = get_router()
+        served = await asyncio.gather(
+            *(backend.serves(reference, with_adapter=False) for backend in router.backends), return_exceptions=True
+        )
+        if True in served:
+            return _Served(router, reference)
+        await router.close()
+        self.stderr.write(_("No worker serves %(name)s; loading it here.") % {"name": checkpoint.name})
+        return await asyncio.to_thread(_LoadedHere, checkpoint)
+
+    async def _answer(self, model, request: Request) -> str:
+        """Prints the answer as it comes; Ctrl-C ends the answer, not the program. What was written, or "" when refused."""
+        loop, written = asyncio.get_running_loop(), []
+        loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(model.abort(request.id)))
+        try:
+            await model.submit(request)
+            async with contextlib.aclosing(model.events(request.id)) as handfuls:
+                async for events in handfuls:
+                    for event in events:
+                        self._show(event, written)
+        except (RequestRefused, WorkerUnavailable) as error:
+            self.stderr.write(f"\n{error.message}")
+        finally:
+            loop.remove_signal_handler(signal.SIGINT)
+        self.stdout.write("")
+        return "".join(written)
+
+    def _show(self, event: Event, written: list[str]) -> None:
+        if event.type == "delta":
+            written.append(event.data["text"])
+            self.stdout.write(event.data["text"], ending="")
+            self.stdout.flush()
+        elif event.type == "failed":
+            self.stderr.write(f"\n{event.data['error']['message']}")
+
+
+def _line(prompt: str) -> str | None:
+    """The next line of standard input; None at its end."""
+    try:
+        return input(prompt)
+    except EOFError:
+        return None
+
+
+def _chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, AdapterRef | None]:
+    """Rows by name; CommandError naming what there is otherwise."""
+    adapter = reference = None
+    if adapter_name:
+        adapter = Adapter.objects.filter(name=adapter_name).select_related("checkpoint").first()
+        if adapter is not None:
+            reference = AdapterRef(adapter.sha256, str(adapter.path))
+        elif (Path(adapter_name) / "adapter.json").is_file():
+            folder = Path(adapter_name).resolve()
+            reference = AdapterRef(f"{folder} {(folder / 'adapter.safetensors').stat().st_mtime_ns}", str(folder))
+        else:
+            known = ", ".join(Adapter.objects.values_list("name", flat=True)[:20]) or "-"
+            raise CommandError(f"There is no adapter named {adapter_name!r}. There are: {known}")
+    if checkpoint_name:
+        checkpoint = Checkpoint.objects.filter(name=checkpoint_name).first()
+    else:
+        checkpoint = adapter.checkpoint if adapter else Checkpoint.default()
+    if checkpoint is None:
+        known = ", ".join(Checkpoint.objects.values_list("name", flat=True)) or "-"
+        raise CommandError(f"There is no checkpoint named {checkpoint_name!r}. There are: {known}")
+    if adapter is not None and adapter.checkpoint_id != checkpoint.pk:
+        raise CommandError(
+            f"The adapter {adapter.name} belongs to {adapter.checkpoint.name}, not to {checkpoint.name}."
+        )
+    return checkpoint, reference
+
+
+class _Served:
+    """The model in a worker."""
+
+    def __init__(self, router: Router, checkpoint: CheckpointRef):
+        self._router, self._checkpoint = router, checkpoint
+        self.events, self.abort, self.close = router.events, router.abort, router.close
+
+    async def submit(self, request: Request) -> None:
+        await self._router.submit(request, self._checkpoint)
+
+
+class _LoadedHere:
+    """The model in this process, with the same engine as a worker's."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        from chat.engine.engine import Engine
+        from chat.engine.fingerprint import CheckpointInvalid
+        from chat.engine.loading import load
+
+        try:
+            self._engine = Engine(load(checkpoint.path, device=settings.DEVICE or None), max_rows=1)
+        except CheckpointInvalid as error:
+            raise CommandError(error.message) from error
+        self._engine.start()
+        self._arrived: dict[str, asyncio.Queue[Event]] = {}
+
+    async def submit(self, request: Request) -> None:
+        loop = asyncio.get_running_loop()
+        queue = self._arrived[request.id] = asyncio.Queue()
+        await asyncio.to_thread(
+            self._engine.submit, request, lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)
+        )
+
+    async def events(self, id: str) -> AsyncIterator[list[Event]]:
+        queue = self._arrived.pop(id)
+        while True:
+            event = await queue.get()
+            yield [event]
+            if event.terminal:
+                return
+
+    async def abort(self, id: str) -> None:
+        self._engine.abort(id)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._engine.close)
