@@ -95,6 +95,7 @@ def test_the_whole_loop(portal, key):
             "name": "first",
             "max_steps": 40,
             "pre_seq_len": 16,
+            "learning_rate": 0.3,
             "seed": 1,
         },
         key=key,
