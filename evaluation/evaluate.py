@@ -40,7 +40,7 @@ from tuning.datasets import open_split
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT = 5.0  # seconds
+HEARTBEAT = 1.0  # seconds; also how soon a cancel is heard
 SAVE_EVERY = 1.0  # seconds between writes of finished rows
 ROWS_A_WRITE = 200
 FENCED_OFF = 3  # exit code

@@ -1,0 +1,137 @@
+"""The evaluation process on the starter model, killed and stopped on the way.
+
+In a driver of its own, because the processes need a real database file. A run through the real queue is in test_whole_loop.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.running import ROOT
+
+pytestmark = pytest.mark.slow
+
+DRIVER = """
+import json, os, signal, subprocess, sys, time
+import django
+django.setup()
+from django.core.management import call_command
+call_command("migrate", verbosity=0)
+from chat.models import Checkpoint
+from chat.registry import ensure_starter
+from evaluation.models import EvaluationRun
+from evaluation.plan import create_evaluation
+from portal import runs
+from portal.models import Run, User
+from tuning.datasets import ensure_sample
+from tuning.models import Dataset
+
+ensure_starter()
+ensure_sample()
+user = User.objects.create(username="member")
+plan = {"dataset": Dataset.objects.get(), "checkpoint": Checkpoint.objects.get(), "max_source_length": 64}
+
+def start(run):
+    token = runs.claim(run.pk)
+    return subprocess.Popen([sys.executable, "-m", "evaluation.evaluate", str(run.pk), token]), token
+
+def wait_for_rows(run, count):
+    deadline = time.monotonic() + 120
+    while run.predictions.count() < count:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+
+def told(run):
+    run = EvaluationRun.objects.get(pk=run.pk)
+    rows = list(run.predictions.values_list("row", "text"))
+    fields = ("status", "attempt", "progress", "scores", "phase")
+    return {"rows": rows, **{field: getattr(run, field) for field in fields}}
+
+said = {}
+"""
+
+
+def drive(folder, script: str) -> dict:
+    environment = {
+        **os.environ, "PORTAL_DATA_DIR": str(folder), "DJANGO_SETTINGS_MODULE": "portal.settings", "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER + textwrap.dedent(script) + "\nprint(json.dumps(said))"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_run_goes_through_on_the_starter_model(tmp_path):
+    said = drive(
+        tmp_path,
+        """
+        run = create_evaluation(user, **plan, max_examples=6, max_target_length=24)
+        process, token = start(run)
+        said["exit"] = process.wait()
+        said["run"] = told(run)
+        """,
+    )
+    run = said["run"]
+    assert (said["exit"], run["status"], run["progress"], run["phase"]) == (0, "succeeded", 6, "")
+    assert len(run["rows"]) == 6 and all(text.strip() for _, text in run["rows"])
+    assert 0 < run["scores"]["rouge-1"]["value"] < 100
+
+
+def test_killed_stopped_cancelled_and_fenced_off(tmp_path):
+    said = drive(
+        tmp_path,
+        """
+        whole = create_evaluation(user, **plan, decoding="upstream", max_target_length=64)
+        process, token = start(whole)
+        process.wait()
+        said["whole"] = told(whole)
+
+        run = create_evaluation(user, **plan, decoding="upstream", max_target_length=64)
+        process, token = start(run)
+        wait_for_rows(run, 1)
+        process.kill()
+        process.wait()
+        said["after_kill"] = told(run)
+        runs.lost(run.pk, token, "killed")  # what the supervising task does
+        process, token = start(run)
+        wait_for_rows(run, len(said["after_kill"]["rows"]) + 1)
+        process.send_signal(signal.SIGTERM)
+        said["exit_of_sigterm"] = process.wait()
+        said["after_sigterm"] = told(run)
+        process, token = start(run)
+        process.wait()
+        said["resumed"] = told(run)
+
+        cancelled = create_evaluation(user, **plan, max_examples=99, max_target_length=64)
+        process, token = start(cancelled)
+        wait_for_rows(cancelled, 1)
+        runs.cancel(cancelled)
+        process.wait()
+        said["cancelled"] = told(cancelled)
+
+        fenced = create_evaluation(user, **plan, max_examples=98, max_target_length=64)
+        process, token = start(fenced)
+        wait_for_rows(fenced, 1)
+        Run.objects.filter(pk=fenced.pk).update(token="another")
+        said["exit_of_fenced"] = process.wait()
+        said["fenced"] = told(fenced)
+        """,
+    )
+    assert said["whole"]["status"] == "succeeded" and len(said["whole"]["rows"]) == 100
+    assert said["after_kill"]["status"] == "running" and 0 < len(said["after_kill"]["rows"]) < 100
+    assert said["exit_of_sigterm"] == 0
+    stopped = said["after_sigterm"]
+    assert stopped["status"] == "queued" and stopped["attempt"] == 1  # stepping aside costs no attempt
+    assert len(said["after_kill"]["rows"]) < len(stopped["rows"]) < 100
+    resumed = said["resumed"]
+    assert resumed["status"] == "succeeded" and resumed["attempt"] == 2
+    assert resumed["rows"] == said["whole"]["rows"] and resumed["scores"] == said["whole"]["scores"]
+    assert said["cancelled"]["status"] == "cancelled" and 0 < len(said["cancelled"]["rows"]) < 99
+    assert said["exit_of_fenced"] == 3
+    assert said["fenced"]["status"] == "running" and said["fenced"]["scores"] is None
