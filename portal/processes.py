@@ -19,6 +19,7 @@ from portal.models import Run
 logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 GRACE = 20.0  # seconds between SIGTERM (save a checkpoint) and SIGKILL
 
@@ -27,6 +28,12 @@ def end_with_parent(number: int) -> None:
     """Called in a child: the kernel sends it signal `number` when its parent dies. Linux only; elsewhere nothing happens."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, number)
+
+
+def adopt_orphans() -> None:
+    """Called in the supervisor: grandchildren whose parent dies become its children, so that it can see them end. Linux only."""
+    if _libc is not None:
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def spawn(argv: list[str], **popen) -> subprocess.Popen:

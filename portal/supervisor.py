@@ -1,5 +1,6 @@
 """Keeps the portal's processes running: web, inference worker and the two queue clusters."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 
+import psutil
 from django.conf import settings
 from django.db import DatabaseError, close_old_connections
 
@@ -81,6 +83,7 @@ class Supervisor:
         """`announce()` is called after each round until it returns True."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
+        processes.adopt_orphans()
         announced, reaped = False, time.monotonic()
         try:
             for child in self.children:
@@ -102,6 +105,7 @@ class Supervisor:
         self.stopping = True
 
     def _reap(self) -> None:
+        self._bury_adopted()
         close_old_connections()
         try:
             deaf = runs.reap()
@@ -114,13 +118,21 @@ class Supervisor:
                 logger.warning("%s does not answer: restarting it", child.name)
                 processes.kill_group(child.process)
 
+    def _bury_adopted(self) -> None:
+        """Collects the exit codes of adopted orphans, which would stay as zombies otherwise."""
+        own = {child.process.pid for child in self.children if child.process is not None}
+        for process in psutil.Process().children():
+            if process.pid not in own and process.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(process.pid, os.WNOHANG)
+
     def _end(self) -> None:
-        alive = [child.process for child in self.children if child.process is not None]
+        for child in self.children:
+            if child.process is not None:
+                # A cluster told to end politely waits for its task, or hangs; killed, it loses nothing: the rows are the truth,
+                # and a trainer gets SIGTERM when its queue worker dies, saves its checkpoint and steps aside.
+                processes.kill_group(child.process, signal.SIGKILL if child.queue else signal.SIGTERM)
+        _gone, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=STOP_GRACE)
         for process in alive:
-            processes.kill_group(process, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_GRACE
-        while time.monotonic() < deadline and any(process.poll() is None for process in alive):
-            time.sleep(0.1)
-        for process in alive:
-            processes.kill_group(process)
-            process.wait()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(alive, timeout=5)
