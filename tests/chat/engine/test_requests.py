@@ -255,11 +255,14 @@ def test_nan_logits_end_one_request_and_leave_no_trace_in_the_slot(engine, monke
             torch.nn.functional, "embedding", lambda ids, weight, *args, **kw: plain(ids, poisoned, *args, **kw)
         )
         healthy = [(40, 41, 42), (50, 51, 52, 53)]
-        readers = run(engine, greedy("a", healthy[0], 8), greedy("bad", (30, 33, 31), 8), greedy("b", healthy[1], 8))
+        readers = run(
+            engine, greedy("a", healthy[0], 8), greedy("bad", (*range(60, 70), 33, 31), 8), greedy("b", healthy[1], 8)
+        )
     assert readers[1].types[-1] == "failed" and readers[1].last.data["error"]["code"] == "nan_logits"
     for reader, prompt in ((readers[0], healthy[0]), (readers[2], healthy[1])):
         assert reader.text == engine.loaded.prompter.decode(reference("qwen2", prompt, 8, None))
-    prompts = [(40 + number, 41, 42) for number in range(4)]
+    # Short prompts take the same slots; a long one beside them makes the batch look at the columns behind them.
+    prompts = [*[(40 + number, 41, 42) for number in range(3)], tuple(range(70, 90))]
     answers = engine.generate([greedy(str(number), prompt, 8) for number, prompt in enumerate(prompts)])
     assert [answer.token_ids for answer in answers] == [reference("qwen2", prompt, 8, None) for prompt in prompts]
 
