@@ -23,6 +23,10 @@ from chat.engine.request import Event, Request, RequestRefused
 CONNECT_TIMEOUT = 10.0  # seconds
 SILENCE = 300.0  # seconds without a byte after which an answer counts as dead
 KEEP_ENDED = 300.0
+EXTRAS = (
+    "top_k",
+    "repetition_penalty",
+)  # beyond OpenAI's fields; vLLM and SGLang know them, `transformers serve` refuses
 FINISHED = {"stop": "stop", "length": "length"}  # everything else that others invent counts as "stop"
 
 
@@ -46,6 +50,7 @@ class Upstream:
         self.url = url.rstrip("/")
         self.name = f"{checkpoint} at {self.url}"
         self._key = key
+        self._extras = True
         self._session: aiohttp.ClientSession | None = None
         self._sequences: dict[str, _Sequence] = {}
 
@@ -70,15 +75,22 @@ class Upstream:
         if request.prompt_ids is not None:
             raise RequestRefused("invalid_value", f"{self.name} takes messages, not token ids", "prompt_ids")
         started = time.monotonic()
-        try:
-            response = await self._client().post(f"{self.url}/chat/completions", json=self._body(request))
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise WorkerUnavailable(f"{self.name} does not answer: {error!r}") from error
+        response = await self._post(request)
         if response.status != 200:
             async with response:
-                self._refuse(response.status, await response.text(errors="replace"))
+                status, text = response.status, await response.text(errors="replace")
+            if not (status in (400, 422) and self._extras and any(name in text for name in EXTRAS)):
+                self._refuse(status, text)
+            self._extras = False  # a strict server: OpenAI's own fields only, from now on
+            return await self.submit(request)
         sequence = self._sequences[request.id] = _Sequence(request.id)
         sequence.task = asyncio.create_task(self._translate(sequence, response, started))
+
+    async def _post(self, request: Request) -> aiohttp.ClientResponse:
+        try:
+            return await self._client().post(f"{self.url}/chat/completions", json=self._body(request))
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise WorkerUnavailable(f"{self.name} does not answer: {error!r}") from error
 
     async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
         sequence = self._sequences.get(id)
@@ -130,7 +142,7 @@ class Upstream:
         return self._session
 
     def _body(self, request: Request) -> dict[str, Any]:
-        """OpenAI's fields, and the two that vLLM, SGLang and transformers share beyond them."""
+        """OpenAI's fields, and the EXTRAS where the server takes them."""
         sampling = request.sampling
         greedy = not sampling.do_sample or sampling.temperature == 0
         body = {
@@ -143,9 +155,10 @@ class Upstream:
             "max_tokens": sampling.max_new_tokens,
             "seed": sampling.seed,
             "stop": list(sampling.stop) or None,
-            "top_k": sampling.top_k or None,
-            "repetition_penalty": sampling.repetition_penalty if sampling.repetition_penalty != 1.0 else None,
         }
+        if self._extras:
+            penalty = sampling.repetition_penalty
+            body |= {"top_k": sampling.top_k or None, "repetition_penalty": penalty if penalty != 1.0 else None}
         if sampling.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         return {name: value for name, value in body.items() if value is not None}

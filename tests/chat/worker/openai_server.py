@@ -24,6 +24,8 @@ async def completions(request):
     if body["model"] != "big-model" or not body["stream"]:
         return web.json_response({"error": {"message": f"no such model: {body['model']}"}}, status=404)
     text = body["messages"][-1]["content"]
+    if text == "strict" and "top_k" in body:
+        return web.json_response({"detail": "Unexpected fields in the request: {'top_k'}"}, status=422)
     if text == "error":
         return web.json_response({"error": {"message": "maximum context length is 10 tokens"}}, status=400)
     if text == "busy":
