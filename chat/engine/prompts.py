@@ -104,7 +104,10 @@ class Prompter(ABC):
             ids = self._render(messages)
             if len(ids) <= max_length:
                 return ids
-            del messages[1 if messages[0]["role"] == "system" and len(messages) > 2 else 0]
+            first = 1 if messages[0]["role"] == "system" and len(messages) > 2 else 0
+            del messages[first]
+            while len(messages) > first + 1 and messages[first]["role"] == "assistant":
+                del messages[first]  # an answer without its question
         content = self._encode(messages[-1]["content"])
         ids = self._render(messages)
         keep = len(content)

@@ -68,7 +68,7 @@ def choose(logits: torch.Tensor, rows: Sequence[Choice]) -> list[Chosen]:
 
 def _penalise(scores: torch.Tensor, row: Choice) -> None:
     """Keskar et al. 2019 (CTRL): seen tokens' scores are divided where positive, multiplied where negative."""
-    seen = torch.tensor(sorted(set(row.ids)), device=scores.device)
+    seen = torch.tensor(sorted(set(row.ids)), dtype=torch.long, device=scores.device)
     values = scores[seen]
     penalty = row.sampling.repetition_penalty
     scores[seen] = torch.where(values < 0, values * penalty, values / penalty)

@@ -1,0 +1,109 @@
+"""The sampler against transformers' own logits processors."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from chat.engine.request import Sampling
+from chat.engine.sampler import Choice, choose
+
+VOCABULARY = 40
+
+
+def theirs(logits, ids, sampling):
+    """Probabilities that transformers' generate would draw from."""
+    processors = LogitsProcessorList()
+    if sampling.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    processors.append(TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        processors.append(TopKLogitsWarper(min(sampling.top_k, VOCABULARY)))
+    if sampling.top_p < 1:
+        processors.append(TopPLogitsWarper(sampling.top_p))
+    return processors(torch.tensor([ids]), logits[None].clone())[0].softmax(-1)
+
+
+CASES = [
+    Sampling(),
+    Sampling(temperature=1.5, top_p=1.0, top_k=0),
+    Sampling(temperature=0.7, top_p=0.5, top_k=0),
+    Sampling(temperature=1.0, top_p=1.0, top_k=5),
+    Sampling(temperature=1.2, top_p=0.8, top_k=7, repetition_penalty=1.6),
+    Sampling(temperature=1.0, top_p=0.01, top_k=1000),
+]
+
+
+def test_draws_follow_the_distribution_of_transformers_for_every_row_of_a_mixed_batch():
+    torch.manual_seed(0)
+    logits = torch.randn(len(CASES), VOCABULARY) * 2
+    ids = [1, 5, 5, 9, 30]
+    draws = 3000
+    rows = [Choice.of(sampling, ids) for sampling in CASES]
+    for number, row in enumerate(rows):
+        row.draws.seed(number)
+    counts = [Counter() for _ in CASES]
+    for _ in range(draws):
+        for count, chosen in zip(counts, choose(logits.clone(), rows), strict=True):
+            count[chosen.token] += 1
+    for count, row, sampling in zip(counts, logits, CASES, strict=True):
+        probabilities = theirs(row, ids, sampling)
+        assert set(count) <= set(probabilities.nonzero().flatten().tolist())
+        for token, probability in enumerate(probabilities.tolist()):
+            spread = 5 * math.sqrt(draws * probability * (1 - probability)) + 3
+            assert abs(count[token] - draws * probability) < spread, (sampling, token)
+
+
+def test_a_row_draws_the_same_alone_and_in_company():
+    torch.manual_seed(1)
+    logits = torch.randn(len(CASES), VOCABULARY)
+    together = [Choice.of(sampling, []) for sampling in CASES]
+    alone = [Choice.of(sampling, []) for sampling in CASES]
+    for number, (one, other) in enumerate(zip(together, alone, strict=True)):
+        one.draws.seed(number)
+        other.draws.seed(number)
+    for _ in range(50):
+        company = [chosen.token for chosen in choose(logits.clone(), together)]
+        single = [choose(logits[i : i + 1].clone(), [row])[0].token for i, row in enumerate(alone)]
+        assert company == single
+
+
+def test_greedy_rows_take_the_best_after_the_repetition_penalty():
+    logits = torch.zeros(2, VOCABULARY)
+    logits[:, 3], logits[:, 7] = 2.0, 1.9
+    rows = [
+        Choice.of(Sampling(do_sample=False), [3]),
+        Choice.of(Sampling(do_sample=False, repetition_penalty=1.2), [3]),
+    ]
+    assert [chosen.token for chosen in choose(logits, rows)] == [3, 7]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("sampling", [Sampling(do_sample=False), Sampling(seed=1)])
+def test_a_row_that_is_not_finite_is_told_apart(bad, sampling):
+    logits = torch.zeros(3, VOCABULARY)
+    logits[1, 4] = bad
+    logits[:, 9] = 5.0
+    chosen = choose(logits, [Choice.of(sampling, []) for _ in range(3)])
+    assert chosen[1].token is None
+    assert chosen[0].token is not None and chosen[2].token is not None
+
+
+def test_logprobs_are_the_models_own_before_any_filter():
+    torch.manual_seed(2)
+    logits = torch.randn(2, VOCABULARY)
+    expected = logits.log_softmax(-1)
+    rows = [Choice.of(Sampling(seed=1, temperature=0.1, logprobs=2), []), Choice.of(Sampling(seed=2), [])]
+    reported, silent = choose(logits.clone(), rows)
+    assert silent.logprobs is None
+    assert [token for token, _ in reported.logprobs[1:]] == expected[0].topk(2).indices.tolist()
+    for token, logprob in reported.logprobs:
+        assert logprob == pytest.approx(expected[0, token].item(), abs=1e-5)
