@@ -194,6 +194,8 @@ class MessageViewSet(mixins.RetrieveModelMixin, VisibleRows):
     def stream(self, request, pk=None):
         """The answer as server-sent events from sequence number `after` on; ends with the terminal event."""
         message = self.get_object()
+        if message.role != Message.Role.ASSISTANT:
+            raise exceptions.NotFound(_("Only answers have a stream."))
         after = request.query_params.get("after", request.headers.get("Last-Event-ID", "0"))
         if not (after.isascii() and after.isdigit() and len(after) < 19):
             raise exceptions.ValidationError({"after": [_("Must be a whole number.")]})

@@ -17,7 +17,7 @@ from chat.engine.request import Sampling
 from chat.models import Checkpoint
 from chat.openai_api import body_of
 from chat.sampling import NUMBERS, number_problem
-from chat.turns import has_half_a_character
+from chat.text import is_storable
 from portal.api_keys import user_of_request
 
 DEFAULTS = {"max_length": 2048, "top_p": 0.7, "temperature": 0.95}
@@ -68,7 +68,7 @@ def _wanted(body) -> tuple[list[dict], Sampling]:
         raise ValidationError({"__all__": ValidationError(_("The body must be a JSON object."), "invalid_json")})
     problems = {}
     prompt, history = body.get("prompt"), body.get("history") or []
-    if not isinstance(prompt, str) or not prompt.strip() or has_half_a_character(prompt):
+    if not isinstance(prompt, str) or not prompt.strip() or not is_storable(prompt):
         problems["prompt"] = ValidationError(_("Write something first."), "blank")
     if not isinstance(history, list) or not all(_is_round(turn) for turn in history):
         problems["history"] = ValidationError(_("The history is a list of [question, answer]."), "invalid_value")
@@ -92,7 +92,5 @@ def _wanted(body) -> tuple[list[dict], Sampling]:
 
 def _is_round(turn) -> bool:
     return (
-        isinstance(turn, list)
-        and len(turn) == 2
-        and all(isinstance(text, str) and not has_half_a_character(text) for text in turn)
+        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) and is_storable(text) for text in turn)
     )

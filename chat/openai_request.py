@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 
 from chat.engine.request import Sampling
 from chat.sampling import NUMBERS, number_problem
-from chat.turns import has_half_a_character
+from chat.text import is_storable
 
 MOST_CHOICES = 16
 MOST_STOPS = 4
@@ -137,8 +137,8 @@ def _content(content, param: str, role: str | None, refuse) -> str:
     if not isinstance(content, str):
         refuse(param, _("Must be a text."))
         return ""
-    if has_half_a_character(content):
-        refuse(param, _("The text contains half a character (a lone surrogate)."))
+    if not is_storable(content):
+        refuse(param, _("The text contains a NUL or half a character."))
     return content
 
 
@@ -149,7 +149,7 @@ def _stops(stop, refuse) -> tuple[str, ...]:
     if (
         not isinstance(stops, list)
         or len(stops) > MOST_STOPS
-        or not all(isinstance(text, str) and text and not has_half_a_character(text) for text in stops)
+        or not all(isinstance(text, str) and text and is_storable(text) for text in stops)
     ):
         refuse("stop", _("Must be a text or a list of up to %(most)s texts, none empty.") % {"most": MOST_STOPS})
         return ()

@@ -6,6 +6,7 @@ from django.utils.translation import gettext as _
 
 from chat.completion import GenerationFailed
 from chat.engine.request import RequestRefused
+from chat.text import shown
 from chat.worker_client import WorkerUnavailable
 from portal.api import error, json_error
 
@@ -65,4 +66,4 @@ def no_key() -> JsonResponse:
 
 def no_such_model(name: str) -> JsonResponse:
     message = _("The model “%(name)s” does not exist, or is not yours. GET /v1/models lists what there is.")
-    return json_error(404, message % {"name": name[:240]}, code="model_not_found", param="model")
+    return json_error(404, message % {"name": shown(name, 240)}, code="model_not_found", param="model")

@@ -18,6 +18,7 @@ from django.utils.translation import gettext as _
 
 from chat.engine.fingerprint import CheckpointInvalid, describe, fingerprint
 from chat.models import Adapter, Checkpoint
+from chat.text import is_storable
 from portal.api import Conflict
 from portal.models import Run
 
@@ -37,7 +38,13 @@ def check_name(name: str, longest: int, *, except_row=None) -> str:
     name = name.strip() if isinstance(name, str) else ""
     if not name or len(name) > longest:
         raise ValidationError(_("A name has 1 to %(most)s characters.") % {"most": longest}, "invalid_name")
-    if not _NAME.fullmatch(name) or name.isdigit() or name.startswith((".", "/")) or name.endswith("/"):
+    if (
+        not _NAME.fullmatch(name)
+        or not is_storable(name)
+        or name.isdigit()
+        or name.startswith((".", "/"))
+        or name.endswith("/")
+    ):
         message = _("A name must not contain : , | = ? # %% or \\, nor begin with a dot or slash, nor be only digits.")
         raise ValidationError(message % {}, "invalid_name")
     for model in (Checkpoint, Adapter):
@@ -65,6 +72,8 @@ def free_name(wish: str, longest: int) -> str:
 
 def find_model(user, name: str) -> tuple[Checkpoint, Adapter | None]:
     """The checkpoint and adapter that `checkpoint`, `adapter` or `checkpoint:adapter` names; LookupError when `user` sees none."""
+    if not is_storable(name):
+        raise LookupError(name)
     base, colon, tuned = name.partition(":")
     adapters = Adapter.objects.visible_to(user).select_related("checkpoint")
     if colon:

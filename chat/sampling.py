@@ -7,6 +7,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
 from chat.engine.request import Sampling
+from chat.text import shown
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def checked(values) -> dict:
         else:
             problem = number_problem(value, NUMBERS[name])
         if problem:
-            problems[f"sampling.{name}"] = ValidationError(problem, "invalid_value")
+            problems[f"sampling.{shown(name)}"] = ValidationError(problem, "invalid_value")
         else:
             kept[name] = value
     if problems:

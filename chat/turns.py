@@ -1,12 +1,12 @@
 """A turn of a conversation: the user's message and the answer that is to come."""
 
 from django.core.exceptions import ValidationError
-from django.core.validators import ProhibitNullCharactersValidator
 from django.db import transaction
 from django.utils.translation import gettext as _
 
 from chat import sampling as sampling_rules
 from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.text import is_storable, shown
 from portal.api import Conflict
 
 LONGEST_CONTENT = 200_000  # characters; what fits into the model's context is the worker's decision
@@ -94,15 +94,9 @@ def _content(content) -> str:
     if len(content) > LONGEST_CONTENT:
         message = _("The text has %(length)s characters; at most %(most)s are possible.")
         raise ValidationError(message % {"length": f"{len(content):,}", "most": f"{LONGEST_CONTENT:,}"}, "too_long")
-    ProhibitNullCharactersValidator()(content)
-    if has_half_a_character(content):
-        raise ValidationError(_("The text contains half a character (a lone surrogate)."), "invalid")
+    if not is_storable(content):
+        raise ValidationError(_("The text contains a NUL or half a character."), "invalid")
     return content
-
-
-def has_half_a_character(text: str) -> bool:
-    """A lone surrogate: JSON can spell it, UTF-8 cannot, so neither database nor worker would take it."""
-    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _row(model, user, value):
@@ -111,13 +105,13 @@ def _row(model, user, value):
         return value
     visible = model.objects.visible_to(user)
     found = None
-    if isinstance(value, str) and "\0" not in value:
+    if isinstance(value, str) and is_storable(value):
         found = visible.filter(name=value).first()
         value = int(value) if found is None and value.isascii() and value.isdigit() and len(value) < 19 else value
     if found is None and isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
         found = visible.filter(pk=value).first()
     if found is None:
-        raise ValidationError(_("“%(value)s” does not exist.") % {"value": str(value)[:120]}, "does_not_exist")
+        raise ValidationError(_("“%(value)s” does not exist.") % {"value": shown(value)}, "does_not_exist")
     return found
 
 

@@ -20,6 +20,10 @@ def test_a_code_block_carries_its_language_and_its_text_untouched():
     assert '<pre tabindex="0"><code class="language-python">if a &lt; b and' in html
 
 
+def test_html_is_shown_as_it_was_written():
+    assert to_html("<b>x</b>") == "<p>&lt;b&gt;x&lt;/b&gt;</p>\n"
+
+
 def test_a_table_can_be_scrolled():
     assert to_html("|a|b|\n|-|-|\n|1|2|").startswith('<div class="table-wrap"><table>')
 

@@ -202,6 +202,16 @@ async def test_what_is_no_object_is_a_400(async_client, base, router, body):
     assert response.status_code == 400 and response.json()["error"]["message"]
 
 
+async def test_a_body_that_is_too_large_is_refused(async_client, base, router):
+    response = await post(async_client, messages=[{"role": "user", "content": "x" * 6_000_000}])
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "too_large")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 10_000, ":", "base:", ":tuned"])
+async def test_a_name_that_can_be_none_is_a_404(async_client, base, router, name):
+    assert (await post(async_client, model=name)).status_code == 404
+
+
 async def test_an_unknown_model_is_a_404(async_client, base, router):
     for name in ("gpt-5", "base:none", "a/b"):
         response = await post(async_client, model=name)

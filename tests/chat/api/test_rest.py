@@ -218,6 +218,30 @@ async def test_a_silent_stream_says_that_it_is_still_there_and_lets_go_when_left
     assert heard[0] == b": still here\n\n" and scripted.left == [answer.pk]
 
 
+def test_a_question_has_no_stream(client, conversation, answer, scripted):
+    question = conversation.messages.first()
+    assert client.get(f"/api/v1/messages/{question.pk}/stream/").status_code == 404
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"])
+def test_text_that_no_database_takes_is_a_400(client, conversation, adapter, scripted, text):
+    for path, body in (
+        (f"conversations/{conversation.pk}/", {"title": text}),
+        (f"adapters/{adapter.pk}/", {"name": text}),
+    ):
+        assert client.patch(f"/api/v1/{path}", json.dumps(body), JSON).status_code == 400
+    path = f"/api/v1/conversations/{conversation.pk}/messages/"
+    for wrong in (
+        {"content": text},
+        {"adapter": text},
+        {"checkpoint": text},
+        {"sampling": {text: 1}},
+        {"sampling": text},
+    ):
+        body = {"content": "x", **wrong}
+        assert client.post(path, json.dumps(body), JSON).status_code == 400
+
+
 def test_stop_ends_it_and_stopping_twice_changes_nothing(client, answer, scripted):
     for _time in range(2):
         response = client.post(f"/api/v1/messages/{answer.pk}/stop/")

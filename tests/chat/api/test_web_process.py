@@ -84,11 +84,12 @@ def test_the_official_client_understands_every_refusal(web, client):
         stranger.chat.completions.create(**ask("x"))
 
 
+@pytest.mark.parametrize("words", ["hang", "every 0.005 words 9999"])
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_aborts_its_generation(web, stream):
+def test_a_client_that_leaves_aborts_its_generation(web, stream, words):
     connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
     headers = {"Authorization": f"Bearer {web.key}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(ask("hang", stream=stream)), headers)
+    connection.request("POST", "/v1/chat/completions", json.dumps(ask(words, stream=stream)), headers)
     wait_for(lambda: rows_of(web) == 1, 10, "the generation")
     connection.close()
     wait_for(lambda: rows_of(web) == 0, 10, "its end")
