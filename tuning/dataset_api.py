@@ -166,7 +166,7 @@ class DatasetViewSet(
     def initial(self, request, *args, **kwargs):
         """Refuses a body that is too large before anything reads it."""
         length = request.META.get("CONTENT_LENGTH") or "0"
-        if int(length) > settings.DATASET_MAX_BYTES + _FORM_ROOM:
+        if length.isdigit() and int(length) > settings.DATASET_MAX_BYTES + _FORM_ROOM:
             raise TooLarge()
         super().initial(request, *args, **kwargs)
 

@@ -102,7 +102,8 @@ def first_row(name: str, head: bytes, encoding: str) -> dict[str, Any]:
     if _is_csv(name):
         lines = text.splitlines()
         rows = csv.DictReader(lines, delimiter=_delimiter(lines[0])) if lines else iter(())
-        return next((dict(row) for row in rows), dict.fromkeys(rows.fieldnames or ()) if lines else {})
+        names = rows.fieldnames or () if lines else ()
+        return {name: value for name, value in next(rows, dict.fromkeys(names)).items() if isinstance(name, str)}
     start = 1 + len(text[1:]) - len(text[1:].lstrip()) if text.startswith("[") else 0
     try:
         row = json.JSONDecoder().raw_decode(text, start)[0]

@@ -43,10 +43,16 @@ class DatasetRejected(Exception):
 
 def problem(code: str, line: int | None = None, *, level: str = "error", member: str = "", **params) -> dict[str, Any]:
     """One finding. tuning/datasets.py words it; `line` is 1-based, None where it concerns the whole file."""
-    found = {"line": line, "code": code, "level": level, "params": params}
+    told = {name: printable(value) if isinstance(value, str) else value for name, value in params.items()}
+    found = {"line": line, "code": code, "level": level, "params": told}
     if member:
-        found["member"] = member
+        found["member"] = printable(member)
     return found
+
+
+def printable(text: str) -> str:
+    """Text from inside a file, fit for JSON, a page and the database: no half characters, no NUL."""
+    return text.encode("utf-8", "replace").decode().replace("\0", "�")
 
 
 def rejected(code: str, **params) -> DatasetRejected:
@@ -198,7 +204,7 @@ def _tar_members(stream: Any, name: str, limits: Limits, notes: list[dict[str, A
             if number >= limits.max_members:
                 raise rejected("archive_members", limit=limits.max_members)
             if not member.isdir() and _is_data(member.name, member.isreg(), notes):
-                yield PurePosixPath(member.name).name, archive.extractfile(member)
+                yield printable(PurePosixPath(member.name).name), archive.extractfile(member)
 
 
 def _zip_members(
@@ -213,7 +219,7 @@ def _zip_members(
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise NotImplementedError("compression method")  # LZMA could ask for gigabytes of dictionary
             with archive.open(member) as stream:
-                yield PurePosixPath(member.filename).name, _Counted(stream, budget)
+                yield printable(PurePosixPath(member.filename).name), _Counted(stream, budget)
 
 
 def _check_directory(file: IO[bytes], limits: Limits) -> None:

@@ -39,6 +39,7 @@ from tuning.dataset_sources import (
     Limits,
     Source,
     open_sources,
+    printable,
     problem,
     read_head,
     recognise_encoding,
@@ -180,8 +181,9 @@ def _store(sources: dict[str, Source], columns: Columns, *, name, owner, source_
             writer.write(examples_of(source, columns, limits(), findings))
             if findings.usable == before:
                 findings.add("no_rows", None)
+                skip_bad_rows = False  # a split without rows is of no use, whatever was asked
             writers[split] = writer
-        if not findings.usable or (findings.errors and not skip_bad_rows):
+        if findings.errors and not skip_bad_rows:
             raise findings.rejection()
         with _files_locked(), transaction.atomic():
             splits = {split: writer.publish() for split, writer in writers.items()}
@@ -435,6 +437,7 @@ def detect_columns(file: IO[bytes]) -> dict[str, Any]:
             copy.write(head[: head.rfind(b"\n") + 1] or head)  # whole lines: the head may end inside a character
             encoding = recognise_encoding(copy)
         row = first_row(member, head, encoding)
+        row = json.loads(printable(json.dumps(row, ensure_ascii=False)))
         if not row:
             raise DatasetRejected([problem("no_rows", member=member)])
     except DatasetRejected as rejection:

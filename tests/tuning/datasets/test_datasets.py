@@ -142,6 +142,29 @@ def test_bad_rows_reject_the_file_unless_they_shall_be_skipped(member, data_dir)
     assert [found["level"] for found in dataset.problems] == ["error", "error", "warning"]
 
 
+def test_a_split_without_rows_is_refused_even_so(member, data_dir):
+    made = zipped({"train.json": lines(*rows(3)), "dev.json": b"{oops\n"})
+    with pytest.raises(DatasetRejected) as caught:
+        ingest(made, name="x", owner=member, skip_bad_rows=True)
+    told = [(found["line"], found["code"], found["member"]) for found in caught.value.problems]
+    assert told == [(1, "not_json", "dev.json"), (None, "no_rows", "dev.json")] and not files(data_dir)
+
+
+def test_what_a_file_says_of_itself_can_always_be_told(member):
+    for columns in (
+        '{"\\ud800": "a"}',
+        '{"a\\u0000b": "c"}',
+    ):  # half a character; a NUL, which PostgreSQL does not take
+        with pytest.raises(DatasetRejected) as caught:
+            ingest(upload(columns), name="x", owner=member, prompt_column="p", response_column="r")
+        assert not set("\0\ud800") & set(caught.value.problems[0]["message"])
+        assert json.dumps(datasets.detect_columns(upload(columns)), ensure_ascii=False).encode()
+    odd = tarred({"tr\udcffain.json": lines(*rows(1)), "\udcff.txt": b""})
+    dataset = ingest(odd, name="", owner=member)
+    assert dataset.name == "tr?ain" and dataset.problems[0]["member"] == "?.txt"
+    assert datasets.detect_columns(upload("prompt,response\na,b,c\n", "x.csv"))["columns"] == ["prompt", "response"]
+
+
 def test_rows_without_text_are_passed_over_with_a_warning(member):
     dataset = ingest(upload(lines(*rows(2), {"content": "a", "summary": " "})), name="x", owner=member)
     assert dataset.current.rows == 2
