@@ -40,7 +40,7 @@ def start(run):
     return subprocess.Popen([sys.executable, "-m", "evaluation.evaluate", str(run.pk), token]), token
 
 def wait_for_rows(run, count):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while run.predictions.count() < count:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
@@ -61,7 +61,7 @@ def drive(folder, script: str) -> dict:
     }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", DRIVER + textwrap.dedent(script) + "\nprint(json.dumps(said))"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
