@@ -1,7 +1,7 @@
 """A CUDA kernel for products with packed weights: for few rows, where reading the weights is what takes the time.
 
-Triton comes with torch's CUDA builds. Without it, on a CPU, in fp32 or for many rows `fused_linear` returns None and the
-caller unpacks and multiplies.
+Triton comes with torch's CUDA builds. Without it, on a CPU, in another precision than fp16 or for many rows `fused_linear`
+returns None and the caller unpacks and multiplies.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_ROWS = 64
 def fused_linear(x: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor | None:
     """x [..., in] times the packed weight [out, in * bits / 8], transposed: [..., out], or None if this is not for us."""
     rows = x.numel() // x.shape[-1]
-    if triton is None or not x.is_cuda or rows > MOST_ROWS or x.dtype not in (torch.float16, torch.bfloat16):
+    if triton is None or not x.is_cuda or rows > MOST_ROWS or x.dtype != torch.float16:
         return None
     return launch(x.reshape(rows, -1).contiguous(), packed, scale, bits).view(*x.shape[:-1], -1)
 
@@ -43,7 +43,7 @@ if triton is not None:
         x, packed, scale, y, rows, outputs, row_bytes,
         BITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_BYTES: tl.constexpr,
     ):  # fmt: skip
-        """One program computes BLOCK_OUT outputs of every row. Integers are exact in half precision, sums are fp32, and the
+        """One program computes BLOCK_OUT outputs of every row. Integers are exact in fp16, sums are fp32, and the
         scale is applied to the sum, so nothing can overflow before it."""
         row = tl.arange(0, BLOCK_ROWS)
         out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)

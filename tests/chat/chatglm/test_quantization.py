@@ -1,5 +1,10 @@
 """Packed weights: bit-exact packing, logits of packed models, and the gradient to the activations."""
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +139,42 @@ def test_training_flows_through_packed_layers(folder, case):
         model(input_ids=ids, labels=ids, past_key_values=PrefixCache(prefix), use_cache=False).loss.backward()
         gradients.append(prefix.grad)
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
+
+
+INTERPRETED = """
+    import torch, triton
+    from chat.chatglm import packed_matmul
+    from chat.chatglm.quantization import pack, unpack
+
+    torch.manual_seed(0)
+    for bits in (8, 4):
+        for rows, columns, outputs in ((1, 256, 48), (3, 192, 70), (17, 512, 33)):
+            x, weight = torch.randn(rows, columns).half(), torch.randn(outputs, columns).half()
+            packed, scale = pack(weight, bits)
+            y = torch.empty(rows, outputs, dtype=torch.float16)
+            packed_matmul._packed_linear.fn[(triton.cdiv(outputs, 16),)](
+                x, packed, scale, y, rows, outputs, packed.shape[1],
+                BITS=bits, BLOCK_ROWS=32, BLOCK_OUT=16, BLOCK_BYTES=64,
+            )
+            expected = x.float() @ unpack(packed, scale.float(), bits).T
+            assert (y.float() - expected).abs().max() < 1e-3 * expected.abs().max(), (bits, rows)
+"""
+
+
+def test_the_kernel_in_tritons_interpreter():
+    """Without a GPU: rows, columns and outputs that do not fill their blocks. Skipped where torch came without triton."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(INTERPRETED)], check=True, env=environment)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("rows", [1, 16, 64, 65])
+@pytest.mark.parametrize("bits", BITS)
+def test_the_kernel_on_a_gpu(bits, rows):
+    layer = packed_layer(bits, rows=4096, columns=1024).cuda().half()
+    weight = unpack(layer.weight, layer.weight_scale.float(), bits)
+    x = torch.randn(rows, 1024, device="cuda", dtype=torch.float16)
+    expected = nn.functional.linear(x.float(), weight, layer.bias.float())
+    assert (layer(x).float() - expected).abs().max() < 5e-3 * expected.abs().max()
