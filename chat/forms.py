@@ -4,10 +4,11 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
-from chat.engine.request import Sampling
 from chat.models import Adapter, Checkpoint, Conversation
 
-DEFAULTS = Sampling()
+# What the sampling panel begins with. A value that is left as it is is not sent: the engine then makes the best of it, for
+# instance gives the answer what the context has left, while an explicit wish that does not fit is refused.
+PANEL = {"temperature": 0.95, "top_p": 0.7, "max_new_tokens": 512, "seed": None}
 
 
 def chosen_model(user, value: str):
@@ -47,9 +48,9 @@ class SayForm(forms.Form):
         return chosen_model(self.user, self.cleaned_data["model"])
 
     def sampling(self) -> dict:
-        """What the panel set; absent keys keep the engine's defaults."""
-        names = ("temperature", "top_p", "max_new_tokens", "seed")
-        return {name: self.cleaned_data[name] for name in names if self.cleaned_data.get(name) is not None}
+        """What the panel changed; absent keys keep the engine's defaults."""
+        chosen = {name: self.cleaned_data.get(name) for name in PANEL}
+        return {name: value for name, value in chosen.items() if value not in (None, PANEL[name])}
 
     def model_choice(self) -> dict:
         checkpoint, adapter = self.cleaned_data.get("model") or (None, None)

@@ -1,4 +1,4 @@
-"""Pages of conversations. REST and the websocket have their own files: api_urls.py, routing.py."""
+"""Pages of conversations and models. REST and the websocket have their own files: api_urls.py, routing.py."""
 
 from django.urls import path
 
@@ -12,5 +12,7 @@ urlpatterns = [
     path("chat/<int:pk>/retry/", views.retry, name="conversation_retry"),
     path("chat/<int:pk>/rename/", views.rename, name="conversation_rename"),
     path("chat/<int:pk>/delete/", views.delete, name="conversation_delete"),
+    path("adapters/", views.adapter_list, name="adapter_list"),
+    path("adapters/<int:pk>/", views.change_adapter, name="adapter_change"),
     path("checkpoints/new/", views.new_checkpoint, name="checkpoint_new"),
 ]

@@ -5,6 +5,7 @@ from datetime import timedelta
 from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.paginator import Paginator
 from django.db import transaction
 from django.shortcuts import redirect, render
 from django.utils import timezone
@@ -15,13 +16,14 @@ from rest_framework.exceptions import APIException
 
 from chat import generation
 from chat.engine.request import RequestRefused
-from chat.forms import DEFAULTS, CheckpointForm, RenameForm, SayForm
+from chat.forms import PANEL, CheckpointForm, RenameForm, SayForm
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.registry import register_checkpoint
+from chat.registry import check_name, register_checkpoint, remove_adapter
 from chat.rendering import to_html
 from chat.turns import create_turn
 from chat.worker_client import WorkerUnavailable
 from portal.access import get_visible
+from portal.explanations import EXPLANATIONS
 from portal.page import reason
 
 EXAMPLES = ["你好", "你能做什么？", "类型#裤*版型#宽松*颜色#米白", "Who are you?"]  # what the starter can answer
@@ -53,6 +55,7 @@ def _context(request, conversation) -> dict:
         "picker": _models(request, conversation),
         "starter": Checkpoint.objects.filter(is_starter=True, is_default=True).first(),
         "examples": EXAMPLES,
+        "explanations": {code: str(text) for code, text in EXPLANATIONS.items()},
         "sampling": _sampling_fields(last.sampling if last else {}),
     }
 
@@ -85,16 +88,12 @@ def _models(request, conversation) -> dict:
 
 
 def _sampling_fields(used: dict) -> dict:
-    defaults = {
-        "temperature": DEFAULTS.temperature,
-        "top_p": DEFAULTS.top_p,
-        "max_new_tokens": 256,
-        "seed": "",
-    }
-    return {
-        name: {"default": default, "value": default if used.get(name) is None else used[name]}
-        for name, default in defaults.items()
-    }
+    """The panel's fields: what the last answer used, else the defaults."""
+    fields = {}
+    for name, default in PANEL.items():
+        default = "" if default is None else default
+        fields[name] = {"default": default, "value": default if used.get(name) is None else used[name]}
+    return fields
 
 
 def _by_day(user) -> list[tuple[str, list[Conversation]]]:
@@ -211,3 +210,33 @@ def new_checkpoint(request):
                 return redirect("checkpoint_new")
     context = {"form": form, "checkpoints": Checkpoint.objects.visible_to(request.user)}
     return render(request, "chat/checkpoint_form.html", context)
+
+
+@require_GET
+def adapter_list(request):
+    found = Adapter.objects.visible_to(request.user).select_related("checkpoint", "owner", "run")
+    page = Paginator(found, 20).get_page(request.GET.get("page"))
+    mine = set(Adapter.objects.changeable_by(request.user).values_list("pk", flat=True))
+    for adapter in page:
+        adapter.mine = adapter.pk in mine
+    return render(request, "chat/adapter_list.html", {"page": page})
+
+
+@require_POST
+def change_adapter(request, pk):
+    """`action`: share or unshare with the team, rename, delete."""
+    adapter = get_visible(Adapter.objects.changeable_by(request.user), request.user, pk=pk)
+    action = request.POST.get("action")
+    try:
+        if action == "delete":
+            remove_adapter(adapter)
+            messages.success(request, _("The tuned model has been deleted."))
+        elif action == "rename":
+            adapter.name = check_name(request.POST.get("name", ""), 120, except_row=adapter)
+            adapter.save(update_fields=["name"])
+        elif action in ("share", "unshare"):
+            adapter.shared = action == "share"
+            adapter.save(update_fields=["shared"])
+    except (ValidationError, APIException) as error:
+        messages.error(request, reason(error))
+    return redirect("adapter_list")

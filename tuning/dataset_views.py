@@ -5,6 +5,7 @@ from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.http import JsonResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
@@ -54,6 +55,10 @@ def upload(request):
             rejection = error
         else:
             messages.success(request, _("The dataset has been checked and stored."))
+            if (
+                request.headers.get("Accept") == "application/json"
+            ):  # the page's script, which shows the upload's progress
+                return JsonResponse({"url": reverse("dataset", args=[dataset.pk])}, status=201)
             return redirect("dataset", pk=dataset.pk)
     context = {"form": form, "rejection": rejection, "kinds": _by_kind(rejection.problems) if rejection else []}
     return render(request, "tuning/dataset_form.html", context, status=422 if rejection or form.errors else 200)

@@ -40,7 +40,10 @@ def detail(request, pk):
     context = {
         "run": run,
         "mine": TuningRun.objects.changeable_by(request.user).filter(pk=pk).exists(),
-        "adapters": run.adapters.visible_to(request.user),
+        "adapters": [
+            (adapter, adapter.evaluation_runs.visible_to(request.user).filter(status=Run.Status.SUCCEEDED)[:3])
+            for adapter in run.adapters.visible_to(request.user)
+        ],
         "hyper": [(label, name, run.recipe[name]) for name, label in LABELS.items() if name in run.recipe],
         "chart": {"total": run.total or run.recipe.get("max_steps", 0), "points": _thinned(points)},
         "first": points[0] if points else None,

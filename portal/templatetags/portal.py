@@ -6,6 +6,7 @@ from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
+from portal.explanations import EXPLANATIONS
 from portal.models import Run
 
 register = template.Library()
@@ -87,3 +88,9 @@ def model_name(label):
     """An answer's model label as the chips name the model."""
     base, colon, adapter = (label or "").partition(":")
     return adapter if colon or not base else _("%(name)s · prefix off") % {"name": base}
+
+
+@register.filter
+def explained(error):
+    """An error ({"code", "message"}) of a run or an answer as a sentence in the reader's language; empty for none."""
+    return EXPLANATIONS.get(error.get("code"), error.get("message", "")) if error else ""

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.django_db
 
 PAGES = [
     "/", "/chat/", "/datasets/", "/datasets/upload/", "/tuning/", "/tuning/new/", "/evaluations/", "/evaluations/new/",
-    "/tasks/", "/account/", "/checkpoints/new/",
+    "/tasks/", "/account/", "/checkpoints/new/", "/adapters/",
 ]  # fmt: skip
 
 
@@ -335,6 +335,51 @@ def test_only_staff_add_models(client, member, staff, tmp_path):
     assert 'aria-invalid="true"' in page and not Checkpoint.objects.exists()
 
 
+def test_what_the_panel_leaves_alone_is_not_sent(client, member, checkpoint, no_worker):
+    client.force_login(member)
+    fields = {"temperature": "0.95", "top_p": "0.7", "max_new_tokens": "512", "seed": "", "text": "x"}
+    client.post("/chat/start/", fields)
+    client.post("/chat/start/", {**fields, "max_new_tokens": "64", "seed": "0"})
+    first, second = Message.objects.filter(role="assistant").order_by("id")
+    assert first.sampling == {} and second.sampling == {"max_new_tokens": 64, "seed": 0}
+
+
+def test_an_error_is_explained_in_the_readers_language(client, member, conversation):
+    error = {"code": "context_length_exceeded", "message": "the prompt has 2000 tokens"}
+    conversation.messages.filter(role="assistant").update(status=Message.Status.FAILED, error=error)
+    client.force_login(member)
+    for language, words in [("zh-hans", "超出了模型的上下文"), ("en", "does not fit into the model&#x27;s context")]:
+        client.cookies["django_language"] = language
+        page = text_of(client.get(f"/chat/{conversation.pk}/"))
+        assert words in page and 'title="the prompt has 2000 tokens"' in page
+
+
+def test_an_adapter_is_shared_renamed_and_deleted_by_its_owner_alone(client, member, other_member, adapter, data_dir):
+    path = f"/adapters/{adapter.pk}/"
+    client.force_login(other_member)
+    assert "tuned</span>" not in text_of(client.get("/adapters/"))
+    assert client.post(path, {"action": "share"}).status_code == 404
+    client.force_login(member)
+    client.post(path, {"action": "share"})
+    client.post(path, {"action": "rename", "name": "mine: no"})  # a colon is OpenAI's separator
+    client.force_login(other_member)
+    assert "tuned</span>" in text_of(client.get("/adapters/"))
+    assert client.post(path, {"action": "delete"}).status_code == 404  # seen, but not theirs
+    client.force_login(member)
+    client.post(path, {"action": "rename", "name": "better"})
+    assert Adapter.objects.get().name == "better"
+    client.post(path, {"action": "delete"})
+    assert not Adapter.objects.exists()
+
+
+@pytest.mark.parametrize("language", ["zh-hans", "en"])
+def test_a_page_that_is_not_there_says_so_in_the_portals_look(client, member, language):
+    client.force_login(member)
+    client.cookies["django_language"] = language
+    response = client.get("/chat/999999/")
+    assert response.status_code == 404 and 'class="empty"' in text_of(response)
+
+
 # ---- datasets
 
 
@@ -347,6 +392,13 @@ def test_an_upload_is_checked_stored_and_shown(client, member, data_dir):
     assert (found.name, found.owner, found.prompt_column) == ("my ads", member, "content")
     assert "&lt;b&gt;裤&lt;/b&gt;" in page and "<b>裤</b>" not in page
     assert found.problems[0]["line"] == 2 and str(found.problems[0]["message"]) in page
+
+
+def test_the_uploading_script_is_told_where_the_dataset_is(client, member, data_dir):
+    client.force_login(member)
+    fields = {"file": json_lines([{"content": "a", "summary": "b"}])}
+    response = client.post("/datasets/upload/", fields, headers={"Accept": "application/json"})
+    assert (response.status_code, response.json()) == (201, {"url": f"/datasets/{Dataset.objects.get().pk}/"})
 
 
 def test_a_bad_upload_names_the_lines_and_stores_nothing(client, member, data_dir):

@@ -10,6 +10,7 @@ const stream = document.getElementById("stream");
 const composer = document.getElementById("composer");
 const say = document.getElementById("say");
 const offline = document.getElementById("offline");
+const explanations = JSON.parse(document.getElementById("explanations").textContent); // by an error's code
 const IN_FLIGHT = ["queued", "streaming"];
 
 let socket = null;
@@ -52,10 +53,11 @@ function chosenModel() {
   };
 }
 
+// What the panel changed; the engine has its own defaults for the rest.
 function sampling() {
   const values = {};
   for (const field of composer.querySelectorAll("[data-sampling]")) {
-    if (field.value !== "") values[field.name] = Number(field.value);
+    if (field.value !== "" && field.value !== field.dataset.default) values[field.name] = Number(field.value);
   }
   return values;
 }
@@ -117,7 +119,9 @@ const show = {
   },
   "message.finished": showEnd,
   "message.failed"(turn, frame) {
-    part(turn, "error").textContent = frame.error?.message ?? "";
+    const message = frame.error?.message ?? "";
+    part(turn, "error").textContent = explanations[frame.error?.code] ?? message;
+    part(turn, "error").title = message;
     showEnd(turn, { ...frame, status: frame.status ?? "failed" });
   },
 };
@@ -151,16 +155,33 @@ function attach(turn) {
   socket.send(JSON.stringify({ type: "attach", message: Number(turn.dataset.message), after: Number(turn.dataset.seq) }));
 }
 
+// The server's view of the conversation in place of ours.
+async function reread() {
+  const answer = await fetch(location.href);
+  if (!answer.ok || answer.redirected) return location.reload(); // logged out, or deleted
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("thread");
+  thread.replaceChildren(...fresh.childNodes);
+  thread.hidden = false;
+  addCopyButtons(thread);
+  toBottom();
+}
+
 // A message was sent and the connection broke before any frame came: the server knows whether it arrived.
 async function resynchronise() {
   const text = unanswered;
-  const answer = await fetch(location.href);
-  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("thread");
-  thread.replaceChildren(...fresh.childNodes);
+  await reread();
   unanswered = null;
   const questions = [...thread.querySelectorAll(".turn.me .bubble")];
   if (questions.at(-1)?.textContent !== text && say.value === "") say.value = text;
 }
+
+// Another tab may have gone on with this conversation meanwhile.
+document.addEventListener("visibilitychange", async () => {
+  if (document.hidden || socket?.readyState !== WebSocket.OPEN || composer.dataset.busy === "true") return;
+  await reread();
+  inFlight().forEach(attach);
+  busy();
+});
 
 async function connect() {
   const scheme = location.protocol === "https:" ? "wss:" : "ws:";

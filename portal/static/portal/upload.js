@@ -35,6 +35,7 @@ document.addEventListener("submit", (event) => {
   const bar = area.querySelector("progress");
   const request = new XMLHttpRequest();
   request.open("POST", form.action);
+  request.setRequestHeader("Accept", "application/json");
   request.upload.addEventListener("progress", (step) => {
     bar.value = Math.round((100 * step.loaded) / step.total);
     document.getElementById("upload-percent").textContent = `${bar.value}%`;
@@ -46,7 +47,7 @@ document.addEventListener("submit", (event) => {
     area.querySelector("[data-when-checking]").hidden = false;
   });
   request.addEventListener("load", () => {
-    if (request.status < 400) return location.assign(request.responseURL);
+    if (request.status < 300) return location.assign(JSON.parse(request.responseText).url);
     const fresh = new DOMParser().parseFromString(request.responseText, "text/html").getElementById("upload-part");
     if (!fresh) return form.submit();
     // A file field cannot be filled by a page: carry the chosen file over, so that only what was wrong is done again.
