@@ -60,13 +60,14 @@ class CheckpointRef:
 
 
 class _Reading:
-    """The reader of one sequence: events that have arrived and not been taken."""
+    """A reader of one sequence: events that have arrived and not been taken."""
 
-    __slots__ = ("_arrived", "_error", "_waiter", "claimed", "last")
+    __slots__ = ("_arrived", "_error", "_waiter", "id", "last", "number", "socket")
 
-    def __init__(self, after: int):
+    def __init__(self, number: int, id: str, after: int):
+        self.number, self.id = number, id
         self.last = after  # number of the last event that arrived
-        self.claimed = False
+        self.socket: aiohttp.ClientWebSocketResponse | None = None  # the connection on which it was attached
         self._arrived: list[Event] = []
         self._error: WorkerUnavailable | None = None
         self._waiter: asyncio.Future | None = None
@@ -106,7 +107,8 @@ class WorkerClient:
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._tasks: set[asyncio.Task] = set()
         self._connecting = asyncio.Lock()
-        self._readings: dict[str, _Reading] = {}
+        self._readings: dict[int, _Reading] = {}
+        self._unclaimed: dict[str, _Reading] = {}  # of submitted sequences whose events nobody has asked for yet
         self._calls: dict[int, asyncio.Future] = {}
         self._numbers = itertools.count()
         self._status: dict[str, Any] = {}
@@ -121,7 +123,7 @@ class WorkerClient:
         call = next(self._numbers)
         self._calls[call] = future
         # The submitter gets events at once, perhaps before the reply.
-        self._readings[request.id] = _Reading(0)
+        self._readings[call] = reading = _Reading(call, request.id, 0)
         taken = False
         try:
             await self._send({"op": "submit", "call": call, "request": wire.request_as_dict(request)})
@@ -133,45 +135,54 @@ class WorkerClient:
         finally:
             self._calls.pop(call, None)
             if not taken:
-                self._readings.pop(request.id, None)
+                self._give_up(reading)
+        self._unclaimed[request.id] = reading
         self._submitted_since_status += 1
 
     async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
         """The sequence's events after number `after`, in handfuls as they come, up to the terminal one.
 
-        Survives reconnects. One reader per sequence: a new one takes over. Raises SequenceLost when the worker does not know
-        the sequence (any more).
+        Survives reconnects. Raises SequenceLost when the worker does not know the sequence (any more).
         """
-        reading = self._readings.get(id)
-        if reading is None or reading.claimed or after:
-            if reading is not None:
-                reading.fail(SequenceLost(f"another reader took over the sequence {id}"))
-            reading = self._readings[id] = _Reading(after)
-            reading.claimed = True
-            try:
-                await self._send({"op": "attach", "id": id, "after": after})
-            except WorkerUnavailable:
-                self._readings.pop(id, None)
-                raise
-        reading.claimed = True
-        ended = False
+        reading = None if after else self._unclaimed.pop(id, None)
         try:
+            if reading is None:
+                reading = _Reading(next(self._numbers), id, after)
+                self._readings[reading.number] = reading
+                await self._attach(reading, await self._connection())
+            ended = False
             while not ended:
                 news = await reading.take()
-                ended = news[-1].terminal
+                if news[-1].terminal:
+                    ended = True
+                    self._readings.pop(reading.number, None)
                 yield news
         finally:
-            if self._readings.get(id) is reading:
-                del self._readings[id]
-                if not ended:
-                    self._send_later({"op": "detach", "id": id})
+            self._give_up(reading)
 
     async def abort(self, id: str) -> None:
         """Ends the sequence; its reader gets the terminal event. Unknown ones are ignored."""
-        reading = self._readings.get(id)
-        if reading is not None and not reading.claimed:
-            del self._readings[id]
+        reading = self._unclaimed.pop(id, None)
+        if reading is not None:
+            self._give_up(reading)
         await self._send({"op": "abort", "id": id})
+
+    def _give_up(self, reading: _Reading) -> None:
+        if self._readings.pop(reading.number, None) is not None:
+            self._send_later({"op": "detach", "reading": reading.number})
+
+    async def _attach(self, reading: _Reading, socket: aiohttp.ClientWebSocketResponse) -> None:
+        """Once per connection: a second time would repeat what is under way."""
+        if reading.socket is not socket:
+            reading.socket = socket
+            with contextlib.suppress(ConnectionError, aiohttp.ClientError):  # the next connection does it again
+                frame = {"op": "attach", "reading": reading.number, "id": reading.id, "after": reading.last}
+                await socket.send_str(wire.encode(frame))
+
+    def _is_asked(self, reading: _Reading) -> bool:
+        """Does the reading belong to a call without a good reply?"""
+        future = self._calls.get(reading.number)
+        return future is not None and not (future.done() and future.exception() is None)
 
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
         await self._connection()
@@ -205,9 +216,9 @@ class WorkerClient:
         async with self._connecting:
             if self._socket is None or self._socket.closed:
                 self._socket = await self._connect()
-                for id, reading in list(self._readings.items()):
-                    if reading.claimed:
-                        await self._socket.send_str(wire.encode({"op": "attach", "id": id, "after": reading.last}))
+                for reading in tuple(self._readings.values()):
+                    if not self._is_asked(reading):
+                        await self._attach(reading, self._socket)
                 self._keep(self._receive(self._socket))
             return self._socket
 
@@ -268,8 +279,6 @@ class WorkerClient:
         for future in self._calls.values():
             if not future.done():
                 future.set_exception(WorkerUnavailable(f"the connection to {self.name} was lost"))
-        for id in [id for id, reading in self._readings.items() if not reading.claimed]:
-            del self._readings[id]
         await self._reconnect()
 
     async def _reconnect(self) -> None:
@@ -283,16 +292,17 @@ class WorkerClient:
                 if isinstance(error, _NobodyListens) or time.monotonic() - started > RECONNECT_FOR:
                     for reading in self._readings.values():
                         reading.fail(SequenceLost(f"the worker ended while it was writing ({error})"))
+                    self._readings.clear()
                     return
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def _note(self, frame: dict[str, Any]) -> None:
         """One frame of the worker."""
-        for id, seq, kind, data in frame.get("events", ()):
-            reading = self._readings.get(id)
-            if reading is not None and seq > reading.last:
-                reading.add(Event(id, seq, kind, data))
+        for number, seq, kind, data in frame.get("events", ()):
+            reading = self._readings.get(number)
+            if reading is not None:
+                reading.add(Event(reading.id, seq, kind, data))
         if "status" in frame:
             self._status, self._submitted_since_status = frame["status"], 0
         if "call" in frame:
@@ -302,7 +312,7 @@ class WorkerClient:
                     future.set_result(None)
                 else:
                     future.set_exception(self._refusal(frame["error"]))
-        if "unknown" in frame and (reading := self._readings.get(frame["unknown"])) is not None:
+        if "unknown" in frame and (reading := self._readings.pop(frame["unknown"], None)) is not None:
             reading.fail(SequenceLost(f"the worker {self.name} does not know the sequence"))
 
     def _refusal(self, error: dict[str, Any]) -> Exception:

@@ -55,10 +55,28 @@ class Held:
 
     def __init__(self, id: str):
         self.log = EventLog(id)
-        self.readers: dict[Client, int] = {}  # -> the last sequence number put into a frame for that client
+        self.readers: set[Reader] = set()
         self.unread_since: float | None = None
         self.ended_at: float | None = None
         self.cause: str | None = None
+
+
+class Reader:
+    """One reading of a sequence by a client; `after` is the last event that was put into a frame for it."""
+
+    __slots__ = ("after", "client", "held", "number")
+
+    def __init__(self, client: Client, number: int, held: Held, after: int):
+        self.client, self.number, self.held, self.after = client, number, held, after
+        client.readers[number] = self
+        held.readers.add(self)
+        held.unread_since = None
+
+    def leave(self) -> None:
+        self.client.readers.pop(self.number, None)
+        self.held.readers.discard(self)
+        if not self.held.readers and not self.held.log.ended:
+            self.held.unread_since = time.monotonic()
 
 
 class Client:
@@ -66,7 +84,8 @@ class Client:
 
     def __init__(self, socket: web.WebSocketResponse):
         self.socket = socket
-        self.news: dict[Held, None] = {}  # logs that may have something for this client, in order of arrival
+        self.readers: dict[int, Reader] = {}
+        self.news: dict[Reader, None] = {}  # those that may have something to read, in order of arrival
         self.control: list[dict[str, Any]] = []  # frames other than events
         self.wake = asyncio.Event()
 
@@ -74,8 +93,8 @@ class Client:
         self.control.append(frame)
         self.wake.set()
 
-    def notice(self, held: Held) -> None:
-        self.news[held] = None
+    def notice(self, reader: Reader) -> None:
+        self.news[reader] = None
         self.wake.set()
 
     async def write(self) -> None:
@@ -87,15 +106,14 @@ class Client:
                 await self.socket.send_str(wire.encode(frame))
             news, self.news = self.news, {}
             events = []
-            for held in news:
-                after = held.readers.get(self)
-                if after is None:
+            for reader in news:
+                if reader not in reader.held.readers:
                     continue
-                for event in held.log.since(after):
-                    events.append(wire.event_as_list(event))
-                    held.readers[self] = event.seq
-                if held.log.ended:
-                    del held.readers[self]
+                for event in reader.held.log.since(reader.after):
+                    events.append([reader.number, event.seq, event.type, event.data])
+                    reader.after = event.seq
+                if reader.held.log.ended:
+                    reader.leave()
             if events:
                 await self.socket.send_str(wire.encode({"events": events}))
                 await asyncio.sleep(FRAME_GAP)
@@ -204,8 +222,8 @@ class Server:
         self._bell_rung = False  # before looking: a later event rings again
         while self._arrived:
             held = self._arrived.popleft()
-            for client in held.readers:
-                client.notice(held)
+            for reader in held.readers:
+                reader.client.notice(reader)
             if held.log.ended and held.ended_at is None:
                 held.ended_at = time.monotonic()
                 self._ended_characters += held.log.characters
@@ -259,8 +277,8 @@ class Server:
         finally:
             self._clients.discard(client)
             writer.cancel()
-            for held in self._held.values():
-                self._leave(client, held)
+            for reader in tuple(client.readers.values()):
+                reader.leave()
         return socket
 
     async def _write(self, client: Client) -> None:
@@ -280,10 +298,10 @@ class Server:
             if operation == "submit":
                 self._accept(client, frame["call"], frame["request"])
             elif operation == "attach":
-                self._attach(client, frame["id"], int(frame.get("after", 0)))
+                self._attach(client, frame["reading"], frame["id"], int(frame.get("after", 0)))
             elif operation == "detach":
-                if frame["id"] in self._held:
-                    self._leave(client, self._held[frame["id"]])
+                if frame["reading"] in client.readers:
+                    client.readers[frame["reading"]].leave()
             elif operation == "abort":
                 self._abort(frame["id"])
             else:
@@ -305,38 +323,31 @@ class Server:
             client.tell(_reply(call, RequestRefused("unavailable", f"the worker is {self.state}{reason}", None, 5)))
             return
         if request.id in self._held:
-            self._attach(client, request.id, 0)
+            self._attach(client, call, request.id, 0)
             client.tell(_reply(call, None))
             return
         held = self._held[request.id] = Held(request.id)
-        held.readers[client] = 0
+        reader = Reader(client, call, held, 0)
         future = self._loop.run_in_executor(self._door, self.engine.submit, request, lambda e: self._sink(held, e))
-        future.add_done_callback(lambda done: self._accepted(client, call, held, done))
+        future.add_done_callback(lambda done: self._accepted(client, call, reader, done))
 
-    def _accepted(self, client: Client, call: int, held: Held, done: asyncio.Future) -> None:
-        error = None if done.cancelled() else done.exception()
-        if error is None:
-            if client not in self._clients:
-                self._leave(client, held)
-        else:
+    def _accepted(self, client: Client, call: int, reader: Reader, done: asyncio.Future) -> None:
+        held, error = reader.held, None if done.cancelled() else done.exception()
+        if error is not None:
             self._held.pop(held.log.id, None)
+            for each in tuple(held.readers):
+                each.leave()
             if not isinstance(error, RequestRefused):
                 log.error("submitting %s failed", held.log.id, exc_info=error)
                 error = RequestRefused("internal_error", f"the engine could not take the request: {error}")
         client.tell(_reply(call, error))
 
-    def _attach(self, client: Client, id: str, after: int) -> None:
+    def _attach(self, client: Client, number: int, id: str, after: int) -> None:
         held = self._held.get(id)
         if held is None:
-            client.tell({"unknown": id})
-            return
-        held.readers[client] = after
-        held.unread_since = None
-        client.notice(held)
-
-    def _leave(self, client: Client, held: Held) -> None:
-        if held.readers.pop(client, None) is not None and not held.readers and not held.log.ended:
-            held.unread_since = time.monotonic()
+            client.tell({"unknown": number})
+        else:
+            client.notice(Reader(client, number, held, after))
 
     def _abort(self, id: str) -> None:
         if id in self._held:  # by the same door as submissions, or an abort could overtake the one that it means

@@ -2,13 +2,16 @@
 
 A client keeps one websocket to `/stream`; it carries every sequence of that client. Frames are JSON texts.
 
-client -> worker   {"op": "submit", "call": n, "request": {...}}   the client becomes a reader from the first event on
-                   {"op": "attach", "id", "after": N}              events from N + 1 on, or {"unknown": id}
-                   {"op": "detach", "id"}    {"op": "abort", "id"}
+client -> worker   {"op": "submit", "call": n, "request": {...}}   answered; n also is a reading of the new sequence
+                   {"op": "attach", "reading": n, "id", "after": N}  events from N + 1 on, or {"unknown": n}
+                   {"op": "detach", "reading": n}    {"op": "abort", "id"}
 worker -> client   {"status": {...}}                               first frame, and whenever something in it changed
                    {"call": n, "error": null | {"code", "message", "param", "retry_after"}}
-                   {"events": [[id, seq, type, data], ...]}        everything new since the last frame, in order per sequence
-                   {"unknown": id}
+                   {"events": [[reading, seq, type, data], ...]}   everything new since the last frame, in order per reading
+                   {"unknown": n}
+
+A client numbers its calls and readings in one row and uses no number twice on a connection, so that what is still under way
+for a reading that was given up is never taken for another's.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from chat.engine.request import AdapterRef, Event, Request, Sampling
+from chat.engine.request import AdapterRef, Request, Sampling
 
 LARGEST_FRAME = 32 * 1024 * 1024  # bytes; a prompt of a full 128k context fits many times
 LONGEST_SOCKET_PATH = 100  # sun_path has 108 bytes
@@ -104,7 +107,3 @@ def request_from_dict(fields: dict[str, Any]) -> Request:
         sampling=Sampling(**{**sampling, "stop": tuple(sampling.get("stop") or ())}),
         user=str(fields.get("user") or ""),
     )
-
-
-def event_as_list(event: Event) -> list[Any]:
-    return [event.id, event.seq, event.type, event.data]
