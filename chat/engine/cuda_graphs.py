@@ -7,6 +7,7 @@ The same static path runs without capture on a CPU, where the tests hold it agai
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 
 from chat.engine.positions import Places, decode_mask
 from chat.engine.slots import SlotCache
+
+log = logging.getLogger(__name__)
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 WIDTH_STEP = 256  # columns
@@ -87,7 +90,12 @@ class StaticDecoder(EagerDecoder):
         if not self.capture:
             return self._static_forward(buffers, width)[: len(ids)]
         if (bucket, width) not in self._graphs:
-            self._graphs[bucket, width] = self._captured(buffers, width)
+            try:
+                self._graphs[bucket, width] = self._captured(buffers, width)
+            except RuntimeError as error:  # a forward that synchronises or allocates cannot be recorded
+                log.warning("decoding without CUDA graphs: %s", error)
+                self.capture = False
+                return self._static_forward(buffers, width)[: len(ids)]
         graph, logits = self._graphs[bucket, width]
         graph.replay()
         return logits[: len(ids)].clone()

@@ -11,23 +11,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from secrets import randbits
 from typing import Any
 
 import torch
 
+from chat.engine.acceptance import Acceptance
 from chat.engine.adapters import AdapterPool
 from chat.engine.admission import FairQueue
+from chat.engine.answers import Answer, AnswerCollector
 from chat.engine.capacity import capacity_for
 from chat.engine.cuda_graphs import decoder_for
 from chat.engine.loading import Loaded
 from chat.engine.positions import positions_for, prefill_mask
-from chat.engine.request import DEFAULT_NEW_TOKENS, FinishReason, Request, RequestRefused, Sampling, Sink
+from chat.engine.request import DEFAULT_NEW_TOKENS, Request, RequestRefused, Sink
 from chat.engine.reuse import PromptStore
-from chat.engine.sampler import Choice, Chosen, choose
+from chat.engine.sampler import Chosen, choose
 from chat.engine.sequences import Ended, Sequence
 from chat.engine.slots import SlotCache, layer_devices
 
@@ -39,18 +39,6 @@ PREFILL_SHARE = 1.5  # while rows decode, a step's prefill may take this many de
 SMALLEST_CHUNK = 48  # tokens
 PADDING_WASTE = 1.15  # padded / real tokens that a batched prefill may cost
 RATE_WINDOW = 10.0  # seconds over which tokens/s is reported
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one request. `error` is OpenAI's error object, or None."""
-
-    id: str
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: FinishReason
-    usage: dict[str, int]
-    error: dict[str, Any] | None = None
 
 
 class Engine:
@@ -72,7 +60,7 @@ class Engine:
         reuse_prompts: bool = True,
     ):
         self.loaded = loaded
-        self.queue_limit, self.prefill_tokens, self.prefix_room = queue_limit, prefill_tokens, prefix_room
+        self.queue_limit, self.prefill_tokens = queue_limit, prefill_tokens
         self.capacity = capacity_for(loaded, max_rows, max_length, prefix_room)
         self.max_rows, self.max_length = self.capacity.rows, self.capacity.max_length
         self.positions = positions_for(loaded)
@@ -89,6 +77,7 @@ class Engine:
         self.prompts: PromptStore | None = None
         if reuse_prompts and not self.positions.atomic_prefill:
             self.prompts = PromptStore(self.capacity.prompt_store_bytes)
+        self._acceptance = Acceptance(loaded, self.positions, self.adapters, self.max_length, prefix_room)
         # At the door, under the lock:
         self._door = threading.Condition()
         self._waiting: FairQueue[Sequence] = FairQueue()
@@ -120,35 +109,9 @@ class Engine:
         self._submit(request, sink, None)
 
     def _submit(self, request: Request, sink: Sink, ended: Ended | None) -> None:
-        _check_sampling(request.sampling)
         with self._door:
             self._check_room(request)
-        prompt = self._prompt(request)
-        host = self.adapters.fetch(request.adapter) if request.adapter else None
-        prefix = host.shape[3] if host is not None else 0
-        if prefix > self.prefix_room:
-            raise RequestRefused(
-                "invalid_adapter",
-                f"the adapter's prefix is {prefix} long, this engine has room for {self.prefix_room}",
-                param="adapter",
-            )
-        places = self.positions.places(prompt, prefix)
-        sampling = replace(
-            request.sampling,
-            max_new_tokens=self._new_tokens(request.sampling, len(prompt), places.offset),
-            seed=randbits(63) if request.sampling.seed is None else request.sampling.seed,
-        )
-        sequence = Sequence(
-            request=request,
-            prompt=prompt,
-            sink=sink,
-            prompter=self.loaded.prompter,
-            choice=Choice.of(sampling, prompt),
-            places=places,
-            new_tokens_limit=sampling.max_new_tokens or 0,
-            prefix=host,
-            ended=ended,
-        )
+        sequence = self._acceptance.sequence(request, sink, ended)
         with self._door:
             self._check_room(request)
             self._known[request.id] = sequence
@@ -172,42 +135,6 @@ class Engine:
         rate = self._rate()
         return max(1, min(60, round(DEFAULT_NEW_TOKENS / rate))) if rate else 5
 
-    def _prompt(self, request: Request) -> list[int]:
-        if request.prompt_ids is not None:
-            if request.messages:
-                raise RequestRefused(
-                    "invalid_value", "a request has messages or prompt_ids, not both", param="prompt_ids"
-                )
-            prompt = list(request.prompt_ids)
-            vocabulary = self.loaded.vocabulary
-            unknown = [token for token in prompt if not 0 <= token < vocabulary]
-            if unknown:
-                raise RequestRefused(
-                    "invalid_value",
-                    f"token id {unknown[0]} is not in the vocabulary (0 to {vocabulary - 1})",
-                    param="prompt_ids",
-                )
-        else:
-            prompt = self.loaded.prompter.prompt_ids(request.messages)
-        if not prompt:
-            raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
-        return prompt
-
-    def _new_tokens(self, sampling: Sampling, prompt: int, shift: int) -> int:
-        """Tokens the answer may have. An explicit wish that does not fit is refused; the default takes what there is."""
-        limit = min(self.max_length, self.loaded.context_length - shift)
-        wanted = sampling.max_new_tokens
-        if prompt + (wanted or 1) > limit:
-            asked = f" and up to {wanted} tokens of answer were asked for" if wanted else ""
-            raise RequestRefused(
-                "context_length_exceeded",
-                f"the context holds {limit} tokens; the prompt has {prompt}{asked}",
-                param="messages" if prompt + 1 > limit else "max_new_tokens",
-            )
-        if wanted is None and sampling.max_length is not None:
-            return max(1, min(sampling.max_length, limit) - prompt)  # one token at least, as upstream's generate
-        return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
-
     def abort(self, request_id: str) -> None:
         """End a request with finish_reason "abort" at the next step; unknown and finished ones are ignored."""
         with self._door:
@@ -228,7 +155,13 @@ class Engine:
 
     def run_forever(self, stop_event: threading.Event) -> None:
         while not stop_event.is_set():
-            if not self.step():
+            try:
+                worked = self.step()
+            except Exception as error:  # no request's fault that is known of: those that run end, the engine goes on
+                log.exception("a step failed")
+                self._abandon(error)
+                worked = True
+            if not worked:
                 with self._door:
                     idle = not self._waiting and not any(row.aborted for row in self._known.values())
                     if idle and not self._rows and not stop_event.is_set():
@@ -302,11 +235,9 @@ class Engine:
             counts.append(min(budget, len(sequence.prompt) - sequence.done))
             budget -= counts[-1]
         admitted, sizes = self._admit(budget)
-        for sequence in admitted:
-            sequence.slot = len(self._rows)
-            self._rows.append(sequence)
-            self._settle(sequence)
-        counts += sizes
+        for sequence, size in zip(admitted, sizes, strict=True):
+            if self._settle(sequence):
+                counts.append(size)
         if not counts:
             return False
         rows = self._rows[self._decoding :]
@@ -350,22 +281,29 @@ class Engine:
         taken.sort(key=lambda entry: (entry[2], entry[1]))
         return [entry[0] for entry in taken], [entry[1] for entry in taken]
 
-    def _settle(self, sequence: Sequence) -> None:
-        """Give a row what needs no compute: its prefix, and keys and values that are known from earlier prompts."""
+    def _settle(self, sequence: Sequence) -> bool:
+        """Give a request its row and what needs no compute: its prefix, and keys and values known from earlier prompts."""
         sequence.started()
-        columns = sequence.places.prefix + len(sequence.prompt) + sequence.new_tokens_limit
-        self.cache.reserve(columns, len(self._rows))
-        if sequence.prefix is not None:
-            tensor = self.adapters.on_device(sequence.adapter_name, sequence.prefix)
-            self.cache.put(sequence.slot, 0, tensor)
-            sequence.prefix = None
         sequence.columns = sequence.places.prefix
-        if self.prompts is not None:
-            known = self.prompts.find(sequence.adapter_name, sequence.prompt)
+        slot = len(self._rows)
+        try:
+            needed = sequence.columns + len(sequence.prompt) + sequence.new_tokens_limit
+            self.cache.reserve(needed, slot)
+            if sequence.prefix is not None:
+                self.cache.put(slot, 0, self.adapters.on_device(sequence.adapter_name, sequence.prefix))
+                sequence.prefix = None
+            known = self.prompts.find(sequence.adapter_name, sequence.prompt) if self.prompts is not None else None
             if known is not None:
-                self.cache.put(sequence.slot, sequence.columns, known)
+                self.cache.put(slot, sequence.columns, known)
                 sequence.done = known.shape[3]
                 sequence.columns += sequence.done
+        except Exception as error:
+            self._fail(sequence, error)
+            self._release(sequence)
+            return False
+        sequence.slot = slot
+        self._rows.append(sequence)
+        return True
 
     def _prefill_rows(self, sizes: dict[Sequence, int], rows: list[Sequence]) -> None:
         """One forward over neighbouring rows; each takes its next `sizes[row]` prompt tokens."""
@@ -453,6 +391,15 @@ class Engine:
         code = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "engine_error"
         sequence.fail(f"the answer could not be computed: {error}", "server_error", code)
 
+    def _abandon(self, error: Exception) -> None:
+        """End every running request and start again with empty rows."""
+        for slot, row in enumerate(self._rows):
+            row.fail(f"the engine failed: {error}", "server_error", "engine_error")
+            self.cache.wipe(slot)
+            with self._door:
+                self._known.pop(row.id, None)
+        self._rows, self._decoding = [], 0
+
     def _sweep(self) -> None:
         for row in [row for row in self._rows if row.finished]:
             self._release(row)
@@ -498,42 +445,19 @@ class Engine:
         Requests that are refused have an Answer with `error`. Waits for room in the queue rather than being refused.
         """
         requests = list(requests)
-        answers: dict[str, Answer] = {}
-        done = threading.Condition()
-
-        def ended(sequence: Sequence) -> None:
-            with done:
-                answers[sequence.id] = Answer(
-                    sequence.id,
-                    sequence.text,
-                    tuple(sequence.answer),
-                    sequence.finish_reason or "error",
-                    sequence.usage(),
-                    sequence.error,
-                )
-                done.notify_all()
-
-        def progress() -> None:
-            if self._thread is None:
-                self.step()
-            else:
-                with done:
-                    done.wait(timeout=0.05)
-
+        collector = AnswerCollector()
         for request in requests:
-            while True:
-                try:
-                    self._submit(request, lambda event: None, ended)
-                except RequestRefused as refusal:
-                    if refusal.code == "queue_full" and not self._closed:
-                        progress()
-                        continue
-                    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-                    answers[request.id] = Answer(request.id, "", (), "error", usage, refusal.as_error())
-                break
-        while len(answers) < len(requests):
-            progress()
-        return [answers[request.id] for request in requests]
+            while not collector.submit(request, self._submit, wait=not self._closed):
+                self._progress(collector)
+        while len(collector.answers) < len(requests):
+            self._progress(collector)
+        return [collector.answers[request.id] for request in requests]
+
+    def _progress(self, collector: AnswerCollector) -> None:
+        if self._thread is None:
+            self.step()
+        else:
+            collector.wait()
 
     # -- what the status page shows
 
@@ -586,22 +510,3 @@ def _groups(counts: list[int], slack: float) -> list[int]:
             borders.append(i)
             real = count
     return [*borders, len(counts)]
-
-
-def _check_sampling(sampling: Sampling) -> None:
-    """Raises RequestRefused("invalid_value") naming the parameter."""
-    rules: list[tuple[str, bool, str]] = [
-        ("temperature", 0 <= sampling.temperature <= 100, "0 to 100"),
-        ("top_p", 0 < sampling.top_p <= 1, "more than 0, at most 1"),
-        ("top_k", sampling.top_k >= 0, "0 (off) or more"),
-        ("repetition_penalty", 0 < sampling.repetition_penalty <= 100, "more than 0, at most 100"),
-        ("max_new_tokens", sampling.max_new_tokens is None or sampling.max_new_tokens >= 1, "1 or more"),
-        ("max_length", sampling.max_length is None or sampling.max_length >= 1, "1 or more"),
-        ("logprobs", sampling.logprobs is None or 0 <= sampling.logprobs <= 20, "0 to 20"),
-        ("stop", len(sampling.stop) <= 16 and all(sampling.stop), "at most 16 strings, none of them empty"),
-    ]
-    for name, good, range_ in rules:
-        if not good:
-            raise RequestRefused(
-                "invalid_value", f"{name} must be {range_}, not {getattr(sampling, name)!r}", param=name
-            )

@@ -379,3 +379,27 @@ def test_random_operations_leak_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_thousand_random_operations_leak_nothing(tmp_path):
     random_operations(1000, 2, tmp_path)
+
+
+def test_a_row_that_cannot_be_set_up_fails_alone(engine, tmp_path, monkeypatch):
+    ref = adapter("qwen2", tmp_path, 9, 2)
+    monkeypatch.setattr(engine.adapters, "on_device", lambda name, host: 1 / 0)
+    readers = run(engine, greedy("1", PROMPT, 5, ref), greedy("2", PROMPT, 5))
+    assert readers[0].last.type == "failed" and readers[1].last.type == "finished"
+    assert not engine._known and not engine._rows
+
+
+def test_the_thread_outlives_a_step_that_fails(engine, monkeypatch):
+    def broken():
+        monkeypatch.undo()
+        raise RuntimeError("a bug")
+
+    failed, finished = threading.Event(), threading.Event()
+    engine.submit(greedy("1", PROMPT, 200), lambda event: failed.set() if event.type == "failed" else None)
+    engine.step()
+    monkeypatch.setattr(engine, "_decode", broken)
+    engine.start()
+    assert failed.wait(30)
+    engine.submit(greedy("2", PROMPT, 5), lambda event: finished.set() if event.type == "finished" else None)
+    assert finished.wait(30)
+    engine.close()
