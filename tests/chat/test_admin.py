@@ -10,6 +10,13 @@ from tests.chat.checkpoints import adapter_folder, checkpoint_folder
 pytestmark = pytest.mark.django_db
 
 
+@pytest.fixture(autouse=True)
+def plain_static_files(settings):
+    """Nothing is collected in the tests."""
+    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+    settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
+
+
 @pytest.fixture
 def base(tmp_path, data_dir):
     return registry.register_checkpoint(checkpoint_folder(tmp_path / "base"))
@@ -20,9 +27,7 @@ def adapter(base, member, tmp_path):
     return registry.publish_adapter(adapter_folder(tmp_path / "tuned"), name="tuned", checkpoint=base, owner=member)
 
 
-def test_every_page_opens(admin_client, base, adapter, settings):
-    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}  # nothing is collected in the tests
-    settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
+def test_every_page_opens(admin_client, base, adapter):
     for path in ("checkpoint", f"checkpoint/{base.pk}/change", "adapter", f"adapter/{adapter.pk}/change"):
         assert admin_client.get(f"/admin/chat/{path}/").status_code == 200
 
