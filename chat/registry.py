@@ -116,7 +116,11 @@ def register_checkpoint(path, name: str | None = None, *, default: bool = False)
             raise ValidationError({"name": error}) from error
         known = Checkpoint(name=name, path=str(folder))
     known.fingerprint, known.description = digest, description
-    return _saved(known, default or not Checkpoint.objects.filter(is_default=True).exists())
+    try:
+        return _saved(known, default or not Checkpoint.objects.filter(is_default=True).exists())
+    except IntegrityError as error:  # somebody registered another under this name in between
+        message = _("The name “%(name)s” is taken.") % {"name": known.name}
+        raise ValidationError({"name": ValidationError(message, "name_taken")}) from error
 
 
 @transaction.atomic

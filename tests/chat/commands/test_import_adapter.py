@@ -1,6 +1,7 @@
 """`import_adapter` and `export_adapter`: prefixes of other programs in and out, number for number."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from django.core.management import CommandError, call_command
 from safetensors.numpy import load_file, save_file
 
 from chat import registry
+from chat.adapter_export import archive
 from chat.models import Adapter
 from tests.chat.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, PRE_SEQ_LEN, adapter_folder, checkpoint_folder
 
@@ -48,6 +50,15 @@ def test_exported_and_imported_again_it_is_the_same(base, tmp_path):
         call_command("import_adapter", str(tmp_path / form), "--checkpoint", "base", "--name", form)
     hashes = set(Adapter.objects.values_list("sha256", flat=True))
     assert hashes == {first.sha256} and Adapter.objects.count() == 3
+
+
+def test_a_download_unpacked_is_importable_in_both_its_formats(base, tmp_path):
+    call_command("import_adapter", str(adapter_folder(tmp_path / "one", base.fingerprint)), "--checkpoint", "base")
+    unpacked = tmp_path / "unpacked"
+    zipfile.ZipFile(archive(Adapter.objects.get())).extractall(unpacked)
+    for folder in (unpacked, unpacked / "peft"):
+        call_command("import_adapter", str(folder), "--checkpoint", "base")
+    assert len(set(Adapter.objects.values_list("sha256", flat=True))) == 1 and Adapter.objects.count() == 3
 
 
 def test_an_adapter_that_does_not_fit_is_refused_naming_both_sides(base, tmp_path):
