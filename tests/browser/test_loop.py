@@ -143,7 +143,7 @@ def test_chat_upload_tune_evaluate_and_chat_with_the_prefix_on_and_off(page, tmp
     expect(page.locator(".steps .done")).to_have_count(5)
 
 
-def test_an_answer_survives_a_reload_while_it_is_written_and_can_be_stopped(page):
+def test_an_answer_survives_a_reload_and_can_be_written_again(page):
     page.goto("/chat/")
     say(page, "你能做什么？")
     page.wait_for_url(re.compile(r"/chat/\d+/"))

@@ -18,14 +18,12 @@ function colour(token) {
   return value;
 }
 
-// Exponential mean, corrected for its start, so that the first points are not pulled to zero.
-function smooth(values, keep = 0.7) {
-  let sum = 0;
-  let weight = 0;
-  return values.map((value) => {
-    sum = keep * sum + (1 - keep) * value;
-    weight = keep * weight + (1 - keep);
-    return sum / weight;
+// Mean over a window around each point; a sixtieth of the curve to either side keeps its shape and lags behind nothing.
+function smooth(values) {
+  const half = Math.floor(values.length / 60);
+  return values.map((_value, at) => {
+    const window = values.slice(Math.max(0, at - half), at + half + 1);
+    return window.reduce((sum, value) => sum + value, 0) / window.length;
   });
 }
 
@@ -48,7 +46,7 @@ function draw() {
       padding: [12, 18, 0, 0],
       cursor: { y: false, drag: { x: true, y: false } },
       legend: { live: true },
-      scales: { x: { time: false, range: (_plot, low, high) => (high >= total * 0.98 || low > 0.02 * total ? [low, high] : [0, total]) } },
+      scales: { x: { time: false, range: (chart, low, high) => (low === chart.data[0][0] && high === chart.data[0].at(-1) ? [0, total] : [low, high]) } },
       axes: [axis, { ...axis, size: 40 }],
       series: [
         { label: box.dataset.step },
