@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from chat.engine.adapters import KVPrefix
+from chat.engine.capacity import free_memory
 from chat.engine.loading import Loaded
 from tuning.ptuning import checkpoints
 from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, rows_of_step, token_weights
@@ -26,6 +26,9 @@ from tuning.ptuning.prefix import PrefixEncoder
 from tuning.ptuning.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
+# A CPU gains nothing from larger micro-batches, which only take memory (tests/bench/tuning.py).
+_MOST_TOKENS = {"cpu": 1024}
 
 
 class TrainingFailed(Exception):
@@ -217,7 +220,7 @@ class Trainer:
     def _tokens_that_fit(self) -> int:
         """Padded tokens of one forward whose activations take about half of the free memory; never less than one example."""
         config, device = self.loaded.model.config.get_text_config(), self.loaded.device
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+        free = free_memory(device)
         inner = getattr(config, "intermediate_size", None) or getattr(config, "inner_hidden_size", None)
         inner = inner or 4 * config.hidden_size
         # Kept for the backward pass, per token and layer: about 12 vectors of the hidden size and 4 of the inner one.
@@ -227,7 +230,7 @@ class Trainer:
         per_example = longest * per_token + self.recipe.pre_seq_len * keys
         fit = int(free / 2 / per_example * longest)
         self._replay = fit < longest
-        return max(longest, fit)
+        return max(longest, min(fit, _MOST_TOKENS.get(device.type, fit)))
 
     def _use_less_memory(self, rows: list[tuple[list[int], list[int]]], reason: str) -> None:
         """After running out of memory: smaller micro-batches, then gradient checkpointing, then give up."""
