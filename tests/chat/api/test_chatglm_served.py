@@ -1,0 +1,58 @@
+"""A ChatGLM folder in the official layout through the ordinary doors: registered, served, with prefixes of upstream's scripts."""
+
+import shutil
+from pathlib import Path
+
+import openai
+import pytest
+
+from tests.chat.chatglm.tiny import DATA, tiny_folder
+from tests.running import Portal, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("web")]
+
+
+@pytest.fixture(scope="module")
+def portal(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chatglm")
+    with Portal(folder / "data") as running:
+        wait_for(lambda: running.healthy(worker=False), 60, "the web process")
+        running.manage("add_checkpoint", str(tiny_folder(folder / "tiny")), "--name", "tiny-chatglm", "--default")
+        for kind in ("prefix_noproj", "prefix_proj"):
+            checkpoint = folder / kind / "checkpoint-30"  # as train.sh names it
+            shutil.copytree(Path(DATA, kind), checkpoint)
+            running.manage("import_adapter", str(checkpoint), "--checkpoint", "tiny-chatglm", "--name", kind)
+        wait_for(
+            lambda: (running.healthy() or {}).get("worker", {}).get("checkpoint") == "tiny-chatglm", 120, "the worker"
+        )
+        yield running
+
+
+@pytest.fixture(scope="module")
+def key(portal):
+    return portal.manage("create_api_key", "admin").strip()
+
+
+def test_the_tutorials_request_is_answered(portal, key):
+    status, reply = portal.call("POST", "/", {"prompt": "你好", "history": [], "max_length": 20}, key=key)
+    assert status == 200 and reply["history"] == [["你好", reply["response"]]]
+    status, reply = portal.call("POST", "/", {"prompt": "你好", "history": reply["history"]}, key=key)
+    assert status == 200 and len(reply["history"]) == 2
+
+
+def test_every_prefix_answers_in_its_own_way_and_off_is_the_base(portal, key):
+    client = openai.OpenAI(base_url=f"{portal.url}/v1", api_key=key)
+    names = ["tiny-chatglm", "prefix_noproj", "prefix_proj", "tiny-chatglm"]
+    answers = [
+        client.chat.completions.create(
+            model=name, messages=[{"role": "user", "content": "你好"}], temperature=0, max_tokens=16, logprobs=True
+        ).choices[0]
+        for name in names
+    ]
+    first = [answer.logprobs.content[0].logprob for answer in answers]
+    assert first[0] == pytest.approx(first[3], abs=1e-5) and len({round(value, 4) for value in first}) == 3
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(portal, key):
+    status, body = portal.call("POST", "/", {"prompt": "好" * 500}, key=key)
+    assert status == 400 and body["error"]["code"] == "context_length_exceeded" and "128" in body["error"]["message"]
