@@ -5,6 +5,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
 from chat.models import Adapter, Checkpoint, Conversation
+from portal.forms import Styled
 
 # What the sampling panel begins with. A value that is left as it is is not sent: the engine then makes the best of it, for
 # instance gives the answer what the context has left, while an explicit wish that does not fit is refused.
@@ -63,6 +64,6 @@ class RenameForm(forms.ModelForm):
         fields = ["title"]
 
 
-class CheckpointForm(forms.Form):
+class CheckpointForm(Styled, forms.Form):
     path = forms.CharField(label=_("Folder on the server"), max_length=500)
     name = forms.CharField(label=_("Name"), max_length=100, required=False)

@@ -31,4 +31,8 @@ class KeyForm(Styled, forms.Form):
 
 
 class PasswordChangeForm(Styled, DjangoPasswordChangeForm):
-    pass
+    """Django's, without its autofocus: it stands among other things on the page."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.fields["old_password"].widget.attrs.pop("autofocus", None)

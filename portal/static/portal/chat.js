@@ -258,5 +258,5 @@ document.querySelector("input[name=model]:checked")?.closest(".chip").scrollInto
 addCopyButtons(thread);
 if (page.dataset.socket) connect();
 busy();
-toBottom(true);
+if (!thread.hidden) toBottom(true); // a conversation opens at its newest turn, the greeting at its beginning
 if (matchMedia("(min-width: 681px)").matches) say.focus();
