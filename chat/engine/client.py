@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0  # seconds
 SUBMIT_TIMEOUT = 120.0  # a cold adapter is read from disk before the reply
-RECONNECT_FOR = 15.0  # seconds of failing to reach a worker until its sequences count as lost
+RECONNECT_FOR = 30.0  # seconds of failing to reach a worker until its sequences count as lost
 LONGEST_PAUSE = 1.0  # seconds between two attempts
 
 
