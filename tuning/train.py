@@ -31,6 +31,7 @@ from django.core.exceptions import ValidationError
 from django.db import DatabaseError, close_old_connections, connection, transaction
 from django.utils import timezone
 
+from chat.engine.fingerprint import CheckpointInvalid
 from chat.registry import publish_adapter
 from portal import runs
 from portal.processes import run_folder
@@ -257,6 +258,8 @@ def _told(fault: Exception) -> tuple[str, str]:
     """(code, message) for the run's row."""
     if isinstance(fault, ValidationError):
         return "invalid", "; ".join(fault.messages)
+    if isinstance(fault, CheckpointInvalid):
+        return "checkpoint_invalid", str(fault)
     if isinstance(fault, FileNotFoundError):
         return "file_missing", f"{fault.strerror}: {fault.filename}"
     code = getattr(fault, "code", None)
