@@ -159,6 +159,25 @@ def test_two_tabs_and_a_reload_lose_nothing_of_an_answer(web):
     assert text_of(seen) == text_of(whole) and len(text_of(whole).split()) == 30
 
 
+def test_stop_ends_mine_and_nobody_elses(web):
+    with socket(web, conversation_of(web)) as mine, socket(web, conversation_of(web)) as other:
+        for page in (mine, other):
+            page.send(json.dumps({"type": "message.send", "content": "every 0.02 words 60"}))
+        answer = json.loads(mine.recv(10))["message"]
+        other.recv(10)
+        other.send(json.dumps({"type": "message.stop", "message": answer}))  # of another conversation
+        assert json.loads(wait_for(lambda: error_of(other), 10, "the refusal"))["error"]["code"] == "not_found"
+        mine.send(json.dumps({"type": "message.stop", "message": answer}))
+        ended = until_the_end(mine)[-1]
+        assert (ended["type"], ended["finish_reason"]) == ("message.finished", "abort")
+        assert until_the_end(other)[-1]["finish_reason"] == "stop"
+
+
+def error_of(page) -> str | None:
+    frame = page.recv(10)
+    return frame if '"type":"error"' in frame else None
+
+
 def until_the_end(page) -> list[dict]:
     frames = []
     while not frames or frames[-1]["type"] not in ("message.finished", "message.failed"):
@@ -195,6 +214,10 @@ def test_a_worker_that_dies_ends_the_stream_and_the_next_request_is_told_to_wait
             "-w", "%{http_code}", f"{web.url}/", "-H", f"Authorization: Bearer {web.key}", "-d", '{"prompt": "x"}'
         )
         assert reply.endswith("503")
+        with socket(web, conversation_of(web)) as page:
+            page.send(json.dumps({"type": "message.send", "content": "x"}))
+            failed = until_the_end(page)[-1]
+            assert failed["type"] == "message.failed" and failed["error"]["message"]
         web.worker.start()
         with pytest.raises(openai.APIError) as caught:
             for _chunk in stream:
