@@ -19,6 +19,13 @@ class CheckpointAdmin(admin.ModelAdmin):
     def has_add_permission(self, request):
         return False  # a folder is checked when it is registered: page, REST or add_checkpoint
 
+    def delete_model(self, request, checkpoint):
+        registry.remove_checkpoint(checkpoint)
+
+    def delete_queryset(self, request, queryset):
+        for checkpoint in queryset:
+            registry.remove_checkpoint(checkpoint)
+
     @admin.display(description=_("architecture"))
     def architecture(self, checkpoint):
         return checkpoint.description.get("architecture")

@@ -249,7 +249,18 @@ def remove_adapter(adapter: Adapter) -> None:
     # evaluation's foreign key; chat does not import evaluation
     if adapter.evaluation_runs.filter(status__in=Run.ACTIVE).exists():
         raise Conflict(_("An evaluation is using this adapter. Wait for it or cancel it first."), "adapter_in_use")
-    folder = adapter.path
     adapter.delete()
+    _forget_files(adapter)
+
+
+def remove_checkpoint(checkpoint: Checkpoint) -> None:
+    """Deletes the row, its adapters and their files; the checkpoint's own folder is not the portal's. ProtectedError: runs use it."""
+    adapters = list(checkpoint.adapters.all())
+    checkpoint.delete()
+    for adapter in adapters:
+        _forget_files(adapter)
+
+
+def _forget_files(adapter: Adapter) -> None:
     if not Adapter.objects.filter(sha256=adapter.sha256).exists():
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(adapter.path, ignore_errors=True)

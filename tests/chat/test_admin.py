@@ -1,5 +1,7 @@
 """Django's admin of chat: checkpoints and adapters can be managed, conversations cannot be read."""
 
+from pathlib import Path
+
 import pytest
 from django.contrib import admin
 
@@ -50,6 +52,12 @@ def test_another_checkpoint_becomes_the_default(admin_client, base, tmp_path):
 def test_deleting_an_adapter_deletes_its_files(admin_client, adapter):
     admin_client.post(f"/admin/chat/adapter/{adapter.pk}/delete/", {"post": "yes"})
     assert not Adapter.objects.exists() and not adapter.path.exists()
+
+
+def test_deleting_a_checkpoint_deletes_its_adapters_and_keeps_its_folder(admin_client, base, adapter):
+    admin_client.post(f"/admin/chat/checkpoint/{base.pk}/delete/", {"post": "yes"})
+    assert not Checkpoint.objects.exists() and not adapter.path.exists()
+    assert Path(base.path, "config.json").exists()
 
 
 def test_members_stay_outside(client, member):
