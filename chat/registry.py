@@ -254,7 +254,7 @@ def remove_adapter(adapter: Adapter) -> None:
 
 
 def remove_checkpoint(checkpoint: Checkpoint) -> None:
-    """Deletes the row, its adapters and their files; the checkpoint's own folder is not the portal's. ProtectedError: runs use it."""
+    """Deletes the row, its adapters and their files, not the checkpoint's own folder. ProtectedError: runs use it."""
     adapters = list(checkpoint.adapters.all())
     checkpoint.delete()
     for adapter in adapters:
