@@ -20,6 +20,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -178,6 +179,37 @@ class Contestants:
         gc.collect()
 
 
+def join_stall(loaded: Loaded) -> float:
+    """p99 / p50 of the CPU time between two tokens of 8 running streams, while 8 prompts of 200-800 tokens join them."""
+    engine = Engine(loaded, max_rows=16, reuse_prompts=False)
+    draw = random.Random(5)
+    seen: dict[str, float] = {}
+    gaps: list[float] = []
+
+    def sink(event) -> None:
+        if event.type == "delta":
+            now = time.process_time()
+            if event.id in seen:
+                gaps.append((now - seen[event.id]) / event.data["tokens"])
+            seen[event.id] = now
+
+    def submit(name: str, length: int, tokens: int) -> None:
+        prompt = tuple(draw.randrange(300, VOCABULARY) for _ in range(length))
+        sampling = Sampling(do_sample=False, max_new_tokens=tokens)
+        engine.submit(Request(id=name, prompt_ids=prompt, sampling=sampling), sink)
+
+    for number in range(8):
+        submit(f"stream {number}", 30, 160)
+    steps = 0
+    while engine.step():
+        steps += 1
+        if steps % 12 == 10 and steps < 106:
+            submit(f"late {steps}", draw.randint(200, 800), 20)
+    engine.close()
+    gaps.sort()
+    return gaps[int(0.99 * len(gaps))] / statistics.median(gaps)
+
+
 def rate(run: Callable[[], None], work: list[Job]) -> float:
     """Answer tokens per CPU-second."""
     began = time.process_time()
@@ -204,18 +236,13 @@ def peak_mib() -> float:
 
 
 def peak_child() -> None:
-    import tempfile
-
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         Contestants(*model(), folder).ours(jobs(32, 0), 32)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def measure(quick: bool, only: set[str] | None = None) -> tuple[dict[str, float], dict[str, list[float]], int]:
-    import tempfile
-
-    rounds = 2 if quick else 5
+def measure(quick: bool, rounds: int, only: set[str] | None = None) -> tuple[dict[str, float], dict[str, list[float]]]:
     samples: dict[str, list[float]] = {}
 
     def add(key: str, value: float) -> None:
@@ -248,7 +275,7 @@ def measure(quick: bool, only: set[str] | None = None) -> tuple[dict[str, float]
                 add("c16_vs_static", ours / rate(partial(them.static, work, 16), work))
                 add("mixed8_vs_plain", rate(partial(them.ours, work, 16, adapters=True), work) / ours)
             if wanted("c32"):
-                work = jobs(32 if quick else 128, number)
+                work = jobs(64 if quick else 128, number)
                 ours = rate(partial(them.ours, work, 32), work)
                 add("c32_tok_per_cpu_s", ours)
                 add("c32_vs_cb", ours / rate(partial(them.continuous_batching, work, 32), work))
@@ -262,23 +289,27 @@ def measure(quick: bool, only: set[str] | None = None) -> tuple[dict[str, float]
             if wanted("c64"):
                 work = jobs(64 if quick else 128, number)
                 add("c64_tok_per_cpu_s", rate(partial(them.ours, work, 64), work))
+            if wanted("join"):
+                add("join_p99_over_p50", join_stall(loaded))
             if wanted("detok"):
                 add("detok_us_per_token", detokenising(loaded))
     results = {key: statistics.median(values) for key, values in samples.items()}
     if wanted("peak"):
         results["peak_mib"] = peak_mib()
-    return results, samples, rounds
+    return results, samples
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="about a minute")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    parser.add_argument("--only", help="comma-separated: c1, c4, c16, c32, c64, burst, detok, peak")
+    parser.add_argument("--rounds", type=int, help="default 5, quick 2")
+    parser.add_argument("--only", help="comma-separated: c1, c4, c16, c32, c64, burst, join, detok, peak")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    results, samples, rounds = measure(arguments.quick, set(arguments.only.split(",")) if arguments.only else None)
+    rounds = arguments.rounds or (2 if arguments.quick else 5)
+    results, samples = measure(arguments.quick, rounds, set(arguments.only.split(",")) if arguments.only else None)
     print(f"{'key':28} {'median':>9} {'lowest':>9} {'highest':>9}")
     for key, value in results.items():
         values = samples.get(key, [value])
