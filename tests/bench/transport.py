@@ -4,14 +4,17 @@ The real server in a process of its own, with an engine that only emits (tests/c
 the real client here. CPU seconds are those of both processes, the engine's emitting included, divided by the tokens; delays are
 from the engine's call of the sink to the reader's hands, on one machine's clock. Two rhythms: `steps` as a batched engine emits
 (all streams at once), `even` with every stream by itself, which is the worst case. With `cut`, the connection is aborted twice a
-second.
+second. `control` is the machine itself: the same tokens in the same rhythm as bare lines over a unix socket, without server, client
+or reconnection; `added_p99_ms` is ours less the control's.
 """
 
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
@@ -105,21 +108,55 @@ async def measure(url: str, pid: int, streams: int, seconds: float, cut: bool) -
                 connection.transport.abort()
 
     cpu, begun = _cpu(pid) + time.process_time(), time.perf_counter()
+    readers = []
     for request in requests:
         await client.submit(request)
+        readers.append(asyncio.create_task(read(request.id)))  # at once: what waits for its reader is not late
     sawing = asyncio.create_task(saw()) if cut else None
-    await asyncio.gather(*(read(request.id) for request in requests))
+    await asyncio.gather(*readers)
     if sawing:
         sawing.cancel()
     wall = time.perf_counter() - begun
     spent = _cpu(pid) + time.process_time() - cpu
     await client.close()
-    total = tokens * streams
+    return _figures(spent, delays, sum(received.values()), tokens * streams, wall)
+
+
+def control_serve(path: str, streams: int, seconds: float) -> None:
+    """One process that writes a line per token, all streams in one write."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen(1)
+        connection, _address = listening.accept()
+        with connection:
+            for _ in range(int(seconds * RATE)):
+                due = time.perf_counter() + 1 / RATE
+                lines = (json.dumps([i, 1, "delta", {"text": f"{time.monotonic():.6f} "}]) for i in range(streams))
+                connection.sendall("".join(line + "\n" for line in lines).encode())
+                time.sleep(max(0.0, due - time.perf_counter()))
+
+
+async def control_measure(path: str, pid: int, streams: int, seconds: float) -> dict:
+    while not Path(path).exists():
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.2)
+    reader, writer = await asyncio.open_unix_connection(path)
+    delays, begun, cpu = [], time.perf_counter(), _cpu(pid) + time.process_time()
+    async for line in reader:
+        delays.append(time.monotonic() - float(json.loads(line)[3]["text"]))
+        if len(delays) == int(seconds * RATE) * streams:
+            break
+    spent, wall = _cpu(pid) + time.process_time() - cpu, time.perf_counter() - begun
+    writer.close()
+    return _figures(spent, delays, len(delays), len(delays), wall)
+
+
+def _figures(spent: float, delays: list[float], received: int, total: int, wall: float) -> dict:
     return {
         "us_per_token": 1e6 * spent / total,
         "p50_ms": 1e3 * statistics.median(delays),
         "p99_ms": 1e3 * statistics.quantiles(delays, n=100)[98],
-        "lost": total - sum(received.values()),
+        "lost": total - received,
         "tokens_per_second": total / wall,
     }
 
@@ -141,7 +178,15 @@ def serve(url: str, rhythm: str) -> int:
 
 def run(rhythm: str, streams: int, seconds: float, cut: bool = False) -> dict:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        url = f"unix:{folder}/worker.sock"
+        path = f"{folder}/worker.sock"
+        url = f"unix:{path}"
+        if rhythm == "control":
+            writer = multiprocessing.get_context("spawn").Process(target=control_serve, args=(path, streams, seconds))
+            writer.start()
+            try:
+                return asyncio.run(control_measure(path, writer.pid, streams, seconds))
+            finally:
+                writer.join()
         worker = subprocess.Popen([sys.executable, "-m", "tests.bench.transport", "--serve", url, rhythm])
         try:
             return asyncio.run(measure(url, worker.pid, streams, seconds, cut))
@@ -160,7 +205,7 @@ def main():
         sys.exit(serve(*arguments.serve))
     rounds, seconds = (1, 5.0) if arguments.quick else (3, 20.0)
     cases = {
-        "steps_20": ("steps", 20), "steps_100": ("steps", 100), "steps_400": ("steps", 400),
+        "control_100": ("control", 100), "steps_20": ("steps", 20), "steps_100": ("steps", 100), "steps_400": ("steps", 400),
         "even_100": ("even", 100), "steps_100_cut": ("steps", 100, True),
     }  # fmt: skip
     found: dict[str, list[dict]] = {name: [] for name in cases}
@@ -180,6 +225,7 @@ def main():
         for key in rows[0]
     }
     results |= {key: results[f"steps_100_{key}"] for key in ("us_per_token", "p99_ms")}
+    results["added_p99_ms"] = round(results["steps_100_p99_ms"] - results["control_100_p99_ms"], 2)
     results["lost"] = sum(figures["lost"] for rows in found.values() for figures in rows)
     if arguments.json:
         import aiohttp
