@@ -9,9 +9,9 @@ NaN is NaN: see `wipe`.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
@@ -34,10 +34,14 @@ def layer_devices(model: torch.nn.Module, layers: int) -> list[torch.device]:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """On a CPU the memory is taken page by page as it is used (calloc); torch.zeros would write, and so take, all of it."""
+    """Zeros. On a CPU an anonymous mapping in small pages, which takes memory as it is written; torch.zeros would take, and
+    spend the time to write, all of it at once."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 class SlotCache(Cache):
