@@ -5,12 +5,15 @@ When that client leaves, the generation is aborted: nobody else can read it.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
 from chat import worker_client
+from chat.engine.event_log import coalesced
 from chat.engine.request import AdapterRef, Event, Request, Sampling
 from chat.models import Adapter, Checkpoint
+
+FRAME_INTERVAL = 0.05  # seconds between two deltas to one client; the first one goes out at once
 
 
 def requests_of(user, adapter: Adapter | None, messages: list[dict], samplings: list[Sampling]) -> list[Request]:
@@ -23,7 +26,7 @@ def requests_of(user, adapter: Adapter | None, messages: list[dict], samplings: 
 
 
 async def stream(checkpoint: Checkpoint, requests: list[Request]) -> AsyncIterator[tuple[int, Event]]:
-    """(index of the request, event) in the order of arrival, until all have ended.
+    """(index of the request, event) in the order of arrival, until all have ended; deltas that came together are one.
 
     RequestRefused or WorkerUnavailable before the first event when the worker takes none of them or goes away.
     """
@@ -39,25 +42,48 @@ async def stream(checkpoint: Checkpoint, requests: list[Request]) -> AsyncIterat
         except Exception as error:
             arrived.put_nowait((index, error))
 
-    submitted: list[Request] = []
+    running: list[Request] = []  # what must be aborted when the client leaves
     readers: list[asyncio.Task] = []
     left = len(requests)
     try:
         for request in requests:
-            await router.submit(request, needed)
-            submitted.append(request)
+            running.append(request)
+            try:
+                await router.submit(request, needed)
+            except Exception:
+                running.remove(request)
+                raise
         readers = [asyncio.create_task(read(index, request)) for index, request in enumerate(requests)]
         while left:
-            index, event = await arrived.get()
-            if isinstance(event, Exception):
-                raise event
-            left -= event.terminal
-            yield index, event
+            news = [await arrived.get()]
+            while not arrived.empty():
+                news.append(arrived.get_nowait())
+            for index, event in _joined(news):
+                if isinstance(event, Exception):
+                    raise event
+                left -= event.terminal
+                yield index, event
+            if left and any(isinstance(event, Event) and event.type == "delta" for _index, event in news):
+                await asyncio.sleep(FRAME_INTERVAL)
+    except worker_client.WorkerUnavailable:
+        running.clear()  # nobody there to tell
+        raise
     finally:
         for reader in readers:
             reader.cancel()
         if left:
-            await asyncio.shield(asyncio.gather(*(router.abort(r.id) for r in submitted), return_exceptions=True))
+            await asyncio.shield(asyncio.gather(*(router.abort(r.id) for r in running), return_exceptions=True))
+
+
+def _joined(news: list[tuple[int, Event | Exception]]) -> Iterator[tuple[int, Event | Exception]]:
+    """Each request's events in their order, neighbouring deltas as one; errors last."""
+    by_request: dict[int, list[Event]] = {}
+    for index, event in news:
+        if isinstance(event, Event):
+            by_request.setdefault(index, []).append(event)
+    for index, events in by_request.items():
+        yield from ((index, event) for event in coalesced(events))
+    yield from ((index, event) for index, event in news if isinstance(event, Exception))
 
 
 @dataclass
