@@ -22,6 +22,7 @@ from chat.engine.cpu_linear import frozen_linear
 from .configuration import ChatGLMConfig
 from .positions import additive, position_ids, prefix_lm_hidden, rotary_tables, rotate
 from .quantization import PackOnLoad, linear
+from .streaming import streamed
 
 # The residual branch's weight: sqrt(2 * 28). Upstream never hands the number of layers to its blocks, so it is that of
 # the 28-layer model at any depth (SPEC 3.2).
@@ -153,6 +154,13 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
                 "is a shard missing, or is it a P-tuning checkpoint, which holds a prefix only?"
             )
         return (model, report) if wants_report else model
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        """transformers' own, with files that are read tensor by tensor (it would map them and keep them)."""
+        if state_dict is None and checkpoint_files:
+            state_dict = streamed(checkpoint_files, load_config.dtype)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):

@@ -21,6 +21,8 @@ from .packed_matmul import fused_linear
 
 # Weights unpacked at once on a CPU: 16 MB in fp32, small enough for the cache's sake and for memory's.
 _CHUNK_WEIGHTS = 1 << 22
+# Weights packed at once. Rows are independent, and a few at a time leave no large holes in the heap between packed tensors.
+_PACKED_AT_ONCE = 1 << 18
 
 
 def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -29,15 +31,24 @@ def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     Computed in the weight's own precision: fp16 weights give exactly the public checkpoints' bytes, fp32 weights those of
     the original's CPU path.
     """
+    rows, columns = weight.shape
+    if bits == 4 and columns % 2:
+        raise ValueError(f"4-bit packing needs an even number of columns, not {columns}")
+    packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(rows, dtype=weight.dtype, device=weight.device)
     limit = 2 ** (bits - 1) - 1
-    scale = weight.abs().amax(dim=1) / limit
-    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)  # a row of zeros packs to zeros
-    integers = torch.round(weight / divisor[:, None]).clamp(-limit, limit).to(torch.int8)
-    if bits == 8:
-        return integers, scale
-    if weight.shape[1] % 2:
-        raise ValueError(f"4-bit packing needs an even number of columns, not {weight.shape[1]}")
-    return (integers[:, 0::2] << 4) | (integers[:, 1::2] & 15), scale
+    some = max(
+        1, _CHUNK_WEIGHTS // columns
+    )  # rows are independent; a few at a time need little memory beside the weight
+    for start in range(0, rows, some):
+        part = weight[start : start + some]
+        factor = part.abs().amax(dim=1) / limit
+        divisor = torch.where(factor == 0, torch.ones_like(factor), factor)  # a row of zeros packs to zeros
+        integers = torch.round(part / divisor[:, None]).clamp_(-limit, limit).to(torch.int8)
+        if bits == 4:
+            integers = (integers[:, 0::2] << 4) | (integers[:, 1::2] & 15)
+        packed[start : start + some], scale[start : start + some] = integers, factor
+    return packed, scale
 
 
 def unpack(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype | None = None) -> Tensor:
