@@ -87,7 +87,9 @@ def test_a_stopped_run_goes_on_behind_its_rows(member, dataset, checkpoint, monk
     done = set(run.predictions.values_list("row", flat=True))
     assert 3 <= len(done) < 8
     before = dict(run.predictions.values_list("row", "pk"))
-    run = carry_out(run)
+    heart = QuietHeart()
+    run = carry_out(run, heart)
+    assert heart.progress == 8  # nothing was done twice
     assert {row: pk for row, pk in run.predictions.values_list("row", "pk") if row in done} == before
     texts = [list(each.predictions.values_list("text", flat=True)) for each in (whole, run)]
     assert texts[0] == texts[1] and run.scores == whole.scores

@@ -71,6 +71,8 @@ def test_sampled_predictions_depend_on_seed_and_row_alone(loaded):
     assert sampled == texts(run(loaded, rows()[::-1], decoding="upstream", seed=5, in_flight=3))
     assert {3: sampled[3]} == texts(run(loaded, rows()[3:4], decoding="upstream", seed=5))
     assert sampled != texts(run(loaded, rows(), decoding="upstream", seed=6))
+    twice = texts(run(loaded, [(row, messages_of("同一句")) for row in range(2)], decoding="upstream", seed=5))
+    assert twice[0] != twice[1]  # each row draws anew
 
 
 def test_upstreams_sampling_is_named_and_others_are_refused():

@@ -123,5 +123,6 @@ def test_a_character_across_a_chunk_border_is_whole():
 
 
 def test_utf8_with_a_broken_line_stays_utf8():
-    broken = "这是一条裙子\n".encode() + b"\xff\xfe\n" + "第二行\n".encode()
+    broken = "好看好看好看\n".encode() + "啊".encode("gbk") + b"\n"
+    assert broken.decode("gb18030")  # it would pass for GB18030, with every character wrong
     assert recognise_encoding(upload(broken)) == UTF_8
