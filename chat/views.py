@@ -1,5 +1,6 @@
 """The chat page. Answers stream over the websocket (static/portal/chat.js); every form here also works without it."""
 
+import contextlib
 from datetime import timedelta
 
 from asgiref.sync import sync_to_async
@@ -116,66 +117,58 @@ def _by_day(user) -> list[tuple[str, list[Conversation]]]:
 @require_POST
 async def start(request):
     """First message of a new conversation; `text` and the choices are SayForm's."""
-    user = await request.auser()
-    form = SayForm(request.POST, user=user)
-    if not await sync_to_async(form.is_valid)():
-        return await _refuse(request, "chat", form=form)
-    fresh = await Conversation.objects.acreate(owner=user)
-    return await _answer(request, fresh, user, form, form.cleaned_data["text"])
+    return await _say(request, _first_turn)
 
 
 @require_POST
 async def say(request, pk):
-    user = await request.auser()
-    found = await sync_to_async(get_visible)(Conversation.objects, user, pk=pk)
-    form = SayForm(request.POST, user=user)
-    if not await sync_to_async(form.is_valid)():
-        return await _refuse(request, "conversation", pk, form=form)
-    return await _answer(request, found, user, form, form.cleaned_data["text"])
+    return await _say(request, _next_turn, pk)
 
 
 @require_POST
 async def retry(request, pk):
     """Answers the last question again, with the model and the sampling chosen now; the last answer is replaced."""
+    return await _say(request, _last_turn_again, pk)
+
+
+async def _say(request, compose, pk=None):
+    """Has `compose(user, form, conversation)` write the turn and hands it to the worker; refusals go back to the page."""
     user = await request.auser()
-    found = await sync_to_async(get_visible)(Conversation.objects, user, pk=pk)
-    form = SayForm(request.POST, user=user, needs_text=False)
-    if not await sync_to_async(form.is_valid)():
-        return await _refuse(request, "conversation", pk, form=form)
-    question = await sync_to_async(_take_back_last_turn)(found)
-    if question is None:
-        return await _refuse(request, "conversation", pk, text=_("There is no finished answer to write again."))
-    return await _answer(request, found, user, form, question)
+    conversation = await sync_to_async(get_visible)(Conversation.objects, user, pk=pk) if pk else None
+    form = SayForm(request.POST, user=user, needs_text=compose is not _last_turn_again)
+    try:
+        if not await sync_to_async(form.is_valid)():
+            raise ValidationError([error for errors in form.errors.values() for error in errors])
+        answer = await sync_to_async(compose)(user, form, conversation)
+    except (ValidationError, APIException) as error:
+        await sync_to_async(messages.error)(request, reason(error))
+        return redirect("conversation", pk=pk) if pk else redirect("chat")
+    # Nobody took it: the answer's row says so, failed and with the reason.
+    with contextlib.suppress(WorkerUnavailable, RequestRefused):
+        await generation.start(answer)
+    return redirect("conversation", pk=answer.conversation_id)
 
 
 @transaction.atomic
-def _take_back_last_turn(conversation) -> str | None:
-    """Removes the last question and its ended answer and returns the question; None when there is no such pair."""
+def _first_turn(user, form, conversation) -> Message:
+    return _next_turn(user, form, Conversation.objects.create(owner=user))
+
+
+def _next_turn(user, form, conversation) -> Message:
+    """The queued answer to the form's text."""
+    text = form.cleaned_data["text"]
+    return create_turn(conversation, user, text, sampling=form.sampling(), **form.model_choice())[1]
+
+
+@transaction.atomic
+def _last_turn_again(user, form, conversation) -> Message:
+    """Replaces the last question and its ended answer by the same question and a queued answer."""
     pair = list(conversation.messages.order_by("-id")[:2])
     if [turn.role for turn in pair] != ["assistant", "user"] or pair[0].is_in_flight:
-        return None
+        raise ValidationError(_("There is no finished answer to write again."))
     conversation.messages.filter(pk__in=[turn.pk for turn in pair]).delete()
-    return pair[1].content
-
-
-async def _answer(request, conversation, user, form, text):
-    """Creates the turn and hands it to the worker; whatever goes wrong is on the page that follows."""
-    try:
-        _question, answer = await sync_to_async(create_turn)(
-            conversation, user, text, sampling=form.sampling(), **form.model_choice()
-        )
-        await generation.start(answer)
-    except (ValidationError, APIException) as error:
-        return await _refuse(request, "conversation", conversation.pk, text=reason(error))
-    except (WorkerUnavailable, RequestRefused):
-        pass  # the answer's row says it: failed, with the reason
-    return redirect("conversation", pk=conversation.pk)
-
-
-async def _refuse(request, name, pk=None, *, form=None, text=""):
-    text = text or " ".join(error for errors in form.errors.values() for error in errors)
-    await sync_to_async(messages.error)(request, text)
-    return redirect(name, **({"pk": pk} if pk else {}))
+    form.cleaned_data["text"] = pair[1].content
+    return _next_turn(user, form, conversation)
 
 
 @require_POST

@@ -290,6 +290,14 @@ def test_answering_again_replaces_the_last_answer_with_the_model_chosen_now(clie
     assert conversation.messages.first().content == "<i>ask</i>"
 
 
+def test_answering_again_with_a_model_that_is_gone_keeps_the_answer(client, member, conversation, adapter):
+    client.force_login(member)
+    before = list(conversation.messages.values_list("pk", flat=True))
+    for fields in [{"model": "adapter-999"}, {"model": f"adapter-{adapter.pk}", "temperature": "-1"}]:
+        client.post(f"/chat/{conversation.pk}/retry/", fields)
+    assert list(conversation.messages.values_list("pk", flat=True)) == before
+
+
 def test_an_answer_in_flight_is_neither_replaced_nor_joined_by_a_second(client, member, conversation):
     conversation.messages.filter(role="assistant").update(status=Message.Status.STREAMING)
     client.force_login(member)
