@@ -210,7 +210,7 @@ def test_a_loss_that_is_no_number_ends_the_run_with_its_reason():
         trainer.encoder.embedding.weight.fill_(float("nan"))
     with pytest.raises(TrainingFailed) as failed:
         trainer.train()
-    assert failed.value.code == "loss_not_finite" and "step 1" in str(failed.value)
+    assert failed.value.code == "loss_not_finite" and "step 1: the loss is nan" in str(failed.value)
 
 
 def test_what_cannot_be_trained_is_said_before_training():
