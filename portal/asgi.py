@@ -14,6 +14,7 @@ from channels.security.websocket import AllowedHostsOriginValidator
 from django.conf import settings
 from servestatic import ServeStaticASGI
 
+from chat.generation import recover_in_background
 from chat.routing import websocket_urlpatterns
 
 application = ProtocolTypeRouter(
@@ -22,3 +23,5 @@ application = ProtocolTypeRouter(
         "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
     }
 )
+
+recover_in_background()  # answers that were in flight when the last web process ended
