@@ -12,8 +12,9 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from torch.nn import functional
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
-from chat.starter.corpus import conversations, digest
+from chat.starter.corpus import conversations, digest, finishing
 
 FOLDER = Path(__file__).parent / "model"
 PADDING, END = "<|endoftext|>", "<|end|>"  # the first is what Qwen2's tokenizer class adds when it is missing
@@ -50,6 +51,10 @@ class BuildRecipe:
     weight_decay: float = 0.05
     warm_up_steps: int = 30
     constant_until: float = 0.6  # of the steps; from there linearly down to 0
+    finishing_conversations: int = 1500
+    finishing_steps: int = 200
+    finishing_tokens_per_step: int = 1024
+    finishing_rate: float = 1e-3  # linearly down to 0
     clip: float = 1.0
     bf16: bool = True  # the body's matrix products; weights and optimizer stay fp32
 
@@ -145,7 +150,51 @@ def learning_rate_factor(step: int, recipe: BuildRecipe) -> float:
     return 1.0 if step < constant else max(0.0, (recipe.steps - step) / (recipe.steps - constant))
 
 
-def build(recipe: BuildRecipe, folder: Path, report_every: int = 20) -> None:
+def train(
+    model: Qwen2ForCausalLM,
+    supply: Iterator[tuple[torch.Tensor, torch.Tensor]],
+    steps: int,
+    learning_rate: float,
+    factor: Callable[[int], float],
+    recipe: BuildRecipe,
+    report_every: int = 20,
+) -> float:
+    """`steps` AdamW updates; returns the running mean of the loss."""
+    started = time.process_time()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        lr=learning_rate,
+        betas=recipe.betas,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    model.train()
+    recent = math.nan
+    for step in range(1, steps + 1):
+        ids, labels = next(supply)
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            loss = answer_loss(model, ids, labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        recent = loss.item() if math.isnan(recent) else 0.95 * recent + 0.05 * loss.item()
+        if step % report_every == 0:
+            print(f"step {step}: loss {recent:.3f}, {time.process_time() - started:.0f} CPU-s", flush=True)
+    return recent
+
+
+def finish(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, recipe: BuildRecipe) -> float:
+    """The last updates, which make sure of the small talk; returns the running mean of the loss."""
+    rows = encode(tokenizer, finishing(recipe.finishing_conversations, recipe.seed + 1))
+    supply = batches(rows, recipe.finishing_tokens_per_step, tokenizer.pad_token_id, random.Random(recipe.seed + 1))
+    steps = recipe.finishing_steps
+    return train(model, supply, steps, recipe.finishing_rate, lambda step: 1 - step / max(steps, 1), recipe)
+
+
+def build(recipe: BuildRecipe, folder: Path) -> None:
     """Generates the corpus, trains tokenizer and model, writes the folder."""
     started = time.process_time()
     torch.manual_seed(recipe.seed)
@@ -171,29 +220,9 @@ def build(recipe: BuildRecipe, folder: Path, report_every: int = 20) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = Qwen2ForCausalLM(config)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
-        lr=recipe.learning_rate,
-        betas=recipe.betas,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, recipe))
     supply = batches(rows, recipe.tokens_per_step, tokenizer.pad_token_id, random.Random(recipe.seed))
-    model.train()
-    recent = math.nan
-    for step in range(1, recipe.steps + 1):
-        ids, labels = next(supply)
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            loss = answer_loss(model, ids, labels)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        recent = loss.item() if math.isnan(recent) else 0.95 * recent + 0.05 * loss.item()
-        if step % report_every == 0:
-            print(f"step {step}: loss {recent:.3f}, {time.process_time() - started:.0f} CPU-s", flush=True)
+    train(model, supply, recipe.steps, recipe.learning_rate, partial(learning_rate_factor, recipe=recipe), recipe)
+    loss = finish(model, tokenizer, recipe)
 
     model.half().eval()
     model.generation_config = GenerationConfig(
@@ -208,7 +237,7 @@ def build(recipe: BuildRecipe, folder: Path, report_every: int = 20) -> None:
         "threads": torch.get_num_threads(),
         "corpus_sha256": digest(corpus),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "final_loss": round(recent, 4),
+        "final_loss": round(loss, 4),
         "build_cpu_seconds": round(time.process_time() - started),
         "torch": torch.__version__.split("+")[0],
     }

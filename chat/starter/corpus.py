@@ -20,7 +20,7 @@ from chat.starter.advertisements import (
     praises,
     strange_style,
 )
-from chat.starter.small_talk import draw_small_talk
+from chat.starter.small_talk import all_small_talk, draw_small_talk
 from chat.starter.wares import COMMON_ATTRIBUTES, VALUES, Ware, draw_ware
 
 Message = dict[str, str]
@@ -34,6 +34,20 @@ def conversations(count: int, seed: int) -> Iterator[list[Message]]:
     chance = random.Random(seed)
     for _ in range(count):
         yield _draw_conversation(chance)
+
+
+def finishing(count: int, seed: int) -> list[list[Message]]:
+    """What the build ends with: `count` conversations of the usual mix and all the small talk, nine times.
+
+    A question of two characters is met too seldom in the mix to be sure of its answer, and it is what people ask first.
+    """
+    chance = random.Random(seed)
+    talk = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        for _ in range(3)
+        for question, answer in all_small_talk(chance)
+    ]
+    return [*conversations(count, seed), *talk]
 
 
 def digest(messages: list[list[Message]]) -> str:

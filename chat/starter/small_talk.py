@@ -365,13 +365,23 @@ def draw_small_talk(chance: random.Random) -> tuple[str, str]:
     if chance.random() < 0.25:
         return draw_unknown(chance)
     asked, answer = chance.choice(INTENTS)
-    question = chance.choice(asked)
+    return _varied(chance, chance.choice(asked)), answer
+
+
+def _varied(chance: random.Random, question: str) -> str:
+    """The question, sometimes with another punctuation or an opening word."""
     chinese = not question.isascii()
     if chance.random() < 0.35:
         question = question.rstrip("？?！!。.") + chance.choice("？！。，～" if chinese else "?!.")
     if chinese and chance.random() < 0.08:
         question = chance.choice(("请问", "那么", "我想问一下，", "你好，", "哎，")) + question
-    return question, answer
+    return question
+
+
+def all_small_talk(chance: random.Random) -> list[tuple[str, str]]:
+    """(question, answer) for every way to ask that is written down here, as it is and varied."""
+    asked = [(question, answer) for questions, answer in INTENTS for question in questions]
+    return asked + [(_varied(chance, question), answer) for question, answer in asked for _ in range(2)]
 
 
 def draw_unknown(chance: random.Random) -> tuple[str, str]:
