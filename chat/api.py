@@ -136,9 +136,7 @@ class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
         serializer.save(owner=self.request.user)
 
     def perform_destroy(self, conversation):
-        for message in conversation.messages.filter(status__in=Message.IN_FLIGHT):
-            async_to_sync(generation.stop)(message.pk)
-        conversation.delete()
+        generation.discard(conversation)
 
     @extend_schema(responses=MessageSerializer(many=True))
     @action(detail=True, pagination_class=OldestFirst, serializer_class=MessageSerializer)

@@ -20,13 +20,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DatabaseError, close_old_connections, connections, transaction
 from django.utils import timezone
 
 from chat.answers import Answer, Reader
 from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
-from chat.models import Checkpoint, Message
+from chat.models import Checkpoint, Conversation, Message
 from chat.rendering import to_html
 from chat.worker_client import CheckpointRef, Router, SequenceLost, WorkerUnavailable, get_router
 
@@ -92,6 +92,13 @@ async def recover() -> int:
     for row in rows:
         await _at_home(_Home.resume, row)
     return len(rows)
+
+
+def discard(conversation: Conversation) -> None:
+    """Deletes a conversation; answers in flight are stopped first, so that the model does not write for nobody. Sync."""
+    for message in conversation.messages.filter(status__in=Message.IN_FLIGHT):
+        async_to_sync(stop)(message.pk)
+    conversation.delete()
 
 
 def recover_in_background() -> None:

@@ -182,7 +182,7 @@ def rename(request, pk):
 
 @require_POST
 def delete(request, pk):
-    get_visible(Conversation.objects, request.user, pk=pk).delete()
+    generation.discard(get_visible(Conversation.objects, request.user, pk=pk))
     messages.success(request, _("The conversation has been deleted."))
     return redirect("chat")
 
