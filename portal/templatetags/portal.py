@@ -94,3 +94,9 @@ def model_name(label):
 def explained(error):
     """An error ({"code", "message"}) of a run or an answer as a sentence in the reader's language; empty for none."""
     return EXPLANATIONS.get(error.get("code"), error.get("message", "")) if error else ""
+
+
+@register.filter
+def signed(number):
+    """A difference with its sign and two decimals: +1.25, −0.50."""
+    return f"{number:+.2f}".replace("-", "−")
