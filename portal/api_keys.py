@@ -2,6 +2,7 @@
 
 from asgiref.sync import sync_to_async
 from django.utils.translation import gettext as _
+from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.authentication import BaseAuthentication
 from rest_framework.exceptions import AuthenticationFailed
 
@@ -26,6 +27,16 @@ class BearerAuthentication(BaseAuthentication):
 
     def authenticate_header(self, request):
         return "Bearer"
+
+
+class BearerScheme(OpenApiAuthenticationExtension):
+    """How the key is described in the OpenAPI schema."""
+
+    target_class = BearerAuthentication
+    name = "apiKey"
+
+    def get_security_definition(self, auto_schema):
+        return {"type": "http", "scheme": "bearer"}
 
 
 async def user_of_request(request, *, session: bool = False):

@@ -167,7 +167,7 @@ Q_CLUSTER = {
 }
 
 # What `up` calls after the migrations; each may be called again at any time.
-FIRST_RUN = ["chat.registry.ensure_starter", "tuning.datasets.ensure_sample"]
+FIRST_RUN = ["chat.registry.ensure_starter", "chat.registry.ensure_upstreams", "tuning.datasets.ensure_sample"]
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
@@ -189,7 +189,11 @@ SPECTACULAR_SETTINGS = {
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "ENUM_NAME_OVERRIDES": {"RunStatus": "portal.models.Run.Status"},
+    "ENUM_NAME_OVERRIDES": {
+        "RunStatus": "portal.models.Run.Status",
+        "MessageStatus": "chat.models.Message.Status",
+        "DatasetStatus": "tuning.models.Dataset.Status",
+    },
 }
 
 CONTENT_SECURITY_POLICY = {

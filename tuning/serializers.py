@@ -13,7 +13,7 @@ from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
 class TuningRunSerializer(RunSerializer):
     dataset = serializers.IntegerField(source="dataset_version.dataset_id", read_only=True)
     dataset_version = serializers.IntegerField(source="dataset_version.number", read_only=True)
-    method = serializers.ReadOnlyField(source="recipe.method")
+    method = serializers.SerializerMethodField()
     step = serializers.IntegerField(source="progress", read_only=True)
     max_steps = serializers.IntegerField(source="total", read_only=True)
     progress = serializers.SerializerMethodField(help_text="0 to 1")
@@ -28,6 +28,9 @@ class TuningRunSerializer(RunSerializer):
             "eta_seconds", "trainable_parameters", "adapter",
         ]  # fmt: skip
         read_only_fields = fields
+
+    def get_method(self, run) -> str:
+        return run.recipe["method"]
 
     def get_adapter(self, run) -> int | None:
         made = max(run.adapters.all(), key=lambda adapter: adapter.pk, default=None)  # prefetched in lists

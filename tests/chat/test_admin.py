@@ -12,13 +12,6 @@ from tests.chat.checkpoints import adapter_folder, checkpoint_folder
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture(autouse=True)
-def plain_static_files(settings):
-    """Nothing is collected in the tests."""
-    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
-    settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
-
-
 @pytest.fixture
 def base(tmp_path, data_dir):
     return registry.register_checkpoint(checkpoint_folder(tmp_path / "base"))

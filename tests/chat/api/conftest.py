@@ -12,14 +12,6 @@ from portal.models import ApiKey
 from tests.chat.checkpoints import adapter_folder, checkpoint_folder
 
 
-@pytest.fixture(autouse=True)
-def light_settings(settings):
-    """A real hash of a password costs 0.2 s, and every test makes a user; static files are not collected in the tests."""
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
-    settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
-
-
 @pytest.fixture
 def base(db, tmp_path, data_dir):
     return registry.register_checkpoint(checkpoint_folder(tmp_path / "base"))
