@@ -1,6 +1,11 @@
 """The OpenAPI schema names every path of chat's REST API, and what goes in and out."""
 
+from django.core.management import call_command
 from drf_spectacular.generators import SchemaGenerator
+
+
+def test_the_schema_has_no_warnings(tmp_path):
+    call_command("spectacular", fail_on_warn=True, file=str(tmp_path / "schema.yml"))
 
 
 def test_the_schema_describes_chat():
