@@ -7,9 +7,11 @@ from django.utils.translation import gettext_lazy as _
 from chat.models import Adapter, Checkpoint, Conversation
 from portal.forms import Styled
 
-# What the sampling panel begins with. A value that is left as it is is not sent: the engine then makes the best of it, for
+# The engine's defaults in the sampling panel. A value that equals them is not sent: the engine then makes the best of it, for
 # instance gives the answer what the context has left, while an explicit wish that does not fit is refused.
 PANEL = {"temperature": 0.95, "top_p": 0.7, "max_new_tokens": 512, "seed": None}
+# The starter's two million parameters leave it unsure of every word: the panel begins with a temperature that suits it.
+STARTER_PANEL = {**PANEL, "temperature": 0.2}
 
 
 def chosen_model(user, value: str):

@@ -17,7 +17,7 @@ from rest_framework.exceptions import APIException
 
 from chat import generation
 from chat.engine.request import RequestRefused
-from chat.forms import PANEL, CheckpointForm, RenameForm, SayForm
+from chat.forms import PANEL, STARTER_PANEL, CheckpointForm, RenameForm, SayForm
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.registry import check_name, register_checkpoint, remove_adapter
 from chat.rendering import to_html
@@ -49,15 +49,16 @@ def _context(request, conversation) -> dict:
         if turn.role == Message.Role.ASSISTANT and not turn.is_in_flight:
             turn.html = mark_safe(to_html(turn.content))  # sanitised there
     last = next((turn for turn in reversed(turns) if turn.role == Message.Role.ASSISTANT), None)
+    starter = Checkpoint.objects.filter(is_starter=True, is_default=True).first()
     return {
         "conversation": conversation,
         "conversations": _by_day(request.user),
         "turns": turns,
         "picker": _models(request, conversation),
-        "starter": Checkpoint.objects.filter(is_starter=True, is_default=True).first(),
+        "starter": starter,
         "examples": EXAMPLES,
         "explanations": {code: str(text) for code, text in EXPLANATIONS.items()},
-        "sampling": _sampling_fields(last.sampling if last else {}),
+        "sampling": _sampling_fields(last.sampling if last else None, STARTER_PANEL if starter else PANEL),
     }
 
 
@@ -88,12 +89,13 @@ def _models(request, conversation) -> dict:
     return {"chips": chips + tuned[:CHIPS], "more": tuned[CHIPS:], "chosen": chosen}
 
 
-def _sampling_fields(used: dict) -> dict:
-    """The panel's fields: what the last answer used, else the defaults."""
+def _sampling_fields(used: dict | None, panel: dict) -> dict:
+    """The panel's fields: what the last answer used, else what `panel` begins with; `engine` is what need not be sent."""
     fields = {}
-    for name, default in PANEL.items():
-        default = "" if default is None else default
-        fields[name] = {"default": default, "value": default if used.get(name) is None else used[name]}
+    for name, engine in PANEL.items():
+        value = panel[name] if used is None else used.get(name, engine)
+        values = {"engine": engine, "default": panel[name], "value": value}
+        fields[name] = {key: "" if value is None else value for key, value in values.items()}
     return fields
 
 

@@ -350,6 +350,10 @@ def test_what_the_panel_leaves_alone_is_not_sent(client, member, checkpoint, no_
     client.post("/chat/start/", {**fields, "max_new_tokens": "64", "seed": "0"})
     first, second = Message.objects.filter(role="assistant").order_by("id")
     assert first.sampling == {} and second.sampling == {"max_new_tokens": 64, "seed": 0}
+    panel = client.get("/chat/").context["sampling"]["temperature"]
+    assert panel == {"engine": 0.95, "default": 0.2, "value": 0.2}  # the starter's
+    panel = client.get(f"/chat/{first.conversation_id}/").context["sampling"]["temperature"]
+    assert panel["value"] == 0.95  # as the last answer was written
 
 
 def test_an_error_is_explained_in_the_readers_language(client, member, conversation):

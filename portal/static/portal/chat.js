@@ -53,11 +53,11 @@ function chosenModel() {
   };
 }
 
-// What the panel changed; the engine has its own defaults for the rest.
+// What differs from the engine's own defaults.
 function sampling() {
   const values = {};
   for (const field of composer.querySelectorAll("[data-sampling]")) {
-    if (field.value !== "" && field.value !== field.dataset.default) values[field.name] = Number(field.value);
+    if (field.value !== "" && field.value !== field.dataset.engine) values[field.name] = Number(field.value);
   }
   return values;
 }
