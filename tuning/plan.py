@@ -97,6 +97,9 @@ def _misfits(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list]:
     """What this checkpoint cannot do."""
     problems: dict[str, list] = {}
     chatglm = is_chatglm(checkpoint)
+    if not checkpoint.path:
+        message = _("“%(name)s” is served by another server; its weights are not here to be tuned.")
+        problems["checkpoint"] = [ValidationError(message % {"name": checkpoint.name}, "no_weights")]
     if recipe.quantization_bit and not chatglm:
         message = _("Only ChatGLM-6B checkpoints can be quantised on loading.")
         problems["quantization_bit"] = [ValidationError(message, "not_supported")]

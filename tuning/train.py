@@ -262,6 +262,8 @@ def _told(fault: Exception) -> tuple[str, str]:
         return "checkpoint_invalid", str(fault)
     if isinstance(fault, FileNotFoundError):
         return "file_missing", f"{fault.strerror}: {fault.filename}"
+    if type(fault).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return "out_of_memory", str(fault)
     code = getattr(fault, "code", None)
     if isinstance(code, str):
         return code, str(fault)

@@ -88,6 +88,8 @@ def test_what_the_checkpoint_cannot_do(member, checkpoint, chatglm, make_dataset
         "max_source_length": ["does_not_fit"]
     }
     assert recipe_for(chatglm, max_source_length=1024, max_target_length=1024)
+    elsewhere = Checkpoint(name="vllm", description={"upstream": "http://127.0.0.1:9"})
+    assert problems_of(recipe_for, elsewhere) == {"checkpoint": ["no_weights"]}
     assert problems_of(recipe_for, checkpoint, num_virtual_tokens=8) == {"num_virtual_tokens": ["unknown_field"]}
     assert problems_of(recipe_for, checkpoint, "lora") == {"preset": ["unknown_preset"]}
 

@@ -83,11 +83,13 @@ def group_by_length(lengths: Sequence[int], max_tokens: int, overhead: int) -> l
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     best, start_of = [0.0], [0]  # best[n]: cost of the n longest; start_of[n]: where their last micro-batch begins
     for end in range(1, len(order) + 1):
-        cost, start = min(
-            (best[start] + overhead + (end - start) * lengths[order[start]], start)
-            for start in range(end)
-            if end - start == 1 or (end - start) * lengths[order[start]] <= max_tokens
-        )
+        found = []
+        for start in range(end - 1, -1, -1):
+            tokens = (end - start) * lengths[order[start]]
+            if tokens > max_tokens and found:
+                break  # a micro-batch that begins earlier is larger still
+            found.append((best[start] + overhead + tokens, start))
+        cost, start = min(found)
         best.append(cost)
         start_of.append(start)
     groups, end = [], len(order)

@@ -1,5 +1,7 @@
 """Which examples a step reads, how they are grouped, and what each token weighs."""
 
+import random
+
 import pytest
 import torch
 
@@ -37,6 +39,29 @@ def test_groups_hold_every_row_once_and_stay_within_the_limit():
         frozenset({5}),
         frozenset({0, 2, 4}),
     }
+
+
+def cheapest(lengths: list[int], max_tokens: int, overhead: int) -> int:
+    """By trying every way to cut the sorted lengths."""
+    longest = sorted(lengths, reverse=True)
+
+    def cost(end: int) -> int:
+        if not end:
+            return 0
+        begins = [begin for begin in range(end) if end - begin == 1 or (end - begin) * longest[begin] <= max_tokens]
+        return min(cost(begin) + overhead + (end - begin) * longest[begin] for begin in begins)
+
+    return cost(len(lengths))
+
+
+def test_no_other_split_costs_less():
+    draw = random.Random(0)
+    for _ in range(60):
+        lengths = [draw.randint(1, 30) for _ in range(draw.randint(1, 7))]
+        max_tokens, overhead = draw.randint(20, 80), draw.randint(0, 20)
+        groups = group_by_length(lengths, max_tokens, overhead)
+        cost = sum(overhead + len(group) * max(lengths[row] for row in group) for group in groups)
+        assert cost == cheapest(lengths, max_tokens, overhead), (lengths, max_tokens, overhead)
 
 
 def test_equal_lengths_make_one_group_and_an_expensive_micro_batch_joins_unequal_ones():
