@@ -445,9 +445,13 @@ def on_device(device: torch.device, shape: str, folder: Path, quick: bool) -> di
         decode_speed(model, 1, 64, 2)  # warm: kernels, tuning
         for batch in (1, 16, 64):
             for prompt in prompts:
-                if prompt + steps > model.config.max_sequence_length + steps:
+                if prompt > model.config.max_sequence_length:
                     continue
-                prefill, speed = decode_speed(model, batch, prompt, steps)
+                try:
+                    prefill, speed = decode_speed(model, batch, prompt, steps)
+                except torch.OutOfMemoryError:
+                    print(f"{name} batch {batch:2} prompt {prompt:4}: does not fit")
+                    continue
                 results[f"{name}_prefill_ms_b{batch}_p{prompt}"] = prefill * 1e3
                 results[f"{name}_tok_per_s_b{batch}_p{prompt}"] = speed
                 print(
