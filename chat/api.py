@@ -1,15 +1,11 @@
 """/api/v1/: checkpoints, adapters, conversations, messages. Rules are in turns.py and registry.py; here is only HTTP."""
 
-import contextlib
-
 from asgiref.sync import async_to_sync
-from django.core.exceptions import ValidationError
 from django.http import FileResponse
 from django.utils.translation import gettext as _
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import exceptions, mixins, permissions, status, viewsets
 from rest_framework.decorators import action
-from rest_framework.fields import get_error_detail
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.response import Response
 
@@ -29,33 +25,12 @@ from chat.serializers import (
 )
 from chat.worker_client import WorkerUnavailable
 from portal.api import Pages, Unavailable
-
-
-@contextlib.contextmanager
-def rules_as_400():
-    """Django's ValidationError, which the rules raise for every door, as DRF's."""
-    try:
-        yield
-    except ValidationError as error:
-        raise exceptions.ValidationError(get_error_detail(error)) from error
+from portal.viewsets import VisibleRows, rules_as_400
 
 
 class StaffWrites(permissions.BasePermission):
     def has_permission(self, request, view):
         return request.method in permissions.SAFE_METHODS or request.user.is_staff
-
-
-class VisibleRows(viewsets.GenericViewSet):
-    """Rows through the one funnel: what the user does not see is 404; what they see but may not change is 403."""
-
-    def get_queryset(self):
-        if getattr(self, "swagger_fake_view", False):
-            return self.queryset
-        return self.queryset.visible_to(self.request.user)
-
-    def perform_change_check(self, row):
-        if not type(row).objects.changeable_by(self.request.user).filter(pk=row.pk).exists():
-            raise exceptions.PermissionDenied(_("Only the owner may change this."))
 
 
 class CheckpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
@@ -101,11 +76,11 @@ class AdapterViewSet(
     http_method_names = ["get", "patch", "delete", "head", "options"]
 
     def perform_update(self, serializer):
-        self.perform_change_check(serializer.instance)
+        self.check_changeable(serializer.instance)
         serializer.save()
 
     def perform_destroy(self, adapter):
-        self.perform_change_check(adapter)
+        self.check_changeable(adapter)
         registry.remove_adapter(adapter)
 
     @extend_schema(responses={(200, "application/zip"): bytes})

@@ -1,14 +1,13 @@
 """Evaluations in Django's admin, for a reviewer: base beside tuned for every metric, and the predictions page by page."""
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.core.paginator import Paginator
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext
 
 from evaluation.models import METRICS, EvaluationRun
-from portal import runs
+from portal.admin import RunAdmin
 from tuning.admin import ReadOnly
 
 PREDICTIONS_PER_PAGE = 20
@@ -41,7 +40,7 @@ def _metric_column(metric: str):
 
 
 @admin.register(EvaluationRun)
-class EvaluationRunAdmin(ReadOnly, admin.ModelAdmin):
+class EvaluationRunAdmin(ReadOnly, RunAdmin):
     list_display = [
         "id", "name", "status", "dataset", "adapter_name", "checkpoint", "decoding", "rows", *METRICS, "owner",
         "predictions_link", "created_at",
@@ -51,7 +50,6 @@ class EvaluationRunAdmin(ReadOnly, admin.ModelAdmin):
     list_select_related = ["owner", "checkpoint", "adapter", "baseline", "dataset_version__dataset"]
     search_fields = ["name", "owner__username", "dataset_version__dataset__name", "adapter__name"]
     date_hierarchy = "created_at"
-    actions = ["cancel", "resume"]
     fields = [
         "name", "owner", "status", "phase", "rows", "failed_rows", "dataset", "split", "checkpoint", "adapter_name",
         "decoding", *METRICS, "intervals", "baseline", "recipe", "error", "attempt", "created_at", "started_at",
@@ -96,23 +94,6 @@ class EvaluationRunAdmin(ReadOnly, admin.ModelAdmin):
         return super().change_view(
             request, object_id, form_url, {**(extra_context or {}), "predictions": page, "metrics": METRICS}
         )
-
-    def has_cancel_permission(self, request):
-        return request.user.has_perm("evaluation.change_evaluationrun")
-
-    @admin.action(description=_("Cancel the selected runs"), permissions=["cancel"])
-    def cancel(self, request, queryset):
-        active = [run for run in queryset if run.is_active]
-        for run in active:
-            runs.cancel(run)
-        done = ngettext("%(count)s run is asked to stop.", "%(count)s runs are asked to stop.", len(active))
-        self.message_user(request, done % {"count": len(active)}, messages.SUCCESS)
-
-    @admin.action(description=_("Resume the selected failed or cancelled runs"), permissions=["cancel"])
-    def resume(self, request, queryset):
-        resumed = sum(runs.resume(run) for run in queryset)
-        done = ngettext("%(count)s run is queued again.", "%(count)s runs are queued again.", resumed)
-        self.message_user(request, done % {"count": resumed}, messages.SUCCESS)
 
 
 for _metric in METRICS:  # columns are looked up by name

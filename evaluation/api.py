@@ -1,13 +1,11 @@
 """/api/v1/evaluation-runs/. Rules are in plan.py and comparison.py; here is only HTTP."""
 
-from django.core.exceptions import ValidationError
 from django.http import HttpResponse
 from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
-from rest_framework import exceptions, mixins, status, viewsets
+from rest_framework import exceptions, mixins, status
 from rest_framework.decorators import action
-from rest_framework.fields import get_error_detail
 from rest_framework.response import Response
 
 from evaluation import upstream_files
@@ -23,30 +21,21 @@ from evaluation.serializers import (
 from portal import runs
 from portal.access import get_visible
 from portal.api import Conflict, Pages
+from portal.viewsets import VisibleRows, rules_as_400
 
 
 class ByRow(Pages):
     ordering = "row"
 
 
-class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet):
+class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
     """Scores of a checkpoint, with or without an adapter, on a dataset."""
 
     queryset = EvaluationRun.objects.all()
     serializer_class = EvaluationRunSerializer
 
     def get_queryset(self):
-        found = self.queryset
-        if not getattr(self, "swagger_fake_view", False):
-            found = EvaluationRun.objects.visible_to(self.request.user)
-        return found.select_related("owner", "dataset_version", "checkpoint", "baseline")
-
-    def _changeable(self) -> EvaluationRun:
-        """404 for what the user does not see, 403 for what is not theirs."""
-        run = self.get_object()
-        if not EvaluationRun.objects.changeable_by(self.request.user).filter(pk=run.pk).exists():
-            raise exceptions.PermissionDenied(_("Only the owner may change this."))
-        return run
+        return super().get_queryset().select_related("owner", "dataset_version", "checkpoint", "baseline")
 
     def _scored(self) -> EvaluationRun:
         run = self.get_object()
@@ -61,10 +50,8 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, vie
     def create(self, request):
         body = NewEvaluationSerializer(data=request.data, context={"request": request})
         body.is_valid(raise_exception=True)
-        try:
+        with rules_as_400():
             run = create_evaluation(request.user, **body.validated_data)
-        except ValidationError as fault:
-            raise exceptions.ValidationError(get_error_detail(fault)) from fault
         return Response(self._told(run), status=status.HTTP_201_CREATED)
 
     @extend_schema(responses=PredictionSerializer(many=True))
@@ -85,16 +72,14 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, vie
         if not other.isdigit():
             raise exceptions.ValidationError({"with": [_("The id of another evaluation.")]})
         run, other = self.get_object(), get_visible(EvaluationRun.objects, request.user, pk=int(other))
-        try:
+        with rules_as_400():
             return Response(compare(run, other))
-        except ValidationError as fault:
-            raise exceptions.ValidationError(get_error_detail(fault)) from fault
 
     @extend_schema(request=None, responses=EvaluationRunSerializer)
     @action(detail=True, methods=["post"])
     def cancel(self, request, pk=None):
         """Ends a queued run now and a running one soon; what it predicted stays."""
-        run = self._changeable()
+        run = self.get_changeable()
         runs.cancel(run)
         return Response(self._told(run))
 
@@ -102,7 +87,7 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, vie
     @action(detail=True, methods=["post"])
     def resume(self, request, pk=None):
         """Queues a failed or cancelled run again; it goes on behind the rows that it has predicted."""
-        run = self._changeable()
+        run = self.get_changeable()
         if not runs.resume(run):
             raise Conflict(_("Only a failed or cancelled run can be resumed."), code="not_resumable")
         return Response(self._told(run))

@@ -1,10 +1,12 @@
 """Members and their keys in Django's admin. Runs are listed by the apps that own them."""
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
+from portal import runs
 from portal.models import ApiKey, User
 
 admin.site.site_header = admin.site.site_title = _("Model portal")
@@ -26,3 +28,33 @@ class ApiKeyAdmin(admin.ModelAdmin):
     @admin.action(description=_("Revoke the selected keys"))
     def revoke(self, request, queryset):
         queryset.filter(revoked_at=None).update(revoked_at=timezone.now())
+
+
+class RunAdmin(admin.ModelAdmin):
+    """What every kind of run has in common: how long it took, and the two things an admin does to it."""
+
+    actions = ["cancel", "resume"]
+
+    @admin.display(description=_("duration"))
+    def took(self, run):
+        if run.seconds is None:
+            return "–"
+        minutes, seconds = divmod(round(run.seconds), 60)
+        return f"{minutes}:{seconds:02d}"
+
+    def has_cancel_permission(self, request):
+        return request.user.has_perm(f"{self.opts.app_label}.change_{self.opts.model_name}")
+
+    @admin.action(description=_("Cancel the selected runs"), permissions=["cancel"])
+    def cancel(self, request, queryset):
+        active = [run for run in queryset if run.is_active]
+        for run in active:
+            runs.cancel(run)
+        done = ngettext("%(count)s run is asked to stop.", "%(count)s runs are asked to stop.", len(active))
+        self.message_user(request, done % {"count": len(active)}, messages.SUCCESS)
+
+    @admin.action(description=_("Resume the selected failed or cancelled runs"), permissions=["cancel"])
+    def resume(self, request, queryset):
+        resumed = sum(runs.resume(run) for run in queryset)
+        done = ngettext("%(count)s run is queued again.", "%(count)s runs are queued again.", resumed)
+        self.message_user(request, done % {"count": resumed}, messages.SUCCESS)

@@ -1,10 +1,9 @@
 """Datasets and tuning runs in Django's admin: to look at, to cancel and to resume. Rows are written by the portal alone."""
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.utils.translation import gettext_lazy as _
-from django.utils.translation import ngettext
 
-from portal import runs
+from portal.admin import RunAdmin
 from tuning.models import Dataset, DatasetVersion, TuningRun
 
 
@@ -50,7 +49,7 @@ class DatasetAdmin(ReadOnly, admin.ModelAdmin):
 
 
 @admin.register(TuningRun)
-class TuningRunAdmin(ReadOnly, admin.ModelAdmin):
+class TuningRunAdmin(ReadOnly, RunAdmin):
     list_display = [
         "id", "name", "status", "owner", "checkpoint", "dataset", "steps", "last_loss", "attempt", "created_at",
         "took",
@@ -60,7 +59,6 @@ class TuningRunAdmin(ReadOnly, admin.ModelAdmin):
     list_select_related = ["owner", "checkpoint", "dataset_version__dataset"]
     search_fields = ["name", "owner__username", "dataset_version__dataset__name"]
     date_hierarchy = "created_at"
-    actions = ["cancel", "resume"]
     fields = [
         "name", "owner", "status", "phase", "steps", "last_loss", "samples_per_second", "trainable_parameters",
         "checkpoint", "dataset", "recipe", "error", "attempt", "created_at", "started_at", "finished_at", "took",
@@ -77,27 +75,3 @@ class TuningRunAdmin(ReadOnly, admin.ModelAdmin):
     @admin.display(description=_("loss"), ordering="loss")
     def last_loss(self, run):
         return "–" if run.loss is None else f"{run.loss:.4f}"
-
-    @admin.display(description=_("duration"))
-    def took(self, run):
-        if run.seconds is None:
-            return "–"
-        minutes, seconds = divmod(round(run.seconds), 60)
-        return f"{minutes}:{seconds:02d}"
-
-    def has_cancel_permission(self, request):
-        return request.user.has_perm("tuning.change_tuningrun")
-
-    @admin.action(description=_("Cancel the selected runs"), permissions=["cancel"])
-    def cancel(self, request, queryset):
-        active = [run for run in queryset if run.is_active]
-        for run in active:
-            runs.cancel(run)
-        done = ngettext("%(count)s run is asked to stop.", "%(count)s runs are asked to stop.", len(active))
-        self.message_user(request, done % {"count": len(active)}, messages.SUCCESS)
-
-    @admin.action(description=_("Resume the selected failed or cancelled runs"), permissions=["cancel"])
-    def resume(self, request, queryset):
-        resumed = sum(runs.resume(run) for run in queryset)
-        done = ngettext("%(count)s run is queued again.", "%(count)s runs are queued again.", resumed)
-        self.message_user(request, done % {"count": resumed}, messages.SUCCESS)

@@ -2,14 +2,12 @@
 
 from collections import deque
 
-from django.core.exceptions import ValidationError
 from django.http import HttpResponse
 from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework import exceptions, mixins, pagination, renderers, status, viewsets
+from rest_framework import exceptions, mixins, pagination, renderers, status
 from rest_framework.decorators import action
-from rest_framework.fields import get_error_detail
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
@@ -17,6 +15,7 @@ from portal import runs
 from portal.api import Conflict
 from portal.models import Run
 from portal.processes import run_folder
+from portal.viewsets import VisibleRows, rules_as_400
 from tuning.models import TuningRun
 from tuning.plan import create_run
 from tuning.serializers import NewTuningRunSerializer, TuningMetricSerializer, TuningRunSerializer
@@ -42,29 +41,21 @@ class PlainText(renderers.BaseRenderer):
         return renderers.JSONRenderer().render(data)
 
 
-class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet):
+class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
     """P-tuning v2 runs. What the user does not see is 404; what they see but may not change is 403."""
 
     queryset = TuningRun.objects.all()
     serializer_class = TuningRunSerializer
 
     def get_queryset(self):
-        if getattr(self, "swagger_fake_view", False):
-            return self.queryset
-        found = TuningRun.objects.visible_to(self.request.user)
-        wanted = self.request.query_params.get("status")
-        if self.action == "list" and wanted:
+        found = super().get_queryset()
+        wanted = self.action == "list" and self.request and self.request.query_params.get("status")
+        if wanted:
             if wanted not in Run.Status.values:
                 message = _("Must be one of: %(choices)s.") % {"choices": ", ".join(Run.Status.values)}
                 raise exceptions.ValidationError({"status": [message]})
             found = found.filter(status=wanted)
         return found.select_related("owner", "dataset_version").prefetch_related("adapters")
-
-    def _changeable(self) -> TuningRun:
-        run = self.get_object()
-        if not TuningRun.objects.changeable_by(self.request.user).filter(pk=run.pk).exists():
-            raise exceptions.PermissionDenied(_("Only the owner may change this."))
-        return run
 
     def _answer(self, run: TuningRun, http_status: int = status.HTTP_200_OK) -> Response:
         return Response(TuningRunSerializer(self.get_queryset().get(pk=run.pk)).data, status=http_status)
@@ -79,10 +70,8 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewset
         body = NewTuningRunSerializer(data=request.data, context={"request": request})
         body.is_valid(raise_exception=True)
         fields = {name: value for name, value in body.validated_data.items() if name != "method"}
-        try:
+        with rules_as_400():
             run = create_run(request.user, **fields)
-        except ValidationError as error:
-            raise exceptions.ValidationError(get_error_detail(error)) from error
         return self._answer(run, status.HTTP_201_CREATED)
 
     @extend_schema(responses=TuningMetricSerializer(many=True))
@@ -115,7 +104,7 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewset
     @action(detail=True, methods=["post"])
     def cancel(self, request, pk=None):
         """A queued run ends at once, a running one after its step, with a checkpoint. An ended run stays as it is."""
-        run = self._changeable()
+        run = self.get_changeable()
         runs.cancel(run)
         return self._answer(run)
 
@@ -123,7 +112,7 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewset
     @action(detail=True, methods=["post"])
     def resume(self, request, pk=None):
         """A failed or cancelled run goes on from its last checkpoint; 409 for any other."""
-        run = self._changeable()
+        run = self.get_changeable()
         if not runs.resume(run):
             raise Conflict(_("Only a failed or cancelled run can go on."), "not_resumable")
         return self._answer(run)

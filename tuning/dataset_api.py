@@ -5,13 +5,13 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_field
-from rest_framework import exceptions, mixins, parsers, serializers, status, viewsets
+from rest_framework import exceptions, mixins, parsers, serializers, status
 from rest_framework.decorators import action
-from rest_framework.fields import get_error_detail
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
 from portal.api import Conflict, error
+from portal.viewsets import VisibleRows, rules_as_400
 from tuning import datasets
 from tuning.models import Dataset
 
@@ -139,8 +139,7 @@ def rejection(rejected: datasets.DatasetRejected) -> Response:
 
 
 class DatasetViewSet(
-    mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.UpdateModelMixin, mixins.DestroyModelMixin,
-    viewsets.GenericViewSet,
+    mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.UpdateModelMixin, mixins.DestroyModelMixin, VisibleRows,
 ):  # fmt: skip
     """Uploaded examples. A dataset's versions never change; `split` adds one."""
 
@@ -149,11 +148,7 @@ class DatasetViewSet(
     http_method_names = ["get", "post", "patch", "delete", "head", "options"]
 
     def get_queryset(self):
-        found = self.queryset if getattr(self, "swagger_fake_view", False) else self._seen()
-        return found.select_related("owner").prefetch_related("versions")
-
-    def _seen(self):
-        return Dataset.objects.visible_to(self.request.user)
+        return super().get_queryset().select_related("owner").prefetch_related("versions")
 
     def get_serializer_class(self):
         return DatasetSerializer if self.action == "list" else DatasetDetailSerializer
@@ -169,13 +164,6 @@ class DatasetViewSet(
         if length.isdigit() and int(length) > settings.DATASET_MAX_BYTES + _FORM_ROOM:
             raise TooLarge()
         super().initial(request, *args, **kwargs)
-
-    def _changeable(self) -> Dataset:
-        """404 for what the user does not see, 403 for what is not theirs."""
-        dataset = self.get_object()
-        if not Dataset.objects.changeable_by(self.request.user).filter(pk=dataset.pk).exists():
-            raise exceptions.PermissionDenied(_("Only the owner may change this."))
-        return dataset
 
     @extend_schema(
         request={"multipart/form-data": UploadSerializer},
@@ -197,11 +185,11 @@ class DatasetViewSet(
         return Response(DatasetDetailSerializer(dataset).data, status=status.HTTP_201_CREATED)
 
     def perform_update(self, serializer):
-        self._changeable()
+        self.get_changeable()
         serializer.save()
 
     def perform_destroy(self, dataset):
-        self._changeable()
+        self.get_changeable()
         try:
             datasets.delete(dataset)
         except ValidationError as fault:
@@ -257,13 +245,11 @@ class DatasetViewSet(
     @action(detail=True, methods=["post"])
     def split(self, request, pk=None):
         """Sets some of the training rows aside for validation, as a new version."""
-        dataset = self._changeable()
+        dataset = self.get_changeable()
         body = SplitSerializer(data=request.data)
         body.is_valid(raise_exception=True)
-        try:
+        with rules_as_400():
             datasets.add_split(dataset, **body.validated_data)
-        except ValidationError as fault:
-            raise exceptions.ValidationError(get_error_detail(fault)) from fault
         return Response(DatasetDetailSerializer(self.get_queryset().get(pk=dataset.pk)).data, status=201)
 
 

@@ -1,0 +1,35 @@
+"""What the apps' REST views have in common."""
+
+import contextlib
+
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
+from rest_framework import exceptions, viewsets
+from rest_framework.fields import get_error_detail
+
+
+@contextlib.contextmanager
+def rules_as_400():
+    """Django's ValidationError, which the rules raise for every door, as DRF's."""
+    try:
+        yield
+    except ValidationError as problem:
+        raise exceptions.ValidationError(get_error_detail(problem)) from problem
+
+
+class VisibleRows(viewsets.GenericViewSet):
+    """Rows through the one funnel: what the user does not see is 404; what they see but may not change is 403."""
+
+    def get_queryset(self):
+        if getattr(self, "swagger_fake_view", False):
+            return self.queryset
+        return self.queryset.visible_to(self.request.user)
+
+    def check_changeable(self, row):
+        """The row, when the user may change it."""
+        if not type(row).objects.changeable_by(self.request.user).filter(pk=row.pk).exists():
+            raise exceptions.PermissionDenied(_("Only the owner may change this."))
+        return row
+
+    def get_changeable(self):
+        return self.check_changeable(self.get_object())
