@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 PREFIX_ROOM = 256  # columns of a slot beyond max_length, for the adapter's prefix
 POSITION_INTERVAL = 0.5  # seconds between queue position updates
-PREFILL_SHARE = 1.5  # while rows decode, a step's prefill may take this many decode steps' time (see _prefill_budget)
+PREFILL_SHARE = 1.25  # while rows decode, a step's prefill may take this many decode steps' time (see _prefill_budget)
 SMALLEST_CHUNK = 48  # tokens
 PADDING_WASTE = 1.15  # padded / real tokens that a batched prefill may cost
 RATE_WINDOW = 10.0  # seconds over which tokens/s is reported
