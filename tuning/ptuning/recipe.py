@@ -6,12 +6,14 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from chat.engine.request import LONGEST_PREFIX
+
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 # field -> (smallest, largest) value that is accepted
 LIMITS: dict[str, tuple[float, float]] = {
-    "pre_seq_len": (1, 1024),
+    "pre_seq_len": (1, LONGEST_PREFIX),
     "learning_rate": (1e-7, 1.0),
     "max_steps": (1, 1_000_000),
     "per_device_train_batch_size": (1, 1024),

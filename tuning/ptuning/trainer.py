@@ -27,8 +27,8 @@ from tuning.ptuning.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
-# A CPU gains nothing from larger micro-batches, which only take memory (tests/bench/tuning.py).
-_MOST_TOKENS = {"cpu": 1024}
+# On a CPU larger micro-batches than this hardly gain speed, only memory (tests/bench/tuning.py).
+_ENOUGH_BYTES = {"cpu": 256 << 20}
 
 
 class TrainingFailed(Exception):
@@ -228,9 +228,9 @@ class Trainer:
         keys = 2 * self.loaded.layers * self.loaded.kv_heads * self.loaded.head_dim * self.loaded.dtype.itemsize
         longest = self.recipe.max_source_length + self.recipe.max_target_length
         per_example = longest * per_token + self.recipe.pre_seq_len * keys
-        fit = int(free / 2 / per_example * longest)
-        self._replay = fit < longest
-        return max(longest, min(fit, _MOST_TOKENS.get(device.type, fit)))
+        room = free // 2
+        self._replay = room < per_example
+        return int(max(1, min(room, _ENOUGH_BYTES.get(device.type, room)) / per_example) * longest)
 
     def _use_less_memory(self, rows: list[tuple[list[int], list[int]]], reason: str) -> None:
         """After running out of memory: smaller micro-batches, then gradient checkpointing, then give up."""
