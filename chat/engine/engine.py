@@ -25,7 +25,7 @@ from chat.engine.capacity import capacity_for
 from chat.engine.cuda_graphs import decoder_for
 from chat.engine.loading import Loaded
 from chat.engine.positions import positions_for, prefill_mask
-from chat.engine.request import DEFAULT_NEW_TOKENS, Request, RequestRefused, Sink
+from chat.engine.request import DEFAULT_NEW_TOKENS, LONGEST_PREFIX, Request, RequestRefused, Sink
 from chat.engine.reuse import PromptStore
 from chat.engine.sampler import Chosen, choose
 from chat.engine.sequences import Ended, Sequence
@@ -33,7 +33,6 @@ from chat.engine.slots import SlotCache, layer_devices
 
 log = logging.getLogger(__name__)
 
-PREFIX_ROOM = 256  # columns of a slot beyond max_length, for the adapter's prefix
 POSITION_INTERVAL = 0.5  # seconds between queue position updates
 PREFILL_SHARE = 1.25  # while rows decode, a step's prefill may take this many decode steps' time (see _prefill_budget)
 SMALLEST_CHUNK = 48  # tokens
@@ -56,7 +55,7 @@ class Engine:
         max_length: int | None = None,
         queue_limit: int = 256,
         prefill_tokens: int = 512,
-        prefix_room: int = PREFIX_ROOM,
+        prefix_room: int = LONGEST_PREFIX,
         reuse_prompts: bool = True,
     ):
         self.loaded = loaded

@@ -12,6 +12,7 @@ from typing import Any, Literal
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
+LONGEST_PREFIX = 256  # tokens of an adapter: room the engine keeps in each row, so nothing longer is trained
 DEFAULT_NEW_TOKENS = 512
 
 

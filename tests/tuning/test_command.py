@@ -85,7 +85,7 @@ def test_bad_input_is_named_and_nothing_is_started(base, tmp_path):
     bad.write_text('{"content": "a"}\nnot json\n')
     for arguments, said in [
         (["--train-file", "/nowhere.json"], "/nowhere.json"),
-        (["--train-file", str(bad), "--prompt-column", "content", "--response-column", "summary"], "2: "),
+        (["--train-file", str(bad), "--prompt-column", "content", "--response-column", "summary"], ":2 "),
         (["--train-file", str(good), "--prompt-column", "question", "--response-column", "summary"], "question"),
         (["--train-file", str(good), "--checkpoint", "other"], "base"),
         (["--train-file", str(good), "--user", "nobody"], "--user"),

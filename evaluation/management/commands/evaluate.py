@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import transaction
 from django.utils.translation import gettext as _
 
@@ -14,9 +14,9 @@ from evaluation import upstream_files
 from evaluation.models import METRICS, EvaluationRun
 from evaluation.plan import SEED, create_evaluation
 from portal import runs
-from portal.models import Run, User
-from tuning import datasets
+from portal.models import Run
 from tuning.models import Dataset
+from tuning.terminal import ForegroundCommand, lines
 
 EXAMPLE = (
     "Example: python manage.py evaluate --test-file dev.json --prompt-column content --response-column summary "
@@ -24,16 +24,11 @@ EXAMPLE = (
 )
 
 
-class Command(BaseCommand):
+class Command(ForegroundCommand):
     help = f"Predict the rows of a file and score the predictions. Ctrl-C cancels; what was predicted stays. {EXAMPLE}"
 
     def add_arguments(self, parser):
-        source = parser.add_mutually_exclusive_group(required=True)
-        source.add_argument("--test-file", type=Path, help="JSON lines, JSON or CSV; also packed, as in an upload")
-        source.add_argument("--dataset", help="number or name of a dataset in the portal")
-        parser.add_argument("--prompt-column", default="", help="default: recognised from the first row")
-        parser.add_argument("--response-column", default="")
-        parser.add_argument("--history-column", default="")
+        self.add_source(parser, "--test-file")
         parser.add_argument("--checkpoint", help="name or number; default: the adapter's, else the portal's default")
         parser.add_argument("--adapter", help="name or number; default: none, the bare checkpoint")
         parser.add_argument("--decoding", choices=EvaluationRun.Decoding.values, default="greedy")
@@ -41,15 +36,13 @@ class Command(BaseCommand):
         parser.add_argument("--max-source-length", type=int)
         parser.add_argument("--max-target-length", type=int)
         parser.add_argument("--seed", type=int, default=SEED)
-        parser.add_argument("--user", help="whose run it is; default: the first administrator")
         parser.add_argument("--output-dir", type=Path, help="for generated_predictions.txt and predict_results.json")
-        parser.add_argument("--json", action="store_true", help="the result as one JSON object on standard output")
 
     def handle(self, **options):
-        owner = self._owner(options["user"])
-        adapter = self._named(Adapter, options["adapter"], owner) if options["adapter"] else None
+        owner = self.owner(options["user"])
+        adapter = self.named(Adapter, options["adapter"], owner) if options["adapter"] else None
         if options["checkpoint"]:
-            checkpoint = self._named(Checkpoint, options["checkpoint"], owner)
+            checkpoint = self.named(Checkpoint, options["checkpoint"], owner)
         else:
             checkpoint = adapter.checkpoint if adapter else Checkpoint.default()
         if checkpoint is None:
@@ -69,7 +62,7 @@ class Command(BaseCommand):
                 )
                 token = runs.claim(run.pk)
         except ValidationError as fault:
-            raise CommandError("\n".join(_lines(fault))) from fault
+            raise CommandError("\n".join(lines(fault))) from fault
 
         from evaluation.evaluate import evaluate  # brings torch, which --help does without
 
@@ -81,38 +74,15 @@ class Command(BaseCommand):
         if run.status != Run.Status.SUCCEEDED:
             sys.exit(1)
 
-    def _owner(self, username: str | None) -> User:
-        found = User.objects.filter(username=username) if username else User.objects.filter(is_superuser=True)
-        user = found.filter(is_active=True).order_by("id").first()
-        if user is None:
-            raise CommandError(_("There is no such user. Name one with --user."))
-        return user
-
-    def _named(self, model, wish: str, owner):
-        visible = model.objects.visible_to(owner)
-        found = visible.filter(name=wish).order_by("-id").first()
-        if found is None and wish.isdecimal():
-            found = visible.filter(pk=wish).first()
-        if found is None:
-            known = ", ".join(visible.values_list("name", flat=True)[:20])
-            raise CommandError(_("There is no “%(name)s”. There are: %(known)s") % {"name": wish, "known": known})
-        return found
-
     def _dataset(self, options: dict, owner) -> Dataset:
         if options["dataset"]:
-            return self._named(Dataset, options["dataset"], owner)
-        columns = {name: options[name] for name in ("prompt_column", "response_column", "history_column")}
+            return self.named(Dataset, options["dataset"], owner)
         path = options["test_file"]
         try:
             with open(path, "rb") as file:
-                return datasets.ingest(file, name=path.stem, owner=owner, **columns)
+                return self.ingest(file, path, options, owner)
         except OSError as fault:
             raise CommandError(f"{path}: {fault.strerror}") from fault
-        except datasets.DatasetRejected as rejected:
-            told = [f"{path}:{found['line'] or ''} {found['message']}" for found in rejected.problems[:20]]
-            if rejected.total > len(told):
-                told.append("…")
-            raise CommandError("\n".join(told)) from rejected
 
     def _tell(self, run: EvaluationRun, as_json: bool) -> None:
         if as_json:
@@ -124,12 +94,6 @@ class Command(BaseCommand):
                 self.stdout.write(f"{metric:8} {score['value']:8.4f}   [{score['low']:.4f}, {score['high']:.4f}]")
         else:
             self.stderr.write(run.error["message"] if run.error else run.get_status_display())
-
-
-def _lines(fault: ValidationError) -> list[str]:
-    if not hasattr(fault, "error_dict"):
-        return fault.messages
-    return [f"{field}: {message}" for field, found in fault.message_dict.items() for message in found]
 
 
 def _write_files(run: EvaluationRun, folder: Path) -> None:

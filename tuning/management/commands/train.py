@@ -7,18 +7,18 @@ import zipfile
 from pathlib import Path
 
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import transaction
 from django.utils.translation import gettext as _
 
 from chat.models import Checkpoint
 from portal import runs
-from portal.models import Run, User
+from portal.models import Run
 from portal.processes import run_folder
-from tuning import datasets
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run
 from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
+from tuning.terminal import ForegroundCommand, flag, lines
 from tuning.train import carry_out, stamped
 
 EXAMPLE = (
@@ -27,37 +27,30 @@ EXAMPLE = (
 )
 
 
-class Command(BaseCommand):
+class Command(ForegroundCommand):
     help = f"Tune a prefix (P-tuning v2) in the foreground. Ctrl-C saves a checkpoint and cancels the run. {EXAMPLE}"
 
     def add_arguments(self, parser):
-        source = parser.add_mutually_exclusive_group(required=True)
-        source.add_argument("--train-file", type=Path, help="JSON lines, JSON or CSV; also packed, as in an upload")
-        source.add_argument("--dataset", help="number or name of a dataset in the portal")
+        self.add_source(parser, "--train-file")
         parser.add_argument("--validation-file", type=Path, help="becomes the dataset's validation split")
-        parser.add_argument("--prompt-column", default="", help="default: recognised from the first row")
-        parser.add_argument("--response-column", default="")
-        parser.add_argument("--history-column", default="")
         parser.add_argument("--checkpoint", help="name or number; default: the portal's default")
         parser.add_argument("--name", default="", help="of the run and of the adapter; default: the dataset's")
-        parser.add_argument("--user", help="whose run it is; default: the first administrator")
         parser.add_argument("--preset", choices=list(PRESETS), help="default: that of the checkpoint")
-        parser.add_argument("--json", action="store_true", help="the result as one JSON object on standard output")
         hyper = parser.add_argument_group("hyper-parameters (left out: from the preset)")
         for name, (low, high) in LIMITS.items():
             kind = int if name in WHOLE_NUMBERS else float
-            hyper.add_argument(_flag(name), type=kind, default=None, metavar=f"{low:g}..{high:g}")
+            hyper.add_argument(flag(name), type=kind, default=None, metavar=f"{low:g}..{high:g}")
         for name, choices in CHOICES.items():
             if name == "prefix_projection":
-                hyper.add_argument(_flag(name), action="store_true", default=None)
+                hyper.add_argument(flag(name), action="store_true", default=None)
             else:
                 known = [choice for choice in choices if choice is not None]
                 kind = type(known[0])
-                hyper.add_argument(_flag(name), type=kind, choices=known + [kind()] * (None in choices), default=None)
+                hyper.add_argument(flag(name), type=kind, choices=known + [kind()] * (None in choices), default=None)
 
     def handle(self, **options):
-        owner = self._owner(options["user"])
-        checkpoint = self._named(Checkpoint, options["checkpoint"], owner) if options["checkpoint"] else None
+        owner = self.owner(options["user"])
+        checkpoint = self.named(Checkpoint, options["checkpoint"], owner) if options["checkpoint"] else None
         checkpoint = checkpoint or Checkpoint.default()
         if checkpoint is None:
             raise CommandError(_("There is no checkpoint yet; add one with add_checkpoint."))
@@ -73,7 +66,7 @@ class Command(BaseCommand):
                 )  # fmt: skip
                 token = runs.claim(run.pk)
         except ValidationError as error:
-            raise CommandError("\n".join(_lines(error))) from error
+            raise CommandError("\n".join(lines(error))) from error
         with open(run_folder(run.pk) / "run.log", "a", encoding="utf-8") as log:
 
             def say(line: str) -> None:
@@ -87,48 +80,22 @@ class Command(BaseCommand):
         if status != Run.Status.SUCCEEDED:
             sys.exit(1)
 
-    def _owner(self, username: str | None) -> User:
-        found = (
-            User.objects.filter(username=username)
-            if username
-            else User.objects.filter(is_superuser=True, is_active=True).order_by("id")
-        )
-        user = found.first()
-        if user is None:
-            raise CommandError(_("There is no such user. Name one with --user."))
-        return user
-
-    def _named(self, model, wish: str, owner):
-        rows = model.objects.visible_to(owner)
-        found = rows.filter(name=wish).order_by("-id").first()
-        if found is None and wish.isdigit():
-            found = rows.filter(pk=wish).first()
-        if found is None:
-            known = ", ".join(rows.values_list("name", flat=True)[:20])
-            raise CommandError(_("There is no “%(name)s”. There are: %(known)s") % {"name": wish, "known": known})
-        return found
-
     def _dataset(self, options: dict, owner) -> Dataset:
         if options["dataset"]:
-            return self._named(Dataset, options["dataset"], owner)
-        columns = {name: options[name] for name in ("prompt_column", "response_column", "history_column")}
+            return self.named(Dataset, options["dataset"], owner)
         train, validation = options["train_file"], options["validation_file"]
         try:
             if validation is None:
                 with open(train, "rb") as file:
-                    return datasets.ingest(file, name=train.stem, owner=owner, **columns)
+                    return self.ingest(file, train, options, owner)
             with tempfile.NamedTemporaryFile(suffix=".zip") as file:
                 with zipfile.ZipFile(file, "w") as both:  # an upload of two files, as the portal takes it
                     both.write(train, f"train{train.suffix}")
                     both.write(validation, f"validation{validation.suffix}")
                 file.seek(0)
-                return datasets.ingest(file, name=train.stem, owner=owner, **columns)
+                return self.ingest(file, train, options, owner)
         except OSError as error:
             raise CommandError(str(error)) from error
-        except datasets.DatasetRejected as rejected:
-            where = [f"{p['line']}: " if p["line"] else "" for p in rejected.problems]
-            told = [line + p["message"] for line, p in zip(where, rejected.problems, strict=True)]
-            raise CommandError("\n".join(told[:20])) from rejected
 
     def _tell(self, run: TuningRun, as_json: bool) -> None:
         adapter = run.adapters.order_by("-id").first()
@@ -149,16 +116,3 @@ class Command(BaseCommand):
             self.stderr.write(run.error["message"])
         elif adapter:
             self.stdout.write(_("Adapter “%(name)s” in %(folder)s") % {"name": adapter.name, "folder": adapter.path})
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _lines(error: ValidationError) -> list[str]:
-    """Every problem as "--flag: what is wrong"."""
-    if not hasattr(error, "error_dict"):
-        return error.messages
-    return [
-        f"{_flag(field)}: {text}" for field, found in error.error_dict.items() for e in found for text in e.messages
-    ]

@@ -1,0 +1,68 @@
+"""What `manage.py train` and `manage.py evaluate` share: whose run it is, rows by name or number, a file as a dataset."""
+
+from pathlib import Path
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+from django.utils.translation import gettext as _
+
+from portal.models import User
+from tuning import datasets
+from tuning.models import Dataset
+
+COLUMNS = ("prompt_column", "response_column", "history_column")
+MOST_PROBLEMS = 20
+
+
+class ForegroundCommand(BaseCommand):
+    """A run in the foreground."""
+
+    def add_source(self, parser, flag: str) -> None:
+        """The arguments that say what is read: a file, or a dataset of the portal."""
+        source = parser.add_mutually_exclusive_group(required=True)
+        source.add_argument(flag, type=Path, help="JSON lines, JSON or CSV; also packed, as in an upload")
+        source.add_argument("--dataset", help="number or name of a dataset in the portal")
+        parser.add_argument("--prompt-column", default="", help="default: recognised from the first row")
+        parser.add_argument("--response-column", default="")
+        parser.add_argument("--history-column", default="")
+        parser.add_argument("--user", help="whose run it is; default: the first administrator")
+        parser.add_argument("--json", action="store_true", help="the result as one JSON object on standard output")
+
+    def owner(self, username: str | None) -> User:
+        found = User.objects.filter(username=username) if username else User.objects.filter(is_superuser=True)
+        user = found.filter(is_active=True).order_by("id").first()
+        if user is None:
+            raise CommandError(_("There is no such user. Name one with --user."))
+        return user
+
+    def named(self, model, wish: str, owner: User):
+        """The newest row of this name that the owner sees, or the one with this number."""
+        visible = model.objects.visible_to(owner)
+        found = visible.filter(name=wish).order_by("-id").first()
+        if found is None and wish.isdecimal():
+            found = visible.filter(pk=wish).first()
+        if found is None:
+            known = ", ".join(visible.values_list("name", flat=True)[:20])
+            raise CommandError(_("There is no “%(name)s”. There are: %(known)s") % {"name": wish, "known": known})
+        return found
+
+    def ingest(self, file, path: Path, options: dict, owner: User) -> Dataset:
+        """The open `file` as a dataset named after `path`; its problems as lines when it is refused."""
+        try:
+            return datasets.ingest(file, name=path.stem, owner=owner, **{name: options[name] for name in COLUMNS})
+        except datasets.DatasetRejected as rejected:
+            told = [f"{path}:{found['line'] or ''} {found['message']}" for found in rejected.problems[:MOST_PROBLEMS]]
+            if rejected.total > len(told):
+                told.append("…")
+            raise CommandError("\n".join(told)) from rejected
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def lines(error: ValidationError) -> list[str]:
+    """Every problem as "--flag: what is wrong"."""
+    if not hasattr(error, "error_dict"):
+        return error.messages
+    return [f"{flag(field)}: {text}" for field, found in error.message_dict.items() for text in found]
