@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from chat.engine.capacity import free_memory
 from chat.engine.cpu_linear import accelerate_linear
@@ -64,6 +65,7 @@ def load(
     """
     folder = str(folder)
     describe(folder)
+    disable_progress_bar()  # it would fill the log files
     import chat.chatglm  # noqa: F401  registers its Auto classes
 
     raw = read_config(folder)
@@ -82,7 +84,10 @@ def load(
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointInvalid("tokenizer_missing", f"the tokenizer cannot be loaded: {error}") from error
-    placement = {"device_map": "auto"} if device.type == "cuda" and torch.cuda.device_count() > 1 else {}
+    # On a GPU each weight goes straight there (and is packed there); several GPUs share the layers.
+    placement = {}
+    if device.type == "cuda":
+        placement["device_map"] = "auto" if torch.cuda.device_count() > 1 else {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=False, local_files_only=True, **placement
