@@ -11,7 +11,7 @@ up: $(VENV)/.runtime  ## set up what is missing, then run the portal
 	@$(BIN)/python manage.py up --host $(HOST) --port $(PORT)
 
 test: $(VENV)/.dev  ## the default tests: CPU, no network, no weights
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(VENV)/.dev  ## with the slow ones and PostgreSQL (TEST_POSTGRES_URL)
 	$(BIN)/python -m pytest -m "not gpu"
