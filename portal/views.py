@@ -39,11 +39,13 @@ async def root(request):
 
 def home(request):
     user = request.user
+    steps = first_steps(user)
     return render(
         request,
         "portal/home.html",
         {
-            "steps": first_steps(user),
+            "steps": steps,
+            "next_step": any("next" in step for step in steps),
             "starter": Checkpoint.objects.filter(is_starter=True, is_default=True).first(),
             "conversations": Conversation.objects.filter(owner=user)[:RECENT],
             "adapters": Adapter.objects.visible_to(user).select_related("checkpoint")[:RECENT],
