@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings as project
+from django.core.exceptions import ValidationError
 from django.utils import timezone
 from django.utils.translation import override
 
@@ -290,12 +291,17 @@ def test_answering_again_replaces_the_last_answer_with_the_model_chosen_now(clie
     assert conversation.messages.first().content == "<i>ask</i>"
 
 
-def test_answering_again_with_a_model_that_is_gone_keeps_the_answer(client, member, conversation, adapter):
+def test_a_turn_that_is_refused_late_changes_nothing(client, member, conversation, monkeypatch):
+    def refuse(*args, **options):
+        raise ValidationError("too late")
+
+    monkeypatch.setattr("chat.views.create_turn", refuse)
     client.force_login(member)
     before = list(conversation.messages.values_list("pk", flat=True))
-    for fields in [{"model": "adapter-999"}, {"model": f"adapter-{adapter.pk}", "temperature": "-1"}]:
-        client.post(f"/chat/{conversation.pk}/retry/", fields)
+    for path in (f"/chat/{conversation.pk}/retry/", "/chat/start/"):
+        assert "too late" in text_of(client.post(path, {"text": "x"}, follow=True))
     assert list(conversation.messages.values_list("pk", flat=True)) == before
+    assert Conversation.objects.count() == 1
 
 
 def test_an_answer_in_flight_is_neither_replaced_nor_joined_by_a_second(client, member, conversation):
