@@ -25,6 +25,7 @@ VARIABLES = {
     "PORTAL_UPSTREAMS",
     "PORTAL_UPSTREAM_KEY",
     "PORTAL_DEVICE",
+    "PORTAL_CACHE_SHARE",
     "PORTAL_LOG_LEVEL",
 }
 LOCAL = {"localhost", "127.0.0.1", "[::1]"}
@@ -69,6 +70,13 @@ def worker_addresses(**kwargs):
         for address in settings.WORKER_URLS
         if not re.fullmatch(r"([\w.-]+=)?(unix:/\S+|https?://\S+)", address)
     ]
+
+
+@register()
+def cache_share(**kwargs):
+    if 0 < settings.CACHE_SHARE <= 0.95:
+        return []
+    return [Error(f"PORTAL_CACHE_SHARE must lie between 0 and 0.95, not {settings.CACHE_SHARE}.", id="portal.E006")]
 
 
 @register()

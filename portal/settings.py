@@ -232,6 +232,8 @@ UPSTREAMS = _list("PORTAL_UPSTREAMS")
 UPSTREAM_KEY = os.environ.get("PORTAL_UPSTREAM_KEY", "")
 # Where training and evaluation run: "" means cuda when there is one, else cpu.
 DEVICE = os.environ.get("PORTAL_DEVICE", "")
+# Part of the free memory that a worker's key-value cache may take; what is left is for training beside it.
+CACHE_SHARE = float(os.environ.get("PORTAL_CACHE_SHARE") or 0.4)
 
 LOGGING = {
     "version": 1,

@@ -122,3 +122,37 @@ class Portal:
 
     def pid_of(self, word: str) -> int:
         return min(pid for pid, command in self.processes().items() if word in command)
+
+
+def upload(portal, key, rows: list[dict], **fields):
+    """POST of a multipart form, as curl -F does it."""
+    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    file = Path(portal.data_dir) / "upload.json"
+    file.write_text(lines, encoding="utf-8")
+    form = [part for name, value in fields.items() for part in ("-F", f"{name}={value}")]
+    command = [
+        "curl",
+        "-sS",
+        "-w",
+        "\n%{http_code}",
+        "-H",
+        f"Authorization: Bearer {key}",
+        "-F",
+        f"file=@{file}",
+        *form,
+    ]
+    answer = subprocess.run(
+        [*command, f"{portal.url}/api/v1/datasets/"], capture_output=True, text=True, check=True
+    ).stdout
+    body, status = answer.rsplit("\n", 1)
+    return int(status), json.loads(body)
+
+
+def finished(portal, key, path: str, seconds: float) -> dict:
+    """The run behind `path` once it has ended."""
+
+    def ended():
+        run = portal.get(path, key=key)[1]
+        return run if run["status"] not in ("queued", "running") else None
+
+    return wait_for(ended, seconds, path)

@@ -8,7 +8,13 @@ import pytest
 
 from tests.running import ROOT
 
-MODEL_TESTS = ["tests/portal/test_runs.py", "tests/portal/test_access.py", "tests/chat/test_turns.py", "tests/tuning", "tests/evaluation"]
+MODEL_TESTS = [
+    "tests/portal/test_runs.py",
+    "tests/portal/test_access.py",
+    "tests/chat/test_turns.py",
+    "tests/tuning",
+    "tests/evaluation",
+]
 
 
 @pytest.mark.postgres

@@ -4,12 +4,11 @@ import json
 import os
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 from openai import OpenAI
 
-from tests.running import ROOT, Portal, wait_for
+from tests.running import ROOT, Portal, finished, upload, wait_for
 
 SAMPLE = ROOT / "chat" / "starter" / "sample"
 
@@ -24,20 +23,6 @@ def portal(tmp_path_factory):
 @pytest.fixture(scope="module")
 def key(portal):
     return portal.manage("create_api_key", "admin").strip()
-
-
-def upload(portal, key, rows: list[dict], **fields):
-    """POST of a multipart form, as curl -F does it."""
-    lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
-    file = Path(portal.data_dir) / "upload.json"
-    file.write_text(lines, encoding="utf-8")
-    form = [part for name, value in fields.items() for part in ("-F", f"{name}={value}")]
-    answer = subprocess.run(
-        ["curl", "-sS", "-w", "\n%{http_code}", "-H", f"Authorization: Bearer {key}", "-F", f"file=@{file}", *form, f"{portal.url}/api/v1/datasets/"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    body, status = answer.rsplit("\n", 1)
-    return int(status), json.loads(body)
 
 
 def say(portal, key, conversation: int, text: str, **choice) -> dict:
@@ -64,14 +49,6 @@ def say(portal, key, conversation: int, text: str, **choice) -> dict:
     )
     assert finished["content"] == streamed
     return finished
-
-
-def finished(portal, key, path: str, seconds: float) -> dict:
-    def ended():
-        run = portal.get(path, key=key)[1]
-        return run if run["status"] not in ("queued", "running") else None
-
-    return wait_for(ended, seconds, path)
 
 
 def test_the_whole_loop(portal, key):

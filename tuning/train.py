@@ -16,10 +16,6 @@ import time
 import traceback
 from collections.abc import Callable
 
-# OpenMP's threads wait asleep: on processors shared with the chat's worker, waiting awake took three to five times the
-# processor time of the training itself. Read when torch is loaded.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 import django
 
 if __name__ == "__main__":

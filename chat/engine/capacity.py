@@ -13,7 +13,10 @@ import torch
 from chat.engine.slots import SlotCache
 
 MOST_ROWS = {"cpu": 32, "cuda": 128}
-CACHE_SHARE = {"cpu": 0.4, "cuda": 0.85}  # of free memory; the rest is for activations, adapters, the prompt store
+CACHE_SHARE = (
+    0.4  # of free memory; the rest is for activations, adapters, the prompt store and a trainer beside the engine
+)
+LAST_RESORT_SHARE = 0.85  # for the first row alone
 PROMPT_STORE_SHARE = 0.05
 MAX_LENGTH = 8192  # tokens a request, unless asked for more: slots are as long as the longest request may be
 
@@ -41,7 +44,9 @@ def free_memory(device: torch.device) -> int:
     return max(free, 0)
 
 
-def capacity_for(loaded: Any, max_rows: int | None, max_length: int | None, prefix_room: int) -> Capacity:
+def capacity_for(
+    loaded: Any, max_rows: int | None, max_length: int | None, prefix_room: int, cache_share: float = CACHE_SHARE
+) -> Capacity:
     """Raises ValueError when not even one request fits."""
     length = min(max_length or MAX_LENGTH, loaded.context_length)
     columns = length + prefix_room
@@ -49,7 +54,8 @@ def capacity_for(loaded: Any, max_rows: int | None, max_length: int | None, pref
         layers=loaded.layers, kv_heads=loaded.kv_heads, head_dim=loaded.head_dim, columns=columns, dtype=loaded.dtype
     )
     free = free_memory(loaded.device)
-    fits = int(free * CACHE_SHARE.get(loaded.device.type, 0.4)) // per_row
+    # A card that the weights nearly fill still serves one request at a time, though nothing trains beside it.
+    fits = int(free * cache_share) // per_row or min(1, int(free * LAST_RESORT_SHARE) // per_row)
     rows = min(fits, max_rows or MOST_ROWS.get(loaded.device.type, 32))
     if rows < 1:
         raise ValueError(

@@ -21,7 +21,7 @@ from chat.engine.acceptance import Acceptance
 from chat.engine.adapters import AdapterPool
 from chat.engine.admission import FairQueue
 from chat.engine.answers import Answer, AnswerCollector
-from chat.engine.capacity import capacity_for
+from chat.engine.capacity import CACHE_SHARE, capacity_for
 from chat.engine.cuda_graphs import decoder_for
 from chat.engine.loading import Loaded
 from chat.engine.positions import positions_for, prefill_mask
@@ -44,6 +44,7 @@ class Engine:
     """Serves one loaded checkpoint and any number of adapters.
 
     max_rows, max_length: requests in a batch, tokens of one request (prompt and answer); sized from free memory when None.
+    cache_share: part of the free memory that the key-value cache may take when rows are sized from it.
     queue_limit: requests waiting beyond which `submit` refuses. prefill_tokens: prompt tokens computed in one step.
     """
 
@@ -56,11 +57,12 @@ class Engine:
         queue_limit: int = 256,
         prefill_tokens: int = 512,
         prefix_room: int = LONGEST_PREFIX,
+        cache_share: float = CACHE_SHARE,
         reuse_prompts: bool = True,
     ):
         self.loaded = loaded
         self.queue_limit, self.prefill_tokens = queue_limit, prefill_tokens
-        self.capacity = capacity_for(loaded, max_rows, max_length, prefix_room)
+        self.capacity = capacity_for(loaded, max_rows, max_length, prefix_room, cache_share)
         self.max_rows, self.max_length = self.capacity.rows, self.capacity.max_length
         self.positions = positions_for(loaded)
         self.adapters = AdapterPool(loaded)

@@ -124,6 +124,7 @@ class TestChecks:
         [
             ("WORKER_URLS", ["worker.sock"], "portal.E003"),
             ("UPSTREAMS", ["http://gpu:8000"], "portal.E004"),
+            ("CACHE_SHARE", 1.5, "portal.E006"),
             ("ALLOWED_HOSTS", ["*"], "portal.W002"),
             ("ALLOWED_HOSTS", ["portal.example"], "portal.W003"),
         ],

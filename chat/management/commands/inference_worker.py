@@ -72,7 +72,7 @@ def _load(checkpoint: Checkpoint):
         logging.getLogger(__name__).warning(
             "the files of checkpoint %s have changed since it was registered; register them again", checkpoint.name
         )
-    return Engine(loaded), loaded.fingerprint
+    return Engine(loaded, cache_share=settings.CACHE_SHARE), loaded.fingerprint
 
 
 def _replaced(served: Checkpoint, *, following_default: bool) -> str:

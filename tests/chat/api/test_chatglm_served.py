@@ -7,7 +7,7 @@ import openai
 import pytest
 
 from tests.chat.chatglm.tiny import DATA, tiny_folder
-from tests.running import Portal, wait_for
+from tests.running import Portal, finished, upload, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("web")]
 
@@ -56,3 +56,29 @@ def test_every_prefix_answers_in_its_own_way_and_off_is_the_base(portal, key):
 def test_a_prompt_that_does_not_fit_is_refused_with_the_numbers(portal, key):
     status, body = portal.call("POST", "/", {"prompt": "好" * 500}, key=key)
     assert status == 400 and body["error"]["code"] == "context_length_exceeded" and "128" in body["error"]["message"]
+
+
+def test_it_is_tuned_evaluated_and_chats_with_its_own_adapter(portal, key):
+    rows = [{"prompt": f"颜色 {number}", "response": "红色的裙子"} for number in range(12)]
+    status, dataset = upload(portal, key, rows, name="colours", prompt_column="prompt", response_column="response")
+    assert status == 201, dataset
+    checkpoints = portal.get("/api/v1/checkpoints/", key=key)[1]["results"]
+    tiny = next(checkpoint for checkpoint in checkpoints if checkpoint["name"] == "tiny-chatglm")
+    plan = {
+        "dataset": dataset["id"], "checkpoint": tiny["id"], "name": "colours-v1", "max_steps": 4, "pre_seq_len": 8,
+        "max_source_length": 32, "max_target_length": 32,
+        "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1,
+    }  # fmt: skip
+    status, run = portal.call("POST", "/api/v1/tuning-runs/", plan, key=key)
+    assert status == 201, run
+    run = finished(portal, key, f"/api/v1/tuning-runs/{run['id']}/", 120)
+    assert run["status"] == "succeeded" and run["step"] == 4, run
+
+    wish = {"dataset": dataset["id"], "checkpoint": tiny["id"], "adapter": run["adapter"], "max_examples": 4}
+    status, evaluation = portal.call("POST", "/api/v1/evaluation-runs/", wish, key=key)
+    assert status == 201, evaluation
+    evaluation = finished(portal, key, f"/api/v1/evaluation-runs/{evaluation['id']}/", 180)
+    assert evaluation["status"] == "succeeded" and set(evaluation["scores"]) >= {"rouge-l", "bleu-4"}, evaluation
+
+    status, reply = portal.call("POST", "/", {"prompt": "颜色 1", "model": "colours-v1", "max_length": 40}, key=key)
+    assert status == 200, reply

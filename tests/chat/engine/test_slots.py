@@ -57,6 +57,8 @@ def test_rows_follow_from_free_memory(monkeypatch):
     monkeypatch.setattr(capacity, "free_memory", lambda device: int(one * 5.5 / 0.4))
     assert capacity.capacity_for(loaded, None, None, 64).rows == 5
     assert capacity.capacity_for(loaded, 2, None, 64).rows == 2
+    monkeypatch.setattr(capacity, "free_memory", lambda device: int(one * 1.3))
+    assert capacity.capacity_for(loaded, None, None, 64).rows == 1  # beyond the share, rather than none
     monkeypatch.setattr(capacity, "free_memory", lambda device: one)
     with pytest.raises(ValueError, match="one request of 256 tokens"):
         capacity.capacity_for(loaded, None, None, 64)
