@@ -31,13 +31,6 @@ PAGES = [
 
 
 @pytest.fixture(autouse=True)
-def no_collected_files(settings):
-    """The manifest storage needs collectstatic, which `up` runs and tests do not."""
-    storage = "django.contrib.staticfiles.storage.StaticFilesStorage"
-    settings.STORAGES = {**settings.STORAGES, "staticfiles": {"BACKEND": storage}}
-
-
-@pytest.fixture(autouse=True)
 def no_worker(monkeypatch):
     """The worker does not answer; `generation` notes what it was asked for and finds nobody."""
     asked = []
