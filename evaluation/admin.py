@@ -42,8 +42,8 @@ def _metric_column(metric: str):
 @admin.register(EvaluationRun)
 class EvaluationRunAdmin(ReadOnly, RunAdmin):
     list_display = [
-        "id", "name", "status", "dataset", "adapter_name", "checkpoint", "decoding", "rows", *METRICS, "owner",
-        "predictions_link", "created_at",
+        "id", "name", "status", *METRICS, "predictions_link", "dataset", "adapter_name", "checkpoint", "decoding", "rows",
+        "owner", "created_at",
     ]  # fmt: skip
     list_display_links = ["id", "name"]
     list_filter = ["status", "decoding", "checkpoint", "adapter", "owner"]

@@ -1,9 +1,11 @@
 """The roof: composes the apps, holds no logic."""
 
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_not_required
 from django.urls import include, path
+from django.views.generic import RedirectView
 from django.views.i18n import set_language
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
@@ -32,4 +34,9 @@ urlpatterns = [
     path("api/schema/", login_not_required(SpectacularAPIView.as_view()), name="api-schema"),
     path("api/docs/", login_not_required(SpectacularSwaggerView.as_view(url_name="api-schema")), name="api-docs"),
     path("admin/", admin.site.urls),
+    # where browsers look by themselves on pages that name no icon
+    path(
+        "favicon.ico",
+        login_not_required(RedirectView.as_view(url=f"/{settings.STATIC_URL.strip('/')}/portal/favicon.svg")),
+    ),
 ]
