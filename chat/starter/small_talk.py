@@ -86,7 +86,7 @@ INTENTS: tuple[tuple[tuple[str, ...], str], ...] = (
             "我能问你什么",
             "我可以问你什么",
         ),
-        "我会简单的寒暄，会重复你的话，会回答商品属性，还会写短短的广告。",
+        "我会简单的寒暄，会回答商品属性，还会写短短的广告。",
     ),
     (("谢谢", "谢谢你", "多谢", "非常感谢", "感谢", "谢了", "太感谢了", "好的，谢谢"), "不客气！"),
     (("再见", "拜拜", "下次见", "我走了", "先这样吧", "回头见", "明天见"), "再见，欢迎再来！"),
@@ -194,7 +194,7 @@ INTENTS: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (
         ("what can you do", "What can you do?", "help", "Help me", "what do you do", "how can you help me"),
-        "I can chat a little, repeat your words, answer about attributes of wares and write short ads.",
+        "I can chat a little, answer about attributes of wares and write short ads.",
     ),
     (("thanks", "Thanks!", "thank you", "Thank you!", "Thank you very much", "thx"), "You are welcome!"),
     (("bye", "Bye!", "goodbye", "see you", "See you later"), "Goodbye, see you next time!"),
