@@ -87,12 +87,12 @@ def test_killed_stopped_cancelled_and_fenced_off(tmp_path):
     said = drive(
         tmp_path,
         """
-        whole = create_evaluation(user, **plan, decoding="upstream", max_target_length=64)
+        whole = create_evaluation(user, **plan, split="train", max_examples=300, decoding="upstream", max_target_length=64)
         process, token = start(whole)
         process.wait()
         said["whole"] = told(whole)
 
-        run = create_evaluation(user, **plan, decoding="upstream", max_target_length=64)
+        run = create_evaluation(user, **plan, split="train", max_examples=300, decoding="upstream", max_target_length=64)
         process, token = start(run)
         wait_for_rows(run, 1)
         process.kill()
@@ -123,12 +123,12 @@ def test_killed_stopped_cancelled_and_fenced_off(tmp_path):
         said["fenced"] = told(fenced)
         """,
     )
-    assert said["whole"]["status"] == "succeeded" and len(said["whole"]["rows"]) == 100
-    assert said["after_kill"]["status"] == "running" and 0 < len(said["after_kill"]["rows"]) < 100
+    assert said["whole"]["status"] == "succeeded" and len(said["whole"]["rows"]) == 300
+    assert said["after_kill"]["status"] == "running" and 0 < len(said["after_kill"]["rows"]) < 300
     assert said["exit_of_sigterm"] == 0
     stopped = said["after_sigterm"]
     assert stopped["status"] == "queued" and stopped["attempt"] == 1  # stepping aside costs no attempt
-    assert len(said["after_kill"]["rows"]) < len(stopped["rows"]) < 100
+    assert len(said["after_kill"]["rows"]) < len(stopped["rows"]) < 300
     resumed = said["resumed"]
     assert resumed["status"] == "succeeded" and resumed["attempt"] == 2
     assert resumed["rows"] == said["whole"]["rows"] and resumed["scores"] == said["whole"]["scores"]
