@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+LAST_WORDS = 5.0  # seconds that a process has to exit once its run has ended
 GRACE = 20.0  # seconds between SIGTERM (save a checkpoint) and SIGKILL
 
 
@@ -90,7 +91,7 @@ def supervise(run_id: int, module: str) -> str:
 
 
 def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
-    """Returns when the child has ended; stops it when its lease is over or another process holds the run."""
+    """Returns when the child has ended; ends it when the run is no longer this child's, or its lease is over."""
     while child.poll() is None:
         time.sleep(1.0)
         close_old_connections()
@@ -98,9 +99,12 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
         if run is None or run.token != token:
             logger.warning("run %s: fenced off, stopping its process", run_id)
             stop(child, grace=2.0)
-        elif (
-            run.status == Run.Status.RUNNING and time.time() - run.heartbeat_at.timestamp() > runs.LEASE.total_seconds()
-        ):
+        elif run.status != Run.Status.RUNNING:
+            # Ended, or the reaper was first and has queued it again: a process that hangs must not hold the queue.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(LAST_WORDS)
+            stop(child, grace=2.0)
+        elif time.time() - run.heartbeat_at.timestamp() > runs.LEASE.total_seconds():
             logger.warning("run %s: no heartbeat, killing its process", run_id)
             kill_group(child)
             child.wait()

@@ -1,5 +1,7 @@
 """The life of a Run: who may write, what survives, what ends it."""
 
+import signal
+import sys
 import threading
 from datetime import timedelta
 
@@ -8,7 +10,7 @@ from django.db import connection
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from portal import runs
+from portal import processes, runs
 from portal.models import Run
 
 pytestmark = pytest.mark.django_db
@@ -152,3 +154,14 @@ def test_queue_position_counts_what_goes_first(run, member):
     assert (run.queue_position(), second.queue_position()) == (0, 1)
     runs.claim(run.pk)
     assert (Run.objects.get(pk=run.pk).queue_position(), second.queue_position()) == (None, 1)
+
+
+@pytest.mark.parametrize("status", ["queued", "cancelled"])
+def test_a_hung_process_does_not_hold_the_queue_once_its_run_was_given_to_others(run, monkeypatch, status):
+    monkeypatch.setattr(processes, "LAST_WORDS", 0.2)
+    token = runs.claim(run.pk)
+    child = processes.spawn([sys.executable, "-c", "import time; time.sleep(60)"])
+    child.send_signal(signal.SIGSTOP)
+    Run.objects.filter(pk=run.pk).update(status=status)  # as the reaper and `cancel` leave it: the token stays
+    processes._watch(child, run.pk, token)
+    assert child.returncode == -signal.SIGKILL
