@@ -58,6 +58,7 @@ class Heart(threading.Thread):
         super().__init__(name="heart", daemon=True)
         self._run_id, self._token, self._say = run_id, token, say
         self._lock, self._ended = threading.Lock(), threading.Event()
+        self._writing = threading.Lock()  # one write at a time, the oldest words first
         self._progress: dict = {}
         self._measured: dict = {}
         self._metrics: list[TuningMetric] = []
@@ -82,6 +83,10 @@ class Heart(threading.Thread):
             self._beat()
         connection.close()
 
+    def flush(self) -> None:
+        """Writes what has been told, before a checkpoint makes sure that it is never told again."""
+        self._beat()
+
     def end(self) -> None:
         """Stops beating; everything told has been written then. The main thread may write after it."""
         self._ended.set()
@@ -89,6 +94,10 @@ class Heart(threading.Thread):
         self._beat()
 
     def _beat(self) -> None:
+        with self._writing:
+            self._write()
+
+    def _write(self) -> None:
         with self._lock:
             if time.monotonic() - self._alive > STALL:
                 self._say(f"nothing has happened for {STALL:.0f} s: giving up the lease")
@@ -220,6 +229,8 @@ def _train(run: TuningRun, heart: Heart, busy: threading.Event, say: Say) -> Non
                     {} if metric is None else {"loss": metric.loss, "samples_per_second": metric.samples_per_second}
                 )
                 heart.tell(progress=progress.step, phase="training", metric=metric, measured=measured)
+                if progress.step % recipe.save_steps == 0:
+                    heart.flush()
                 return heart.wish is not None
 
             trainer = Trainer(loaded, recipe, examples, run.checkpoint_folder, report)
