@@ -18,6 +18,7 @@ import platform
 import random
 import resource
 import statistics
+import string
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -39,6 +41,7 @@ from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine
 from chat.engine.loading import Loaded, from_parts
 from chat.engine.request import AdapterRef, Request, Sampling
+from tests.bench import engine_sse
 
 VOCABULARY = 8192
 PREFIX_LENGTHS = (20, 64, 128, 20, 64, 128, 20, 64)
@@ -58,10 +61,11 @@ def jobs(count: int, seed: int) -> list[Job]:
     ]
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over made-up Chinese and English words, so that detokenising meets multi-byte characters."""
+def tokenizer(chinese: bool = True) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over made-up words: Chinese and English, so that detokenising meets multi-byte characters; or of letters
+    alone, where every token is text at once."""
     draw = random.Random(0)
-    characters = [chr(draw.randrange(0x4E00, 0x9FFF)) for _ in range(1500)]
+    characters = [chr(draw.randrange(0x4E00, 0x9FFF)) for _ in range(1500)] if chinese else string.ascii_letters
     lines = [
         "".join(draw.choices(characters, k=20)) + " " + "".join(draw.choices("etaoin shrdlu", k=30))
         for _ in range(3000)
@@ -69,7 +73,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if chinese else []
     backend.train_from_iterator(
         lines, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet)
     )
@@ -206,8 +210,11 @@ def join_stall(loaded: Loaded) -> float:
         if steps % 12 == 10 and steps < 106:
             submit(f"late {steps}", draw.randint(200, 800), 20)
     engine.close()
-    gaps.sort()
-    return gaps[int(0.99 * len(gaps))] / statistics.median(gaps)
+    return _p99(gaps) / statistics.median(gaps)
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[int(0.99 * len(values))]
 
 
 def rate(run: Callable[[], None], work: list[Job]) -> float:
@@ -293,6 +300,14 @@ def measure(quick: bool, rounds: int, only: set[str] | None = None) -> tuple[dic
                 add("join_p99_over_p50", join_stall(loaded))
             if wanted("detok"):
                 add("detok_us_per_token", detokenising(loaded))
+    if wanted("sse"):
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            asked = 32 if quick else 64
+            for waits in engine_sse.measure(Path(folder), model()[1], tokenizer(chinese=False), rounds, asked):
+                add("sse16_ttft_p50_ms", statistics.median(waits["ours"]) * 1e3)
+                add("sse16_ttft_p99_ms", _p99(waits["ours"]) * 1e3)
+                add("sse16_ttft_p50_vs_serve", statistics.median(waits["ours"]) / statistics.median(waits["serve"]))
+                add("sse16_ttft_p99_vs_serve", _p99(waits["ours"]) / _p99(waits["serve"]))
     results = {key: statistics.median(values) for key, values in samples.items()}
     if wanted("peak"):
         results["peak_mib"] = peak_mib()
@@ -304,7 +319,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="about a minute")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--rounds", type=int, help="default 5, quick 2")
-    parser.add_argument("--only", help="comma-separated: c1, c4, c16, c32, c64, burst, join, detok, peak")
+    parser.add_argument("--only", help="comma-separated: c1, c4, c16, c32, c64, burst, join, detok, sse, peak")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
