@@ -6,12 +6,12 @@ import pytest
 
 from evaluation import evaluate as process
 from evaluation.comparison import compare, update_differences
-from evaluation.evaluate import RunFailed, Stopped
 from evaluation.models import METRICS, EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
 from evaluation.predict import predict
 from portal import runs
 from portal.models import Run
+from portal.run_process import CANCEL, Asked, RunFailed
 from tests.tuning.datasets.files import lines, upload
 from tuning import datasets
 
@@ -20,34 +20,51 @@ SHORT = {"max_source_length": 48, "max_target_length": 12}
 
 
 class QuietHeart:
-    """Heart without its thread; `stop_after` rows somebody asks to stop."""
+    """Heart without its thread, which writes at once; `stop_after` rows somebody asks to stop."""
 
     def __init__(self, stop_after: int | None = None):
-        self.progress, self.phase, self.stop_after = 0, "loading", stop_after
+        self.progress, self.stop_after = 0, stop_after
 
     @property
-    def should_stop(self) -> bool:
-        return self.stop_after is not None and self.progress >= self.stop_after
+    def wish(self) -> str | None:
+        return CANCEL if self.stop_after is not None and self.progress >= self.stop_after else None
+
+    def tell(self, *writes, progress=None, **more) -> None:
+        self.progress = self.progress if progress is None else progress
+        for write in writes:
+            write()
 
     def check(self) -> None:
-        if self.should_stop:
-            raise Stopped
+        if self.wish:
+            raise Asked(self.wish)
 
-    def beat(self) -> None:
+    def wait(self) -> None:
+        self.check()
+
+    def flush(self) -> None:
         pass
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, scorer):
-    """Rows are written one by one, and jieba's dictionary is loaded once for all tests."""
-    monkeypatch.setattr(process, "SAVE_EVERY", 0.0)
+    """jieba's dictionary is loaded once for all tests."""
     monkeypatch.setattr(process, "Scorer", lambda folder: scorer)
 
 
+def evaluate(run, heart=None) -> None:
+    process._evaluate(run, heart or QuietHeart(), print)
+
+
 def carry_out(run, heart=None) -> EvaluationRun:
+    """As the process does it, in this one and without threads."""
     token = runs.claim(run.pk)
-    process._predict_rows(run, heart or QuietHeart())
-    process._conclude(run, token)
+    try:
+        evaluate(run, heart)
+    except RunFailed as failure:
+        runs.fail(run.pk, token, failure.code, str(failure))
+    else:
+        runs.succeed(run.pk, token)
+        update_differences(run.pk)
     return EvaluationRun.objects.get(pk=run.pk)
 
 
@@ -82,8 +99,8 @@ def test_a_stopped_run_goes_on_behind_its_rows(member, dataset, checkpoint, monk
     monkeypatch.setattr(process, "predict", partial(predict, in_flight=2))
     whole = carry_out(create_evaluation(member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT))
     run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT)
-    with pytest.raises(Stopped):
-        process._predict_rows(run, QuietHeart(stop_after=3))
+    with pytest.raises(Asked):
+        evaluate(run, QuietHeart(stop_after=3))
     done = set(run.predictions.values_list("row", flat=True))
     assert 3 <= len(done) < 8
     before = dict(run.predictions.values_list("row", "pk"))
@@ -134,18 +151,8 @@ def test_what_cannot_work_fails_with_a_reason(member, dataset, checkpoint, adapt
         checkpoint.save()
     EvaluationRun.objects.filter(pk=run.pk).update(recipe=run.recipe)
     with pytest.raises(RunFailed) as caught:
-        process._predict_rows(EvaluationRun.objects.get(pk=run.pk), QuietHeart())
+        evaluate(EvaluationRun.objects.get(pk=run.pk))
     assert caught.value.code == code and str(caught.value)
-
-
-def test_a_lost_token_writes_no_scores(member, dataset, checkpoint):
-    run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, **SHORT)
-    token = runs.claim(run.pk)
-    process._predict_rows(run, QuietHeart())
-    Run.objects.filter(pk=run.pk).update(token="somebody else's")
-    with pytest.raises(runs.FencedOff):
-        process._conclude(run, token)
-    assert EvaluationRun.objects.get(pk=run.pk).scores is None
 
 
 def test_differences_wait_for_both_sides(member, dataset, checkpoint, adapter):

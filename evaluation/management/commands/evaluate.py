@@ -15,6 +15,7 @@ from evaluation.models import METRICS, EvaluationRun
 from evaluation.plan import SEED, create_evaluation
 from portal import runs
 from portal.models import Run
+from portal.run_process import stamped
 from tuning.models import Dataset
 from tuning.terminal import ForegroundCommand, lines
 
@@ -64,9 +65,9 @@ class Command(ForegroundCommand):
         except ValidationError as fault:
             raise CommandError("\n".join(lines(fault))) from fault
 
-        from evaluation.evaluate import evaluate  # brings torch, which --help does without
+        from evaluation.evaluate import carry_out  # brings torch, which --help does without
 
-        evaluate(run.pk, token)
+        carry_out(run.pk, token, lambda line: print(stamped(line), file=sys.stderr, flush=True))
         run.refresh_from_db()
         if run.status == Run.Status.SUCCEEDED and options["output_dir"]:
             _write_files(run, options["output_dir"])

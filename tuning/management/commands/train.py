@@ -15,11 +15,12 @@ from chat.models import Checkpoint
 from portal import runs
 from portal.models import Run
 from portal.processes import run_folder
+from portal.run_process import stamped
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run
 from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
 from tuning.terminal import ForegroundCommand, flag, lines
-from tuning.train import carry_out, stamped
+from tuning.train import carry_out
 
 EXAMPLE = (
     "Example: python manage.py train --train-file train.json --prompt-column content --response-column summary "
