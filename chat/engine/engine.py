@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import pairwise
@@ -24,9 +23,11 @@ from chat.engine.answers import Answer, AnswerCollector
 from chat.engine.capacity import CACHE_SHARE, capacity_for
 from chat.engine.cuda_graphs import decoder_for
 from chat.engine.loading import Loaded
+from chat.engine.pace import Pace
 from chat.engine.positions import positions_for, prefill_mask
-from chat.engine.request import DEFAULT_NEW_TOKENS, LONGEST_PREFIX, Request, RequestRefused, Sink
+from chat.engine.request import LONGEST_PREFIX, Request, RequestRefused, Sink
 from chat.engine.reuse import PromptStore
+from chat.engine.rows import Rows
 from chat.engine.sampler import Chosen, choose
 from chat.engine.sequences import Ended, Sequence
 from chat.engine.slots import SlotCache, layer_devices
@@ -34,10 +35,7 @@ from chat.engine.slots import SlotCache, layer_devices
 log = logging.getLogger(__name__)
 
 POSITION_INTERVAL = 0.5  # seconds between queue position updates
-PREFILL_SHARE = 1.25  # while rows decode, a step's prefill may take this many decode steps' time (see _prefill_budget)
-SMALLEST_CHUNK = 48  # tokens
 PADDING_WASTE = 1.15  # padded / real tokens that a batched prefill may cost
-RATE_WINDOW = 10.0  # seconds over which tokens/s is reported
 
 
 class Engine:
@@ -61,7 +59,7 @@ class Engine:
         reuse_prompts: bool = True,
     ):
         self.loaded = loaded
-        self.queue_limit, self.prefill_tokens = queue_limit, prefill_tokens
+        self.queue_limit = queue_limit
         self.capacity = capacity_for(loaded, max_rows, max_length, prefix_room, cache_share)
         self.max_rows, self.max_length = self.capacity.rows, self.capacity.max_length
         self.positions = positions_for(loaded)
@@ -85,12 +83,9 @@ class Engine:
         self._known: dict[str, Sequence] = {}  # every request without a terminal event, by id
         self._closed = False
         # The engine's thread alone:
-        self._rows: list[Sequence] = []  # by slot; the first `_decoding` are past their prompt
-        self._decoding = 0
+        self._rows = Rows(self.cache, self.adapters, self.prompts)
+        self._pace = Pace(prefill_tokens)
         self._positions_told_at = 0.0
-        self._prefill_cost: float | None = None  # seconds a token, and a decode step: running means
-        self._decode_cost: float | None = None
-        self._produced: deque[tuple[float, int]] = deque()
         self._steps = self._tokens = 0
         self._thread: threading.Thread | None = None
         self._stop_event = threading.Event()
@@ -128,13 +123,8 @@ class Engine:
             raise RequestRefused(
                 "queue_full",
                 f"{len(self._waiting)} requests are waiting already, more are not taken",
-                retry_after=self._retry_after(),
+                retry_after=self._pace.retry_after(),
             )
-
-    def _retry_after(self) -> int:
-        """Seconds until a place in line should be free: a guess from the present speed, 1 to 60."""
-        rate = self._rate()
-        return max(1, min(60, round(DEFAULT_NEW_TOKENS / rate))) if rate else 5
 
     def abort(self, request_id: str) -> None:
         """End a request with finish_reason "abort" at the next step; unknown and finished ones are ignored."""
@@ -187,7 +177,7 @@ class Engine:
         self._end_aborted()
         worked = self._prefill()
         self._tell_positions()
-        if self._decoding:
+        if self._rows.decoding:
             self._decode()
             worked = True
         self._steps += worked
@@ -216,23 +206,12 @@ class Engine:
 
     # -- prefill
 
-    def _prefill_budget(self) -> int:
-        """Prompt tokens of this step.
-
-        While rows decode, so few that no stream stalls: inter-token times stay below about three times the usual. Unless
-        more people wait than are being answered: in a burst the first token matters more.
-        """
+    def _prefill(self) -> bool:
         with self._door:
             waiting = len(self._waiting)
-        if waiting > self._decoding or not self._prefill_cost or not self._decode_cost:
-            return self.prefill_tokens
-        affordable = int(PREFILL_SHARE * self._decode_cost / self._prefill_cost)
-        return max(SMALLEST_CHUNK, min(self.prefill_tokens, affordable))
-
-    def _prefill(self) -> bool:
-        budget = self._prefill_budget()
-        counts: list[int] = []  # tokens of each prefilling row in this step, by slot from _decoding on
-        for sequence in self._rows[self._decoding :]:
+        budget = self._pace.prefill_budget(waiting, self._rows.decoding)
+        counts: list[int] = []  # tokens of each prefilling row in this step
+        for sequence in self._rows.prefilling:
             counts.append(min(budget, len(sequence.prompt) - sequence.done))
             budget -= counts[-1]
         admitted, sizes = self._admit(budget)
@@ -241,16 +220,13 @@ class Engine:
                 counts.append(size)
         if not counts:
             return False
-        rows = self._rows[self._decoding :]
+        rows = self._rows.prefilling
         counts = [min(count, len(row.prompt) - row.done) for row, count in zip(rows, counts, strict=True)]
         started = time.perf_counter()
         for start, end in pairwise(_groups(counts, self._slack)):
             self._guarded(rows[start:end], partial(self._prefill_rows, dict(zip(rows, counts, strict=True))))
-        self._prefill_cost = _mean(self._prefill_cost, (time.perf_counter() - started) / sum(counts))
-        # Rows become ready in slot order, because only the last one of a step can be cut short.
-        while self._decoding < len(self._rows) and (rows[0].prefilled or rows[0].finished):
-            rows.pop(0)
-            self._decoding += 1
+        self._pace.prefilled(sum(counts), time.perf_counter() - started)
+        self._rows.advance()
         self._sweep()
         return True
 
@@ -271,7 +247,7 @@ class Engine:
                     break
                 whole = len(sequence.prompt)
                 if self.positions.atomic_prefill:
-                    if whole > budget and (taken or self._rows[self._decoding :]):
+                    if whole > budget and (taken or self._rows.prefilling):
                         break
                     size = whole
                 else:
@@ -283,27 +259,13 @@ class Engine:
         return [entry[0] for entry in taken], [entry[1] for entry in taken]
 
     def _settle(self, sequence: Sequence) -> bool:
-        """Give a request its row and what needs no compute: its prefix, and keys and values known from earlier prompts."""
         sequence.started()
-        sequence.columns = sequence.places.prefix
-        slot = len(self._rows)
         try:
-            needed = sequence.columns + len(sequence.prompt) + sequence.new_tokens_limit
-            self.cache.reserve(needed, slot)
-            if sequence.prefix is not None:
-                self.cache.put(slot, 0, self.adapters.on_device(sequence.adapter_name, sequence.prefix))
-                sequence.prefix = None
-            known = self.prompts.find(sequence.adapter_name, sequence.prompt) if self.prompts is not None else None
-            if known is not None:
-                self.cache.put(slot, sequence.columns, known)
-                sequence.done = known.shape[3]
-                sequence.columns += sequence.done
+            self._rows.settle(sequence)
         except Exception as error:
             self._fail(sequence, error)
             self._release(sequence)
             return False
-        sequence.slot = slot
-        self._rows.append(sequence)
         return True
 
     def _prefill_rows(self, sizes: dict[Sequence, int], rows: list[Sequence]) -> None:
@@ -342,8 +304,8 @@ class Engine:
 
     def _decode(self) -> None:
         started = time.perf_counter()
-        self._guarded(self._rows[: self._decoding], self._decode_rows)
-        self._decode_cost = _mean(self._decode_cost, time.perf_counter() - started)
+        self._guarded(self._rows.answering, self._decode_rows)
+        self._pace.decoded(time.perf_counter() - started)
         self._sweep()
 
     def _decode_rows(self, rows: list[Sequence]) -> None:
@@ -364,12 +326,9 @@ class Engine:
                 row.take(choice)
             except Exception as error:
                 self._fail(row, error)
-        if not rows:
-            return
-        self._tokens += len(rows)
-        self._produced.append((time.monotonic(), len(rows)))
-        while self._produced[0][0] < self._produced[-1][0] - RATE_WINDOW:
-            self._produced.popleft()
+        if rows:
+            self._tokens += len(rows)
+            self._pace.produced(len(rows))
 
     # -- one request's fault is its own
 
@@ -394,49 +353,20 @@ class Engine:
 
     def _abandon(self, error: Exception) -> None:
         """End every running request and start again with empty rows."""
-        for slot, row in enumerate(self._rows):
+        for row in self._rows.clear():
             row.fail(f"the engine failed: {error}", "server_error", "engine_error")
-            self.cache.wipe(slot)
             with self._door:
                 self._known.pop(row.id, None)
-        self._rows, self._decoding = [], 0
 
     def _sweep(self) -> None:
-        for row in [row for row in self._rows if row.finished]:
-            self._release(row)
+        for row in [*self._rows.answering, *self._rows.prefilling]:
+            if row.finished:
+                self._release(row)
 
     def _release(self, sequence: Sequence) -> None:
-        """Free a finished request's slot; the last rows move up so that those in use stay together."""
         with self._door:
             self._known.pop(sequence.id, None)
-        slot = sequence.slot
-        if slot < 0:
-            return
-        if sequence.finish_reason == "error":
-            self.cache.wipe(slot)
-        elif self.prompts is not None:
-            self._remember(sequence)
-        if slot < self._decoding:
-            self._decoding -= 1
-            self._move(self._decoding, slot)
-            slot = self._decoding
-        self._move(len(self._rows) - 1, slot)
-        self._rows.pop()
-        sequence.slot = -1
-
-    def _move(self, source: int, target: int) -> None:
-        if source != target:
-            row = self._rows[source]
-            self.cache.move(source, target, row.columns)
-            self._rows[target], row.slot = row, target
-
-    def _remember(self, sequence: Sequence) -> None:
-        assert self.prompts is not None
-        first = sequence.places.prefix
-        count = sequence.columns - first
-        ids = (sequence.prompt + sequence.answer)[:count]
-        if self.prompts.wants(sequence.adapter_name, ids):
-            self.prompts.keep(sequence.adapter_name, ids, self.cache.take(sequence.slot, first, first + count))
+        self._rows.release(sequence)
 
     # -- convenience
 
@@ -462,13 +392,6 @@ class Engine:
 
     # -- what the status page shows
 
-    def _rate(self) -> float:
-        produced = list(self._produced)
-        if len(produced) < 2:
-            return 0.0
-        elapsed = time.monotonic() - produced[0][0]
-        return sum(count for _, count in produced) / elapsed if elapsed > 0 and elapsed < 2 * RATE_WINDOW else 0.0
-
     def status(self) -> dict[str, Any]:
         with self._door:
             waiting, known = len(self._waiting), len(self._known)
@@ -482,7 +405,7 @@ class Engine:
             "max_length": self.max_length,
             "queue": waiting,
             "queue_limit": self.queue_limit,
-            "tokens_per_second": round(self._rate(), 1),
+            "tokens_per_second": round(self._pace.rate(), 1),
             "tokens": self._tokens,
             "steps": self._steps,
             "adapters": adapters,
@@ -494,10 +417,6 @@ class Engine:
             },
             "prompts_reused": self.prompts.hits if self.prompts is not None else 0,
         }
-
-
-def _mean(mean: float | None, value: float) -> float:
-    return value if mean is None else 0.8 * mean + 0.2 * value
 
 
 def _groups(counts: list[int], slack: float) -> list[int]:

@@ -16,10 +16,11 @@ class _Kept:
 
 
 class PromptStore:
-    """Least recently used, bounded in bytes. Keys and values depend on what stands before, so the adapter is part of the key."""
+    """Least recently used, bounded in bytes and in number, since each is looked at whenever a request comes. Keys and values
+    depend on what stands before, so the adapter is part of the key. shortest: tokens below which nothing is reused."""
 
-    def __init__(self, limit_bytes: int, shortest: int = 16):
-        self.limit_bytes, self.shortest = limit_bytes, shortest
+    def __init__(self, limit_bytes: int, shortest: int = 16, most: int = 256):
+        self.limit_bytes, self.shortest, self.most = limit_bytes, shortest, most
         self.nbytes = self.hits = self.reused_tokens = 0
         self._kept: OrderedDict[int, tuple[str, _Kept]] = OrderedDict()
         self._next = 0
@@ -27,10 +28,10 @@ class PromptStore:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def find(self, adapter: str, ids: list[int]) -> torch.Tensor | None:
-        """Keys and values of the longest known beginning of `ids`, never all of it: the last token must be computed."""
-        wanted = np.asarray(ids[:-1], dtype=np.int64)
-        best, best_length = None, self.shortest - 1
+    def find(self, adapter: str, ids: list[int], longer_than: int) -> torch.Tensor | None:
+        """Keys and values of the longest kept beginning of `ids`; None when none is longer than `longer_than` tokens."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        best, best_length = None, longer_than
         for key, (name, kept) in self._kept.items():
             if name != adapter:
                 continue
@@ -40,9 +41,13 @@ class PromptStore:
         if best is None:
             return None
         self._kept.move_to_end(best)
-        self.hits += 1
-        self.reused_tokens += best_length
+        self.count(best_length)
         return self._kept[best][1].tensor[:, :, :, :best_length]
+
+    def count(self, tokens: int) -> None:
+        """A prompt's first `tokens` tokens were taken over, from here or from a running request."""
+        self.hits += 1
+        self.reused_tokens += tokens
 
     def wants(self, adapter: str, ids: list[int]) -> bool:
         """Is it worth a copy: long enough, and not the beginning of what is kept already?"""
@@ -65,11 +70,16 @@ class PromptStore:
         self._kept[self._next] = (adapter, _Kept(array, tensor))
         self._next += 1
         self.nbytes += tensor.nbytes
-        while self.nbytes > self.limit_bytes:
+        while self.nbytes > self.limit_bytes or len(self._kept) > self.most:
             self._drop(next(iter(self._kept)))
 
     def _drop(self, key: int) -> None:
         self.nbytes -= self._kept.pop(key)[1].tensor.nbytes
+
+
+def common_length(a: list[int], b: list[int]) -> int:
+    """How many tokens two texts have in common at their beginning."""
+    return _common(np.asarray(a, dtype=np.int64), np.asarray(b, dtype=np.int64))
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

@@ -106,6 +106,11 @@ class Sequence:
         return self.done == len(self.prompt)
 
     @property
+    def computed(self) -> list[int]:
+        """The tokens, prompt and answer, whose keys and values are in the slot."""
+        return (self.prompt + self.answer)[: self.columns - self.places.prefix]
+
+    @property
     def text(self) -> str:
         return "".join(self.pieces)
 

@@ -156,7 +156,9 @@ def test_queue_position_counts_what_goes_first(run, member):
     assert (Run.objects.get(pk=run.pk).queue_position(), second.queue_position()) == (None, 1)
 
 
-@pytest.mark.django_db(transaction=True)  # the watcher looks after its connection, which it may not inside a transaction
+@pytest.mark.django_db(
+    transaction=True
+)  # the watcher looks after its connection, which it may not inside a transaction
 @pytest.mark.parametrize("status", ["queued", "cancelled"])
 def test_a_hung_process_does_not_hold_the_queue_once_its_run_was_given_to_others(run, monkeypatch, status):
     monkeypatch.setattr(processes, "LAST_WORDS", 0.2)

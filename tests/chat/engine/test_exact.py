@@ -91,6 +91,29 @@ def test_keys_of_one_adapter_are_not_reused_for_another(tmp_path):
     assert engine.prompts.hits == 0
 
 
+def test_a_prompt_that_is_being_answered_is_not_computed_again(tmp_path):
+    """Several answers to one prompt, and a system prompt that others share while it is in use; never across adapters."""
+    draw = random.Random(9)
+    engine = Engine(loaded_model("qwen2"), max_rows=6, prefill_tokens=64)
+    prefix, ref = Prefix(9, 2), adapter("qwen2", tmp_path, 9, 2)
+    prompt = random_prompt("qwen2", draw, 40, 41)
+    other = (*prompt[:30], *random_prompt("qwen2", draw, 12, 13))
+    asked = {
+        "first": (prompt, 20, None), "again": (prompt, 20, None), "shares its beginning": (other, 20, None),
+        "another adapter": (prompt, 20, prefix),
+    }  # fmt: skip
+    answers = {}
+    for name, (ids, tokens, tuned) in asked.items():
+        request = greedy(name, ids, tokens, ref if tuned else None)
+        engine._submit(request, lambda event: None, lambda sequence: answers.__setitem__(sequence.id, sequence))
+        engine.step()
+    while len(answers) < len(asked):
+        engine.step()
+    for name, (ids, tokens, tuned) in asked.items():
+        assert tuple(answers[name].answer) == reference("qwen2", ids, tokens, tuned)
+    assert (engine.prompts.hits, engine.prompts.reused_tokens) == (2, len(prompt) - 1 + 30)
+
+
 def schedule(architecture, folder, seed, count):
     """Requests join at random steps, some are aborted midway; the rest must be exact and nothing may be left behind."""
     draw = random.Random(seed)
@@ -116,7 +139,7 @@ def schedule(architecture, folder, seed, count):
             assert tuple(sequence.answer) == exact[: len(sequence.answer)]
         else:
             assert tuple(sequence.answer) == exact
-    assert not engine._rows and not engine._known and not len(engine._waiting) and engine._decoding == 0
+    assert not len(engine._rows) and not engine._known and not len(engine._waiting) and engine._rows.decoding == 0
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -227,7 +227,7 @@ def test_an_aborted_request_ends_within_two_steps_and_frees_its_row(engine):
     engine.step()
     assert reader.last.type == "finished" and reader.last.data["finish_reason"] == "abort"
     assert reader.last.data["usage"]["completion_tokens"] >= 3
-    assert not engine._rows and engine.status()["active_rows"] == 0
+    assert not len(engine._rows) and engine.status()["active_rows"] == 0
     engine.abort("1")
     engine.abort("unknown")
 
@@ -367,7 +367,7 @@ def random_operations(count, seed, folder):
         pass
     assert sorted(terminal) == sorted(submitted)
     assert all(len(events) == 1 for events in terminal.values())
-    assert not engine._rows and not engine._known and not len(engine._waiting) and engine._decoding == 0
+    assert not len(engine._rows) and not engine._known and not len(engine._waiting) and engine._rows.decoding == 0
     assert engine.status()["active_rows"] == 0
     assert len(submitted) > count // 10
 
@@ -386,7 +386,7 @@ def test_a_row_that_cannot_be_set_up_fails_alone(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(engine.adapters, "on_device", lambda name, host: 1 / 0)
     readers = run(engine, greedy("1", PROMPT, 5, ref), greedy("2", PROMPT, 5))
     assert readers[0].last.type == "failed" and readers[1].last.type == "finished"
-    assert not engine._known and not engine._rows
+    assert not engine._known and not len(engine._rows)
 
 
 def test_the_thread_outlives_a_step_that_fails(engine, monkeypatch):
