@@ -24,7 +24,8 @@ from chat.engine.capacity import CACHE_SHARE, capacity_for
 from chat.engine.cuda_graphs import decoder_for
 from chat.engine.loading import Loaded
 from chat.engine.pace import Pace
-from chat.engine.positions import positions_for, prefill_mask
+from chat.engine.positions import positions_for
+from chat.engine.prefill import Prefiller, groups
 from chat.engine.request import LONGEST_PREFIX, Request, RequestRefused, Sink
 from chat.engine.reuse import PromptStore
 from chat.engine.rows import Rows
@@ -35,7 +36,6 @@ from chat.engine.slots import SlotCache, layer_devices
 log = logging.getLogger(__name__)
 
 POSITION_INTERVAL = 0.5  # seconds between queue position updates
-PADDING_WASTE = 1.15  # padded / real tokens that a batched prefill may cost
 
 
 class Engine:
@@ -72,6 +72,7 @@ class Engine:
             columns=self.capacity.columns,
             dtype=loaded.dtype,
         )
+        self._prefiller = Prefiller(loaded, self.cache, self.positions)
         self.decoder = decoder_for(loaded, self.cache, self.positions)
         self.prompts: PromptStore | None = None
         if reuse_prompts and not self.positions.atomic_prefill:
@@ -223,16 +224,12 @@ class Engine:
         rows = self._rows.prefilling
         counts = [min(count, len(row.prompt) - row.done) for row, count in zip(rows, counts, strict=True)]
         started = time.perf_counter()
-        for start, end in pairwise(_groups(counts, self._slack)):
+        for start, end in pairwise(groups(counts, self._prefiller.slack)):
             self._guarded(rows[start:end], partial(self._prefill_rows, dict(zip(rows, counts, strict=True))))
         self._pace.prefilled(sum(counts), time.perf_counter() - started)
         self._rows.advance()
         self._sweep()
         return True
-
-    @property
-    def _slack(self) -> float:
-        return PADDING_WASTE if self.loaded.device.type == "cpu" else 4.0
 
     def _admit(self, budget: int) -> tuple[list[Sequence], list[int]]:
         """Waiting requests that may begin now, and how many prompt tokens each computes in this step.
@@ -271,34 +268,14 @@ class Engine:
     def _prefill_rows(self, sizes: dict[Sequence, int], rows: list[Sequence]) -> None:
         """One forward over neighbouring rows; each takes its next `sizes[row]` prompt tokens."""
         counts = [sizes[row] for row in rows]
-        queries = max(counts)
-        device = self.loaded.device
-        ids: list[int] = []
-        positions: list[Any] = []
-        for row, count in zip(rows, counts, strict=True):
-            pad = queries - count
-            ids += [0] * pad + row.prompt[row.done : row.done + count]
-            positions += [self.positions.padding] * pad + self.positions.prefill(row.places, row.done, count)
-        starts = [row.columns for row in rows]
-        width = self.cache.aim_prefill(rows[0].slot, starts, counts)
-        output = self.loaded.model(
-            input_ids=torch.tensor(ids, device=device).view(len(rows), queries),
-            position_ids=self.positions.shape(torch.tensor(positions, device=device), len(rows)),
-            attention_mask=prefill_mask([row.places for row in rows], starts, counts, width, self.loaded.dtype, device),
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        ready = [
-            (i, row)
-            for i, (row, count) in enumerate(zip(rows, counts, strict=True))
-            if row.done + count == len(row.prompt)
-        ]
-        chosen = choose(output.logits[[i for i, _ in ready], -1], [row.choice for _, row in ready]) if ready else []
+        logits = self._prefiller.run(rows, counts)
+        ends = [row.done + count == len(row.prompt) for row, count in zip(rows, counts, strict=True)]
+        ready = [row for row, end in zip(rows, ends, strict=True) if end]
+        chosen = choose(logits[ends], [row.choice for row in ready]) if ready else []
         for row, count in zip(rows, counts, strict=True):
             row.done += count
             row.columns += count
-        self._hand_out([row for _, row in ready], chosen)
+        self._hand_out(ready, chosen)
 
     # -- decode
 
@@ -417,16 +394,3 @@ class Engine:
             },
             "prompts_reused": self.prompts.hits if self.prompts is not None else 0,
         }
-
-
-def _groups(counts: list[int], slack: float) -> list[int]:
-    """Borders of neighbouring rows that share a padded forward: padded tokens stay below `slack` times the real ones."""
-    borders, real = [0], 0
-    for i, count in enumerate(counts):
-        start = borders[-1]
-        real += count
-        widest = max(counts[start : i + 1])
-        if i > start and widest * (i + 1 - start) > slack * real:
-            borders.append(i)
-            real = count
-    return [*borders, len(counts)]
