@@ -58,6 +58,8 @@ def _evaluate(run: EvaluationRun, heart: Heart, say: Say) -> None:
         heart.tell(progress=len(done))
         if waiting:
             device = settings.DEVICE or str(default_device())
+            model = " + ".join(recipe[part] for part in ("checkpoint", "adapter") if part in recipe)
+            say(f"run {run.pk}, attempt {run.attempt}: {model} on {device}, {len(waiting)} rows, {recipe['decoding']}")
             if device == "cpu":
                 os.nice(5)  # chat comes first: its worker shares these processors
             with device_lock.hold(device, heart.wait):
@@ -65,6 +67,7 @@ def _evaluate(run: EvaluationRun, heart: Heart, say: Say) -> None:
                 _predict(run, heart, split, waiting, _loaded(run, device), say)
     heart.flush()
     scores = _scores(run)
+    say("  ".join(f"{metric} {score['value']:.2f}" for metric, score in scores.items()))
     heart.tell(lambda: EvaluationRun.objects.filter(pk=run.pk).update(scores=scores))
 
 
