@@ -42,11 +42,6 @@ class Checkpoint(TeamWide, models.Model):
         return cls.objects.order_by("-is_default", "id").first()
 
 
-class AdapterQuerySet(AccessQuerySet):
-    def of(self, checkpoint):
-        return self.filter(checkpoint=checkpoint)
-
-
 class Adapter(Owned, models.Model):
     """A tuned artefact: a KV prefix in a folder (chat/engine/adapters.py). Its name is an OpenAI model id, so it is unique."""
 
@@ -62,7 +57,7 @@ class Adapter(Owned, models.Model):
     step = models.PositiveIntegerField(null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
-    objects = AdapterQuerySet.as_manager()
+    objects = AccessQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("adapter")

@@ -13,9 +13,7 @@ import torch
 from chat.engine.slots import SlotCache
 
 MOST_ROWS = {"cpu": 32, "cuda": 128}
-CACHE_SHARE = (
-    0.4  # of free memory; the rest is for activations, adapters, the prompt store and a trainer beside the engine
-)
+CACHE_SHARE = 0.4  # of free memory; the rest is for activations, adapters, the prompt store and a trainer beside it
 LAST_RESORT_SHARE = 0.85  # for the first row alone
 PROMPT_STORE_SHARE = 0.05
 MAX_LENGTH = 8192  # tokens a request, unless asked for more: slots are as long as the longest request may be
@@ -28,7 +26,6 @@ class Capacity:
     rows: int
     max_length: int
     columns: int
-    cache_bytes: int
     prompt_store_bytes: int
     free_bytes: int
 
@@ -62,4 +59,4 @@ def capacity_for(
             f"one request of {length} tokens needs {per_row >> 20} MiB of key-value cache, {free >> 20} MiB are free: "
             "lower the maximum length"
         )
-    return Capacity(rows, length, columns, rows * per_row, int(free * PROMPT_STORE_SHARE), free)
+    return Capacity(rows, length, columns, int(free * PROMPT_STORE_SHARE), free)
