@@ -25,6 +25,7 @@ from chat.serializers import (
 )
 from chat.worker_client import WorkerUnavailable
 from portal.api import Pages, Unavailable
+from portal.numbers import whole_number
 from portal.viewsets import VisibleRows, rules_as_400
 
 
@@ -169,10 +170,10 @@ class MessageViewSet(mixins.RetrieveModelMixin, VisibleRows):
         message = self.get_object()
         if message.role != Message.Role.ASSISTANT:
             raise exceptions.NotFound(_("Only answers have a stream."))
-        after = request.query_params.get("after", request.headers.get("Last-Event-ID", "0"))
-        if not (after.isascii() and after.isdigit() and len(after) < 19):
+        after = whole_number(request.query_params.get("after", request.headers.get("Last-Event-ID", "0")))
+        if after is None:
             raise exceptions.ValidationError({"after": [_("Must be a whole number.")]})
-        return event_stream.response(_events(message.pk, int(after)))
+        return event_stream.response(_events(message.pk, after))
 
     @extend_schema(request=None, responses={202: MessageSerializer})
     @action(detail=True, methods=["post"])

@@ -6,6 +6,7 @@ from django.utils.translation import gettext_lazy as _
 
 from chat.models import Adapter, Checkpoint, Conversation
 from portal.forms import Styled
+from portal.numbers import whole_number
 
 # The engine's defaults in the sampling panel. A value that equals them is not sent: the engine then makes the best of it, for
 # instance gives the answer what the context has left, while an explicit wish that does not fit is refused.
@@ -19,10 +20,11 @@ def chosen_model(user, value: str):
     the prefix off, `adapter-7` adapter 7. None for an empty value; ValidationError when there is no such model."""
     if not value:
         return None
-    kind, _dash, pk = value.partition("-")
-    if kind == "base" and pk.isdecimal():
+    kind, _dash, number = value.partition("-")
+    pk = whole_number(number)
+    if kind == "base" and pk is not None:
         found = Checkpoint.objects.visible_to(user).filter(pk=pk).first(), None
-    elif kind == "adapter" and pk.isdecimal():
+    elif kind == "adapter" and pk is not None:
         adapter = Adapter.objects.visible_to(user).filter(pk=pk).select_related("checkpoint").first()
         found = (adapter and adapter.checkpoint), adapter
     else:

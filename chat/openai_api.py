@@ -1,6 +1,5 @@
 """/v1/: what OpenAI's clients expect. Every checkpoint and every adapter is a model. No conversation is kept."""
 
-import json
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -18,6 +17,7 @@ from chat.models import Adapter, Checkpoint
 from chat.openai_request import ChatRequest, chat_request
 from portal.api import json_error
 from portal.api_keys import user_of_request
+from portal.json_bodies import json_of
 
 OWNED_BY = "portal"
 
@@ -25,10 +25,10 @@ OWNED_BY = "portal"
 def body_of(request):
     """The parsed JSON body; ValidationError when there is none."""
     try:
-        return json.loads(request.body)
+        return json_of(request.body)
     except RequestDataTooBig:
         raise ValidationError({"__all__": ValidationError(_("The body is too large."), "too_large")}) from None
-    except (ValueError, RecursionError):
+    except ValueError:
         raise ValidationError({"__all__": ValidationError(_("The body is not JSON."), "invalid_json")}) from None
 
 

@@ -1,6 +1,5 @@
 """Sampling parameters as people send them: checked here for every door, kept on the answer's row as they were sent."""
 
-import math
 from dataclasses import dataclass
 
 from django.core.exceptions import ValidationError
@@ -35,7 +34,7 @@ def number_problem(value, rule: Number) -> str | None:
     """Why `value` breaks `rule`, in the reader's language; None when it is fine. True and "0.5" are not numbers."""
     if isinstance(value, bool) or not isinstance(value, (int, float) if rule.kind is float else int):
         return _("Must be a number.") if rule.kind is float else _("Must be a whole number.")
-    if not math.isfinite(value) or value > rule.most or value < rule.least or (rule.above and value == rule.least):
+    if not rule.least <= value <= rule.most or (rule.above and value == rule.least):  # not-a-number lies nowhere
         bounds = {"least": f"{rule.least:,}", "most": f"{rule.most:,}"}
         if rule.above:
             return _("Must be above %(least)s and at most %(most)s.") % bounds

@@ -8,6 +8,7 @@ from chat import sampling as sampling_rules
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.text import is_storable, shown
 from portal.api import Conflict
+from portal.numbers import whole_number
 
 LONGEST_CONTENT = 200_000  # characters; what fits into the model's context is the worker's decision
 TITLE = 40  # characters of the first message that become a fresh conversation's title
@@ -107,9 +108,8 @@ def _row(model, user, value):
     found = None
     if isinstance(value, str) and is_storable(value):
         found = visible.filter(name=value).first()
-        value = int(value) if found is None and value.isascii() and value.isdigit() and len(value) < 19 else value
-    if found is None and isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
-        found = visible.filter(pk=value).first()
+    if found is None and (pk := whole_number(value)) is not None:
+        found = visible.filter(pk=pk).first()
     if found is None:
         raise ValidationError(_("“%(value)s” does not exist.") % {"value": shown(value)}, "does_not_exist")
     return found

@@ -21,6 +21,7 @@ from evaluation.serializers import (
 from portal import runs
 from portal.access import get_visible
 from portal.api import Conflict, Pages
+from portal.numbers import whole_number
 from portal.viewsets import VisibleRows, rules_as_400
 
 
@@ -68,10 +69,10 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
     @action(detail=True, pagination_class=None)
     def compare(self, request, pk=None):
         """This run's scores minus another's, with intervals over the paired rows."""
-        other = request.query_params.get("with", "")
-        if not other.isdigit():
+        other = whole_number(request.query_params.get("with"))
+        if other is None:
             raise exceptions.ValidationError({"with": [_("The id of another evaluation.")]})
-        run, other = self.get_object(), get_visible(EvaluationRun.objects, request.user, pk=int(other))
+        run, other = self.get_object(), get_visible(EvaluationRun.objects, request.user, pk=other)
         with rules_as_400():
             return Response(compare(run, other))
 

@@ -126,8 +126,9 @@ def _problems(dataset, version, split, checkpoint, adapter, decoding, max_exampl
         )
     if decoding not in EvaluationRun.Decoding.values:
         problems["decoding"] = ValidationError(_("Decoding is greedy or upstream."), code="invalid")
-    if max_examples is not None and max_examples < 1:
-        problems["max_examples"] = ValidationError(_("At least one example."), code="out_of_range")
+    if max_examples is not None and not 0 < max_examples < 2**31:
+        message = _("Must be between %(least)s and %(most)s.") % {"least": 1, "most": 2**31 - 1}
+        problems["max_examples"] = ValidationError(message, code="out_of_range")
     if not 0 <= seed < 2**31:
         problems["seed"] = ValidationError(_("A seed lies between 0 and 2147483647."), code="out_of_range")
     limit = min(int(checkpoint.description.get("context_length") or LONGEST), LONGEST)

@@ -21,6 +21,7 @@ from evaluation.plan import create_evaluation
 from portal import runs
 from portal.access import get_visible
 from portal.forms import add_errors
+from portal.numbers import whole_number
 
 PER_PAGE = 20
 ROWS_PER_PAGE = 10
@@ -54,8 +55,8 @@ def new_run(request):
 
 def _initial(request) -> dict:
     adapters = Adapter.objects.visible_to(request.user)
-    wanted = request.GET.get("adapter", "")
-    adapter = adapters.filter(pk=wanted).first() if wanted.isdecimal() else adapters.first()
+    wanted = whole_number(request.GET.get("adapter"))
+    adapter = adapters.first() if wanted is None else adapters.filter(pk=wanted).first()
     initial = {"dataset": request.GET.get("dataset")}
     if adapter:
         initial["model"] = f"adapter-{adapter.pk}"

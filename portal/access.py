@@ -6,7 +6,10 @@ What is not visible does not exist for that user (404), and nobody learns that i
 
 from django.db import models
 from django.db.models import Q
+from django.http import Http404
 from django.shortcuts import get_object_or_404
+
+from portal.numbers import whole_number
 
 NOTHING = Q(pk__in=[])
 EVERYTHING = Q()
@@ -59,6 +62,9 @@ class TeamWide:
         return NOTHING
 
 
-def get_visible(queryset, user, **lookup):
-    """The row that `lookup` names when `user` may see it; Http404 otherwise."""
-    return get_object_or_404(queryset.visible_to(user), **lookup)
+def get_visible(queryset, user, *, pk):
+    """The row with the id that a client sent when `user` may see it; Http404 otherwise, also for what can be no id."""
+    number = whole_number(pk)
+    if number is None:
+        raise Http404
+    return get_object_or_404(queryset.visible_to(user), pk=number)

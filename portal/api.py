@@ -1,6 +1,6 @@
 """Conventions of the REST API: one error envelope, cursor pages, and the shape of a run."""
 
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.http import Http404, JsonResponse
 from django.utils.translation import gettext as _
 from rest_framework import exceptions, serializers, status
@@ -9,6 +9,7 @@ from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
 from portal.models import Run
+from portal.numbers import whole_number
 
 TYPES = {
     401: "authentication_error",
@@ -56,6 +57,8 @@ def error_response(exc, context):
         exc = exceptions.NotFound(_("Not found."))
     elif isinstance(exc, PermissionDenied):
         exc = exceptions.PermissionDenied()
+    elif isinstance(exc, RequestDataTooBig):
+        exc = TooLarge(_("The body is too large."))
     if not isinstance(exc, exceptions.APIException):
         return None  # a fault of ours: Django's 500, logged with its traceback
     headers = {}
@@ -78,6 +81,11 @@ class Conflict(exceptions.APIException):
     default_code = "conflict"
 
 
+class TooLarge(exceptions.APIException):
+    status_code = status.HTTP_413_REQUEST_ENTITY_TOO_LARGE
+    default_code = "too_large"
+
+
 class Unavailable(exceptions.APIException):
     """503 with Retry-After, for a worker that is not up or a queue that is full."""
 
@@ -90,9 +98,18 @@ class Unavailable(exceptions.APIException):
 
 
 class Pages(CursorPagination):
+    """Pages by a whole number that rises or falls, such as the id."""
+
     ordering = "-id"
     page_size_query_param = "page_size"
     max_page_size = 500
+
+    def decode_cursor(self, request):
+        """DRF takes the position in a cursor as it comes; a made-up one would fail in the database."""
+        cursor = super().decode_cursor(request)
+        if cursor is not None and cursor.position is not None and whole_number(cursor.position) is None:
+            raise exceptions.NotFound(self.invalid_cursor_message)
+        return cursor
 
 
 class RunSerializer(serializers.ModelSerializer):

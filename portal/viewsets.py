@@ -20,6 +20,8 @@ def rules_as_400():
 class VisibleRows(viewsets.GenericViewSet):
     """Rows through the one funnel: what the user does not see is 404; what they see but may not change is 403."""
 
+    lookup_value_regex = "[0-9]{1,18}"  # any other id is no address: SQLite and PostgreSQL hold no longer one
+
     def get_queryset(self):
         if getattr(self, "swagger_fake_view", False):
             return self.queryset

@@ -6,14 +6,15 @@ from django.http import HttpResponse
 from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework import exceptions, mixins, pagination, renderers, status
+from rest_framework import exceptions, mixins, renderers, status
 from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
 from portal import runs
-from portal.api import Conflict
+from portal.api import Conflict, Pages
 from portal.models import Run
+from portal.numbers import whole_number
 from portal.processes import run_folder
 from portal.viewsets import VisibleRows, rules_as_400
 from tuning.models import TuningRun
@@ -23,12 +24,11 @@ from tuning.serializers import NewTuningRunSerializer, TuningMetricSerializer, T
 MOST_LOG_LINES = 100_000
 
 
-class BySteps(pagination.CursorPagination):
+class BySteps(Pages):
     """Metrics, oldest first."""
 
     ordering = "step"
     page_size = 1000
-    page_size_query_param = "page_size"
     max_page_size = 10_000
 
 
@@ -89,13 +89,13 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
     def log(self, request, pk=None):
         """The trainer's log of all attempts, for people."""
         run = self.get_object()
-        tail = request.query_params.get("tail", "")
-        if tail and not (tail.isascii() and tail.isdigit() and 0 < int(tail) <= MOST_LOG_LINES):
+        tail = whole_number(request.query_params.get("tail") or MOST_LOG_LINES)
+        if tail is None or not 0 < tail <= MOST_LOG_LINES:
             message = _("Must lie between %(low)s and %(high)s.") % {"low": 1, "high": MOST_LOG_LINES}
             raise exceptions.ValidationError({"tail": [message]})
         try:
             with open(run_folder(run.pk) / "run.log", encoding="utf-8", errors="replace") as file:
-                text = "".join(deque(file, int(tail or MOST_LOG_LINES)))
+                text = "".join(deque(file, tail))
         except FileNotFoundError:
             text = ""
         return HttpResponse(text, content_type="text/plain; charset=utf-8")

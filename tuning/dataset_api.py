@@ -10,7 +10,8 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
-from portal.api import Conflict, error
+from portal.api import Conflict, TooLarge, error
+from portal.numbers import whole_number
 from portal.viewsets import VisibleRows, rules_as_400
 from tuning import datasets
 from tuning.models import Dataset
@@ -162,7 +163,7 @@ class DatasetViewSet(
         """Refuses a body that is too large before anything reads it."""
         length = request.META.get("CONTENT_LENGTH") or "0"
         if length.isdigit() and int(length) > settings.DATASET_MAX_BYTES + _FORM_ROOM:
-            raise TooLarge()
+            raise TooLarge(_(datasets.MESSAGES["too_large"]) % {"limit": settings.DATASET_MAX_BYTES >> 20})
         super().initial(request, *args, **kwargs)
 
     @extend_schema(
@@ -237,9 +238,10 @@ class DatasetViewSet(
         text = self.request.query_params.get(name, "")
         if not text:
             return otherwise
-        if not text.isascii() or not text.isdigit() or int(text) < 1:
+        number = whole_number(text)
+        if not number:
             raise exceptions.ValidationError({name: [_("A number from 1.")]})
-        return int(text)
+        return number
 
     @extend_schema(request=SplitSerializer, responses={201: DatasetDetailSerializer})
     @action(detail=True, methods=["post"])
@@ -251,14 +253,6 @@ class DatasetViewSet(
         with rules_as_400():
             datasets.add_split(dataset, **body.validated_data)
         return Response(DatasetDetailSerializer(self.get_queryset().get(pk=dataset.pk)).data, status=201)
-
-
-class TooLarge(exceptions.APIException):
-    status_code = status.HTTP_413_REQUEST_ENTITY_TOO_LARGE
-    default_code = "too_large"
-
-    def __init__(self):
-        super().__init__(_(datasets.MESSAGES["too_large"]) % {"limit": settings.DATASET_MAX_BYTES >> 20})
 
 
 _router = SimpleRouter()

@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils.translation import gettext as _
 
 from portal.models import User
+from portal.numbers import whole_number
 from tuning import datasets
 from tuning.models import Dataset
 
@@ -39,8 +40,8 @@ class ForegroundCommand(BaseCommand):
         """The newest row of this name that the owner sees, or the one with this number."""
         visible = model.objects.visible_to(owner)
         found = visible.filter(name=wish).order_by("-id").first()
-        if found is None and wish.isdecimal():
-            found = visible.filter(pk=wish).first()
+        if found is None:
+            found = visible.filter(pk=whole_number(wish)).first()
         if found is None:
             known = ", ".join(visible.values_list("name", flat=True)[:20])
             raise CommandError(_("There is no “%(name)s”. There are: %(known)s") % {"name": wish, "known": known})

@@ -14,6 +14,7 @@ from portal import runs
 from portal.access import get_visible
 from portal.forms import add_errors
 from portal.models import Run
+from portal.numbers import whole_number
 from portal.processes import run_folder
 from tuning.forms import LABELS, TuningRunForm
 from tuning.models import Dataset, TuningRun
@@ -110,10 +111,9 @@ def new_run(request):
 def _initial(request, presets: dict) -> dict:
     checkpoint = Checkpoint.objects.visible_to(request.user).first()
     dataset = Dataset.objects.visible_to(request.user).filter(status=Dataset.Status.READY)
-    wanted = dataset.filter(pk=request.GET["dataset"]).first() if request.GET.get("dataset", "").isdigit() else None
+    wanted = dataset.filter(pk=whole_number(request.GET.get("dataset"))).first()
     initial = {"dataset": wanted or dataset.first(), "checkpoint": checkpoint, "preset": request.GET.get("preset", "")}
-    like = request.GET.get("like", "")
-    earlier = TuningRun.objects.visible_to(request.user).filter(pk=like).first() if like.isdigit() else None
+    earlier = TuningRun.objects.visible_to(request.user).filter(pk=whole_number(request.GET.get("like"))).first()
     if earlier:
         initial |= {
             "checkpoint": earlier.checkpoint,

@@ -95,7 +95,7 @@ class Recipe:
             whole = name in WHOLE_NUMBERS
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
                 found.append(Problem(name, "not_a_number", f"{name} must be a {'whole ' if whole else ''}number", {}))
-            elif not (math.isfinite(value) and low <= value <= high):
+            elif not low <= value <= high:  # not-a-number lies nowhere
                 message = f"{name} must lie between {low} and {high}"
                 found.append(Problem(name, "out_of_range", message, {"low": low, "high": high}))
         for name, choices in CHOICES.items():

@@ -1,0 +1,109 @@
+"""Whatever a client spells, over pages and over REST: a clear refusal, never a 500."""
+
+import base64
+import json
+
+import pytest
+
+from chat.models import Checkpoint, Conversation
+from portal.models import ApiKey, Run
+from tests.chat.checkpoints import checkpoint_folder
+from tuning.models import Dataset, DatasetVersion, TuningRun
+
+pytestmark = pytest.mark.django_db
+
+NO_NUMBERS = ["²", "٣", "-1", "1e3", "abc", "\0", "9" * 30, "9" * 5000]
+
+
+@pytest.fixture
+def logged_in(client, member):
+    client.force_login(member)
+    client.raise_request_exception = False
+    return client
+
+
+@pytest.fixture
+def run(member):
+    version = DatasetVersion.objects.create(
+        dataset=Dataset.objects.create(owner=member, name="d"), number=1, splits={"train": {"rows": 1, "sha256": "0"}}
+    )
+    checkpoint = Checkpoint.objects.create(name="base", path="/nowhere")
+    return TuningRun.objects.create(
+        owner=member, kind="tuning", name="r", task="t", status=Run.Status.FAILED, dataset_version=version,
+        checkpoint=checkpoint, recipe={"method": "ptuning_v2"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("spelt", NO_NUMBERS)
+def test_what_is_no_number_is_refused_wherever_a_number_is_read(logged_in, run, spelt):
+    for path in ("/tuning/new/?dataset=", "/tuning/new/?like=", "/evaluations/new/?adapter=", "/chat/?adapter="):
+        assert logged_in.get(path[: path.index("?")], {path[path.index("?") + 1 : -1]: spelt}).status_code == 200
+    assert logged_in.post("/account/", {"action": "revoke_key", "key": spelt}).status_code == 404
+    assert logged_in.post("/chat/start/", {"text": "x", "model": f"base-{spelt}"[:40]}).url == "/chat/"
+    dataset = run.dataset_version.dataset_id
+    for path, name in (
+        (f"tuning-runs/{run.pk}/log/", "tail"), (f"datasets/{dataset}/examples/", "page"),
+        (f"datasets/{dataset}/examples/", "page_size"),
+    ):  # fmt: skip
+        answer = logged_in.get(f"/api/v1/{path}", {name: spelt})
+        assert (answer.status_code, json.loads(answer.content)["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize("number", ["0", "9" * 18, "9" * 30])
+def test_an_id_that_no_row_can_have_is_404(logged_in, run, number):
+    for path in (
+        "/chat/",
+        "/datasets/",
+        "/tuning/",
+        "/evaluations/",
+        "/api/v1/tuning-runs/",
+        "/api/v1/evaluation-runs/",
+    ):
+        assert logged_in.get(f"{path}{number}/").status_code == 404
+
+
+@pytest.mark.parametrize("position", ["abc", "\0", "9" * 30, "9" * 5000])
+def test_a_made_up_cursor_is_404(logged_in, run, position):
+    cursor = base64.b64encode(f"p={position}".encode()).decode()
+    for path in ("conversations/", f"tuning-runs/{run.pk}/metrics/"):
+        assert logged_in.get(f"/api/v1/{path}", {"cursor": cursor}).status_code == 404
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, '{"title": 1e999}', '{"title": NaN}', '{"title": ' + "9" * 5000 + "}"])
+def test_what_no_json_is_or_holds_is_a_400(logged_in, member, body):
+    key = ApiKey.create_for(member)[1]
+    for path in ("/api/v1/conversations/", "/v1/chat/completions", "/"):
+        answer = logged_in.post(path, body, "application/json", headers={"Authorization": f"Bearer {key}"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_a_json_body_of_many_megabytes_is_refused_unread(logged_in):
+    answer = logged_in.post("/api/v1/conversations/", json.dumps({"title": "x" * 6_000_000}), "application/json")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400)])
+def test_a_number_beyond_any_float_is_out_of_range_at_every_door(logged_in, member, tmp_path, data_dir, number, run):
+    from chat import registry
+
+    base = registry.register_checkpoint(checkpoint_folder(tmp_path / "base"), "named")
+    Dataset.objects.update(status=Dataset.Status.READY)
+    dataset = run.dataset_version.dataset_id
+    conversation = Conversation.objects.create(owner=member)
+
+    def refused(path, body):
+        key = ApiKey.create_for(member)[1]
+        answer = logged_in.post(path, body, "application/json", headers={"Authorization": f"Bearer {key}"})
+        assert answer.status_code == 400
+        return {problem["param"] for problem in answer.json()["error"]["problems"]}
+
+    said = {"model": base.name, "messages": [{"role": "user", "content": "x"}]}
+    assert refused("/v1/chat/completions", {**said, "temperature": number}) == {"temperature"}
+    assert refused("/", {"prompt": "x", "top_p": number}) == {"top_p"}
+    send = {"content": "x", "sampling": {"temperature": number}}
+    assert refused(f"/api/v1/conversations/{conversation.pk}/messages/", send) == {"sampling.temperature"}
+    plan = {"dataset": dataset, "checkpoint": base.pk}
+    assert refused("/api/v1/evaluation-runs/", {**plan, "max_examples": number}) == {"max_examples"}
+    assert refused("/api/v1/tuning-runs/", {**plan, "max_steps": number}) == {"max_steps"}
+    form = {"dataset": dataset, "checkpoint": base.pk, "max_steps": str(number), "preset": "starter"}
+    assert logged_in.post("/tuning/new/", form).status_code == 200
