@@ -6,6 +6,7 @@ import json
 import logging
 from collections import deque
 
+from autobahn.exception import Disconnected
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.core.exceptions import ValidationError
@@ -17,6 +18,7 @@ from chat.engine.request import RequestRefused
 from chat.models import Conversation, Message
 from chat.worker_client import WorkerUnavailable
 from portal import api
+from portal.json_bodies import json_of
 from portal.models import User
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,13 @@ class Refused(Exception):
 
 def refused(message: str, code: str, param: str | None = None) -> Refused:
     return Refused(api.error(message, code=code, param=param)["error"])
+
+
+def parsed(text: str):
+    try:
+        return json_of(text)
+    except ValueError as error:
+        raise refused(_("This is not JSON."), "not_json") from error
 
 
 class ConversationConsumer(AsyncWebsocketConsumer):
@@ -77,7 +86,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         if text_data is not None and len(text_data) > LARGEST_FRAME:
             return await self.close(TOO_LARGE)
         try:
-            frame = json.loads(text_data) if text_data is not None else None
+            frame = parsed(text_data) if text_data is not None else None
             kind = frame.get("type") if isinstance(frame, dict) else None
             handle = self.handlers.get(kind) if isinstance(kind, str) else None
             if handle is None:
@@ -85,10 +94,6 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             await handle(self, frame)
         except Refused as refusal:
             await self.send_frame({"type": "error", "error": refusal.error})
-        except (json.JSONDecodeError, RecursionError):
-            await self.send_frame(
-                {"type": "error", "error": api.error(_("This is not JSON."), code="not_json")["error"]}
-            )
 
     # ---- what a client may say
 
@@ -170,4 +175,5 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             size = len(text.encode(errors="replace"))
             self.unacknowledged.append((frame["message"], frame["seq"], size))
             self.window += size
-        await self.send(text_data=text)
+        with contextlib.suppress(Disconnected):  # the client has left; `disconnect` is on its way
+            await self.send(text_data=text)

@@ -15,7 +15,6 @@ from chat import completion, event_stream, refusals, registry
 from chat.completion import Answer
 from chat.models import Adapter, Checkpoint
 from chat.openai_request import ChatRequest, chat_request
-from portal.api import json_error
 from portal.api_keys import user_of_request
 from portal.json_bodies import json_of
 
@@ -40,7 +39,7 @@ async def chat_completions(request) -> HttpResponseBase:
     if user is None:
         return refusals.no_key()
     if request.method != "POST":
-        return json_error(405, _("Use POST."), code="method_not_allowed", headers={"Allow": "POST"})
+        return refusals.wrong_method("POST")
     try:
         wanted = chat_request(body_of(request))
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, wanted.model)
@@ -125,12 +124,15 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncIterat
     yield "data: [DONE]\n\n"
 
 
+@csrf_exempt
 @login_not_required
 async def models(request):
     """GET /v1/models"""
     user = await user_of_request(request)
     if user is None:
         return refusals.no_key()
+    if request.method not in ("GET", "HEAD"):
+        return refusals.wrong_method("GET")
     return JsonResponse({"object": "list", "data": await sync_to_async(_listed)(user)})
 
 
@@ -154,12 +156,15 @@ def _model(checkpoint: Checkpoint, adapter: Adapter | None) -> dict:
     }
 
 
+@csrf_exempt
 @login_not_required
 async def model(request, name: str):
     """GET /v1/models/{id}; names may contain slashes."""
     user = await user_of_request(request)
     if user is None:
         return refusals.no_key()
+    if request.method not in ("GET", "HEAD"):
+        return refusals.wrong_method("GET")
     try:
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, name)
     except LookupError:

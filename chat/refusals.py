@@ -64,6 +64,11 @@ def no_key() -> JsonResponse:
     return json_error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
+def wrong_method(allowed: str) -> JsonResponse:
+    message = _("Use %(method)s.") % {"method": allowed}
+    return json_error(405, message, code="method_not_allowed", headers={"Allow": allowed})
+
+
 def no_such_model(name: str) -> JsonResponse:
     message = _("The model “%(name)s” does not exist, or is not yours. GET /v1/models lists what there is.")
     return json_error(404, message % {"name": shown(name, 240)}, code="model_not_found", param="model")

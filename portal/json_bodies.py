@@ -8,8 +8,8 @@ from rest_framework import exceptions
 from rest_framework.parsers import JSONParser
 
 
-def json_of(body: bytes):
-    """What a JSON body says. ValueError: it is none, is nested too deep, or has a number beyond any float ("1e999")."""
+def json_of(body: bytes | str):
+    """What a JSON text says. ValueError: it is none, is nested too deep, or has a number beyond any float ("1e999")."""
     try:
         return json.loads(body, parse_constant=_finite, parse_float=_finite)
     except RecursionError as error:

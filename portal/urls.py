@@ -40,3 +40,4 @@ urlpatterns = [
         login_not_required(RedirectView.as_view(url=f"/{settings.STATIC_URL.strip('/')}/portal/favicon.svg")),
     ),
 ]
+handler404, handler500 = "portal.errors.not_found", "portal.errors.server_error"

@@ -4,6 +4,9 @@ import base64
 import json
 
 import pytest
+from channels.testing import HttpCommunicator
+from django.core.asgi import get_asgi_application
+from django.test import Client
 
 from chat.models import Checkpoint, Conversation
 from portal.models import ApiKey, Run
@@ -107,3 +110,36 @@ def test_a_number_beyond_any_float_is_out_of_range_at_every_door(logged_in, memb
     assert refused("/api/v1/tuning-runs/", {**plan, "max_steps": number}) == {"max_steps"}
     form = {"dataset": dataset, "checkpoint": base.pk, "max_steps": str(number), "preset": "starter"}
     assert logged_in.post("/tuning/new/", form).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/api/v1/nothing/", "/api/v1/conversations/1.5/", "/v1/nothing", "/api/nothing"])
+def test_an_address_that_is_none_is_told_to_a_script_as_json(client, path):
+    answer = client.get(path)
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
+
+
+def test_a_fault_of_the_portal_is_told_to_a_script_as_json(logged_in, monkeypatch):
+    monkeypatch.setattr("chat.api.generation.discard", lambda conversation: 1 / 0)
+    Conversation.objects.create(owner_id=logged_in.session["_auth_user_id"])
+    answer = logged_in.delete(f"/api/v1/conversations/{Conversation.objects.get().pk}/")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+
+
+@pytest.mark.parametrize("method", ["post", "put", "patch", "delete"])
+def test_a_wrong_method_is_405_and_no_question_of_csrf(member, method):
+    client = Client(enforce_csrf_checks=True, headers={"Authorization": f"Bearer {ApiKey.create_for(member)[1]}"})
+    for path in ("/v1/models", "/v1/models/base"):
+        answer = getattr(client, method)(path)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, "GET")
+        assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_head_has_no_body_however_long_the_page():
+    """A body would be read as the next response on the connection; Django's own test client hides it."""
+    told = {}
+    for method in ("HEAD", "GET"):
+        page = HttpCommunicator(get_asgi_application(), method, "/api/schema/", headers=[(b"host", b"localhost")])
+        answer = await page.get_response(timeout=30)
+        told[method] = answer["status"], len(answer["body"])
+    assert told["HEAD"] == (200, 0) and told["GET"][1] > 65_536

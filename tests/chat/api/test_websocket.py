@@ -5,6 +5,7 @@ import json
 from contextlib import asynccontextmanager
 
 import pytest
+from autobahn.exception import Disconnected
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 
@@ -90,7 +91,9 @@ async def test_a_worker_that_is_down_is_seen_in_the_answer(member, conversation,
         ('{"type": "message.send", "content": "x", "adapter": "none"}', "does_not_exist"),
         ('{"type": "message.send", "content": "x", "sampling": {"top_p": 9}}', "invalid_value"),
         ('{"type": "message.stop"}', "not_found"),
-        ('{"type": "message.stop", "message": 1e999}', "not_found"),
+        ('{"type": "message.stop", "message": 1.5}', "not_found"),
+        ('{"type": "message.stop", "message": 1e999}', "not_json"),
+        ('{"type": "message.stop", "message": ' + "9" * 5000 + "}", "not_json"),
         ('{"type": "attach", "message": 999999, "after": 0}', "not_found"),
         ('{"type": "attach", "message": 1, "after": "x"}', "invalid"),
         ('{"type": "ack", "seq": null}', "invalid"),
@@ -109,6 +112,21 @@ async def test_bytes_are_answered_too(member, conversation, base, scripted):
     async with socket(member, conversation.pk) as page:
         await page.send_to(bytes_data=b"\x00")
         assert (await hear(page, 1))[0]["error"]["code"] == "unknown_frame"
+
+
+async def test_a_client_that_left_before_its_frames_were_read_is_no_fault(member, conversation, base, monkeypatch):
+    """daphne hands on what the client had sent, and refuses to send to it."""
+
+    async def gone(self, **frame):
+        raise Disconnected
+
+    async with socket(member, conversation.pk) as page:
+        with monkeypatch.context() as left:
+            left.setattr(consumers.AsyncWebsocketConsumer, "send", gone)
+            await page.send_to(text_data="nonsense")
+            assert await page.receive_nothing()
+        await page.send_to(text_data="nonsense")
+        assert (await hear(page, 1))[0]["error"]["code"] == "not_json"
 
 
 async def test_a_second_message_is_refused_while_an_answer_is_written(member, conversation, answer, scripted):
