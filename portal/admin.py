@@ -7,10 +7,12 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from portal import runs
+from portal.login import AdminLoginForm
 from portal.models import ApiKey, User
 
 admin.site.site_header = admin.site.site_title = _("Model portal")
 admin.site.index_title = _("Administration")
+admin.site.login_form = AdminLoginForm
 admin.site.register(User, UserAdmin)
 
 
