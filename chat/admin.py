@@ -1,5 +1,6 @@
 """Checkpoints and adapters in Django's admin. Conversations are private, so they are not here."""
 
+from django import forms
 from django.contrib import admin, messages
 from django.utils.translation import gettext_lazy as _
 
@@ -8,8 +9,17 @@ from chat.models import Adapter, Checkpoint
 from portal.api import Conflict
 
 
+class Named(forms.ModelForm):
+    """Names are model ids; the rules of registry.check_name hold here too."""
+
+    def clean_name(self):
+        longest = self._meta.model._meta.get_field("name").max_length
+        return registry.check_name(self.cleaned_data["name"], longest, except_row=self.instance)
+
+
 @admin.register(Checkpoint)
 class CheckpointAdmin(admin.ModelAdmin):
+    form = Named
     list_display = ["name", "architecture", "parameters", "is_default", "is_starter", "path", "created_at"]
     search_fields = ["name", "path"]
     fields = ["name", "path", "fingerprint", "description", "is_default", "is_starter", "created_at"]
@@ -46,6 +56,7 @@ class CheckpointAdmin(admin.ModelAdmin):
 
 @admin.register(Adapter)
 class AdapterAdmin(admin.ModelAdmin):
+    form = Named
     list_display = ["name", "checkpoint", "owner", "shared", "pre_seq_len", "step", "run", "created_at"]
     list_filter = ["checkpoint", "shared", "owner"]
     list_select_related = ["checkpoint", "owner", "run"]

@@ -267,7 +267,11 @@ def _csv_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[Ro
 
     lines = texts()
     header = next((line for line in lines if line.strip()), "")
-    names = next(csv.reader([header], delimiter=_delimiter(header)), [])
+    try:
+        names = next(csv.reader([header], delimiter=_delimiter(header)), [])
+    except csv.Error as fault:  # line ends that are a carriage return alone
+        findings.add("not_csv", last, detail=str(fault))
+        return
     reader = csv.reader(lines, delimiter=_delimiter(header))
     while True:
         start = last + 1

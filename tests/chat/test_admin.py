@@ -42,6 +42,17 @@ def test_another_checkpoint_becomes_the_default(admin_client, base, tmp_path):
     assert Checkpoint.objects.get(is_default=True) == other
 
 
+@pytest.mark.parametrize("name", ["base", "base:other", "12", ".hidden"])
+def test_a_name_that_can_be_no_model_id_is_refused(admin_client, base, adapter, name):
+    answer = admin_client.post(f"/admin/chat/adapter/{adapter.pk}/change/", {"name": name})
+    assert answer.status_code == 200 and answer.context["errors"]
+    assert admin_client.post(f"/admin/chat/checkpoint/{base.pk}/change/", {"name": "tuned"}).status_code == 200
+    adapter.refresh_from_db()
+    assert (adapter.name, Checkpoint.objects.get().name) == ("tuned", "base")
+    assert admin_client.post(f"/admin/chat/adapter/{adapter.pk}/change/", {"name": "better"}).status_code == 302
+    assert Adapter.objects.get().name == "better"
+
+
 def test_deleting_an_adapter_deletes_its_files(admin_client, adapter):
     admin_client.post(f"/admin/chat/adapter/{adapter.pk}/delete/", {"post": "yes"})
     assert not Adapter.objects.exists() and not adapter.path.exists()
