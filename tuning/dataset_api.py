@@ -128,9 +128,8 @@ def rejection(rejected: datasets.DatasetRejected) -> Response:
     """The envelope of an upload that was not taken, with all its problems."""
     first = rejected.problems[0]
     too_large = first["code"] == "too_large"
-    where = _("Line %(line)s: ") % {"line": first["line"]} if first["line"] else ""
     body = error(
-        where + first["message"],
+        datasets.in_short(rejected),
         param="file",
         code=first["code"],
         problems=rejected.problems,

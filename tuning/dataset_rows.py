@@ -96,20 +96,15 @@ def suggest(names: list[str]) -> dict[str, str]:
     return {"format": "", "prompt_column": "", "response_column": "", "history_column": ""}
 
 
-def first_row(name: str, head: bytes, encoding: str) -> dict[str, Any]:
-    """The first row of a file, from its first bytes; {} when they hold none."""
-    text = head.decode(encoding, errors="ignore").lstrip()
-    if _is_csv(name):
-        lines = text.splitlines()
-        rows = csv.DictReader(lines, delimiter=_delimiter(lines[0])) if lines else iter(())
-        names = rows.fieldnames or () if lines else ()
-        return {name: value for name, value in next(rows, dict.fromkeys(names)).items() if isinstance(name, str)}
-    start = 1 + len(text[1:]) - len(text[1:].lstrip()) if text.startswith("[") else 0
-    try:
-        row = json.JSONDecoder().raw_decode(text, start)[0]
-    except (ValueError, RecursionError):
-        return {}
-    return row if isinstance(row, dict) else {}
+def first_row(source: Source, limits: Limits) -> tuple[int, dict[str, Any]]:
+    """(line, row) of the first row that has columns. Raises DatasetRejected, every line before the end named, if none has."""
+    findings = Findings()
+    for line, row in _rows(source, limits, findings):
+        if isinstance(row, dict) and row:
+            return line, row
+        findings.add("not_object", line)
+    findings.add("no_rows", None)
+    raise findings.rejection()
 
 
 def examples_of(source: Source, columns: Columns, limits: Limits, findings: Findings) -> Iterator[bytes]:
@@ -269,8 +264,8 @@ def _csv_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[Ro
     header = next((line for line in lines if line.strip()), "")
     try:
         names = next(csv.reader([header], delimiter=_delimiter(header)), [])
-    except csv.Error as fault:  # line ends that are a carriage return alone
-        findings.add("not_csv", last, detail=str(fault))
+    except csv.Error:
+        findings.add("not_csv", last)
         return
     reader = csv.reader(lines, delimiter=_delimiter(header))
     while True:
@@ -283,7 +278,7 @@ def _csv_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[Ro
             if "field limit" in str(fault):
                 findings.add("line_too_long", start, limit=limits.max_line_bytes >> 20)
             else:
-                findings.add("not_csv", start, detail=str(fault))
+                findings.add("not_csv", start)
             continue
         if broken:
             for number in broken:

@@ -98,7 +98,7 @@ class _Counted:
 def open_sources(file: IO[bytes], name: str, limits: Limits) -> list[Source]:
     """The data files of an upload: itself, or the members of a .gz, .zip, .tar or .tar.gz as anonymous temporary files.
 
-    Raises DatasetRejected: too_large, archive_bomb, archive_damaged, archive_member, no_data_file.
+    Raises DatasetRejected: too_large, archive_bomb, archive_damaged, archive_encrypted, archive_member, no_data_file.
     """
     size = _size(file)
     if size > limits.max_bytes:
@@ -216,6 +216,8 @@ def _zip_members(
             kind = member.external_attr >> 28  # the Unix file type: 0 unknown, 8 regular
             if member.is_dir() or not _is_data(member.filename, kind in (0, 8), notes):
                 continue
+            if member.flag_bits & 1:
+                raise rejected("archive_encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise NotImplementedError("compression method")  # LZMA could ask for gigabytes of dictionary
             with archive.open(member) as stream:

@@ -39,7 +39,7 @@ def columns(request):
     try:
         found = datasets.detect_columns(head)
     except datasets.DatasetRejected as rejection:
-        return JsonResponse({"problem": rejection.problems[0]["message"]}, status=400)
+        return JsonResponse({"problem": datasets.in_short(rejection)}, status=400)
     names = ("columns", "prompt_column", "response_column", "history_column", "encoding")
     first = {str(key): str(value)[:200] for key, value in found["row"].items()}
     return JsonResponse({name: found[name] for name in names} | {"row": first})

@@ -47,8 +47,8 @@ from tuning.dataset_sources import (
 from tuning.models import Dataset, DatasetVersion
 
 __all__ = [
-    "DatasetRejected", "Split", "add_split", "delete", "detect_columns", "ensure_sample", "examples", "ingest", "limits",
-    "open_split", "problem_count", "worded",
+    "DatasetRejected", "Split", "add_split", "delete", "detect_columns", "ensure_sample", "examples", "in_short", "ingest",
+    "limits", "open_split", "problem_count", "worded",
 ]  # fmt: skip
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
@@ -61,7 +61,9 @@ _SPLIT_NAMES = {
 
 MESSAGES = {
     "not_json": gettext_noop("This line is not JSON (at character %(position)s)."),
-    "not_csv": gettext_noop("This line is not CSV: %(detail)s."),
+    "not_csv": gettext_noop(
+        "This line is not CSV: a carriage return stands where no line end may be. Save the file with the usual line ends."
+    ),
     "not_object": gettext_noop("This row is not an object with columns."),
     "missing_column": gettext_noop("There is no column “%(column)s”. The row has: %(columns)s."),
     "not_text": gettext_noop("The column “%(column)s” is not text."),
@@ -78,6 +80,7 @@ MESSAGES = {
     "too_large": gettext_noop("The file, or what is packed in it, is larger than %(limit)s MB."),
     "archive_bomb": gettext_noop("The archive unpacks to more than %(ratio)s times its size and is refused."),
     "archive_members": gettext_noop("The archive holds more than %(limit)s files and is refused."),
+    "archive_encrypted": gettext_noop("The archive is encrypted. Pack it without a password."),
     "archive_damaged": gettext_noop("The archive cannot be read: %(detail)s."),
     "archive_member": gettext_noop("This member of the archive is not a data file and is left out."),
     "no_data_file": gettext_noop("There is no data file in the archive (%(suffixes)s)."),
@@ -93,6 +96,12 @@ def worded(found: dict[str, Any]) -> dict[str, Any]:
     """A problem with its message in the active language: {"line", "code", "message", "level", "member"?}."""
     told = {key: value for key, value in found.items() if key != "params"}
     return {**told, "message": _(MESSAGES[found["code"]]) % found["params"]}
+
+
+def in_short(rejected: DatasetRejected) -> str:
+    """The first of a rejection's worded problems, with its line."""
+    first = rejected.problems[0]
+    return (_("Line %(line)s: ") % {"line": first["line"]} if first["line"] else "") + first["message"]
 
 
 def limits() -> Limits:
@@ -139,15 +148,10 @@ def ingest(
 
 
 def _recognised(source: Source) -> Columns:
-    source.file.seek(0)
-    row = first_row(source.name, source.file.read(1 << 20), source.encoding)
+    line, row = first_row(source, limits())
     found = suggest(list(row))
     if not found["format"]:
-        raise DatasetRejected(
-            [problem("unknown_columns", 1, columns=", ".join(map(str, row))[:300])]
-            if row
-            else [problem("no_rows", member=source.name)]
-        )
+        raise DatasetRejected([problem("unknown_columns", line, columns=", ".join(row)[:300])])
     return Columns(found["prompt_column"], found["response_column"], found["history_column"])
 
 
@@ -436,10 +440,8 @@ def detect_columns(file: IO[bytes]) -> dict[str, Any]:
         with tempfile.SpooledTemporaryFile(max_size=1 << 21) as copy:
             copy.write(head[: head.rfind(b"\n") + 1] or head)  # whole lines: the head may end inside a character
             encoding = recognise_encoding(copy)
-        row = first_row(member, head, encoding)
+            _line, row = first_row(Source(member, copy, encoding), limits())
         row = json.loads(printable(json.dumps(row, ensure_ascii=False)))
-        if not row:
-            raise DatasetRejected([problem("no_rows", member=member)])
     except DatasetRejected as rejection:
         raise DatasetRejected([worded(found) for found in rejection.problems], rejection.total) from rejection
     finally:

@@ -435,6 +435,11 @@ def test_columns_are_suggested_from_the_head_of_a_file_cut_anywhere(client, memb
     empty.name = "x.json"
     refused = client.post("/datasets/columns/", {"file": empty})
     assert refused.status_code == 400 and refused.json()["problem"]
+    broken = io.BytesIO(b"\nhello\n")
+    broken.name = "x.json"
+    client.cookies["django_language"] = "en"
+    told = client.post("/datasets/columns/", {"file": broken}).json()["problem"]
+    assert told == "Line 2: This line is not JSON (at character 1)."
 
 
 def test_rows_are_paged_and_validation_rows_set_aside(client, member, dataset):

@@ -33,6 +33,14 @@ def zipped(members: dict[str, bytes], name: str = "rows.zip") -> io.BytesIO:
     return upload(file.getvalue(), name)
 
 
+def encrypted(archive: io.BytesIO) -> io.BytesIO:
+    """A zip whose only member says of itself that it needs a password."""
+    content = bytearray(archive.getvalue())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(header) + flags] |= 1
+    return upload(bytes(content), archive.name)
+
+
 def tarred(members: dict[str, bytes | tarfile.TarInfo], name: str = "AdvertiseGen.tar.gz") -> io.BytesIO:
     """A gzipped tar; a TarInfo instead of bytes is added as it is (links, devices)."""
     file = io.BytesIO()

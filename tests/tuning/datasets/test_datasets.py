@@ -9,7 +9,7 @@ from django.utils import translation
 
 from chat.models import Checkpoint
 from portal.models import Run
-from tests.tuning.datasets.files import gzipped, lines, rows, tarred, upload, zipped
+from tests.tuning.datasets.files import encrypted, gzipped, lines, rows, tarred, upload, zipped
 from tuning import datasets
 from tuning.datasets import DatasetRejected, ingest
 from tuning.models import Dataset, DatasetVersion, TuningRun
@@ -89,6 +89,11 @@ def test_train_and_dev_of_an_archive_become_two_splits(member):
         (upload(lines(*rows(2)) + b"{oops\n"), (), "not_json", 3),
         (upload(lines(*rows(2))), ("prompt", "response"), "missing_column", 1),
         (upload(lines({"frage": "a", "antwort": "b"})), (), "unknown_columns", 1),
+        (upload("hello\n" * 3), (), "not_json", 1),
+        (upload('{"content": "a" "summary": "b"}\n' + '{"content": "a", "summary": "b"}\n'), (), "not_json", 1),
+        (upload('["a", "b"]\n'), (), "not_object", 1),
+        (upload("content,summary\ra,b\rc,d\r", "rows.csv"), (), "not_csv", 1),
+        (encrypted(zipped({"train.json": lines(*rows(1))})), (), "archive_encrypted", None),
         (upload(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), ("content", "summary"), "encoding", 1),
         (upload(b'"' + b"x" * (5 << 20)), ("content", "summary"), "line_too_long", 1),
         (gzipped(b"0" * (40 << 20)), (), "archive_bomb", None),
@@ -189,8 +194,9 @@ def test_columns_are_suggested_before_anything_is_stored(member, data_dir):
     assert found["row"] == rows(1)[0] and not files(data_dir)
     found = datasets.detect_columns(upload(lines({"frage": "a", "antwort": "b"})))
     assert (found["format"], found["columns"]) == ("", ["frage", "antwort"])
-    with pytest.raises(DatasetRejected):
+    with pytest.raises(DatasetRejected) as caught:
         datasets.detect_columns(upload(b"\x00\x01"))
+    assert [(found["line"], found["code"]) for found in caught.value.problems] == [(1, "not_json"), (None, "no_rows")]
 
 
 def test_a_validation_split_is_a_new_version(member, data_dir):

@@ -84,7 +84,7 @@ IN_CSV = [{**row, "history": json.dumps(row["history"], ensure_ascii=False)} for
     ids=["jsonl", "array", "csv", "tsv", "alpaca", "openai", "sharegpt"],
 )
 def test_every_format_is_recognised_and_read(kind, name, content):
-    suggested = suggest(list(first_row(name, content, "utf-8")))
+    suggested = suggest(list(first_row(Source(name, io.BytesIO(content)), Limits())[1]))
     assert suggested["format"] == kind
     columns = Columns(suggested["prompt_column"], suggested["response_column"], suggested["history_column"])
     found, findings = read(content, columns, name)
