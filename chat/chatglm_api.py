@@ -18,6 +18,7 @@ from chat.models import Checkpoint
 from chat.openai_api import body_of
 from chat.sampling import NUMBERS, number_problem
 from chat.text import is_storable
+from portal.api import READABLE
 from portal.api_keys import user_of_request
 
 DEFAULTS = {"max_length": 2048, "top_p": 0.7, "temperature": 0.95}
@@ -48,7 +49,7 @@ async def answer(request) -> HttpResponseBase:
             "status": 200,
             "time": timezone.localtime().strftime("%Y-%m-%d %H:%M:%S"),
         },
-        json_dumps_params={"ensure_ascii": False},
+        json_dumps_params=READABLE,
     )
 
 

@@ -1,5 +1,6 @@
 """/v1/: what OpenAI's clients expect. Every checkpoint and every adapter is a model. No conversation is kept."""
 
+import functools
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from chat import completion, event_stream, refusals, registry
 from chat.completion import Answer
 from chat.models import Adapter, Checkpoint
 from chat.openai_request import ChatRequest, chat_request
+from portal.api import READABLE, json_error
 from portal.api_keys import user_of_request
 from portal.json_bodies import json_of
 
@@ -31,15 +33,30 @@ def body_of(request):
         raise ValidationError({"__all__": ValidationError(_("The body is not JSON."), "invalid_json")}) from None
 
 
-@csrf_exempt  # keys only: a browser does not send one by itself
-@login_not_required
-async def chat_completions(request) -> HttpResponseBase:
+def for_scripts(*methods: str):
+    """Decorates `view(request, user, ...)`: keys only, these methods only; all else is refused in OpenAI's envelope."""
+
+    def decorated(view):
+        @csrf_exempt  # a browser does not send a key by itself
+        @login_not_required
+        @functools.wraps(view)
+        async def door(request, **parts) -> HttpResponseBase:
+            user = await user_of_request(request)
+            if user is None:
+                return refusals.no_key()
+            if request.method not in methods:
+                message = _("Use %(method)s.") % {"method": methods[0]}
+                return json_error(405, message, code="method_not_allowed", headers={"Allow": ", ".join(methods)})
+            return await view(request, user, **parts)
+
+        return door
+
+    return decorated
+
+
+@for_scripts("POST")
+async def chat_completions(request, user) -> HttpResponseBase:
     """POST /v1/chat/completions"""
-    user = await user_of_request(request)
-    if user is None:
-        return refusals.no_key()
-    if request.method != "POST":
-        return refusals.wrong_method("POST")
     try:
         wanted = chat_request(body_of(request))
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, wanted.model)
@@ -63,7 +80,8 @@ async def chat_completions(request) -> HttpResponseBase:
             "object": "chat.completion",
             "choices": [_choice(index, answer, wanted) for index, answer in enumerate(answers)],
             "usage": _usage(answers),
-        }
+        },
+        json_dumps_params=READABLE,
     )
 
 
@@ -124,15 +142,9 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncIterat
     yield "data: [DONE]\n\n"
 
 
-@csrf_exempt
-@login_not_required
-async def models(request):
+@for_scripts("GET", "HEAD")
+async def models(request, user):
     """GET /v1/models"""
-    user = await user_of_request(request)
-    if user is None:
-        return refusals.no_key()
-    if request.method not in ("GET", "HEAD"):
-        return refusals.wrong_method("GET")
     return JsonResponse({"object": "list", "data": await sync_to_async(_listed)(user)})
 
 
@@ -156,15 +168,9 @@ def _model(checkpoint: Checkpoint, adapter: Adapter | None) -> dict:
     }
 
 
-@csrf_exempt
-@login_not_required
-async def model(request, name: str):
+@for_scripts("GET", "HEAD")
+async def model(request, user, name: str):
     """GET /v1/models/{id}; names may contain slashes."""
-    user = await user_of_request(request)
-    if user is None:
-        return refusals.no_key()
-    if request.method not in ("GET", "HEAD"):
-        return refusals.wrong_method("GET")
     try:
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, name)
     except LookupError:

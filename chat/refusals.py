@@ -8,7 +8,7 @@ from chat.completion import GenerationFailed
 from chat.engine.request import RequestRefused
 from chat.text import shown
 from chat.worker_client import WorkerUnavailable
-from portal.api import error, json_error
+from portal.api import READABLE, error, json_error
 
 RETRY_AFTER = 5  # seconds, where nobody knows better
 LATER = ("queue_full", "unavailable")  # refusals that say nothing about the request itself
@@ -56,17 +56,18 @@ def response_of(refusal: Exception) -> JsonResponse:
         status = 400 if refusal.error.get("type") == "invalid_request_error" else 500
     else:
         status = 400
-    return JsonResponse({"error": object_of(refusal)}, status=status, headers=headers)
+    refused = object_of(refusal)
+    if isinstance(refusal, ValidationError):  # clients show their user the message alone
+        refused["message"] = " ".join(
+            f"{problem['param']}: {problem['message']}" if problem["param"] else problem["message"]
+            for problem in refused["problems"]
+        )
+    return JsonResponse({"error": refused}, status=status, headers=headers, json_dumps_params=READABLE)
 
 
 def no_key() -> JsonResponse:
     message = _("Send a key of yours: Authorization: Bearer KEY. The account page makes one.")
     return json_error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
-
-
-def wrong_method(allowed: str) -> JsonResponse:
-    message = _("Use %(method)s.") % {"method": allowed}
-    return json_error(405, message, code="method_not_allowed", headers={"Allow": allowed})
 
 
 def no_such_model(name: str) -> JsonResponse:

@@ -1,8 +1,11 @@
 """Conventions of the REST API: one error envelope, cursor pages, and the shape of a run."""
 
+from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
-from django.http import Http404, JsonResponse
+from django.http import Http404, HttpResponsePermanentRedirect, JsonResponse
+from django.urls import resolve
 from django.utils.translation import gettext as _
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions, serializers, status
 from rest_framework.pagination import CursorPagination
 from rest_framework.response import Response
@@ -17,6 +20,7 @@ TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+READABLE = {"ensure_ascii": False}  # for JsonResponse: Chinese as it is, as DRF writes it
 
 
 def error(
@@ -31,7 +35,23 @@ def json_error(
 ):
     """The envelope as a plain Django response, for views outside DRF."""
     kind = TYPES.get(http_status, "invalid_request_error" if http_status < 500 else "server_error")
-    return JsonResponse(error(message, type=kind, code=code, param=param, **more), status=http_status, headers=headers)
+    body = error(message, type=kind, code=code, param=param, **more)
+    return JsonResponse(body, status=http_status, headers=headers, json_dumps_params=READABLE)
+
+
+@csrf_exempt  # nothing happens here
+@login_not_required
+def no_interface(request):
+    """Every other path below /api/ and /v1/: a 404 in JSON, or the way to the path that differs by the slash at its end."""
+    if resolve(_slash_changed(request.path_info)).func is not no_interface:
+        path, question_mark, query = request.get_full_path().partition("?")
+        # 308: a POST stays a POST
+        return HttpResponsePermanentRedirect(f"{_slash_changed(path)}{question_mark}{query}", preserve_request=True)
+    return json_error(404, _("There is no such interface; /api/docs/ lists what there is."), code="not_found")
+
+
+def _slash_changed(path: str) -> str:
+    return path.rstrip("/") if path.endswith("/") else f"{path}/"
 
 
 def _problems(detail, param=None) -> list[dict]:

@@ -4,12 +4,13 @@ from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth import views as auth_views
 from django.contrib.auth.decorators import login_not_required
-from django.urls import include, path
+from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 from django.views.i18n import set_language
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from portal import views
+from portal.api import no_interface
 from portal.health import healthz
 from portal.login import LoginForm
 
@@ -36,6 +37,7 @@ urlpatterns = [
     path("v1/", include("chat.openai_urls")),
     path("api/schema/", login_not_required(SpectacularAPIView.as_view()), name="api-schema"),
     path("api/docs/", login_not_required(SpectacularSwaggerView.as_view(url_name="api-schema")), name="api-docs"),
+    re_path(r"^(?:api|v1)(?:/|$)", no_interface),
     path("admin/", admin.site.urls),
     # where browsers look by themselves on pages that name no icon
     path(
@@ -43,4 +45,4 @@ urlpatterns = [
         login_not_required(RedirectView.as_view(url=f"/{settings.STATIC_URL.strip('/')}/portal/favicon.svg")),
     ),
 ]
-handler404, handler500 = "portal.errors.not_found", "portal.errors.server_error"
+handler500 = "portal.errors.server_error"

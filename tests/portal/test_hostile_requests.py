@@ -130,7 +130,7 @@ def test_a_wrong_method_is_405_and_no_question_of_csrf(member, method):
     client = Client(enforce_csrf_checks=True, headers={"Authorization": f"Bearer {ApiKey.create_for(member)[1]}"})
     for path in ("/v1/models", "/v1/models/base"):
         answer = getattr(client, method)(path)
-        assert (answer.status_code, answer.headers["Allow"]) == (405, "GET")
+        assert (answer.status_code, answer.headers["Allow"]) == (405, "GET, HEAD")
         assert answer.json()["error"]["code"] == "method_not_allowed"
 
 

@@ -89,5 +89,19 @@ def test_a_revoked_key_and_a_closed_account_are_401(client, key, member, base):
 
 @pytest.mark.parametrize("number", ["0", "-1", "99999999999999999999", "x", "1.5", "%00"])
 def test_ids_that_are_none_are_404(client, base, number):
-    for path in ("checkpoints", "adapters", "conversations", "messages"):
+    for path in ("checkpoints", "adapters", "conversations", "messages", "datasets", "tuning-runs", "evaluation-runs"):
         assert client.get(f"/api/v1/{path}/{number}/").status_code == 404
+
+
+def test_a_path_with_the_wrong_end_leads_to_the_right_one_method_and_body_kept(client, base):
+    response = client.post("/api/v1/conversations?x=1", {"title": "kept"}, JSON, follow=True)
+    assert response.redirect_chain == [("/api/v1/conversations/?x=1", 308)]
+    assert (response.status_code, response.json()["title"]) == (201, "kept")
+    assert client.get("/v1/models/", follow=True).json()["data"][0]["id"] == "base"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/", "/api/v1/nothing/", "/api", "/v1", "/v1/embeddings", "/v1/embeddings/"])
+@pytest.mark.parametrize("method", ["get", "post", "delete"])
+def test_what_is_no_interface_is_a_404_that_scripts_can_read(method, path):
+    response = getattr(Client(enforce_csrf_checks=True), method)(path)
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")

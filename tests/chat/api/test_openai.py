@@ -4,6 +4,7 @@ import asyncio
 import json
 
 import pytest
+from django.test import AsyncClient
 
 from chat.engine.request import RequestRefused
 from chat.models import Conversation
@@ -189,6 +190,12 @@ async def test_a_bad_body_is_a_400_that_names_the_parameter(async_client, base, 
     response = await post(async_client, **body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
     assert response.json()["error"]["type"] == "invalid_request_error" and not router.requests
+    assert response.json()["error"]["message"].startswith(f"{param}: "), "all that many clients show"
+
+
+async def test_chinese_is_written_as_it_is(async_client, base, router):
+    for response in (await post(async_client), await post(async_client, n=0), await post(async_client, model="无")):
+        assert b"\\u" not in response.content
 
 
 async def test_neutral_values_of_what_is_missing_are_accepted(async_client, base, router):
@@ -230,5 +237,11 @@ async def test_every_checkpoint_and_adapter_is_a_model(async_client, adapter, ro
         assert (found["id"], found["object"], found["root"]) == (name, "model", "base")
 
 
-async def test_the_method_must_be_post(async_client, base, router):
-    assert (await async_client.get(URL)).status_code == 405
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("get", URL), ("post", "/v1/models"), ("delete", "/v1/models/base"), ("post", "/v1/models/base")],
+)
+async def test_another_method_is_a_405_in_openais_words(key, base, method, path):
+    client = AsyncClient(enforce_csrf_checks=True)
+    response = await getattr(client, method)(path, headers={"Authorization": f"Bearer {key}"})
+    assert (response.status_code, response.json()["error"]["code"]) == (405, "method_not_allowed")
