@@ -26,7 +26,7 @@ class NewCheckpointSerializer(serializers.Serializer):
 
 
 class AdapterSerializer(serializers.ModelSerializer):
-    owner = serializers.CharField(source="owner.username", read_only=True, allow_null=True, default=None)
+    owner = serializers.CharField(source="owner.username", read_only=True, allow_null=True)
     tuning_run = serializers.IntegerField(source="run_id", read_only=True, allow_null=True)
     model = serializers.SerializerMethodField(help_text="the id that /v1/ and ChatGLM's api.py take")
 

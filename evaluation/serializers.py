@@ -25,9 +25,9 @@ class EvaluationRunSerializer(RunSerializer):
     dataset_name = serializers.CharField(source="recipe.dataset", read_only=True)
     rows = serializers.IntegerField(source="recipe.rows", read_only=True)
     checkpoint_name = serializers.CharField(source="checkpoint.name", read_only=True)
-    adapter_name = serializers.CharField(source="recipe.adapter", default=None, read_only=True)
+    adapter_name = serializers.CharField(source="recipe.adapter", allow_null=True, read_only=True)
     scores = ScoresField(read_only=True)
-    baseline_scores = ScoresField(source="baseline.scores", default=None, read_only=True)
+    baseline_scores = ScoresField(source="baseline.scores", allow_null=True, read_only=True)
     difference = ScoresField(read_only=True, help_text="Scores minus the baseline's, paired by row.")
 
     class Meta(RunSerializer.Meta):

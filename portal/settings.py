@@ -11,6 +11,8 @@ import dj_database_url
 from csp.constants import NONCE, NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
+from portal.schema import ERROR
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 # Database, uploads, adapters, secrets, logs: everything that is not code.
 DATA_DIR = Path(os.environ.get("PORTAL_DATA_DIR") or BASE_DIR / "var").resolve()
@@ -195,6 +197,9 @@ SPECTACULAR_SETTINGS = {
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "COMPONENT_SPLIT_REQUEST": True,  # a file is sent as bytes, a blank text is no text
+    "APPEND_COMPONENTS": {"schemas": {"Error": ERROR}},
+    "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "portal.schema.with_errors"],
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "portal.models.Run.Status",
         "MessageStatus": "chat.models.Message.Status",

@@ -27,6 +27,11 @@ class VisibleRows(viewsets.GenericViewSet):
             return self.queryset
         return self.queryset.visible_to(self.request.user)
 
+    def get_object(self):
+        if len(self.kwargs["pk"]) > 18:  # more than the database can compare
+            raise exceptions.NotFound()
+        return super().get_object()
+
     def check_changeable(self, row):
         """The row, when the user may change it."""
         if not type(row).objects.changeable_by(self.request.user).filter(pk=row.pk).exists():

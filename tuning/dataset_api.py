@@ -21,7 +21,7 @@ _FORM_ROOM = 1 << 20  # bytes of a multipart body beside the file itself
 
 
 class DatasetSerializer(serializers.ModelSerializer):
-    owner = serializers.CharField(source="owner.username", default=None, read_only=True)
+    owner = serializers.CharField(source="owner.username", allow_null=True, read_only=True)
     rows = serializers.SerializerMethodField(help_text="Of all splits of the newest version.")
     version = serializers.SerializerMethodField(help_text="Number of the newest version.")
     sha256 = serializers.SerializerMethodField(help_text="Names the content of the newest version.")

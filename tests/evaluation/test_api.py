@@ -117,7 +117,8 @@ def test_scores_predictions_comparison_and_files(client, tuned):
     compared = client.get(f"{detail}compare/?with={tuned.baseline_id}").json()
     assert compared["rows"] == 30 and compared["difference"]["rouge-l"]["value"] == 5.0
     assert client.get(f"{detail}compare/").status_code == 400
-    assert client.get(f"{detail}compare/?with=9999").status_code == 404
+    for other, http_status in [(9999, 404), ("9" * 20, 404), ("²", 400)]:
+        assert client.get(f"{detail}compare/?with={other}").status_code == http_status
     lines_ = client.get(f"{detail}generated_predictions.txt/")
     assert "attachment" in lines_["Content-Disposition"]
     assert lines_.content.decode().splitlines()[1] == '{"labels": "参考1", "predict": "预测1<b>"}'

@@ -19,8 +19,14 @@ def test_the_schema_describes_chat():
         ("/messages/{id}/", "get"), ("/messages/{id}/stream/", "get"), ("/messages/{id}/stop/", "post"),
     } <= operations  # fmt: skip
     send = paths["/api/v1/conversations/{id}/messages/"]["post"]
-    assert set(send["responses"]) == {"202"}
+    assert set(send["responses"]) == {"202", "default"}, "the default is the error envelope"
     stream = paths["/api/v1/messages/{id}/stream/"]["get"]
     assert "text/event-stream" in stream["responses"]["200"]["content"]
     assert "after" in {parameter["name"] for parameter in stream["parameters"]}
     assert "application/zip" in paths["/api/v1/adapters/{id}/download/"]["get"]["responses"]["200"]["content"]
+
+
+def test_an_upload_is_a_file_and_a_blank_text_is_none():
+    schemas = SchemaGenerator().get_schema(request=None, public=True)["components"]["schemas"]
+    assert schemas["UploadRequest"]["properties"]["file"]["format"] == "binary"
+    assert schemas["SendRequest"]["properties"]["content"]["minLength"] == 1

@@ -113,4 +113,6 @@ def test_other_peoples_datasets_do_not_exist(client, member, other_member, staff
         assert answer.status_code == 403
     assert {row["id"] for row in client.get(URL).json()["results"]} == {shared.pk}
     assert client_of(staff).get(f"{URL}{theirs.pk}/").status_code == 200
+    renamed = client_of(staff).patch(detail, {"name": "y"}, format="json").json()
+    assert (renamed["name"], renamed["owner"]) == ("y", None)
     assert APIClient().get(URL).status_code == 401
