@@ -13,21 +13,32 @@ from tuning.models import Dataset
 
 COLUMNS = ("prompt_column", "response_column", "history_column")
 MOST_PROBLEMS = 20
+# Of ChatGLM-6B's train.sh and evaluate.sh: what is always so here, or the engine's own business.
+SWITCHES = ("do_train", "do_predict", "overwrite_cache", "overwrite_output_dir", "predict_with_generate")
+NUMBERS = ("per_device_eval_batch_size", "preprocessing_num_workers")
 
 
 class ForegroundCommand(BaseCommand):
-    """A run in the foreground."""
+    """A run in the foreground. Flags may be spelt as upstream spells them, with underscores."""
 
-    def add_source(self, parser, flag: str) -> None:
+    def run_from_argv(self, argv):
+        super().run_from_argv([_with_dashes(argument) for argument in argv])
+
+    def add_source(self, parser, file_flag: str) -> None:
         """The arguments that say what is read: a file, or a dataset of the portal."""
         source = parser.add_mutually_exclusive_group(required=True)
-        source.add_argument(flag, type=Path, help="JSON lines, JSON or CSV; also packed, as in an upload")
+        source.add_argument(file_flag, type=Path, help="JSON lines, JSON or CSV; also packed, as in an upload")
         source.add_argument("--dataset", help="number or name of a dataset in the portal")
         parser.add_argument("--prompt-column", default="", help="default: recognised from the first row")
         parser.add_argument("--response-column", default="")
         parser.add_argument("--history-column", default="")
         parser.add_argument("--user", help="whose run it is; default: the first administrator")
         parser.add_argument("--json", action="store_true", help="the result as one JSON object on standard output")
+        pasted = parser.add_argument_group("from train.sh and evaluate.sh, accepted without effect")
+        for name in SWITCHES:
+            pasted.add_argument(flag(name), action="store_true")
+        for name in NUMBERS:
+            pasted.add_argument(flag(name), type=int, metavar="N")
 
     def owner(self, username: str | None) -> User:
         found = User.objects.filter(username=username) if username else User.objects.filter(is_superuser=True)
@@ -56,6 +67,11 @@ class ForegroundCommand(BaseCommand):
             if rejected.total > len(told):
                 told.append("…")
             raise CommandError("\n".join(told)) from rejected
+
+
+def _with_dashes(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else argument
 
 
 def flag(name: str) -> str:

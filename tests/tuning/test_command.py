@@ -33,7 +33,7 @@ def write_rows(path, count):
 
 
 def test_a_run_in_the_foreground_makes_an_adapter(tmp_path):
-    """As a user types it, in a process of its own: upload of two splits, training, log, published adapter, clean ends."""
+    """As train.sh has it, in a process of its own: upload of two splits, training, log, published adapter, clean ends."""
     data = tmp_path / "data"
     environment = {**os.environ, "PORTAL_DATA_DIR": str(data), "PORTAL_DEVICE": "cpu"}
 
@@ -43,21 +43,23 @@ def test_a_run_in_the_foreground_makes_an_adapter(tmp_path):
 
     manage("shell", "-c", PREPARE.format(folder=str(tiny.write(tmp_path / "tiny"))), check=True)
     files = (
-        "--train-file",
-        write_rows(tmp_path / "rows.json", 12),
-        "--validation-file",
+        "--train_file",
+        write_rows(tmp_path / "rows_12.json", 12),
+        "--validation_file",
         write_rows(tmp_path / "dev.json", 3),
     )
     done = manage(
-        "train", *map(str, files), "--prompt-column", "content", "--response-column", "summary", "--checkpoint", "tiny",
-        "--pre-seq-len", "4", "--learning-rate", "5e-2", "--max-steps", "6", "--per-device-train-batch-size", "4",
-        "--gradient-accumulation-steps", "1", "--max-source-length", "40", "--max-target-length", "24",
-        "--logging-steps", "2", "--name", "ads", "--json",
+        "train", "--do_train", *map(str, files), "--prompt_column", "content", "--response_column", "summary",
+        "--overwrite_cache", "--model_name_or_path", "tiny", "--output_dir", "output/ads", "--overwrite_output_dir",
+        "--max_source_length", "40", "--max_target_length", "24", "--per_device_train_batch_size", "4",
+        "--per_device_eval_batch_size", "1", "--gradient_accumulation_steps", "1", "--predict_with_generate",
+        "--max_steps=6", "--logging_steps", "2", "--save_steps", "1000", "--learning_rate", "5e-2", "--pre_seq_len", "4",
+        "--name", "ads_1", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert (result["status"], result["step"], result["max_steps"], result["error"]) == ("succeeded", 6, 6, None)
-    assert result["adapter"]["name"] == "ads"
+    assert result["adapter"]["name"] == "ads_1"
     prefix = adapters.load(result["adapter"]["folder"])
     assert (
         prefix.pre_seq_len == 4 and prefix.metadata["step"] == 6 and prefix.metadata["recipe"]["learning_rate"] == 0.05

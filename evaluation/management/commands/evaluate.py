@@ -30,7 +30,10 @@ class Command(ForegroundCommand):
 
     def add_arguments(self, parser):
         self.add_source(parser, "--test-file")
-        parser.add_argument("--checkpoint", help="name or number; default: the adapter's, else the portal's default")
+        parser.add_argument(
+            "--checkpoint", "--model-name-or-path",
+            help="name or number in the portal; default: the adapter's, else the portal's default",
+        )  # fmt: skip
         parser.add_argument("--adapter", help="name or number; default: none, the bare checkpoint")
         parser.add_argument("--decoding", choices=EvaluationRun.Decoding.values, default="greedy")
         parser.add_argument("--max-examples", type=int)

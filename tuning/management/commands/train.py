@@ -34,9 +34,14 @@ class Command(ForegroundCommand):
     def add_arguments(self, parser):
         self.add_source(parser, "--train-file")
         parser.add_argument("--validation-file", type=Path, help="becomes the dataset's validation split")
-        parser.add_argument("--checkpoint", help="name or number; default: the portal's default")
+        parser.add_argument(
+            "--checkpoint", "--model-name-or-path", help="name or number in the portal; default: the portal's default"
+        )
         parser.add_argument("--name", default="", help="of the run and of the adapter; default: the dataset's")
         parser.add_argument("--preset", choices=list(PRESETS), help="default: that of the checkpoint")
+        parser.add_argument(
+            "--output-dir", help="without effect: the adapter goes into the portal; export_adapter writes it elsewhere"
+        )
         hyper = parser.add_argument_group("hyper-parameters (left out: from the preset)")
         for name, (low, high) in LIMITS.items():
             kind = int if name in WHOLE_NUMBERS else float
