@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.translation import gettext as _
 
 from chat.engine.request import AdapterRef, Event, Request, RequestRefused, Sampling
 from chat.models import Adapter, Checkpoint
+from chat.sampling import as_sampling, checked
+from chat.text import is_storable
 from chat.worker_client import CheckpointRef, Router, WorkerUnavailable, get_router
 
 
@@ -30,17 +33,28 @@ class Command(BaseCommand):
 
     def handle(self, *, checkpoint, adapter, temperature, top_p, max_new_tokens, seed, **options):
         chosen, prefix = _chosen(checkpoint, adapter)
-        sampling = Sampling(temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
-        asyncio.run(self._converse(chosen, prefix, sampling))
+        wishes = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+        try:
+            sampling = as_sampling(checked(wishes))
+        except ValidationError as error:
+            named = {f"--{name.removeprefix('sampling.')}": texts for name, texts in error.message_dict.items()}
+            problems = [f"{name.replace('_', '-')}: {text}" for name, texts in named.items() for text in texts]
+            raise CommandError("\n".join(problems)) from error
+        self.interactive, self.refused = sys.stdin.isatty(), False
+        try:
+            asyncio.run(self._converse(chosen, prefix, sampling))
+        except KeyboardInterrupt:  # while the model was loaded, or standard input is no terminal
+            sys.exit(130)
+        if self.refused and not self.interactive:
+            sys.exit(1)
 
     async def _converse(self, checkpoint: Checkpoint, adapter: AdapterRef | None, sampling: Sampling) -> None:
         model = await self._model(checkpoint)
-        interactive = sys.stdin.isatty()
-        if interactive:
-            self.stdout.write(_("“clear” wipes the history, “stop” exits, Ctrl-C stops the answer."))
+        self._explain()
+        self._mind_the_prompt()
         history: list[dict[str, str]] = []
         try:
-            while (line := await asyncio.to_thread(_line, _("You: ") if interactive else "")) is not None:
+            while (line := await asyncio.to_thread(_line, self._prompt())) is not None:
                 text = line.strip()
                 if text == "stop":
                     return
@@ -56,6 +70,28 @@ class Command(BaseCommand):
                         history = [*turns, {"role": "assistant", "content": answer}]
         finally:
             await model.close()
+
+    def _prompt(self) -> str:
+        return _("You: ") if self.interactive else ""
+
+    def _explain(self) -> None:
+        if self.interactive:
+            self.stdout.write(_("“clear” wipes the history, “stop” exits, Ctrl-C stops the answer."))
+
+    def _mind_the_prompt(self) -> None:
+        """From now on Ctrl-C explains: who pressed it just after an answer's end wants to go on talking."""
+        loop = asyncio.get_running_loop()
+        if not self.interactive:
+            loop.remove_signal_handler(signal.SIGINT)
+            return
+
+        def explain() -> None:
+            self.stdout.write("")
+            self._explain()
+            self.stdout.write(self._prompt(), ending="")
+            self.stdout.flush()
+
+        loop.add_signal_handler(signal.SIGINT, explain)
 
     async def _model(self, checkpoint: Checkpoint):
         reference = CheckpointRef(checkpoint.name, checkpoint.fingerprint)
@@ -74,15 +110,17 @@ class Command(BaseCommand):
         loop, written = asyncio.get_running_loop(), []
         loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(model.abort(request.id)))
         try:
+            if not is_storable(request.messages[-1]["content"]):
+                raise RequestRefused("invalid", _("The text contains a NUL or half a character."))
             await model.submit(request)
             async with contextlib.aclosing(model.events(request.id)) as handfuls:
                 async for events in handfuls:
                     for event in events:
                         self._show(event, written)
         except (RequestRefused, WorkerUnavailable) as error:
-            self.stderr.write(f"\n{error.message}")
+            self._refuse(error.message)
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
+            self._mind_the_prompt()
         self.stdout.write("")
         return "".join(written)
 
@@ -92,7 +130,11 @@ class Command(BaseCommand):
             self.stdout.write(event.data["text"], ending="")
             self.stdout.flush()
         elif event.type == "failed":
-            self.stderr.write(f"\n{event.data['error']['message']}")
+            self._refuse(event.data["error"]["message"])
+
+    def _refuse(self, message: str) -> None:
+        self.refused = True
+        self.stderr.write(f"\n{message}")
 
 
 def _line(prompt: str) -> str | None:

@@ -1,12 +1,16 @@
 """`manage.py inference_worker` and `manage.py chat` as people run them: processes of their own, the starter model, a database."""
 
 import asyncio
+import fcntl
 import os
+import pty
+import select
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -161,8 +165,45 @@ def test_what_is_not_there_is_named(installation):
     assert result.returncode == 1 and "somewhere" in result.stderr
     result = installation.manage("chat", "--adapter", "unknown", input="")
     assert result.returncode == 1 and "unknown" in result.stderr
+    result = installation.manage("chat", "--temperature", "9", "--top-p", "0", input="")
+    assert result.returncode == 1 and "--temperature: " in result.stderr and "--top-p: " in result.stderr
 
 
 def test_chat_without_a_worker_loads_the_model_itself(installation):
     chat = installation.manage("chat", "--temperature", "0", input="你好\n")
     assert chat.returncode == 0 and chat.stdout.strip(), chat.stderr
+    refused = installation.manage("chat", "--max-new-tokens", "100000", input="你好\n")
+    assert refused.returncode == 1 and "100000" in refused.stderr and not refused.stdout.strip()
+
+
+def test_ctrl_c_at_the_prompt_does_not_end_the_chat(installation):
+    """As in a terminal: the key comes just after the answer's end, and the conversation goes on."""
+    command = [sys.executable, "manage.py", "chat", "--temperature", "0"]
+    ours, theirs = pty.openpty()
+    chat = subprocess.Popen(
+        command, cwd=ROOT, env=installation.environment, stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    shown = bytearray()
+
+    def hears(mark: str):
+        def look():
+            if select.select([ours], [], [], 0)[0]:
+                shown.extend(os.read(ours, 65536))
+            return mark.encode() in shown
+
+        wait_for(look, 60, f"{mark!r} in the terminal")
+        shown.clear()
+
+    try:
+        hears("你：")
+        os.write(ours, b"\x03")
+        hears("你：")
+        os.write(ours, "你好\n".encode())
+        hears("你：")
+        os.write(ours, b"stop\n")
+        assert chat.wait(30) == 0
+    finally:
+        chat.kill()
+        os.close(ours)
