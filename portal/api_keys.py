@@ -1,4 +1,4 @@
-"""`Authorization: Bearer sk-...`, for DRF views and for plain (async) views alike."""
+"""`Authorization: Bearer sk-...`, for DRF views, for plain (async) views and for websockets."""
 
 from asgiref.sync import sync_to_async
 from django.utils.translation import gettext as _
@@ -9,15 +9,15 @@ from rest_framework.exceptions import AuthenticationFailed
 from portal.models import ApiKey
 
 
-def bearer(request) -> str | None:
-    """The key of a request, or None when it has no bearer header."""
-    scheme, _space, secret = request.headers.get("Authorization", "").partition(" ")
+def bearer(authorization: str) -> str | None:
+    """The key in an Authorization header, or None when it holds no bearer key."""
+    scheme, _space, secret = authorization.partition(" ")
     return secret.strip() if scheme.lower() == "bearer" and secret.strip() else None
 
 
 class BearerAuthentication(BaseAuthentication):
     def authenticate(self, request):
-        secret = bearer(request)
+        secret = bearer(request.headers.get("Authorization", ""))
         if secret is None:
             return None
         user = ApiKey.user_of(secret)
@@ -41,10 +41,27 @@ class BearerScheme(OpenApiAuthenticationExtension):
 
 async def user_of_request(request, *, session: bool = False):
     """The user behind a key (or, with `session`, behind the login cookie) of an async view's request; None when there is none."""
-    secret = bearer(request)
+    secret = bearer(request.headers.get("Authorization", ""))
     if secret is not None:
         return await sync_to_async(ApiKey.user_of)(secret)
     if session:
         user = await request.auser()
         return user if user.is_authenticated else None
     return None
+
+
+def key_first(sockets, *, without_key):
+    """An ASGI application: `sockets` with the user of the key (None: unknown) as scope["user"]; `without_key` where none was sent.
+
+    A page cannot make a browser send the header, so unlike the cookie it needs no check of where the page came from.
+    """
+
+    async def application(scope, receive, send):
+        authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        secret = bearer(authorization)
+        if secret is None:
+            return await without_key(scope, receive, send)
+        user = await sync_to_async(ApiKey.user_of)(secret)
+        return await sockets({**scope, "user": user}, receive, send)
+
+    return application

@@ -16,11 +16,13 @@ from servestatic import ServeStaticASGI
 
 from chat.generation import recover_in_background
 from chat.routing import websocket_urlpatterns
+from portal.api_keys import key_first
 
+sockets = URLRouter(websocket_urlpatterns)
 application = ProtocolTypeRouter(
     {
         "http": ServeStaticASGI(http, root=settings.STATIC_ROOT, prefix=settings.STATIC_URL, max_age=3600),
-        "websocket": AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))),
+        "websocket": key_first(sockets, without_key=AllowedHostsOriginValidator(AuthMiddlewareStack(sockets))),
     }
 )
 

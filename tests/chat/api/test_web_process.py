@@ -201,6 +201,17 @@ def test_the_socket_needs_a_login_an_owner_and_this_sites_origin(web):
     assert refused.value.response.status_code == 403
 
 
+def test_a_scripts_key_opens_the_socket_of_its_owner(web):
+    address = f"{web.url.replace('http', 'ws', 1)}/ws/conversations/{conversation_of(web)}/"
+    with connect(address, additional_headers={"Authorization": f"Bearer {web.key}"}) as script:
+        script.send(json.dumps({"type": "message.send", "content": "words 3"}))
+        assert len(text_of(until_the_end(script)).split()) == 3
+    with connect(address, additional_headers={"Authorization": "Bearer sk-wrong"}) as script:
+        with pytest.raises(websockets.ConnectionClosed) as caught:
+            script.recv(10)
+    assert caught.value.rcvd.code == 4401
+
+
 def test_a_worker_that_dies_ends_the_stream_and_the_next_request_is_told_to_wait(web, client):
     """Last: it takes the worker away, and brings it back."""
     stream = client.chat.completions.create(**ask("every 0.05 words 1000", stream=True))
