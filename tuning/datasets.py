@@ -17,6 +17,7 @@ import json
 import mmap
 import os
 import random
+import re
 import struct
 import sys
 import tempfile
@@ -138,13 +139,19 @@ def ingest(
             return _store(
                 _splits(sources),
                 columns,
-                name=name.strip() or PurePosixPath(sources[0].name).stem,
+                name=name.strip() or _name_of(file if len(sources) > 1 else sources[0]),
                 owner=owner,
                 source_name=Path(getattr(file, "name", "") or "").name,
                 skip_bad_rows=skip_bad_rows,
             )
     except DatasetRejected as rejection:
         raise DatasetRejected([worded(found) for found in rejection.problems], rejection.total) from rejection
+
+
+def _name_of(source) -> str:
+    """How an upload is called that nobody named: as its file, without what tells the format."""
+    name = PurePosixPath(getattr(source, "name", "") or "upload").name
+    return re.sub(r"(\.(json|jsonl|csv|tsv|zip|tgz|tar|gz))+$", "", name, flags=re.IGNORECASE) or name
 
 
 def _recognised(source: Source) -> Columns:

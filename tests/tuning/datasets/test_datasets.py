@@ -74,7 +74,8 @@ def test_gb18030_is_accepted_and_told(member):
 
 def test_train_and_dev_of_an_archive_become_two_splits(member):
     made = tarred({"AdvertiseGen/train.json": lines(*rows(7)), "AdvertiseGen/dev.json": lines(*rows(2, 100))})
-    dataset = ingest(made, name="ADGEN", owner=member)
+    dataset = ingest(made, name="", owner=member)
+    assert dataset.name == "AdvertiseGen", "as the archive, not as one of its files"
     assert {name: entry["rows"] for name, entry in dataset.current.splits.items()} == {"train": 7, "validation": 2}
     assert dataset.current.rows == 9 and dataset.current.split_for_evaluation() == "validation"
 
@@ -87,6 +88,9 @@ def test_train_and_dev_of_an_archive_become_two_splits(member):
         (upload(b"\n\n"), (), "no_rows", None),
         (upload(lines({"content": "", "summary": "x"})), ("content", "summary"), "empty_prompt", 1),
         (upload(lines(*rows(2)) + b"{oops\n"), (), "not_json", 3),
+        (upload(b"oops\n" + lines(*rows(2))), (), "not_json", 1),
+        (upload(b"oops\noops\n"), (), "not_json", 1),
+        (upload(lines(*rows(2)).decode().encode("utf-16")), (), "encoding", 1),
         (upload(lines(*rows(2))), ("prompt", "response"), "missing_column", 1),
         (upload(lines({"frage": "a", "antwort": "b"})), (), "unknown_columns", 1),
         (upload("hello\n" * 3), (), "not_json", 1),
