@@ -3,14 +3,16 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 from http.cookiejar import CookieJar
 from urllib.parse import urlencode
 from urllib.request import HTTPCookieProcessor, build_opener
 
 import pytest
+from django.core.management import CommandError, call_command
 
-from tests.running import Portal, wait_for
+from tests.running import ROOT, Portal, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -63,6 +65,16 @@ def test_a_second_start_prints_no_password_and_a_taken_port_is_named(portal):
     with second:
         assert second.process.wait(30) != 0
         assert str(portal.port) in second.output() and "Traceback" not in second.output()
+
+
+def test_a_port_that_is_none_is_named():
+    with pytest.raises(CommandError, match="99999"):
+        call_command("up", "--port", "99999")
+
+
+def test_outside_the_virtual_environment_it_says_what_to_do():
+    bare = subprocess.run([sys.executable, "-S", "manage.py", "check"], cwd=ROOT, capture_output=True, text=True)
+    assert bare.returncode == 1 and "make up" in bare.stderr and "Traceback" not in bare.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

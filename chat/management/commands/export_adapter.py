@@ -32,6 +32,6 @@ class Command(BaseCommand):
                 folder = write_peft(prefix, Path(output), adapter.checkpoint.name)
             else:
                 folder = write_upstream(prefix, Path(output), read_config(adapter.checkpoint.path))
-        except (adapters.AdapterInvalid, CheckpointInvalid) as error:
+        except (adapters.AdapterInvalid, CheckpointInvalid, OSError) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(str(folder))

@@ -94,10 +94,10 @@ def refuse_taken_port(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise CommandError(
                 _("Cannot listen on %(host)s:%(port)s (%(error)s). Choose another with --port.")
-                % {"host": host, "port": port, "error": error.strerror}
+                % {"host": host, "port": port, "error": getattr(error, "strerror", error)}
             ) from error
 
 

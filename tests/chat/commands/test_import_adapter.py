@@ -48,6 +48,9 @@ def test_exported_and_imported_again_it_is_the_same(base, tmp_path):
     for form in ("peft", "upstream"):
         call_command("export_adapter", "one", "--format", form, "--output", str(tmp_path / form))
         call_command("import_adapter", str(tmp_path / form), "--checkpoint", "base", "--name", form)
+    with pytest.raises(CommandError, match="file"):
+        (tmp_path / "file").touch()
+        call_command("export_adapter", "one", "--output", str(tmp_path / "file"))
     hashes = set(Adapter.objects.values_list("sha256", flat=True))
     assert hashes == {first.sha256} and Adapter.objects.count() == 3
 
