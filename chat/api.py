@@ -6,7 +6,6 @@ from django.utils.translation import gettext as _
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import exceptions, mixins, permissions, status, viewsets
 from rest_framework.decorators import action
-from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.response import Response
 
 from chat import event_stream, generation, refusals, registry, turns
@@ -26,7 +25,7 @@ from chat.serializers import (
 from chat.worker_client import WorkerUnavailable
 from portal.api import Pages, Unavailable
 from portal.numbers import whole_number
-from portal.viewsets import VisibleRows, rules_as_400
+from portal.viewsets import AnyAccept, VisibleRows, rules_as_400
 
 
 class StaffWrites(permissions.BasePermission):
@@ -51,16 +50,6 @@ class CheckpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visibl
                 fields["path"], fields.get("name") or None, default=fields["default"]
             )
         return Response(CheckpointSerializer(checkpoint).data, status=status.HTTP_201_CREATED)
-
-
-class AnyAccept(BaseContentNegotiation):
-    """Whatever the client says it accepts: the answer is a file or a stream, and an error is JSON."""
-
-    def select_parser(self, request, parsers):
-        return parsers[0]
-
-    def select_renderer(self, request, renderers, format_suffix=None):
-        return renderers[0], renderers[0].media_type
 
 
 class AdapterViewSet(

@@ -22,7 +22,7 @@ from portal import runs
 from portal.access import get_visible
 from portal.api import Conflict, Pages
 from portal.numbers import whole_number
-from portal.viewsets import VisibleRows, rules_as_400
+from portal.viewsets import AnyAccept, VisibleRows, rules_as_400
 
 
 class ByRow(Pages):
@@ -93,8 +93,10 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
             raise Conflict(_("Only a failed or cancelled run can be resumed."), code="not_resumable")
         return Response(self._told(run))
 
-    @extend_schema(responses={200: OpenApiResponse(OpenApiTypes.STR, "JSON lines {labels, predict}")})
-    @action(detail=True, url_path=upstream_files.PREDICTIONS, pagination_class=None)
+    @extend_schema(responses={(200, "text/plain"): OpenApiResponse(OpenApiTypes.STR, "JSON lines {labels, predict}")})
+    @action(
+        detail=True, url_path=upstream_files.PREDICTIONS, pagination_class=None, content_negotiation_class=AnyAccept
+    )
     def generated_predictions(self, request, pk=None):
         """The predictions in the file format of ChatGLM-6B's evaluate.sh."""
         pairs = self._scored().predictions.order_by("row").values_list("reference", "text")

@@ -6,6 +6,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from rest_framework import exceptions, viewsets
 from rest_framework.fields import get_error_detail
+from rest_framework.negotiation import BaseContentNegotiation
 
 
 @contextlib.contextmanager
@@ -15,6 +16,16 @@ def rules_as_400():
         yield
     except ValidationError as problem:
         raise exceptions.ValidationError(get_error_detail(problem)) from problem
+
+
+class AnyAccept(BaseContentNegotiation):
+    """Whatever the client says it accepts: the answer is a file or a stream, and an error is JSON."""
+
+    def select_parser(self, request, parsers):
+        return parsers[0]
+
+    def select_renderer(self, request, renderers, format_suffix=None):
+        return renderers[0], renderers[0].media_type
 
 
 class VisibleRows(viewsets.GenericViewSet):

@@ -6,7 +6,7 @@ from django.http import HttpResponse
 from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework import exceptions, mixins, renderers, status
+from rest_framework import exceptions, mixins, status
 from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
@@ -16,7 +16,7 @@ from portal.api import Conflict, Pages
 from portal.models import Run
 from portal.numbers import whole_number
 from portal.processes import run_folder
-from portal.viewsets import VisibleRows, rules_as_400
+from portal.viewsets import AnyAccept, VisibleRows, rules_as_400
 from tuning.models import TuningRun
 from tuning.plan import create_run
 from tuning.serializers import NewTuningRunSerializer, TuningMetricSerializer, TuningRunSerializer
@@ -30,15 +30,6 @@ class BySteps(Pages):
     ordering = "step"
     page_size = 1000
     max_page_size = 10_000
-
-
-class PlainText(renderers.BaseRenderer):
-    """Lets a client ask for text; the view answers with a response of its own."""
-
-    media_type, format, charset = "text/plain", "txt", "utf-8"
-
-    def render(self, data, accepted_media_type=None, renderer_context=None):
-        return renderers.JSONRenderer().render(data)
 
 
 class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
@@ -85,7 +76,7 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         parameters=[OpenApiParameter("tail", int, description="only so many of the last lines")],
         responses={(200, "text/plain"): OpenApiTypes.STR},
     )
-    @action(detail=True, pagination_class=None, renderer_classes=[PlainText, renderers.JSONRenderer])
+    @action(detail=True, pagination_class=None, content_negotiation_class=AnyAccept)
     def log(self, request, pk=None):
         """The trainer's log of all attempts, for people."""
         run = self.get_object()

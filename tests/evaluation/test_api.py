@@ -119,7 +119,7 @@ def test_scores_predictions_comparison_and_files(client, tuned):
     assert client.get(f"{detail}compare/").status_code == 400
     for other, http_status in [(9999, 404), ("9" * 20, 404), ("²", 400)]:
         assert client.get(f"{detail}compare/?with={other}").status_code == http_status
-    lines_ = client.get(f"{detail}generated_predictions.txt/")
+    lines_ = client.get(f"{detail}generated_predictions.txt/", headers={"accept": "text/plain"})
     assert "attachment" in lines_["Content-Disposition"]
     assert lines_.content.decode().splitlines()[1] == '{"labels": "参考1", "predict": "预测1<b>"}'
     results = json.loads(client.get(f"{detail}predict_results.json/").content)

@@ -206,9 +206,9 @@ def test_a_scripts_key_opens_the_socket_of_its_owner(web):
     with connect(address, additional_headers={"Authorization": f"Bearer {web.key}"}) as script:
         script.send(json.dumps({"type": "message.send", "content": "words 3"}))
         assert len(text_of(until_the_end(script)).split()) == 3
-    with connect(address, additional_headers={"Authorization": "Bearer sk-wrong"}) as script:
-        with pytest.raises(websockets.ConnectionClosed) as caught:
-            script.recv(10)
+    wrong = {"Authorization": "Bearer sk-wrong"}
+    with connect(address, additional_headers=wrong) as script, pytest.raises(websockets.ConnectionClosed) as caught:
+        script.recv(10)
     assert caught.value.rcvd.code == 4401
 
 
