@@ -3,9 +3,12 @@
 A bare clone runs on SQLite without Redis. docs/operations.md lists the variables; portal/checks.py finds wrong ones.
 """
 
+import logging
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import dj_database_url
 from csp.constants import NONCE, NONE, SELF
@@ -26,15 +29,25 @@ def _list(name: str) -> list[str]:
     return [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
 
 
+def _parsed(name: str, default: str, parse: Callable):
+    """`parse` of a variable's text; where it raises, one line that names the variable, and the end."""
+    try:
+        return parse(os.environ.get(name) or default)
+    except (ValueError, KeyError):
+        raise SystemExit(f"The value of {name} cannot be used; docs/operations.md says what it may be.") from None
+
+
 def _secret(name: str) -> str:
     """A secret that is drawn once and kept in a file only the owner can read; two installations never share one."""
     path = DATA_DIR / name
-    DATA_DIR.mkdir(parents=True, exist_ok=True)
     try:
+        DATA_DIR.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(50))
     except FileExistsError:
         pass
+    except OSError as error:
+        raise SystemExit(f"The data folder cannot be written ({error}). Set PORTAL_DATA_DIR.") from None
     return path.read_text().strip()
 
 
@@ -100,7 +113,9 @@ TEMPLATES = [
 
 # WAL with IMMEDIATE transactions: 8 writers without one lock error (docs/architecture.md, "Database").
 DATABASES = {
-    "default": dj_database_url.parse(os.environ["PORTAL_DATABASE_URL"], conn_max_age=60, conn_health_checks=True)
+    "default": _parsed(
+        "PORTAL_DATABASE_URL", "", lambda url: dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True)
+    )
     if os.environ.get("PORTAL_DATABASE_URL")
     else {
         "ENGINE": "django.db.backends.sqlite3",
@@ -133,7 +148,7 @@ LANGUAGE_CODE = "zh-hans"
 LANGUAGES = [("zh-hans", _("Simplified Chinese")), ("en", _("English"))]
 LANGUAGE_COOKIE_AGE = 365 * 86400
 LOCALE_PATHS = [BASE_DIR / "locale"]
-TIME_ZONE = os.environ.get("PORTAL_TIME_ZONE", "Asia/Shanghai")
+TIME_ZONE = _parsed("PORTAL_TIME_ZONE", "Asia/Shanghai", lambda name: ZoneInfo(name).key)
 USE_I18N = True
 USE_TZ = True
 
@@ -233,7 +248,7 @@ SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 # Uploads are streamed to disk; forms and JSON bodies stay small.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = None
-DATASET_MAX_BYTES = int(os.environ.get("PORTAL_DATASET_MAX_MB", "200")) * 1024 * 1024
+DATASET_MAX_BYTES = _parsed("PORTAL_DATASET_MAX_MB", "200", int) * 1024 * 1024
 
 # Inference workers, "URL" or "NAME=URL", comma separated: unix:/path.sock, http://host:port. Default: one on a socket in DATA_DIR.
 WORKER_URLS = _list("PORTAL_WORKERS") or [f"unix:{DATA_DIR / 'worker.sock'}"]
@@ -244,13 +259,16 @@ UPSTREAM_KEY = os.environ.get("PORTAL_UPSTREAM_KEY", "")
 # Where training and evaluation run: "" means cuda when there is one, else cpu.
 DEVICE = os.environ.get("PORTAL_DEVICE", "")
 # Part of the free memory that a worker's key-value cache may take; what is left is for training beside it.
-CACHE_SHARE = float(os.environ.get("PORTAL_CACHE_SHARE") or 0.4)
+CACHE_SHARE = _parsed("PORTAL_CACHE_SHARE", "0.4", float)
 
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["console"], "level": os.environ.get("PORTAL_LOG_LEVEL", "INFO")},
+    "root": {
+        "handlers": ["console"],
+        "level": _parsed("PORTAL_LOG_LEVEL", "INFO", lambda name: logging.getLevelNamesMapping()[name.upper()]),
+    },
     "loggers": {"httpx": {"level": "WARNING"}, "daphne": {"level": "WARNING"}, "django-q": {"level": "WARNING"}},
 }

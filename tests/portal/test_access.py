@@ -1,6 +1,7 @@
 """Keys, and who sees what."""
 
 import io
+import os
 import stat
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from django.test import override_settings
 
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from portal.models import ApiKey, Run
+from tests.running import ROOT
 from tuning.models import Dataset
 
 pytestmark = pytest.mark.django_db
@@ -87,9 +89,25 @@ def test_the_web_process_is_free_of_torch():
     assert found.strip().splitlines()[-1] == "[]"
 
 
-def test_two_installations_have_different_secrets_that_only_the_owner_can_read(tmp_path):
-    import os
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORTAL_DATASET_MAX_MB", "lots"),
+        ("PORTAL_CACHE_SHARE", "half"),
+        ("PORTAL_TIME_ZONE", "Mars/Olympus"),
+        ("PORTAL_LOG_LEVEL", "loud"),
+        ("PORTAL_DATABASE_URL", "nonsense"),
+        ("PORTAL_DATA_DIR", "/proc/nowhere"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_named_in_one_line(tmp_path, name, value):
+    environment = {**os.environ, "PORTAL_DATA_DIR": str(tmp_path), name: value}
+    command = [sys.executable, "-c", "import portal.settings"]
+    refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert refused.returncode == 1 and name in refused.stderr and len(refused.stderr.splitlines()) == 1
 
+
+def test_two_installations_have_different_secrets_that_only_the_owner_can_read(tmp_path):
     def settings_of(folder):
         code = "from django.conf import settings; print(settings.SECRET_KEY, settings.WORKER_TOKEN)"
         environment = {**os.environ, "PORTAL_DATA_DIR": str(folder), "DJANGO_SETTINGS_MODULE": "portal.settings"}
