@@ -17,8 +17,12 @@ ChatGLM-6B's own format (pytorch_model.bin): `manage.py export_adapter NAME --fo
 """
 
 
+class AdapterUnreadable(Exception):
+    """What lies on the disk is no adapter any more."""
+
+
 def archive(adapter: Adapter) -> IO[bytes]:
-    """A zip in a temporary file, at its beginning. FileNotFoundError when the adapter's files are gone."""
+    """A zip in a temporary file, at its beginning. AdapterUnreadable when the adapter's files are gone or damaged."""
     weights, description = adapter.path / "adapter.safetensors", adapter.path / "adapter.json"
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the response closes it
     try:
@@ -29,9 +33,9 @@ def archive(adapter: Adapter) -> IO[bytes]:
             prefix = read_prefix(weights.read_bytes())
             target.writestr("peft/adapter_config.json", json.dumps(peft_config(prefix, adapter), indent=2))
             target.writestr("peft/adapter_model.safetensors", save({"prompt_embeddings": peft_embeddings(prefix)}))
-    except BaseException:
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
         file.close()
-        raise
+        raise AdapterUnreadable(str(error)) from error
     file.seek(0)
     return file
 

@@ -9,7 +9,7 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 
 from chat import event_stream, generation, refusals, registry, turns
-from chat.adapter_export import archive
+from chat.adapter_export import AdapterUnreadable, archive
 from chat.engine.request import RequestRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.serializers import (
@@ -80,8 +80,8 @@ class AdapterViewSet(
         adapter = self.get_object()
         try:
             file = archive(adapter)
-        except FileNotFoundError as error:
-            raise exceptions.NotFound(_("The adapter's files are missing."), "files_missing") from error
+        except AdapterUnreadable as error:
+            raise exceptions.NotFound(_("The adapter's files are missing or damaged."), "files_missing") from error
         name = adapter.name.replace("/", "-") + ".zip"
         return FileResponse(file, as_attachment=True, filename=name, content_type="application/zip")
 

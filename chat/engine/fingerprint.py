@@ -53,11 +53,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointInvalid("not_a_folder", f"{folder} is not a folder", folder=str(folder))
+    path = folder / "config.json"
+    if not path.is_file():  # a pipe would be read for ever
+        raise CheckpointInvalid("config_missing", f"{folder} has no config.json", folder=str(folder))
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointInvalid("config_missing", f"{folder} has no config.json", folder=str(folder)) from None
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointInvalid("config_invalid", f"config.json cannot be read: {error}", reason=str(error)) from error
     if not isinstance(config, dict):
         raise CheckpointInvalid("config_invalid", "config.json is not an object", reason="not an object")
@@ -166,7 +167,7 @@ def _parameters(files: list[Path], dtype: str) -> int | None:
         for path in files:
             try:
                 total += _safetensors_parameters(path)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise CheckpointInvalid(
                     "weights_invalid", f"{path.name} is not a readable safetensors file: {error}", file=path.name
                 ) from error
@@ -221,7 +222,7 @@ def _check_shards(folder: Path, files: list[Path]) -> None:
         return
     try:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointInvalid("weights_invalid", f"{index.name} cannot be read", file=index.name) from error
     missing = sorted(named - {path.name for path in files})
     if missing:

@@ -1,5 +1,7 @@
 """Checkpoints and adapters become known, keep their names apart, and leave nothing behind."""
 
+import os
+
 import pytest
 from django.core.exceptions import ValidationError
 
@@ -47,6 +49,7 @@ def test_registering_again_reads_the_folder_again(base, tmp_path):
         ("config.json", '{"model_type": "nonsense"}', "unknown_model_type"),
         ("config.json", '{"model_type": "x", "auto_map": {"AutoModel": "evil.py"}}', "remote_code_only"),
         ("config.json", "not json", "config_invalid"),
+        ("config.json", "[" * 100_000, "config_invalid"),
     ],
 )
 def test_a_folder_that_is_no_checkpoint_is_refused_with_the_reason(tmp_path, db, file, content, code):
@@ -66,6 +69,15 @@ def test_a_missing_folder_a_nul_and_a_second_name_are_refused(base, tmp_path):
     with pytest.raises(ValidationError) as caught:
         registry.register_checkpoint(base.path, "second name")
     assert code_of(caught, "path") == "already_registered"
+
+
+def test_a_pipe_in_a_folder_holds_nobody_up(tmp_path, db):
+    folder = checkpoint_folder(tmp_path / "broken")
+    (folder / "config.json").unlink()
+    os.mkfifo(folder / "config.json")
+    with pytest.raises(ValidationError) as caught:
+        registry.register_checkpoint(folder)
+    assert code_of(caught, "path") == "config_missing"
 
 
 @pytest.mark.parametrize("name", ["a:b", "a,b", " ", "x" * 101, "12", "../x", "a\nb", "a?b"])

@@ -95,8 +95,10 @@ def test_a_download_holds_the_prefix_in_both_formats(client, adapter):
     assert (config["peft_type"], config["num_virtual_tokens"]) == ("PREFIX_TUNING", PRE_SEQ_LEN)
 
 
-def test_a_download_of_missing_files_is_a_clear_404(client, adapter):
-    (adapter.path / "adapter.safetensors").unlink()
+@pytest.mark.parametrize("content", [None, b"", b"garbage" * 100])
+def test_a_download_of_missing_or_damaged_files_is_a_clear_404(client, adapter, content):
+    weights = adapter.path / "adapter.safetensors"
+    weights.unlink() if content is None else weights.write_bytes(content)
     response = client.get(f"/api/v1/adapters/{adapter.pk}/download/")
     assert response.status_code == 404 and response.json()["error"]["code"] == "files_missing"
 
