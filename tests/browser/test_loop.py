@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 
+from chat.rendering import to_html
 from tests.running import ROOT, Portal, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -154,6 +155,39 @@ def test_an_answer_survives_a_reload_and_can_be_written_again(page):
     page.locator(".retry:visible").click()  # answered again: still one turn
     finished(page, 1)
     expect(page.locator(".turn")).to_have_count(2)
+
+
+def test_code_in_an_answer_is_coloured_and_copied_without_its_frame(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.goto("/chat/")
+    page.fill("#say", "第一行")
+    page.press("#say", "Shift+Enter")
+    page.keyboard.type("第二行")
+    page.press("#say", "Enter")
+    page.wait_for_url(re.compile(r"/chat/\d+/"))
+    finished(page, 1)
+    assert page.locator(".bubble").inner_text() == "第一行\n第二行"
+    written = to_html('看：\n\n```python\nprint("你好")\n```\n\n完。')  # the starter cannot write code
+
+    def with_code(route):
+        answer = route.fetch()
+        told = re.sub(
+            r'(<div class="md" data-part="text">).*?(</div>\s*<div class="notice")',
+            rf"\1{written}\2",
+            answer.text(),
+            flags=re.S,
+        )
+        route.fulfill(response=answer, body=told)
+
+    page.route(page.url, with_code)
+    page.reload()
+    expect(page.locator(".code .hljs-string")).to_have_text('"你好"')
+    page.locator(".code [data-copy]").click()
+    expect(page.locator(".toast")).to_have_count(1)
+    assert page.evaluate("navigator.clipboard.readText()") == 'print("你好")'
+    page.locator(".actions [data-copy]").click()
+    expect(page.locator(".toast")).to_have_count(2)
+    assert page.evaluate("navigator.clipboard.readText()").split() == ["看：", 'print("你好")', "完。"]
 
 
 def test_the_language_and_the_theme_stay_as_chosen(page):

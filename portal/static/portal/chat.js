@@ -90,7 +90,7 @@ function addAnswer(id) {
 function showRendered(turn, html) {
   const parsed = new DOMParser().parseFromString(html, "text/html");
   part(turn, "text").replaceChildren(...parsed.body.childNodes);
-  addCopyButtons(turn);
+  dressCode(turn);
 }
 
 function showEnd(turn, frame) {
@@ -162,7 +162,7 @@ async function reread() {
   const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("thread");
   thread.replaceChildren(...fresh.childNodes);
   thread.hidden = false;
-  addCopyButtons(thread);
+  dressCode(thread);
   toBottom();
 }
 
@@ -247,15 +247,21 @@ for (const example of document.querySelectorAll("[data-say]")) {
   });
 }
 
-// The renderer marks code blocks; the button that copies one is the page's.
-function addCopyButtons(place) {
+// The renderer marks code blocks and names their languages; the button that copies one and the colours are the page's.
+async function dressCode(place) {
   for (const head of place.querySelectorAll(".code-head:not(:has(button))")) {
     head.append(document.getElementById("copy-code").content.firstElementChild.cloneNode(true));
+  }
+  const blocks = place.querySelectorAll("pre > code[class^=language-]:not([data-highlighted])");
+  if (blocks.length === 0) return; // most conversations never load the highlighter
+  const { default: highlighter } = await import(page.dataset.highlighter);
+  for (const code of blocks) {
+    if (highlighter.getLanguage(code.className.slice("language-".length))) highlighter.highlightElement(code);
   }
 }
 
 document.querySelector("input[name=model]:checked")?.closest(".chip").scrollIntoView({ inline: "center", block: "nearest" });
-addCopyButtons(thread);
+dressCode(thread);
 if (page.dataset.socket) connect();
 busy();
 if (!thread.hidden) toBottom(true); // a conversation opens at its newest turn, the greeting at its beginning

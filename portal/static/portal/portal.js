@@ -69,7 +69,12 @@ document.addEventListener("click", async (event) => {
       : copy.closest(".code, .turn")?.querySelector("pre, .md");
     // Tabs keep hidden panels inside the copied element: take what is shown.
     const shown = source?.querySelector("[role=tabpanel]:not([hidden])") ?? source;
-    await copyText(shown?.innerText.trim() ?? "");
+    // innerText leaves out what is hidden; the line above a code block (language, button) is not part of the answer.
+    const heads = shown?.querySelectorAll(".code-head") ?? [];
+    for (const head of heads) head.hidden = true;
+    const text = shown?.innerText.trim() ?? "";
+    for (const head of heads) head.hidden = false;
+    await copyText(text);
     toast(toasts.dataset.copied);
   }
 });
