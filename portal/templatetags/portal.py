@@ -62,6 +62,12 @@ def thousands(number):
 
 
 @register.filter
+def split_name(name):
+    """What people call a split of a dataset; a split with a name of its own keeps it."""
+    return {"train": _("Training"), "validation": _("Validation"), "test": _("Test")}.get(name, name)
+
+
+@register.filter
 def score(scores, metric):
     """A metric's value of an evaluation's scores, with two decimals."""
     return f"{scores[metric]['value']:.2f}"

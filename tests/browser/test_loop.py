@@ -157,6 +157,20 @@ def test_an_answer_survives_a_reload_and_can_be_written_again(page):
     expect(page.locator(".turn")).to_have_count(2)
 
 
+def test_a_message_that_does_not_fit_comes_back_to_be_shortened(page):
+    page.goto("/chat/")
+    say(page, "你好")
+    page.wait_for_url(re.compile(r"/chat/\d+/"))
+    finished(page, 1)
+    long = "很长" * 3000
+    say(page, long)
+    expect(answers(page).nth(1)).to_have_attribute("data-status", "failed", timeout=PATIENCE)
+    expect(answers(page).nth(1).locator("[data-context]")).to_be_visible()  # the other way out: a new conversation
+    assert page.input_value("#say") == long
+    say(page, "你好")
+    expect(finished(page, 3).locator("[data-context]")).to_be_hidden()
+
+
 def test_code_in_an_answer_is_coloured_and_copied_without_its_frame(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto("/chat/")

@@ -122,6 +122,11 @@ const show = {
     const message = frame.error?.message ?? "";
     part(turn, "error").textContent = explanations[frame.error?.code] ?? message;
     part(turn, "error").title = message;
+    turn.dataset.error = frame.error?.code ?? "";
+    // Too long: the text is back in the composer, to be shortened.
+    if (turn.dataset.error === "context_length_exceeded" && say.value === "") {
+      say.value = turn.previousElementSibling?.textContent ?? "";
+    }
     showEnd(turn, { ...frame, status: frame.status ?? "failed" });
   },
 };
