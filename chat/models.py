@@ -17,11 +17,12 @@ class Checkpoint(TeamWide, models.Model):
 
     name = models.CharField(_("name"), max_length=100, unique=True)
     path = models.CharField(_("folder"), max_length=500)
-    fingerprint = models.CharField(max_length=64, editable=False)  # chat.engine.fingerprint
-    description = models.JSONField(default=dict, editable=False)  # architecture, parameters ... (engine/fingerprint.py)
-    is_starter = models.BooleanField(default=False, editable=False)  # the small embedded default
+    fingerprint = models.CharField(_("fingerprint"), max_length=64, editable=False)  # chat.engine.fingerprint
+    # architecture, parameters ... (engine/fingerprint.py)
+    description = models.JSONField(_("description"), default=dict, editable=False)
+    is_starter = models.BooleanField(_("built-in starter model"), default=False, editable=False)
     is_default = models.BooleanField(_("default"), default=False)  # what the worker serves and forms offer first
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     objects = AccessQuerySet.as_manager()
 
@@ -47,15 +48,17 @@ class Adapter(Owned, models.Model):
 
     name = models.CharField(_("name"), max_length=120, unique=True)
     checkpoint = models.ForeignKey(Checkpoint, models.CASCADE, related_name="adapters", verbose_name=_("checkpoint"))
-    owner = models.ForeignKey(User, models.CASCADE, null=True, blank=True, related_name="adapters")
+    owner = models.ForeignKey(
+        User, models.CASCADE, null=True, blank=True, related_name="adapters", verbose_name=_("owner")
+    )
     shared = models.BooleanField(_("shared with the team"), default=False)
     # the tuning run that made it; None: imported
-    run = models.ForeignKey(Run, models.SET_NULL, null=True, blank=True, related_name="adapters")
-    folder = models.CharField(max_length=500, editable=False)  # relative to DATA_DIR
-    sha256 = models.CharField(max_length=64, editable=False)
-    pre_seq_len = models.PositiveIntegerField(editable=False)
-    step = models.PositiveIntegerField(null=True, editable=False)
-    created_at = models.DateTimeField(auto_now_add=True)
+    run = models.ForeignKey(Run, models.SET_NULL, null=True, blank=True, related_name="adapters", verbose_name=_("run"))
+    folder = models.CharField(_("folder"), max_length=500, editable=False)  # relative to DATA_DIR
+    sha256 = models.CharField(_("fingerprint"), max_length=64, editable=False)
+    pre_seq_len = models.PositiveIntegerField(_("prefix length"), editable=False)
+    step = models.PositiveIntegerField(_("step"), null=True, editable=False)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     objects = AccessQuerySet.as_manager()
 

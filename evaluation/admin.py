@@ -42,8 +42,7 @@ def _metric_column(metric: str):
 @admin.register(EvaluationRun)
 class EvaluationRunAdmin(ReadOnly, RunAdmin):
     list_display = [
-        "id", "name", "status", *METRICS, "predictions_link", "dataset", "adapter_name", "checkpoint", "decoding", "rows",
-        "owner", "created_at",
+        "id", "name", "status", *METRICS, "dataset", "answered_by", "decoding", "predictions_link", "owner", "created_at",
     ]  # fmt: skip
     list_display_links = ["id", "name"]
     list_filter = ["status", "decoding", "checkpoint", "adapter", "owner"]
@@ -52,7 +51,7 @@ class EvaluationRunAdmin(ReadOnly, RunAdmin):
     date_hierarchy = "created_at"
     fields = [
         "name", "owner", "status", "phase", "rows", "failed_rows", "dataset", "split", "checkpoint", "adapter_name",
-        "decoding", *METRICS, "intervals", "baseline", "recipe", "error", "attempt", "created_at", "started_at",
+        "decoding", *METRICS, "intervals", "baseline", "recipe_lines", "error_line", "attempt", "created_at", "started_at",
         "finished_at",
     ]  # fmt: skip
     readonly_fields = fields
@@ -72,7 +71,14 @@ class EvaluationRunAdmin(ReadOnly, RunAdmin):
     @admin.display(description=_("predictions"))
     def predictions_link(self, run):
         address = reverse("admin:evaluation_evaluationrun_change", args=[run.pk])
-        return format_html('<a href="{}#predictions">{}</a>', address, run.progress)
+        return format_html('<a href="{}#predictions">{}</a>', address, self.rows(run))
+
+    @admin.display(description=_("model"), ordering="checkpoint__name")
+    def answered_by(self, run):
+        """The adapter over its checkpoint; the bare checkpoint alone."""
+        if run.adapter_name is None:
+            return run.checkpoint.name
+        return format_html("{}<br><small>{}</small>", run.adapter_name, run.checkpoint.name)
 
     @admin.display(description=_("intervals of 95 %"))
     def intervals(self, run):

@@ -19,7 +19,7 @@ class EvaluationRun(Run):
         UPSTREAM = "upstream", _("upstream (sampled, as ChatGLM-6B's evaluate.sh)")
 
     dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="evaluation_runs")
-    split = models.CharField(max_length=20)
+    split = models.CharField(_("split"), max_length=20)
     checkpoint = models.ForeignKey(
         Checkpoint, models.PROTECT, related_name="evaluation_runs", verbose_name=_("checkpoint")
     )
@@ -31,10 +31,16 @@ class EvaluationRun(Run):
     # {"rouge-1": {"value", "low", "high"}, ...} in percent; low and high bound the 95 % interval
     scores = models.JSONField(null=True, editable=False)
     # rows that the model refused or broke on; they count as empty predictions
-    failed_rows = models.PositiveIntegerField(default=0, editable=False)
+    failed_rows = models.PositiveIntegerField(_("rows without an answer"), default=0, editable=False)
     # the run of the same checkpoint without adapter on the same rows with the same decoding: shown beside this one
     baseline = models.ForeignKey(
-        "self", models.SET_NULL, null=True, blank=True, editable=False, related_name="compared"
+        "self",
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="compared",
+        verbose_name=_("evaluation of the base"),
     )
     # this run's scores minus the baseline's, paired by row, in the form of `scores`; null until both have ended
     difference = models.JSONField(null=True, editable=False)

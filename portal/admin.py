@@ -3,6 +3,8 @@
 from django.contrib import admin, messages
 from django.contrib.auth.admin import UserAdmin
 from django.utils import timezone
+from django.utils.html import format_html_join
+from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
@@ -32,10 +34,23 @@ class ApiKeyAdmin(admin.ModelAdmin):
         queryset.filter(revoked_at=None).update(revoked_at=timezone.now())
 
 
+def as_lines(values: dict):
+    """A JSON object for people: one line a value."""
+    return format_html_join(mark_safe("<br>"), "{}: {}", values.items())
+
+
 class RunAdmin(admin.ModelAdmin):
     """What every kind of run has in common: how long it took, and the two things an admin does to it."""
 
     actions = ["cancel", "resume"]
+
+    @admin.display(description=_("recipe"))
+    def recipe_lines(self, run):
+        return as_lines(run.recipe)
+
+    @admin.display(description=_("error"))
+    def error_line(self, run):
+        return f"{run.error['code']}: {run.error['message']}" if run.error else "–"
 
     @admin.display(description=_("duration"))
     def took(self, run):

@@ -19,13 +19,13 @@ class User(AbstractUser):
 class ApiKey(Owned, models.Model):
     """A key for scripts. Only its SHA-256 is kept: it has 256 random bits, so a slow password hash would add nothing."""
 
-    owner = models.ForeignKey(User, models.CASCADE, related_name="api_keys")
+    owner = models.ForeignKey(User, models.CASCADE, related_name="api_keys", verbose_name=_("owner"))
     name = models.CharField(_("name"), max_length=100, blank=True)
-    prefix = models.CharField(max_length=12, editable=False)  # shown, so that people can tell their keys apart
+    prefix = models.CharField(_("begins with"), max_length=12, editable=False)  # tells keys apart
     digest = models.CharField(max_length=64, unique=True, editable=False)
-    created_at = models.DateTimeField(auto_now_add=True)
-    last_used_at = models.DateTimeField(null=True, editable=False)
-    revoked_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    last_used_at = models.DateTimeField(_("last used"), null=True, editable=False)
+    revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True)
 
     objects = AccessQuerySet.as_manager()
 
@@ -82,27 +82,27 @@ class Run(Owned, models.Model):
     owner = models.ForeignKey(User, models.CASCADE, related_name="runs", verbose_name=_("owner"))
     kind = models.CharField(_("kind"), max_length=20, choices=Kind.choices, editable=False)
     name = models.CharField(_("name"), max_length=120)
-    recipe = models.JSONField(default=dict, editable=False)  # the plan, frozen when the run is created
+    recipe = models.JSONField(_("recipe"), default=dict, editable=False)  # the plan, frozen when the run is created
 
     status = models.CharField(_("status"), max_length=12, choices=Status.choices, default=Status.QUEUED, editable=False)
     queue = models.CharField(max_length=20, default="gpu", editable=False)
     task = models.CharField(max_length=100, editable=False)  # dotted path that django-q2 calls with the run's id
     token = models.CharField(max_length=32, blank=True, editable=False)
-    attempt = models.PositiveSmallIntegerField(default=0, editable=False)
+    attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
     max_attempts = models.PositiveSmallIntegerField(default=3, validators=[MinValueValidator(1)], editable=False)
     cancel_requested = models.BooleanField(default=False, editable=False)
 
     progress = models.PositiveIntegerField(default=0, editable=False)  # steps or rows done
     total = models.PositiveIntegerField(default=0, editable=False)
-    phase = models.CharField(max_length=40, blank=True, editable=False)  # loading, training, saving ...
-    error = models.JSONField(null=True, blank=True, editable=False)  # {"code", "message"}
+    phase = models.CharField(_("phase"), max_length=40, blank=True, editable=False)  # loading, training, saving ...
+    error = models.JSONField(_("error"), null=True, blank=True, editable=False)  # {"code", "message"}
 
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     rung_at = models.DateTimeField(null=True, editable=False)  # when the queue was last told
-    started_at = models.DateTimeField(null=True, editable=False)
+    started_at = models.DateTimeField(_("started"), null=True, editable=False)
     heartbeat_at = models.DateTimeField(null=True, editable=False)
     lease_expires_at = models.DateTimeField(null=True, editable=False)
-    finished_at = models.DateTimeField(null=True, editable=False)
+    finished_at = models.DateTimeField(_("ended"), null=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
 

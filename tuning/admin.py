@@ -1,6 +1,8 @@
 """Datasets and tuning runs in Django's admin: to look at, to cancel and to resume. Rows are written by the portal alone."""
 
 from django.contrib import admin
+from django.utils.html import format_html_join
+from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
 
 from portal.admin import RunAdmin
@@ -22,8 +24,16 @@ class ReadOnly:
 
 class VersionInline(ReadOnly, admin.TabularInline):
     model = DatasetVersion
-    fields = readonly_fields = ["number", "rows", "splits", "encoding", "source_name", "sha256", "created_at"]
+    fields = readonly_fields = ["number", "rows_by_split", "encoding", "source_name", "fingerprint", "created_at"]
     extra = 0
+
+    @admin.display(description=_("rows"))
+    def rows_by_split(self, version):
+        return ", ".join(f"{name} {split['rows']:,}" for name, split in version.splits.items())
+
+    @admin.display(description=_("fingerprint"))
+    def fingerprint(self, version):
+        return version.sha256[:12]
 
 
 @admin.register(Dataset)
@@ -34,6 +44,9 @@ class DatasetAdmin(ReadOnly, admin.ModelAdmin):
     list_select_related = ["owner"]
     search_fields = ["name", "owner__username"]
     inlines = [VersionInline]
+    fields = [
+        "name", "owner", "prompt_column", "response_column", "history_column", "status", "problem_lines", "created_at",
+    ]  # fmt: skip
 
     def get_queryset(self, request):
         return super().get_queryset(request).prefetch_related("versions")
@@ -42,6 +55,11 @@ class DatasetAdmin(ReadOnly, admin.ModelAdmin):
     def rows(self, dataset):
         version = next(iter(dataset.versions.all()), None)
         return version.rows if version else 0
+
+    @admin.display(description=_("problems"))
+    def problem_lines(self, dataset):
+        found = ((problem["line"], problem["message"]) for problem in dataset.problems)
+        return format_html_join(mark_safe("<br>"), "{}: {}", found) or "–"
 
     @admin.display(description=_("problems"))
     def problem_count(self, dataset):
@@ -60,8 +78,8 @@ class TuningRunAdmin(ReadOnly, RunAdmin):
     search_fields = ["name", "owner__username", "dataset_version__dataset__name"]
     date_hierarchy = "created_at"
     fields = [
-        "name", "owner", "status", "phase", "steps", "last_loss", "samples_per_second", "trainable_parameters",
-        "checkpoint", "dataset", "recipe", "error", "attempt", "created_at", "started_at", "finished_at", "took",
+        "name", "owner", "status", "phase", "steps", "last_loss", "speed", "trainable_parameters",
+        "checkpoint", "dataset", "recipe_lines", "error_line", "attempt", "created_at", "started_at", "finished_at", "took",
     ]  # fmt: skip
 
     @admin.display(description=_("dataset"), ordering="dataset_version__dataset__name")
@@ -71,6 +89,10 @@ class TuningRunAdmin(ReadOnly, RunAdmin):
     @admin.display(description=_("steps"), ordering="progress")
     def steps(self, run):
         return f"{run.progress} / {run.total}"
+
+    @admin.display(description=_("examples per second"))
+    def speed(self, run):
+        return "–" if run.samples_per_second is None else f"{run.samples_per_second:.1f}"
 
     @admin.display(description=_("loss"), ordering="loss")
     def last_loss(self, run):

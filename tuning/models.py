@@ -28,11 +28,11 @@ class Dataset(Owned, models.Model):
     history_column = models.CharField(_("history column"), max_length=100, blank=True)
     status = models.CharField(_("status"), max_length=12, choices=Status.choices, default=Status.VALIDATING)
     # the first 1,000 of [{"line", "code", "message", "level": "error" or "warning"}]
-    problems = models.JSONField(default=list, blank=True)
+    problems = models.JSONField(_("problems"), default=list, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
     # deleted while ended runs name it: out of everybody's sight, its rows stay for those runs (tuning/datasets.py, delete)
-    deleted_at = models.DateTimeField(null=True, blank=True, editable=False)
+    deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
 
@@ -61,14 +61,17 @@ class DatasetVersion(models.Model):
     """
 
     dataset = models.ForeignKey(Dataset, models.CASCADE, related_name="versions")
-    number = models.PositiveIntegerField()
-    sha256 = models.CharField(max_length=64)  # over the splits, so that a run can name exactly what it read
+    number = models.PositiveIntegerField(_("version"))
+    # over the splits, so that a run can name exactly what it read
+    sha256 = models.CharField(_("fingerprint"), max_length=64)
     splits = models.JSONField()
-    source_name = models.CharField(max_length=255, blank=True)  # the uploaded file's name, for people
-    encoding = models.CharField(max_length=20, blank=True)
-    created_at = models.DateTimeField(auto_now_add=True)
+    source_name = models.CharField(_("file"), max_length=255, blank=True)  # the uploaded file's name, for people
+    encoding = models.CharField(_("encoding"), max_length=20, blank=True)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     class Meta:
+        verbose_name = _("dataset version")
+        verbose_name_plural = _("dataset versions")
         ordering = ["-number"]
         constraints = [models.UniqueConstraint(fields=["dataset", "number"], name="one_number_per_dataset")]
 
@@ -90,8 +93,8 @@ class TuningRun(Run):
     dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="tuning_runs")
     checkpoint = models.ForeignKey(Checkpoint, models.PROTECT, related_name="tuning_runs", verbose_name=_("checkpoint"))
     loss = models.FloatField(null=True, editable=False)  # mean over the last logging interval
-    samples_per_second = models.FloatField(null=True, editable=False)
-    trainable_parameters = models.BigIntegerField(null=True, editable=False)
+    samples_per_second = models.FloatField(_("examples per second"), null=True, editable=False)
+    trainable_parameters = models.BigIntegerField(_("trainable parameters"), null=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
 

@@ -163,9 +163,10 @@ def test_the_admin_shows_base_beside_tuned(admin_client, tuned, settings, django
         page = admin_client.get(reverse("admin:evaluation_evaluationrun_changelist")).content.decode()
     base, ours = (f"{run.scores['rouge-l']['value']:.2f}" for run in (tuned.baseline, tuned))
     assert f"{base} → <strong>{ours}</strong>" in page and "+5.00 [+5.00, +5.00]" in page
-    assert "wares v1" in page and "#predictions" in page
+    assert "wares v1" in page and "#predictions" in page and f"tuned<br><small>{tuned.checkpoint.name}" in page
     address = reverse("admin:evaluation_evaluationrun_change", args=[tuned.pk])
     page = admin_client.get(address).content.decode()
     assert "预测3&lt;b&gt;" in page and "<b>" not in page and "预测25" not in page
     assert "预测25" in admin_client.get(f"{address}?page=2").content.decode()
     assert 'name="_save"' not in page  # to look at, not to edit
+    assert "max_target_length: " in page  # the recipe, one line a value

@@ -1,12 +1,13 @@
 """/api/v1/tuning-runs/ and the admin's lists, as a client sees them."""
 
 import json
+import re
 
 import pytest
 
 from portal import runs
 from portal.processes import run_folder
-from tuning.models import TuningMetric, TuningRun
+from tuning.models import Dataset, TuningMetric, TuningRun
 from tuning.plan import create_run
 
 URL = "/api/v1/tuning-runs/"
@@ -130,7 +131,9 @@ def test_the_admin_lists_cancels_and_resumes(client, staff, run, settings):
     client.force_login(staff)
     page = client.get("/admin/tuning/tuningrun/").content.decode()
     assert "first" in page and "0 / 20" in page
-    assert client.get(f"/admin/tuning/tuningrun/{run.pk}/change/").status_code == 200
+    type(run).objects.filter(pk=run.pk).update(error={"code": "out_of_memory", "message": "<too little>"})
+    page = client.get(f"/admin/tuning/tuningrun/{run.pk}/change/").content.decode()
+    assert "out_of_memory: &lt;too little&gt;" in page and "<br>max_steps: " in page
     assert client.get("/admin/tuning/tuningrun/add/").status_code == 403
     for action, status in (("cancel", "cancelled"), ("resume", "queued")):
         client.post("/admin/tuning/tuningrun/", {"action": action, "_selected_action": [run.pk]})
@@ -138,4 +141,6 @@ def test_the_admin_lists_cancels_and_resumes(client, staff, run, settings):
         assert run.status == status
     page = client.get("/admin/tuning/dataset/").content.decode()
     assert "ads" in page
-    assert client.get(f"/admin/tuning/dataset/{run.dataset_version.dataset_id}/change/").status_code == 200
+    Dataset.objects.update(problems=[{"line": 7, "code": "x", "message": "<odd>", "level": "warning"}])
+    page = client.get(f"/admin/tuning/dataset/{run.dataset_version.dataset_id}/change/").content.decode()
+    assert "7: &lt;odd&gt;" in page and re.search(r"train \d", page)
