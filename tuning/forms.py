@@ -120,3 +120,9 @@ class NameForm(Styled, forms.ModelForm):
     class Meta:
         model = Dataset
         fields = ["name"]
+
+
+def as_shown(name: str, value):
+    """A value of the recipe as the form shows it: the name of a choice, else the value itself."""
+    choices = dict(getattr(TuningRunForm.base_fields[name], "choices", ()))
+    return choices.get("" if value is None else str(value), value)

@@ -16,7 +16,7 @@ from portal.forms import add_errors
 from portal.models import Run
 from portal.numbers import whole_number
 from portal.processes import run_folder
-from tuning.forms import LABELS, TuningRunForm
+from tuning.forms import LABELS, TuningRunForm, as_shown
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, default_preset, is_chatglm
 
@@ -45,7 +45,9 @@ def detail(request, pk):
             (adapter, adapter.evaluation_runs.visible_to(request.user).filter(status=Run.Status.SUCCEEDED)[:3])
             for adapter in run.adapters.visible_to(request.user)
         ],
-        "hyper": [(label, name, run.recipe[name]) for name, label in LABELS.items() if name in run.recipe],
+        "hyper": [
+            (label, name, as_shown(name, run.recipe[name])) for name, label in LABELS.items() if name in run.recipe
+        ],
         "chart": {"total": run.total or run.recipe.get("max_steps", 0), "points": _thinned(points)},
         "first": points[0] if points else None,
         "log": _tail(run.pk),

@@ -166,9 +166,12 @@ def test_a_message_that_does_not_fit_comes_back_to_be_shortened(page):
     say(page, long)
     expect(answers(page).nth(1)).to_have_attribute("data-status", "failed", timeout=PATIENCE)
     expect(answers(page).nth(1).locator("[data-context]")).to_be_visible()  # the other way out: a new conversation
+    hour = answers(page).nth(1).locator("time").inner_text()[:3]
     assert page.input_value("#say") == long
     say(page, "你好")
     expect(finished(page, 3).locator("[data-context]")).to_be_hidden()
+    page.reload()
+    assert hour == answers(page).nth(1).locator("time").inner_text()[:3]  # the portal's zone, not the browser's
 
 
 def test_code_in_an_answer_is_coloured_and_copied_without_its_frame(page):

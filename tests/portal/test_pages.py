@@ -80,7 +80,8 @@ def dataset(member, data_dir):
 def tuning_run(member, dataset, checkpoint):
     run = TuningRun.objects.create(
         owner=member, kind=Run.Kind.TUNING, name="my run", task="t", status=Run.Status.RUNNING, progress=20, total=100,
-        recipe={"max_steps": 100, "pre_seq_len": 8, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1},
+        recipe={"max_steps": 100, "pre_seq_len": 8, "precision": "auto", "per_device_train_batch_size": 1,
+                "gradient_accumulation_steps": 1},
         dataset_version=dataset.current, checkpoint=checkpoint, loss=2.5, started_at=timezone.now(), attempt=1,
     )  # fmt: skip
     points = [TuningMetric(run=run, step=step, loss=5 - step / 10, learning_rate=0.1) for step in range(1, 21)]
@@ -506,6 +507,7 @@ def test_a_running_run_shows_its_curve_and_refreshes_an_ended_one_does_not(clien
     response = client.get(path)
     assert response.context["chart"]["points"][-1] == (20, 3.0)
     assert "data-live-every" in text_of(response)
+    assert "<dd>auto</dd>" not in text_of(response)  # the form calls it automatic
     Run.objects.update(status=Run.Status.FAILED, error={"code": "nan_loss", "message": "The loss is not a number."})
     page = text_of(client.get(path))
     assert "The loss is not a number." in page and "data-live-every" not in page

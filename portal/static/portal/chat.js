@@ -79,6 +79,11 @@ function addAnswer(id) {
   const turn = addTurn("answer-turn");
   turn.dataset.message = id;
   turn.dataset.seq = 0;
+  const now = new Date();
+  part(turn, "time").dateTime = now.toISOString();
+  // as the server writes it: 24 hours, in the portal's time zone
+  const clock = { hour: "2-digit", minute: "2-digit", timeZone: page.dataset.zone };
+  part(turn, "time").textContent = now.toLocaleTimeString("en-GB", clock);
   const who = turn.querySelector(".who");
   who.classList.toggle("tuned", Boolean(model?.adapter));
   who.querySelector("use").setAttribute("href", model?.adapter ? "#i-prefix" : "#i-noprefix");

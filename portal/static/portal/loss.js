@@ -47,7 +47,7 @@ function draw() {
       cursor: { y: false, drag: { x: true, y: false } },
       legend: { live: true },
       scales: { x: { time: false, range: (chart, low, high) => (low === chart.data[0][0] && high === chart.data[0].at(-1) ? [0, total] : [low, high]) } },
-      axes: [axis, { ...axis, size: 40 }],
+      axes: [{ ...axis, size: 30 }, { ...axis, size: 40 }],
       series: [
         { label: box.dataset.step },
         { label: box.dataset.loss, stroke: accent, alpha: 0.32, width: 1, points: { show: false }, value: number },
