@@ -163,9 +163,10 @@ def reap() -> set[str]:
         lost(run.pk, run.token, "no heartbeat before the lease ended")
     busy = set(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
     deaf = set()
-    # Behind a running run the bell has been heard already: the message waits in the broker.
-    waiting = Run.objects.filter(status=Status.QUEUED).exclude(queue__in=busy)
-    for run in waiting.filter(Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)):
+    # Behind a running run the message waits in the broker; the time to answer it counts from when the queue is free.
+    waiting = Run.objects.filter(status=Status.QUEUED)
+    waiting.filter(queue__in=busy).exclude(rung_at=None).update(rung_at=now)
+    for run in waiting.exclude(queue__in=busy).filter(Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)):
         if run.rung_at is not None:
             deaf.add(run.queue)
         ring(run.pk)

@@ -147,6 +147,9 @@ def test_a_run_that_waits_behind_another_is_not_rung_again(run, member):
     runs.claim(first.pk)
     Run.objects.filter(pk=run.pk).update(rung_at=timezone.now() - 2 * runs.RING_AGAIN)
     assert runs.reap() == set() and OrmQ.objects.count() == 0
+    # Once it is free its cluster has the usual time to answer: a healthy one must not be taken for deaf and restarted.
+    runs.succeed(first.pk, Run.objects.get(pk=first.pk).token)
+    assert runs.reap() == set() and OrmQ.objects.count() == 0
 
 
 def test_queue_position_counts_what_goes_first(run, member):
