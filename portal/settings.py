@@ -53,7 +53,8 @@ def _secret(name: str) -> str:
 
 SECRET_KEY = os.environ.get("PORTAL_SECRET_KEY") or _secret("secret_key")
 DEBUG = _flag("PORTAL_DEBUG")
-ALLOWED_HOSTS = _list("PORTAL_ALLOWED_HOSTS") or ["localhost", "127.0.0.1", "[::1]"]
+# This machine's names always: `up` and monitoring ask /healthz there.
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *_list("PORTAL_ALLOWED_HOSTS")]
 CSRF_TRUSTED_ORIGINS = _list("PORTAL_TRUSTED_ORIGINS")
 
 INSTALLED_APPS = [

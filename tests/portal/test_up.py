@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @pytest.fixture(scope="module")
 def portal(tmp_path_factory):
-    with Portal(tmp_path_factory.mktemp("up") / "data") as running:
+    with Portal(tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example") as running:
         wait_for(running.healthy, 60, "the portal with its model")
         yield running
 
@@ -31,6 +31,12 @@ def test_the_first_administrator_can_log_in_with_the_printed_password(portal):
     form = urlencode({"username": "admin", "password": portal.password(), "csrfmiddlewaretoken": token}).encode()
     assert browser.open(f"{portal.url}/login/", form).url == f"{portal.url}/"
     assert browser.open(f"{portal.url}/admin/").status == 200
+
+
+def test_under_a_public_name_it_still_tells_when_it_is_ready(portal):
+    wait_for(lambda: portal.url in portal.output(), 20, "the announcement")
+    assert portal.get("/healthz", headers={"Host": "portal.example"})[0] == 200
+    assert portal.get("/healthz", headers={"Host": "evil.example"})[0] == 400
 
 
 def test_a_killed_web_process_comes_back(portal):
