@@ -159,7 +159,8 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
         """transformers' own, with files that are read tensor by tensor (it would map them and keep them)."""
         if state_dict is None and checkpoint_files:
-            state_dict = streamed(checkpoint_files, load_config.dtype)
+            packs = load_config.hf_quantizer is not None
+            state_dict = streamed(checkpoint_files, load_config.dtype, copies=packs)
         return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
 
 

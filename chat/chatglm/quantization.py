@@ -18,11 +18,12 @@ from chat.engine.cpu_linear import frozen_linear
 
 from .configuration import ChatGLMConfig
 from .packed_matmul import fused_linear
+from .streaming import fresh
 
 # Weights unpacked at once on a CPU: 16 MB in fp32, small enough for the cache's sake and for memory's.
 _CHUNK_WEIGHTS = 1 << 22
-# Weights packed at once. Rows are independent, and a few at a time leave no large holes in the heap between packed tensors.
-_PACKED_AT_ONCE = 1 << 18
+# Weights packed at once, for the same reasons.
+_PACKED_AT_ONCE = 1 << 20
 
 
 def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -34,20 +35,23 @@ def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     rows, columns = weight.shape
     if bits == 4 and columns % 2:
         raise ValueError(f"4-bit packing needs an even number of columns, not {columns}")
-    packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=weight.device)
+    packed = fresh((rows, columns * bits // 8), torch.int8, weight.device)
     scale = torch.empty(rows, dtype=weight.dtype, device=weight.device)
     limit = 2 ** (bits - 1) - 1
-    some = max(
-        1, _CHUNK_WEIGHTS // columns
-    )  # rows are independent; a few at a time need little memory beside the weight
+    some = min(rows, max(1, _PACKED_AT_ONCE // columns))  # rows are independent
+    quotients = fresh((some, columns), weight.dtype, weight.device)
+    integers = fresh((some, columns), torch.int8, weight.device)
     for start in range(0, rows, some):
-        part = weight[start : start + some]
-        factor = part.abs().amax(dim=1) / limit
+        part, target = weight[start : start + some], packed[start : start + some]
+        factor = torch.maximum(part.amax(dim=1), -part.amin(dim=1)) / limit
+        scale[start : start + some] = factor
         divisor = torch.where(factor == 0, torch.ones_like(factor), factor)  # a row of zeros packs to zeros
-        integers = torch.round(part / divisor[:, None]).clamp_(-limit, limit).to(torch.int8)
-        if bits == 4:
-            integers = (integers[:, 0::2] << 4) | (integers[:, 1::2] & 15)
-        packed[start : start + some], scale[start : start + some] = integers, factor
+        rounded = torch.div(part, divisor[:, None], out=quotients[: len(part)]).round_().clamp_(-limit, limit)
+        if bits == 8:
+            target.copy_(rounded)
+        else:
+            halves = integers[: len(part)].copy_(rounded).bitwise_and_(15)
+            torch.bitwise_left_shift(halves[:, 0::2], 4, out=target).bitwise_or_(halves[:, 1::2])
     return packed, scale
 
 

@@ -193,7 +193,7 @@ MEASURE = """
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_loading_takes_little_more_than_the_weights(folder, tmp_path):
-    """A mid-size model with the published vocabulary, head stored twice: fp16 shards into fp16, fp32 and 4 bits."""
+    """A mid-size model with the published vocabulary, head stored twice: fp16 shards into every precision that we serve."""
     config = ChatGLMConfig(hidden_size=512, num_layers=8, num_attention_heads=8, inner_hidden_size=2048)
     config.dtype = torch.float16
     model = ChatGLMForConditionalGeneration(config).half()
@@ -202,8 +202,7 @@ def test_loading_takes_little_more_than_the_weights(folder, tmp_path):
     config.save_pretrained(tmp_path)
     write_shards(tmp_path, state, shards=4)
     del model, state
-    # Packed, freed pieces of this model's size may stay with the allocator; the fp32 weights themselves would be 3 times as much.
-    for options, most in ((["float16"], 1.1), (["float32"], 1.1), (["float32", "4"], 2.0)):
+    for options in (["float16"], ["float32"], ["float16", "4"], ["float16", "8"], ["float32", "4"], ["float32", "8"]):
         arguments = [sys.executable, "-c", textwrap.dedent(MEASURE), folder, tmp_path, *options]
         ratio = float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
-        assert ratio <= most, options
+        assert ratio <= 1.1, options
