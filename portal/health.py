@@ -3,6 +3,8 @@
 from django.contrib.auth.decorators import login_not_required
 from django.db.models import Count
 from django.http import JsonResponse
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_safe
 
 from chat import worker_client
 from portal.models import Run
@@ -10,6 +12,8 @@ from portal.models import Run
 PUBLIC = ("state", "checkpoint", "device", "active_rows", "max_rows", "queue", "tokens_per_second")
 
 
+@csrf_exempt  # a wrong method is to be told as that
+@require_safe
 @login_not_required
 def healthz(request):
     """{"status": "ok" | "degraded", "worker": {...}, "queue": {"queued", "running"}}; 200 as long as the web itself works."""

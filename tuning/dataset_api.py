@@ -224,14 +224,9 @@ class DatasetViewSet(
             query["page"] = number
             return request.build_absolute_uri(f"{request.path}?{query.urlencode()}")
 
-        return Response(
-            {
-                "count": count,
-                "next": link(page + 1),
-                "previous": link(page - 1),
-                "results": datasets.examples(version, split, (page - 1) * size, size),
-            }
-        )
+        with rules_as_400():
+            rows = datasets.examples(version, split, (page - 1) * size, size)
+        return Response({"count": count, "next": link(page + 1), "previous": link(page - 1), "results": rows})
 
     def _number(self, name: str, otherwise: int) -> int:
         text = self.request.query_params.get(name, "")

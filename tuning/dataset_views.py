@@ -77,7 +77,10 @@ def _detail_context(request, dataset, split_form=None) -> dict:
     rows, page = [], None
     if version:
         page = Paginator(range(version.splits[split]["rows"]), PER_PAGE).get_page(request.GET.get("page"))
-        rows = datasets.examples(version, split, page.start_index() - 1, PER_PAGE) if page.object_list else []
+        try:
+            rows = datasets.examples(version, split, page.start_index() - 1, PER_PAGE) if page.object_list else []
+        except ValidationError as error:
+            messages.error(request, reason(error))
     train_rows = version.splits["train"]["rows"] if version else 0
     return {
         "dataset": dataset,

@@ -1,7 +1,4 @@
-"""An upload becomes an immutable, content-addressed dataset version that is read by row. Its files are read and written here alone.
-
-On disk, below DATA_DIR/datasets: SHA256.jsonl, one example a line ({"prompt", "response", "history"?}), and SHA256.idx, the
-offsets of the lines and of the end as little-endian 64-bit integers. Nothing has its final name before the whole upload is good.
+"""An upload becomes an immutable, content-addressed dataset version that is read by row (tuning/dataset_files.py: the files).
 
 A row that is wrong (not JSON, a column missing, not text) rejects the upload with all problems named, because a file that is
 silently half used trains another model than its owner thinks; `skip_bad_rows` asks for the good rows alone. Rows whose prompt
@@ -11,18 +8,12 @@ or response is empty are passed over with a warning, as upstream's training does
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import mmap
-import os
 import random
 import re
-import struct
-import sys
 import tempfile
-from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -34,6 +25,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop
 
+from tuning.dataset_files import Split, Writer, files_locked, paths_of
 from tuning.dataset_rows import Columns, Findings, examples_of, first_row, suggest
 from tuning.dataset_sources import (
     DatasetRejected,
@@ -188,7 +180,7 @@ def _store(sources: dict[str, Source], columns: Columns, *, name, owner, source_
         for split, source in sources.items():
             findings.member = source.name if len(sources) > 1 else ""
             before = findings.usable
-            writer = stack.enter_context(_Writer())
+            writer = stack.enter_context(Writer())
             writer.write(examples_of(source, columns, limits(), findings))
             if findings.usable == before:
                 findings.add("no_rows", None)
@@ -196,7 +188,7 @@ def _store(sources: dict[str, Source], columns: Columns, *, name, owner, source_
             writers[split] = writer
         if findings.errors and not skip_bad_rows:
             raise findings.rejection()
-        with _files_locked(), transaction.atomic():
+        with files_locked(), transaction.atomic():
             splits = {split: writer.publish() for split, writer in writers.items()}
             splits[TRAIN]["problems"] = findings.errors + findings.warnings
             dataset = Dataset.objects.create(
@@ -225,78 +217,10 @@ def _add_version(dataset: Dataset, splits: dict, *, source_name: str, encoding: 
     )
 
 
-def _folder() -> Path:
-    folder = settings.DATA_DIR / "datasets"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _paths(sha256: str) -> tuple[Path, Path]:
-    return _folder() / f"{sha256}.jsonl", _folder() / f"{sha256}.idx"
-
-
-@contextlib.contextmanager
-def _files_locked() -> Iterator[None]:
-    """Held while files get their names or lose them, so that a delete never takes a file that an upload has just found present."""
-    with open(_folder() / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-class _Writer:
-    """Writes canonical lines to a temporary file beside the others; `publish` gives it its name, leaving the block drops it."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-        self._offsets = array("Q", [0])
-        descriptor, path = tempfile.mkstemp(prefix=".incoming-", dir=_folder())
-        self._file, self._path = os.fdopen(descriptor, "wb"), Path(path)
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._file.close()
-        self._path.unlink(missing_ok=True)
-
-    def write(self, lines: Iterable[bytes]) -> None:
-        end, block, size, append = self._offsets[-1], [], 0, self._offsets.append
-        for line in lines:
-            end += len(line)
-            append(end)
-            block.append(line)
-            size += len(line)
-            if size > 1 << 18:
-                self._flush(block)
-                block, size = [], 0
-        self._flush(block)
-
-    def _flush(self, block: list[bytes]) -> None:
-        data = b"".join(block)
-        self._digest.update(data)
-        self._file.write(data)
-
-    def publish(self) -> dict[str, Any]:
-        """The split's entry in a version: {"sha256", "rows", "bytes"}."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        sha256 = self._digest.hexdigest()
-        rows, index = _paths(sha256)
-        if not (rows.exists() and index.exists()):
-            if sys.byteorder == "big":
-                self._offsets.byteswap()
-            temporary = self._path.with_suffix(".idx")
-            with open(temporary, "wb") as file:
-                self._offsets.tofile(file)
-            os.replace(temporary, index)
-            os.replace(self._path, rows)
-        return {"sha256": sha256, "rows": len(self._offsets) - 1, "bytes": rows.stat().st_size}
-
-
 def add_split(dataset: Dataset, validation: int | float, seed: int = 42) -> DatasetVersion:
     """A new version whose validation split is drawn from the training rows: a number of rows, or a fraction below 1.
 
-    Raises ValidationError when there is a validation split already or the number leaves nothing on one side.
+    Raises ValidationError when there is a validation split already, the number leaves nothing on one side or the files are gone.
     """
     with transaction.atomic():
         dataset = Dataset.objects.select_for_update().get(pk=dataset.pk)
@@ -305,7 +229,7 @@ def add_split(dataset: Dataset, validation: int | float, seed: int = 42) -> Data
             raise ValidationError(_("The dataset has no rows."), code="no_rows")
         if VALIDATION in version.splits:
             raise ValidationError(_("The dataset has a validation split already."), code="already_split")
-        with open_split(version, TRAIN) as train, contextlib.ExitStack() as stack:
+        with _opened(version, TRAIN) as train, contextlib.ExitStack() as stack:
             count = round(validation * len(train)) if isinstance(validation, float) else validation
             if not 0 < count < len(train):
                 raise ValidationError(
@@ -315,10 +239,10 @@ def add_split(dataset: Dataset, validation: int | float, seed: int = 42) -> Data
                     )}
                 )  # fmt: skip
             chosen = set(random.Random(seed).sample(range(len(train)), count))
-            kept, aside = stack.enter_context(_Writer()), stack.enter_context(_Writer())
+            kept, aside = stack.enter_context(Writer()), stack.enter_context(Writer())
             kept.write(train.raw(row) for row in range(len(train)) if row not in chosen)
             aside.write(train.raw(row) for row in sorted(chosen))
-            with _files_locked():
+            with files_locked():
                 splits = {TRAIN: kept.publish(), VALIDATION: aside.publish()}
                 splits |= {name: entry for name, entry in version.splits.items() if name not in splits}
                 splits[VALIDATION]["seed"] = seed
@@ -330,7 +254,7 @@ def delete(dataset: Dataset) -> None:
 
     Raises ValidationError (code "in_use") while a run that uses it is queued or running.
     """
-    with _files_locked(), transaction.atomic():
+    with files_locked(), transaction.atomic():
         dataset = Dataset.objects.select_for_update().get(pk=dataset.pk)
         if any(run.is_active for run in _runs(dataset)):
             raise ValidationError(_("A run that uses this dataset has not ended yet."), code="in_use")
@@ -357,7 +281,7 @@ def _digests(versions: Iterable[DatasetVersion]) -> set[str]:
 
 def _remove(digests: set[str]) -> None:
     for sha256 in digests - _digests(DatasetVersion.objects.all()):
-        for path in _paths(sha256):
+        for path in paths_of(sha256):
             path.unlink(missing_ok=True)
 
 
@@ -365,7 +289,7 @@ def ensure_sample() -> None:
     """Registers the sample dataset that comes with the project: no owner, training and validation split. Safe to call again."""
     folder = settings.BASE_DIR / "chat" / "starter" / "sample"
     found = Dataset.objects.filter(owner=None, name=SAMPLE_NAME).first()
-    if found is not None and all(path.exists() for sha256 in _digests([found.current]) for path in _paths(sha256)):
+    if found is not None and all(path.exists() for sha256 in _digests([found.current]) for path in paths_of(sha256)):
         return
     with open(folder / "train.json", "rb") as train, open(folder / "dev.json", "rb") as dev:
         sources = {TRAIN: Source("train.json", train), VALIDATION: Source("dev.json", dev)}
@@ -374,7 +298,7 @@ def ensure_sample() -> None:
             _store(sources, columns, name=SAMPLE_NAME, owner=None, source_name="chat/starter/sample")
             return
         for source in sources.values():  # the data folder was emptied behind the database's back
-            with _Writer() as writer, _files_locked():
+            with Writer() as writer, files_locked():
                 writer.write(examples_of(source, columns, limits(), Findings()))
                 writer.publish()
 
@@ -382,51 +306,23 @@ def ensure_sample() -> None:
 # --- reading ----------------------------------------------------------------------------------------------------------------
 
 
-class Split:
-    """The rows of one split by number: `split[7]` -> {"prompt", "response", "history", "line"}; `line` counts from 1.
-
-    The file is mapped into memory, so a page costs the same at any offset. Closes as a context manager or by itself.
-    """
-
-    def __init__(self, sha256: str):
-        path, index = _paths(sha256)
-        with open(index, "rb") as file:
-            self._offsets = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with open(path, "rb") as file:
-            self._rows = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def __enter__(self) -> Split:
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._offsets.close()
-        self._rows.close()
-
-    def __len__(self) -> int:
-        return len(self._offsets) // 8 - 1
-
-    def raw(self, row: int) -> bytes:
-        """The canonical line of a row."""
-        if not 0 <= row < len(self):
-            raise IndexError(row)
-        start, end = struct.unpack_from("<QQ", self._offsets, 8 * row)
-        return self._rows[start:end]
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return {"history": [], **json.loads(self.raw(row)), "line": row + 1}
-
-
 def open_split(version: DatasetVersion, split: str) -> Split:
     """Random access to a split. Raises KeyError when the version has no such split, FileNotFoundError when its files are gone."""
     return Split(version.splits[split]["sha256"])
 
 
+def _opened(version: DatasetVersion, split: str) -> Split:
+    """`open_split` for people. ValidationError when the files are gone."""
+    try:
+        return open_split(version, split)
+    except FileNotFoundError:
+        message = _("The dataset's files are missing in the data folder. Upload them again.")
+        raise ValidationError(message, code="files_missing") from None
+
+
 def examples(version: DatasetVersion, split: str, start: int, count: int) -> list[dict[str, Any]]:
-    """Rows start (from 0) to start + count of a split, as many as there are."""
-    with open_split(version, split) as rows:
+    """Rows start (from 0) to start + count of a split, as many as there are. ValidationError when the files are gone."""
+    with _opened(version, split) as rows:
         return [rows[row] for row in range(max(start, 0), min(start + count, len(rows)))]
 
 

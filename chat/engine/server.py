@@ -262,7 +262,10 @@ class Server:
 
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(compress=False, heartbeat=20.0, max_msg_size=wire.LARGEST_FRAME)
-        await socket.prepare(request)
+        try:
+            await socket.prepare(request)
+        except ConnectionError:  # the client has given up meanwhile
+            return socket
         client = Client(socket)
         self._clients.add(client)
         client.tell({"status": self.status()})

@@ -116,3 +116,16 @@ def test_other_peoples_datasets_do_not_exist(client, member, other_member, staff
     renamed = client_of(staff).patch(detail, {"name": "y"}, format="json").json()
     assert (renamed["name"], renamed["owner"]) == ("y", None)
     assert APIClient().get(URL).status_code == 401
+
+
+def test_files_that_are_gone_are_told_on_the_page_and_over_rest(client, member, data_dir):
+    body = send(client, lines(*rows(20)), prompt_column="content", response_column="summary").json()
+    for path in (data_dir / "datasets").glob("*.jsonl"):
+        path.unlink()
+    detail = f"{URL}{body['id']}/"
+    for answer in (client.get(f"{detail}examples/"), client.post(f"{detail}split/", {"validation": 5}, format="json")):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "files_missing")
+    page = APIClient()
+    page.force_login(member)
+    shown = page.get(f"/datasets/{body['id']}/", headers={"accept-language": "en"})
+    assert shown.status_code == 200 and "missing in the data folder" in shown.content.decode()
