@@ -8,6 +8,8 @@ from rest_framework import exceptions, viewsets
 from rest_framework.fields import get_error_detail
 from rest_framework.negotiation import BaseContentNegotiation
 
+from portal.numbers import whole_number
+
 
 @contextlib.contextmanager
 def rules_as_400():
@@ -31,15 +33,13 @@ class AnyAccept(BaseContentNegotiation):
 class VisibleRows(viewsets.GenericViewSet):
     """Rows through the one funnel: what the user does not see is 404; what they see but may not change is 403."""
 
-    lookup_value_regex = "[0-9]{1,18}"  # any other id is no address: SQLite and PostgreSQL hold no longer one
-
     def get_queryset(self):
         if getattr(self, "swagger_fake_view", False):
             return self.queryset
         return self.queryset.visible_to(self.request.user)
 
     def get_object(self):
-        if len(self.kwargs["pk"]) > 18:  # more than the database can compare
+        if whole_number(self.kwargs["pk"]) is None:  # not even an id
             raise exceptions.NotFound()
         return super().get_object()
 

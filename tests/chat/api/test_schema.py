@@ -19,6 +19,7 @@ def test_the_schema_describes_chat():
         ("/messages/{id}/", "get"), ("/messages/{id}/stream/", "get"), ("/messages/{id}/stop/", "post"),
     } <= operations  # fmt: skip
     send = paths["/api/v1/conversations/{id}/messages/"]["post"]
+    assert {p["name"]: p["schema"]["type"] for p in send["parameters"]} == {"id": "integer"}
     assert set(send["responses"]) == {"202", "default"}, "the default is the error envelope"
     stream = paths["/api/v1/messages/{id}/stream/"]["get"]
     assert "text/event-stream" in stream["responses"]["200"]["content"]
