@@ -7,10 +7,8 @@ json.loads of the same lines alternates with it, as a yardstick that moves with 
 of a process that takes in one large file, above what it had before.
 """
 
-import argparse
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -18,6 +16,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from tests.bench import report
 
 ROWS = 115_000
 CHILD = "--measure-memory"
@@ -115,10 +115,7 @@ def _status(field: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds and a quarter of the large file")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = report.arguments(__doc__, "fewer rounds and a quarter of the large file").parse_args()
     rounds = 3 if options.quick else 7
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -137,27 +134,17 @@ def main() -> None:
         large_rows = write_rows(large, size=size)
         peak = peak_mib(folder / "memory", large)
     results = {
-        "rows_per_second_115k": round(statistics.median(speeds)),
-        "rows_per_second_115k_lowest": round(min(speeds)),
-        "rows_per_second_115k_highest": round(max(speeds)),
-        "rows_per_second_gb18030": round(statistics.median(speeds_gb18030)),
-        "json_loads_share": round(statistics.median(shares), 3),
-        "page_ms_p50": round(pages[len(pages) // 2], 3),
-        "page_ms_p95": round(pages[int(0.95 * len(pages))], 3),
-        ("peak_mib_256mb" if options.quick else "peak_mib_1gb"): round(peak, 1),
+        "rows_per_second_115k": statistics.median(speeds),
+        "rows_per_second_115k_lowest": min(speeds),
+        "rows_per_second_115k_highest": max(speeds),
+        "rows_per_second_gb18030": statistics.median(speeds_gb18030),
+        "json_loads_share": statistics.median(shares),
+        "page_ms_p50": pages[len(pages) // 2],
+        "page_ms_p95": pages[int(0.95 * len(pages))],
+        ("peak_mib_256mb" if options.quick else "peak_mib_1gb"): peak,
         "large_rows": large_rows,
     }
-    for key, value in results.items():
-        print(f"{key:30} {value}")
-    if options.json:
-        told = {
-            "bench": "datasets",
-            "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-            "versions": {"python": platform.python_version()},
-            "rounds": rounds,
-            "results": results,
-        }
-        print(json.dumps(told))
+    report.tell("datasets", results, rounds=rounds, packages=("django",), as_json=options.json)
 
 
 if __name__ == "__main__":

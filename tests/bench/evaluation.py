@@ -8,10 +8,7 @@ transformers' generate with one row at a time, as upstream's evaluation runs; bo
 random sign (5 % is what they promise).
 """
 
-import argparse
-import json
 import os
-import platform
 import random
 import statistics
 import time
@@ -29,6 +26,7 @@ from chat.starter.build import FOLDER
 from evaluation.intervals import METRICS, average, difference
 from evaluation.metrics import Scorer
 from evaluation.predict import engine_for, messages_of, predict
+from tests.bench import report
 
 SOURCE = TARGET = 128  # tokens, the starter's preset
 PAIRS = 1070  # rows of ADGEN's dev file
@@ -89,10 +87,7 @@ def false_alarm_rate(experiments: int, rows: int = 100) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rows, rounds and experiments")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    options = report.arguments(__doc__, "fewer rows, rounds and experiments").parse_args()
     torch.set_num_threads(1)
     rounds = 2 if options.quick else 5
     loaded = load(FOLDER, device="cpu")
@@ -113,25 +108,16 @@ def main() -> None:
         scored, seconds = timed(lambda: [scorer.score(*pair) for pair in pairs(PAIRS)])
         score_seconds.append(seconds + timed(average, scored)[1])
     results = {
-        "rows_vs_batch1": round(statistics.median(ratios), 2),
-        "rows_vs_batch1_lowest": round(min(ratios), 2),
-        "rows_vs_batch1_highest": round(max(ratios), 2),
-        "rows_per_cpu_s": round(statistics.median(speeds), 2),
+        "rows_vs_batch1": statistics.median(ratios),
+        "rows_vs_batch1_lowest": min(ratios),
+        "rows_vs_batch1_highest": max(ratios),
+        "rows_per_cpu_s": statistics.median(speeds),
         "identical_rows_fraction": min(same),
-        "metrics_1070_seconds": round(statistics.median(score_seconds), 2),
+        "metrics_1070_seconds": statistics.median(score_seconds),
         "paired_false_alarm_rate": false_alarm_rate(200 if options.quick else 1000),
     }
-    for key, value in results.items():
-        print(f"{key:30} {value}")
-    if options.json:
-        told = {
-            "bench": "evaluation",
-            "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-            "rounds": rounds,
-            "results": results,
-        }
-        print(json.dumps(told))
+    packages = ("torch", "transformers")
+    report.tell("evaluation", results, rounds=rounds, packages=packages, as_json=options.json, threads=1)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,7 @@ on. CPU-seconds are of the training alone (encoding included), loading and evalu
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -34,6 +31,7 @@ from chat.starter.build import FOLDER
 from chat.starter.small_talk import INTENTS
 from evaluation.metrics import Scorer, average
 from evaluation.predict import engine_for, messages_of, predict, reference_of
+from tests.bench import report
 from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Progress, Trainer
 
@@ -123,11 +121,7 @@ def measure(recipe: Recipe, seeds: list[int], rows: int) -> tuple[Outcome, list[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--quick", action="store_true", help=f"one seed, {QUICK_STEPS} steps, {QUICK_ROWS} rows: a minute"
-    )
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser = report.arguments(__doc__, f"one seed, {QUICK_STEPS} steps, {QUICK_ROWS} rows: a minute")
     parser.add_argument("--seeds", default="42,43,44", help="comma-separated")
     parser.add_argument("--learning-rate", type=float, help="instead of the shipped one")
     parser.add_argument("--steps", type=int, help="instead of the shipped number")
@@ -162,27 +156,8 @@ def main() -> None:
         "small_talk_prefix_off": base.small_talk,
         "small_talk_prefix_on_min": min(one.small_talk for one in tuned),
     }
-    for key, value in results.items():
-        print(f"{key:26} {value:9.2f}")
-    if arguments.json:
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "threads": torch.get_num_threads()}
-        rounded = {key: round(value, 3) for key, value in results.items()}
-        print(
-            json.dumps(
-                {
-                    "bench": "starter",
-                    "machine": machine,
-                    "versions": versions,
-                    "rounds": len(seeds),
-                    "results": rounded,
-                }
-            )
-        )
+    packages = ("torch", "transformers")
+    report.tell("starter", results, rounds=len(seeds), packages=packages, as_json=arguments.json, threads=1)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
 import os
-import platform
 import random
 import re
 import statistics
@@ -28,12 +26,12 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-import transformers
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from chat.engine.loading import Loaded, from_parts
 from chat.engine.prompts import IGNORED
+from tests.bench import report
 from tests.tuning import tiny
 from tuning.ptuning.loss import decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixCache, PrefixEncoder
@@ -218,9 +216,7 @@ def measure(rounds: int, steps: int, say) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round of one step")
-    parser.add_argument("--json", action="store_true", help="the results as a last line of JSON")
+    parser = report.arguments(__doc__, "one round of one step")
     parser.add_argument("--peak-of", choices=["ours", "reference"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -229,18 +225,8 @@ def main() -> None:
         return
     rounds, steps = (1, 1) if arguments.quick else (3, 1)
     results = measure(rounds, steps, lambda line: print(line, flush=True))
-    if arguments.json:
-        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "threads": 1}
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        print(
-            json.dumps(
-                {"bench": "tuning", "machine": machine, "versions": versions, "rounds": rounds, "results": results}
-            )
-        )
+    packages = ("torch", "transformers")
+    report.tell("tuning", results, rounds=rounds, packages=packages, as_json=arguments.json, threads=1)
 
 
 if __name__ == "__main__":

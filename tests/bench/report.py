@@ -1,0 +1,54 @@
+"""What every benchmark has besides its figures: the two common arguments, the table and the line of JSON."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+from importlib.metadata import version
+
+
+def arguments(description: str, quick: str) -> argparse.ArgumentParser:
+    """A parser with --quick (`quick` says what that leaves out) and --json; a benchmark adds its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    return parser
+
+
+def spread(samples: dict[str, list[float]]) -> dict[str, float]:
+    """Every key's median over the rounds."""
+    return {key: statistics.median(values) for key, values in samples.items()}
+
+
+def tell(
+    bench: str,
+    results: dict[str, float],
+    *,
+    rounds: int,
+    packages: tuple[str, ...],
+    as_json: bool,
+    samples: dict[str, list[float]] | None = None,
+    **machine,
+) -> None:
+    """Prints `results`, with the lowest and highest of the `samples` that they are medians of, and at last the line of JSON.
+
+    `packages`: whose versions matter; `machine`: what else there is to say of it, such as the number of threads.
+    """
+    print(f"{'':32}{'value':>12}{'lowest':>12}{'highest':>12}")
+    for key, value in results.items():
+        values = (samples or {}).get(key, ())
+        print(f"{key:32}{value:12.5g}" + (f"{min(values):12.5g}{max(values):12.5g}" if len(values) > 1 else ""))
+    if as_json:
+        found = {
+            "bench": bench,
+            "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0], **machine},
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "rounds": rounds,
+            "results": {key: _rounded(value) for key, value in results.items()},
+        }
+        print(json.dumps(found))
+
+
+def _rounded(value: float) -> float:
+    return value if isinstance(value, int) else float(f"{value:.6g}")
