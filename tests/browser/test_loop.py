@@ -207,6 +207,25 @@ def test_code_in_an_answer_is_coloured_and_copied_without_its_frame(page):
     assert page.evaluate("navigator.clipboard.readText()").split() == ["看：", 'print("你好")', "完。"]
 
 
+def test_a_long_answer_is_acknowledged_before_the_server_gives_up_but_not_frame_by_frame(page):
+    page.goto("/chat/")
+    say(page, "你好")
+    page.wait_for_url(re.compile(r"/chat/\d+/"))
+    message = int(finished(page, 1).get_attribute("data-message")) + 1
+    heard = []
+
+    def serve(socket):
+        socket.on_message(lambda text: heard.append(json.loads(text)))
+        for seq in range(11_000, 91_000, 10_000):
+            frame = {"type": "message.delta", "message": message, "seq": seq, "text": "字" * 10_000}
+            socket.send(json.dumps(frame, ensure_ascii=False))
+
+    page.route_web_socket(re.compile("/ws/conversations/"), serve)
+    page.reload()
+    expect(answers(page).nth(1)).to_have_attribute("data-seq", "81000")
+    assert [frame["seq"] for frame in heard] == [41_000, 81_000]
+
+
 def test_the_language_and_the_theme_stay_as_chosen(page):
     page.goto("/account/")
     page.locator("main button[name=language][value=en]").click()

@@ -12,10 +12,12 @@ const say = document.getElementById("say");
 const offline = document.getElementById("offline");
 const explanations = JSON.parse(document.getElementById("explanations").textContent); // by an error's code
 const IN_FLIGHT = ["queued", "streaming"];
+const ACKNOWLEDGE = 32 * 1024; // characters of frames between two acknowledgements
 
 let socket = null;
 let pause = 500; // milliseconds before the next connection attempt
 let unanswered = null; // the text that was sent and that no frame has acknowledged yet
+let read = 0; // characters of frames since the last acknowledgement
 let sticky = true; // stay at the newest line until the reader scrolls up
 
 const answers = () => [...thread.querySelectorAll("[data-message]")];
@@ -136,6 +138,13 @@ const show = {
   },
 };
 
+// The server closes at 256 KB that nobody acknowledged. Each acknowledgement costs it as much as a frame, so they are few.
+function acknowledge(frame, size) {
+  if (frame.seq == null || (read += size) < ACKNOWLEDGE) return;
+  read = 0;
+  socket.send(JSON.stringify({ type: "ack", message: frame.message, seq: frame.seq }));
+}
+
 function receive(frame) {
   if (frame.type === "error" || !show[frame.type] || frame.message == null) return refused(frame);
   let turn = thread.querySelector(`[data-message="${frame.message}"]`);
@@ -144,7 +153,6 @@ function receive(frame) {
   if (frame.seq != null) {
     if (frame.seq <= Number(turn.dataset.seq) && frame.type === "message.delta") return; // seen before the reconnect
     turn.dataset.seq = Math.max(frame.seq, Number(turn.dataset.seq));
-    socket.send(JSON.stringify({ type: "ack", message: frame.message, seq: frame.seq }));
   }
   show[frame.type](turn, frame);
   toBottom();
@@ -196,7 +204,11 @@ document.addEventListener("visibilitychange", async () => {
 async function connect() {
   const scheme = location.protocol === "https:" ? "wss:" : "ws:";
   socket = new WebSocket(`${scheme}//${location.host}${page.dataset.socket}`);
-  socket.addEventListener("message", (event) => receive(JSON.parse(event.data)));
+  socket.addEventListener("message", (event) => {
+    const frame = JSON.parse(event.data);
+    acknowledge(frame, event.data.length);
+    receive(frame);
+  });
   socket.addEventListener("open", async () => {
     pause = 500;
     offline.hidden = true;
