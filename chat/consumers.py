@@ -59,18 +59,36 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         await self.accept()  # a close code reaches the page only after accepting
         if self.user is None or not self.user.is_authenticated:
             await self.close(NOT_LOGGED_IN)
-        elif not await self.mine():
+        elif not await database_sync_to_async(self.conversation)():
             await self.close(NOT_YOURS)
 
     async def disconnect(self, code):
         for task in self.followed.values():
             task.cancel()
 
-    @database_sync_to_async
-    def mine(self):
-        """The conversation, looked up anew: it may have been deleted, or the account closed, since the socket opened."""
+    def conversation(self) -> Conversation | None:
+        """Looked up anew: it may have been deleted, or the account closed, since the socket opened."""
         user = User.objects.filter(pk=self.user.pk).first()
         return Conversation.objects.visible_to(user).filter(pk=self.conversation_id).first()
+
+    @database_sync_to_async
+    def turn(self, frame) -> Message | None:
+        """The queued answer to a message; None when the conversation is not there.
+
+        One trip to the database's only thread: with several, the first of many who send at once waits for the last at each.
+        """
+        conversation = self.conversation()
+        if conversation is None:
+            return None
+        _message, answer = turns.create_turn(
+            conversation,
+            self.user,
+            frame.get("content"),
+            checkpoint=frame.get("checkpoint"),
+            adapter=frame.get("adapter", turns.KEEP),
+            sampling=frame.get("sampling"),
+        )
+        return answer
 
     @database_sync_to_async
     def message(self, message_id) -> Message:
@@ -98,22 +116,14 @@ class ConversationConsumer(AsyncWebsocketConsumer):
     # ---- what a client may say
 
     async def send_message(self, frame):
-        conversation = await self.mine()
-        if conversation is None:
-            return await self.close(NOT_YOURS)
         try:
-            _message, answer = await database_sync_to_async(turns.create_turn)(
-                conversation,
-                self.user,
-                frame.get("content"),
-                checkpoint=frame.get("checkpoint"),
-                adapter=frame.get("adapter", turns.KEEP),
-                sampling=frame.get("sampling"),
-            )
+            answer = await self.turn(frame)
         except ValidationError as error:
             raise Refused(refusals.object_of(error)) from error
         except APIException as error:
             raise refused(str(error.detail), error.detail.code) from error
+        if answer is None:
+            return await self.close(NOT_YOURS)
         with contextlib.suppress(WorkerUnavailable, RequestRefused):  # the row says why; following it tells the client
             await generation.start(answer)
         self.follow(answer.pk, 0)

@@ -46,8 +46,7 @@ async def start(message: Message) -> None:
     WorkerUnavailable or RequestRefused: nobody took it; the row is saved as failed with the error.
     """
     try:
-        request, checkpoint = await sync_to_async(_request_for)(message.pk)
-        await _at_home(_Home.begin, message.pk, request, checkpoint)
+        await _at_home(_Home.begin, message.pk)
     except (WorkerUnavailable, RequestRefused) as error:
         answer = Answer(message.pk, str(message.sequence))
         answer.fail(error.as_error())
@@ -127,7 +126,7 @@ async def _answer(message_id: int) -> Answer | None:
 
 
 class _Home:
-    """The event loop on its thread, what is in flight there, and the thread that writes rows."""
+    """The event loop on its thread, what is in flight there, and the thread that reads and writes its rows."""
 
     def __init__(self):
         self.answers: dict[int, Answer] = {}
@@ -168,7 +167,8 @@ class _Home:
 
     # -- everything below runs on the loop
 
-    async def begin(self, message_id: int, request: Request, checkpoint: CheckpointRef) -> None:
+    async def begin(self, message_id: int) -> None:
+        request, checkpoint = await self._in_database(_request_for, message_id)
         answer = self._enter(Answer(message_id, request.id))
         router = get_router()
         try:
@@ -268,11 +268,15 @@ class _Home:
                 rows = [(answer.message_id, answer.content, answer.seq, answer.status) for answer in changed]
                 await self._save(_save_progress, rows)
 
+    async def _in_database(self, function, *arguments):
+        """On a thread of the answers' own: the one that requests share has a queue."""
+        return await self.loop.run_in_executor(self._database, _with_connection, function, *arguments)
+
     async def _save(self, function, *arguments, attempts: int = 7) -> None:
-        """On the thread that writes rows; a locked database is asked again."""
+        """A locked database is asked again."""
         for attempt in range(attempts):
             try:
-                return await self.loop.run_in_executor(self._database, _with_connection, function, *arguments)
+                return await self._in_database(function, *arguments)
             except DatabaseError:
                 logger.warning("an answer could not be saved (attempt %d)", attempt + 1, exc_info=True)
                 await asyncio.sleep(0.05 * 2**attempt)
@@ -333,9 +337,9 @@ def _request_for(message_id: int) -> tuple[Request, CheckpointRef]:
     return request, CheckpointRef(checkpoint.name, checkpoint.fingerprint)
 
 
-def _with_connection(function, *arguments) -> None:
+def _with_connection(function, *arguments):
     close_old_connections()
-    function(*arguments)
+    return function(*arguments)
 
 
 def _save_progress(rows: list[tuple[int, str, int, str]]) -> None:
