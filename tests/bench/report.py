@@ -16,7 +16,7 @@ def arguments(description: str, quick: str) -> argparse.ArgumentParser:
     return parser
 
 
-def spread(samples: dict[str, list[float]]) -> dict[str, float]:
+def medians(samples: dict[str, list[float]]) -> dict[str, float]:
     """Every key's median over the rounds."""
     return {key: statistics.median(values) for key, values in samples.items()}
 
@@ -35,20 +35,21 @@ def tell(
 
     `packages`: whose versions matter; `machine`: what else there is to say of it, such as the number of threads.
     """
-    print(f"{'':32}{'value':>12}{'lowest':>12}{'highest':>12}")
+    print(f"{'':36}{'value':>12}{'lowest':>12}{'highest':>12}")
     for key, value in results.items():
         values = (samples or {}).get(key, ())
-        print(f"{key:32}{value:12.5g}" + (f"{min(values):12.5g}{max(values):12.5g}" if len(values) > 1 else ""))
+        spread = (min(values), max(values)) if len(values) > 1 else ()
+        print(f"{key:36}" + "".join(f"{_rounded(number, 4):>12,g}" for number in (value, *spread)))
     if as_json:
         found = {
             "bench": bench,
             "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0], **machine},
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
             "rounds": rounds,
-            "results": {key: _rounded(value) for key, value in results.items()},
+            "results": {key: _rounded(value, 6) for key, value in results.items()},
         }
         print(json.dumps(found))
 
 
-def _rounded(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.6g}")
+def _rounded(value: float, digits: int) -> float:
+    return value if isinstance(value, int) else float(f"{value:.{digits}g}")

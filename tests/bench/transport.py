@@ -151,7 +151,7 @@ def main():
         for name, (rhythm, streams, *cut) in cases.items():
             for key, value in run(rhythm, streams, seconds, bool(cut)).items():
                 samples[f"{name}_{key}"].append(value)
-    results = report.spread(samples)
+    results = report.medians(samples)
     results |= {key: results[f"steps_100_{key}"] for key in ("us_per_token", "p99_ms")}
     results["added_p99_ms"] = results["steps_100_p99_ms"] - results["control_100_p99_ms"]
     results["lost"] = sum(sum(values) for key, values in samples.items() if key.endswith("_lost"))

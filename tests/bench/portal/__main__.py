@@ -25,7 +25,7 @@ from tests.bench.portal.site import Site, fill, set_up
 
 RATE = 30  # tokens a second and stream
 STREAMS, BESIDE_STALLED, IDLE = 200, 50, 1000
-STALLED_CHARACTERS = 8192  # of each of the stalled reader's tokens: 240 KB/s
+LONG_CHARACTERS = 8192  # of each token of the answer that one reader does not read: 240 KB/s
 
 
 class Load:
@@ -67,10 +67,12 @@ def _cpu(process) -> float:
 
 def one_round(site: Site, made: dict, seconds: float) -> dict[str, float]:
     team, tokens = made["team"], int(seconds * RATE)
-    full = Load(site, {"kind": "streams", "team": team, "count": STREAMS, "tokens": tokens}).run()
-    plan = {"kind": "streams", "team": team, "count": BESIDE_STALLED, "tokens": tokens}
-    alone = Load(site, plan).run()
-    stalled = Load(site, plan | {"stalled": f"{tokens} {STALLED_CHARACTERS}"}).run()
+    plan = {"kind": "streams", "team": team, "tokens": tokens, "count": STREAMS, "pause": 0.025}
+    full = Load(site, plan).run()
+    burst = Load(site, plan | {"tokens": RATE, "pause": 0}).run()
+    plan |= {"count": BESIDE_STALLED, "long": f"{tokens} {LONG_CHARACTERS}"}
+    read = Load(site, plan | {"deaf": False}).run()
+    stalled = Load(site, plan | {"deaf": True}).run()
     idle = Load(site, {"kind": "idle", "team": team, "count": IDLE, "seconds": min(seconds, 5.0)}).run()
     return {
         "delivered_fraction_200": full["delivered"],
@@ -81,14 +83,16 @@ def one_round(site: Site, made: dict, seconds: float) -> dict[str, float]:
         "worker_us_per_token_200": 1e6 * full["worker_cpu_s"] / full["tokens"],
         "web_cpu_share": full["web_cpu_s"] / full["wall_s"],
         "client_cpu_share": full["cpu_seconds"] / full["wall_s"],
+        "first_token_p50_ms": full["first_token_p50_ms"],
+        "burst_200_first_token_p50_ms": burst["first_token_p50_ms"],
         "streams_200_mib": full["grown_mib"],
         "idle_1000_failed": idle["failed"],
         "idle_1000_mib": idle["grown_mib"],
         "idle_1000_open_seconds": idle["open_seconds"],
         "stalled_client_mib": stalled["grown_mib"],
-        "without_it_mib": alone["grown_mib"],
+        "reading_client_mib": read["grown_mib"],
         "beside_stalled_p99_ms": stalled["p99_ms"],
-        "without_it_p99_ms": alone["p99_ms"],
+        "beside_reading_p99_ms": read["p99_ms"],
     }
 
 
@@ -105,7 +109,7 @@ def measure(folder: Path, quick: bool, rounds: int) -> tuple[dict[str, float], d
     pages.table(took, made["reader"])
     written = database.measure(5.0 if quick else 20.0)
     short = [value for role in ("web", "heartbeat") for value in written[role]["took"]]
-    results = report.spread(samples) | {
+    results = report.medians(samples) | {
         "sqlite_lock_errors": sum(role["errors"] for role in written.values()),
         "sqlite_p99_ms": sorted(short)[int(0.99 * len(short))],
         "sqlite_writes_per_s": len(short) / (5.0 if quick else 20.0),

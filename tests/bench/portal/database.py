@@ -74,7 +74,8 @@ def write(role: str, number: int, seconds: float) -> dict:
     from django.db import OperationalError
 
     took, errors = [], 0
-    sys.stdin.readline()  # everybody is here
+    print("ready", flush=True)
+    sys.stdin.readline()  # everybody is
     deadline = time.monotonic() + seconds
     for call in calls(role, number):
         while True:
@@ -100,7 +101,8 @@ def measure(seconds: float) -> dict[str, dict]:
         for number in range(count):
             argv = [sys.executable, "-m", "tests.bench.portal.database", role, str(number), str(seconds)]
             writers.append((role, subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)))
-    time.sleep(6)  # eleven Djangos start
+    for _role, process in writers:
+        process.stdout.readline()
     for _role, process in writers:
         process.stdin.write("\n")
         process.stdin.flush()

@@ -13,7 +13,6 @@ import time
 import aiohttp
 
 ACKNOWLEDGE = 32 * 1024  # characters of frames between two acknowledgements
-STARTS_PER_SECOND = 40
 OPENING = 50  # sockets that open at the same time
 
 
@@ -25,6 +24,7 @@ async def connect(session: aiohttp.ClientSession, port: int, login: str, convers
 
 async def stream(socket, question: str, delays: list[float]) -> dict:
     """Asks and reads to the end; how late each token was goes into `delays`, in seconds."""
+    begun, first = time.monotonic(), None
     await socket.send_json({"type": "message.send", "content": question})
     tokens = frames = unacknowledged = 0
     async for message in socket:
@@ -32,6 +32,7 @@ async def stream(socket, question: str, delays: list[float]) -> dict:
         frame = json.loads(message.data)
         frames += 1
         if frame["type"] == "message.delta":
+            first = first or now - begun
             times = frame["text"].split()
             tokens += len(times)
             delays.extend(now - float(moment) for moment in times)
@@ -41,31 +42,39 @@ async def stream(socket, question: str, delays: list[float]) -> dict:
                 await socket.send_json({"type": "ack", "message": frame["message"], "seq": frame["seq"]})
         elif frame["type"] in ("message.finished", "message.failed", "error"):
             break
-    return {"tokens": tokens, "frames": frames}
+    return {"tokens": tokens, "frames": frames, "first": first}
 
 
 async def streams(session, plan: dict) -> dict:
-    """`count` answers of `tokens` tokens at once; with `stalled` ("TOKENS CHARACTERS"), one more whose reader never reads."""
+    """`count` answers of `tokens` tokens, their questions sent `pause` seconds apart.
+
+    With `long` ("TOKENS CHARACTERS") there is one more, which its reader reads or, if `deaf`, does not read at all.
+    """
     delays: list[float] = []
     team = plan["team"][: plan["count"]]
     sockets = [await connect(session, plan["port"], *member) for member in team]
-    deaf = None
-    if plan.get("stalled"):
-        deaf = await connect(session, plan["port"], *plan["team"][-1])
-        await deaf.send_json({"type": "message.send", "content": plan["stalled"]})
+    beside = []
+    if "long" in plan:
+        sockets.append(await connect(session, plan["port"], *plan["team"][-1]))
+        if plan["deaf"]:
+            await sockets[-1].send_json({"type": "message.send", "content": plan["long"]})
+        else:
+            beside.append(asyncio.create_task(stream(sockets[-1], plan["long"], [])))
     tasks = []
-    for socket in sockets:
+    for socket in sockets[: plan["count"]]:
         tasks.append(asyncio.create_task(stream(socket, str(plan["tokens"]), delays)))
-        await asyncio.sleep(1 / STARTS_PER_SECOND)
+        await asyncio.sleep(plan["pause"])
     found = await asyncio.gather(*tasks)
-    for socket in [*sockets, *([deaf] if deaf else [])]:
+    await asyncio.gather(*beside)
+    for socket in sockets:
         await socket.close()
     quantiles = statistics.quantiles(delays, n=100)
     tokens = sum(one["tokens"] for one in found)
     return {
-        "delivered": tokens / (plan["tokens"] * len(sockets)),
+        "delivered": tokens / (plan["tokens"] * plan["count"]),
         "tokens": tokens,
         "frames": sum(one["frames"] for one in found),
+        "first_token_p50_ms": 1000 * statistics.median(one["first"] for one in found),
         "p50_ms": 1000 * quantiles[49],
         "p99_ms": 1000 * quantiles[98],
     }
