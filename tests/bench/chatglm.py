@@ -14,11 +14,8 @@ temperature 0.95), pre_seq_len 128. One thread, fp32; ours and the baseline alte
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -31,7 +28,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-import transformers
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -43,6 +39,7 @@ from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine
 from chat.engine.loading import Loaded, from_parts
 from chat.engine.request import AdapterRef, Request, Sampling
+from tests.bench import report
 from tests.chat.chatglm.tiny import tiny_folder
 from tuning.ptuning.prefix import PrefixEncoder
 from tuning.ptuning.recipe import Recipe
@@ -470,9 +467,7 @@ def on_device(device: torch.device, shape: str, folder: Path, quick: bool) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller rounds, about a minute")
-    parser.add_argument("--json", action="store_true")
+    parser = report.arguments(__doc__, "smaller rounds, about a minute")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--device", default="cpu", help="cuda: measure the 6B shape there")
     parser.add_argument("--shape", choices=list(SHAPES), help="measure this shape on --device instead of the contest")
@@ -487,14 +482,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = options.folder or Path(temporary) / "checkpoint"
             results = on_device(device, options.shape or "6b", folder, options.quick)
-        for name, value in results.items():
-            print(f"{name:40} {value:10.3f}")
-    if options.json:
-        machine = {"system": platform.platform(), "cpus": os.cpu_count(), "device": str(device)}
-        if device.type == "cuda":
-            machine["device"] = torch.cuda.get_device_name(device)
-        versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        print(json.dumps(dict(bench="chatglm", machine=machine, versions=versions, rounds=rounds, results=results)))
+    packages = ("torch", "transformers")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    report.tell("chatglm", results, rounds=rounds, packages=packages, as_json=options.json, device=name, threads=1)
 
 
 if __name__ == "__main__":

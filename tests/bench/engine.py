@@ -9,12 +9,9 @@ requests in flight. Time to first token is wall time in a burst, so it wants a q
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
-import json
 import os
-import platform
 import random
 import resource
 import statistics
@@ -41,7 +38,7 @@ from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine
 from chat.engine.loading import Loaded, from_parts
 from chat.engine.request import AdapterRef, Request, Sampling
-from tests.bench import engine_sse
+from tests.bench import engine_sse, report
 
 VOCABULARY = 8192
 PREFIX_LENGTHS = (20, 64, 128, 20, 64, 128, 20, 64)
@@ -315,9 +312,7 @@ def measure(quick: bool, rounds: int, only: set[str] | None = None) -> tuple[dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="about a minute")
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON")
+    parser = report.arguments(__doc__, "about a minute")
     parser.add_argument("--rounds", type=int, help="default 5, quick 2")
     parser.add_argument("--only", help="comma-separated: c1, c4, c16, c32, c64, burst, join, detok, sse, peak")
     arguments = parser.parse_args()
@@ -325,23 +320,8 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     rounds = arguments.rounds or (2 if arguments.quick else 5)
     results, samples = measure(arguments.quick, rounds, set(arguments.only.split(",")) if arguments.only else None)
-    print(f"{'key':28} {'median':>9} {'lowest':>9} {'highest':>9}")
-    for key, value in results.items():
-        values = samples.get(key, [value])
-        print(f"{key:28} {value:9.2f} {min(values):9.2f} {max(values):9.2f}")
-    if arguments.json:
-        machine = {"cpus": os.cpu_count(), "machine": platform.machine(), "threads": 1}
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        }
-        rounded = {key: round(value, 3) for key, value in results.items()}
-        print(
-            json.dumps(
-                {"bench": "engine", "machine": machine, "versions": versions, "rounds": rounds, "results": rounded}
-            )
-        )
+    packages = ("torch", "transformers")
+    report.tell("engine", results, rounds=rounds, packages=packages, as_json=arguments.json, samples=samples, threads=1)
 
 
 if __name__ == "__main__":
