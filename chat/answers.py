@@ -20,6 +20,9 @@ from chat.models import Message
 from chat.rendering import to_html
 
 STARTED, TEXT = 999, 1000
+# Characters in a frame: the web server sends none above 1 MiB, and a reader acknowledges between two of them.
+LONGEST_TEXT, LONGEST_HTML = 32 * 1024, 128 * 1024
+ENDINGS = ("message.finished", "message.failed")
 Status = Message.Status
 
 
@@ -103,7 +106,7 @@ class Answer:
         self.status, self.finish_reason, self.error = Status.FAILED, "error", error
 
     def frames(self, after: int) -> list[dict[str, Any]]:
-        """What a reader who saw frame `after` has missed, in as few frames as possible.
+        """What a reader who saw frame `after` has missed, in as few frames as possible; of a long text only the next part.
 
         The end is repeated for whoever asks, so that every reading of an ended answer ends with it.
         """
@@ -115,15 +118,19 @@ class Answer:
             found.append({"type": "message.queued", "seq": self.position_number, **common, "position": self.position})
         if after < STARTED and (content or self.status == Status.STREAMING):
             found.append({"type": "message.started", "seq": STARTED, **common})
-        if len(content) > max(0, after - TEXT):
-            text = content[max(0, after - TEXT) :]
-            found.append({"type": "message.delta", "seq": TEXT + len(content), **common, "text": text})
-        if ended:
+        begin = max(0, after - TEXT)
+        end = min(len(content), begin + LONGEST_TEXT)
+        if begin < end:
+            found.append({"type": "message.delta", "seq": TEXT + end, **common, "text": content[begin:end]})
+        if ended and end == len(content):
             found.append(self._terminal_frame(common))
         return found
 
     def _terminal_frame(self, common: dict[str, Any]) -> dict[str, Any]:
-        frame = {"seq": self.seq, **common, "status": str(self.status), "html": self.html}
+        html = (
+            self.html if len(self.html) <= LONGEST_HTML else ""
+        )  # the page keeps the text then, until it is loaded anew
+        frame = {"seq": self.seq, **common, "status": str(self.status), "html": html}
         frame |= {"finish_reason": self.finish_reason, "usage": self.usage, "timings": self.timings}
         if self.error is not None:
             return {"type": "message.failed", **frame, "error": self.error}

@@ -24,7 +24,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DatabaseError, close_old_connections, connections, transaction
 from django.utils import timezone
 
-from chat.answers import Answer, Reader
+from chat.answers import ENDINGS, Answer, Reader
 from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
 from chat.models import Checkpoint, Conversation, Message
 from chat.rendering import to_html
@@ -64,16 +64,16 @@ async def follow(message_id: int, after: int = 0) -> AsyncIterator[dict[str, Any
     try:
         while True:
             reader.listen()
-            ended = answer.ended
             frames = answer.frames(after)
             for frame in frames:
                 after = frame["seq"]
                 yield frame
-            if ended:
-                return
+                if frame["type"] in ENDINGS:
+                    return
             if frames:
                 await asyncio.sleep(FRAME_INTERVAL)
-            await reader.wait()
+            else:
+                await reader.wait()
     finally:
         answer.readers.discard(reader)
 

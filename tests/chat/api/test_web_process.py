@@ -190,6 +190,24 @@ def text_of(frames) -> str:
     return "".join(frame.get("text", "") for frame in frames)
 
 
+def test_an_answer_too_long_for_one_frame_is_read_to_its_end(web):
+    """The web server refuses to send a frame above 1 MiB."""
+    conversation = conversation_of(web)
+    code = f"""
+from chat.models import Message
+print(Message.objects.create(conversation_id={conversation}, role="assistant", content="字" * 400_000).pk)
+"""
+    message = int(web.manage("shell", "-v", "0", "-c", code))
+    with socket(web, conversation) as page:
+        page.send(json.dumps({"type": "attach", "message": message, "after": 0}))
+        text, frame = "", {}
+        while frame.get("type") != "message.finished":
+            frame = json.loads(page.recv(10))
+            text += frame.get("text", "")
+            page.send(json.dumps({"type": "ack", "message": message, "seq": frame["seq"]}))
+    assert text == "字" * 400_000
+
+
 def test_the_socket_needs_a_login_an_owner_and_this_sites_origin(web):
     conversation = conversation_of(web)
     for cookie, number, code in (("", conversation, 4401), (None, conversation + 1000, 4404)):
