@@ -95,5 +95,5 @@ def rotate(queries_and_keys: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """
     cos, sin = tables
     first, second = queries_and_keys.unflatten(-1, (2, 2, -1)).unbind(-2)
-    turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-2)
-    return turned.flatten(-3)
+    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    return torch.stack(turned, dim=-2).flatten(-3)
