@@ -6,12 +6,10 @@ One forward serves `generate`, the engine and the trainer. Module names are the 
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -21,8 +19,8 @@ from chat.engine.cpu_linear import frozen_linear
 
 from .configuration import ChatGLMConfig
 from .positions import additive, position_ids, prefix_lm_hidden, rotary_tables, rotate
-from .quantization import PackOnLoad, linear
-from .streaming import streamed
+from .pretrained import ChatGLMPreTrainedModel
+from .quantization import linear
 
 # The residual branch's weight: sqrt(2 * 28). Upstream never hands the number of layers to its blocks, so it is that of
 # the 28-layer model at any depth (SPEC 3.2).
@@ -106,62 +104,6 @@ class ChatGLMBlock(GradientCheckpointingLayer):
         attended, weights = self.attention(normed, tables, mask, cache, past, want_weights)
         normed = self.post_attention_layernorm(torch.add(attended, normed, alpha=RESIDUAL_SCALE))
         return torch.add(self.mlp(normed), normed, alpha=RESIDUAL_SCALE), weights
-
-
-class ChatGLMPreTrainedModel(PreTrainedModel):
-    config_class = ChatGLMConfig
-    base_model_prefix = "transformer"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["ChatGLMBlock"]
-    _skip_keys_device_placement = ["past_key_values", "cache"]
-    _supports_sdpa = True
-    # inv_freq is recomputed; lm_head.weight repeats the embedding (and upstream drops it when it differs); the prefix
-    # encoder of an old P-tuning checkpoint that holds the whole model is read by ptuning_files.
-    _keys_to_ignore_on_load_unexpected = [
-        r"rotary_emb\.inv_freq$",
-        r"^lm_head\.weight$",
-        r"prefix_encoder\.",
-    ]
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
-        """transformers' loader; and when `quantization_bit` (of `config`, or given) asks for packed weights that the
-        checkpoint has plain, they are packed tensor by tensor on their way in."""
-        stored = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path)[0].get("quantization_bit") or 0
-        wanted = kwargs.pop("quantization_bit", None)
-        if wanted is None:
-            wanted = getattr(config, "quantization_bit", None)
-        wanted = stored if wanted is None else wanted
-        if stored and wanted != stored:
-            raise ValueError(
-                f"the checkpoint is packed at {stored} bits and cannot be loaded with quantization_bit={wanted}"
-            )
-        if wanted != stored:
-            config = (
-                ChatGLMConfig.from_pretrained(pretrained_model_name_or_path) if config is None else deepcopy(config)
-            )
-            config.quantization_bit = wanted
-            kwargs["quantization_config"] = PackOnLoad(wanted)
-        wants_report = kwargs.pop("output_loading_info", False)
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
-        )
-        if report["missing_keys"]:
-            # transformers would draw them at random and say so in a warning; an answer from such a model is worth nothing
-            names = sorted(report["missing_keys"])
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(names)} of the model's weights, among them {names[0]}: "
-                "is a shard missing, or is it a P-tuning checkpoint, which holds a prefix only?"
-            )
-        return (model, report) if wants_report else model
-
-    @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
-        """transformers' own, with files that are read tensor by tensor (it would map them and keep them)."""
-        if state_dict is None and checkpoint_files:
-            packs = load_config.hf_quantizer is not None
-            state_dict = streamed(checkpoint_files, load_config.dtype, copies=packs)
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
@@ -275,6 +217,9 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
         self, attention_mask: Tensor | None, input_ids: Tensor | None, hidden: Tensor, cache: Cache | None
     ) -> Tensor | None:
         """The mask to add to the scores, [b, 1, s, k], or None when all is visible."""
+        if cache is not None and cache.is_compileable:
+            # its keys end in unused room, which masks here do not speak of, and transformers' masks for it are causal
+            raise ValueError("ChatGLM needs a cache that grows with its tokens, such as DynamicCache, not a static one")
         length = hidden.shape[1]
         if attention_mask is not None and attention_mask.dim() == 4:
             if attention_mask.dtype != torch.bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.modeling_utils import load_state_dict
 
@@ -69,14 +70,19 @@ def streamed(files: Sequence[str], dtype: torch.dtype | None, copies: bool = Fal
     """name -> `MappedTensor`, for all tensors of a checkpoint's files.
 
     Both kinds are mapped (.bin files that are no zip archive, from before torch 1.6, are read whole); .bin files are unpickled
-    with weights_only.
+    with weights_only. Raises OSError, naming the file, when one is damaged or holds more than tensors.
     """
     state: dict[str, Any] = {}
     for file in files:
-        if str(file).endswith(".safetensors"):
-            mapped = safe_open(file, framework="pt")
-            sources = {name: mapped.get_slice(name) for name in mapped.keys()}  # noqa: SIM118 - not a dict
-        else:
-            sources = load_state_dict(file)
+        try:
+            if str(file).endswith(".safetensors"):
+                mapped = safe_open(file, framework="pt")
+                sources = {name: mapped.get_slice(name) for name in mapped.keys()}  # noqa: SIM118 - not a dict
+            else:
+                sources = load_state_dict(file)
+        except pickle.UnpicklingError as error:  # its own text advises to run whatever the file says
+            raise OSError(f"{file} is not a file of tensors alone, so it is not read") from error
+        except (EOFError, RuntimeError, SafetensorError) as error:
+            raise OSError(f"{file} is damaged, perhaps its download was cut short: {error}") from error
         state |= {name: MappedTensor(source, dtype, copies) for name, source in sources.items()}
     return state

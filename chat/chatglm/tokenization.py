@@ -54,7 +54,10 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     ):
         """num_image_tokens: offset of every id. 0 in the published tokenizer_config.json; the oldest one does not name it."""
         self.vocab_file, self.num_image_tokens = vocab_file, num_image_tokens
-        self.processor = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
+        except RuntimeError as error:
+            raise OSError(f"the vocabulary ice_text.model is missing or damaged: {error}") from error
         kwargs.pop("auto_map", None)
         # from_pretrained collects unknown *_token entries of tokenizer_config.json here, to make special tokens of them
         own = kwargs.pop("model_specific_special_tokens", {})

@@ -1,7 +1,7 @@
 """Official-layout folders through the Auto classes."""
 
 import json
-import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -90,8 +90,9 @@ def test_of_a_differing_head_the_embedding_wins(tmp_path, ids, expected):
     assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits, expected)
 
 
-def test_the_oldest_vocabulary_layout(tmp_path, ids, expected):
-    """20,000 unused image tokens stand first, every id is 20,000 higher."""
+@pytest.mark.parametrize("silent", [(), ("mask_token_id", "gmask_token_id"), ("mask_token_id", "eos_token_id")])
+def test_the_oldest_vocabulary_layout(tmp_path, ids, expected, silent):
+    """20,000 unused image tokens stand first, every id is 20,000 higher; the first config.json did not name them all."""
     images = 20000
     folder = tiny_folder(tmp_path)
     state = state_of(folder)
@@ -102,6 +103,7 @@ def test_the_oldest_vocabulary_layout(tmp_path, ids, expected):
     config["vocab_size"] += images
     for name in ("bos_token_id", "eos_token_id", "mask_token_id", "gmask_token_id", "pad_token_id"):
         config[name] += images
+    config = {name: value for name, value in config.items() if name not in silent}
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
     del tokenizer_config["num_image_tokens"]
@@ -110,6 +112,18 @@ def test_the_oldest_vocabulary_layout(tmp_path, ids, expected):
     assert torch.allclose(old(input_ids=ids + images).logits[..., images:], expected, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.encode("你好")[-2:] == [old.config.gmask_token_id, old.config.bos_token_id]
+    assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (old.config.mask_token_id, old.config.eos_token_id)
+
+
+@pytest.mark.parametrize("vocabulary", [130528, 150528])
+def test_special_ids_that_no_config_names(vocabulary):
+    config, offset = ChatGLMConfig(vocab_size=vocabulary, bos_token_id=None), vocabulary - 130528
+    assert (config.mask_token_id, config.gmask_token_id) == (130000 + offset, 130001 + offset)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (
+        130004 + offset,
+        130005 + offset,
+        3 + offset,
+    )
 
 
 def test_saved_and_loaded_again(folder, tmp_path, ids, expected):
@@ -137,6 +151,47 @@ def test_a_missing_shard_is_an_error_not_random_weights(tmp_path):
         AutoModelForCausalLM.from_pretrained(folder)
 
 
+def test_weights_that_the_config_does_not_describe_are_an_error(folder, tmp_path):
+    """Layers too many, and packed weights without quantization_bit, whose integers would be taken for the weights."""
+    AutoModelForCausalLM.from_pretrained(folder, quantization_bit=8).save_pretrained(tmp_path / "int8")
+    for source, change in ((folder, {"num_layers": 3}), (tmp_path / "int8", {"quantization_bit": 0})):
+        changed = shutil.copytree(source, tmp_path / "changed", dirs_exist_ok=True)
+        config = json.loads((changed / "config.json").read_text())
+        (changed / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match=f"does not describe.*{next(iter(change))}"):
+            AutoModelForCausalLM.from_pretrained(changed)
+        shutil.rmtree(changed)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors", "ice_text.model"])
+@pytest.mark.parametrize("damage", ["cut short", "a pointer", "empty"])
+def test_a_damaged_file_is_one_kind_of_error(folder, tmp_path, name, damage):
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    if name == "model.safetensors":
+        AutoModelForCausalLM.from_pretrained(folder).save_pretrained(damaged)
+    content = (damaged / name).read_bytes()
+    rests = {"cut short": content[: len(content) // 2], "a pointer": b"version https://git-lfs.github.com/spec/v1\n"}
+    (damaged / name).write_bytes(rests.get(damage, b""))
+    with pytest.raises(OSError, match="vocabulary" if name == "ice_text.model" else name):
+        AutoTokenizer.from_pretrained(damaged)
+        AutoModelForCausalLM.from_pretrained(damaged)
+
+
+def test_a_cache_folder_of_links_that_may_not_be_written(folder, tmp_path, ids, expected):
+    """As the Hugging Face hub lays it out: links to files of other names. What is saved holds files again."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for number, file in enumerate(sorted(folder.iterdir())):
+        shutil.copyfile(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(Path("../../blobs", str(number)))
+    snapshot.chmod(0o555)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(snapshot)(input_ids=ids).logits, expected)
+    AutoTokenizer.from_pretrained(snapshot).save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "ice_text.model").is_file() and not (tmp_path / "saved/ice_text.model").is_symlink()
+    snapshot.chmod(0o755)
+
+
 class Surprise:
     def __reduce__(self):
         return (print, ("a pickle was run",))
@@ -145,7 +200,7 @@ class Surprise:
 def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
     folder = tiny_folder(tmp_path)
     torch.save({**state_of(folder), "extra": Surprise()}, folder / "pytorch_model.bin")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(OSError, match="tensors alone"):
         AutoModelForCausalLM.from_pretrained(folder)
     assert "a pickle was run" not in capsys.readouterr().out
 

@@ -210,6 +210,14 @@ def test_a_prompt_cut_short_is_named(model, case, spoil, message):
         model(input_ids=spoil(case("case_A_single_gmask").ids))
 
 
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_static_cache_is_refused_not_answered_wrongly(model, case, name):
+    recorded = case(name)
+    for mask in (recorded.inputs["attention_mask"], (recorded.ids != 3).long()):
+        with pytest.raises(ValueError, match="DynamicCache"):
+            model.generate(recorded.ids, attention_mask=mask, max_new_tokens=4, cache_implementation="static")
+
+
 def test_residual_scale_does_not_follow_the_depth():
     """alpha is sqrt(56) at any depth: one layer, all weights zero but the norms, leaves alpha^2 times the input's norm."""
     config = ChatGLMConfig(
@@ -232,6 +240,21 @@ def test_configurations_that_were_never_published_are_refused():
         ChatGLMConfig(quantization_bit=4, quantization_embeddings=True)
     with pytest.raises(ValueError, match="quantization_bit is 3"):
         ChatGLMConfig(quantization_bit=3)
+    with pytest.raises(ValueError, match="ChatGLM2"):
+        ChatGLMConfig(num_layers=28, padded_vocab_size=65024, ffn_hidden_size=13696, multi_query_attention=True)
+
+
+def test_the_published_shape_weighs_what_it_is_said_to():
+    """6.17e9 parameters: 12.35 GB in fp16, 6.71 GB at 8 bits and 3.89 GB at 4, of it packed linear layers 5.64 and 2.82 GB."""
+    weights = {}
+    for bits in (0, 8, 4):
+        with torch.device("meta"):
+            model = ChatGLMForConditionalGeneration(ChatGLMConfig(quantization_bit=bits)).half()
+        packed = [parameter for parameter in model.parameters() if parameter.dtype == torch.int8]
+        weights[bits] = sum(p.nbytes for p in model.parameters()), sum(p.nbytes for p in packed)
+        if not bits:
+            assert sum(parameter.numel() for parameter in model.parameters()) == 6_173_286_400
+    assert weights == {0: (12_346_572_800, 0), 8: (6_711_492_608, 5_637_144_576), 4: (3_892_920_320, 2_818_572_288)}
 
 
 def test_the_head_is_the_embedding():
