@@ -94,15 +94,26 @@ def test_five_full_batch_steps(trainee, golden):
     assert_near(encoder, golden, "w5", gradients=False, tolerance=1e-4)
 
 
-@pytest.mark.parametrize(("name", "slack"), [("prefix_noproj", 1e-5), ("prefix_proj", 5e-3)])
-def test_five_steps_in_the_trainers_style(trainee, name, slack):
+@pytest.mark.parametrize(
+    ("name", "dtype", "slack", "weights"),
+    [
+        ("prefix_noproj", torch.float32, 1e-5, 1e-5),
+        ("prefix_proj", torch.float32, 5e-3, 1e-2),
+        ("prefix_proj", torch.float64, 1e-4, 1e-3),
+    ],
+)
+def test_five_steps_in_the_trainers_style(folder, name, dtype, slack, weights):
     """Batch 1, accumulation 4, clipping at 1.0, linear decay from 2e-2 to 0.
 
     The recording did not clear the gradients between its two runs: its first step adds to those of the fifth full-batch
-    step. So does this test. AdamW turns the sign of a vanishing gradient into a full step, hence the slack with projection.
+    step. So does this test.
+
+    With projection many gradients vanish, and AdamW makes a full step of their rounding's sign: in fp32 ours and the
+    recording, both off, differ by a thousandth; without ours, in fp64, by a twentieth of that.
     """
     start, golden = np.load(DATA / name / "golden.npz"), np.load(DATA / name / "golden_trainer_style.npz")
-    encoder = Encoder(start)
+    trainee = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).requires_grad_(False).train()
+    encoder = Encoder(start).to(dtype)
     five_full_batch_steps(trainee, encoder, start)
     encoder.load_state_dict(Encoder(start).state_dict())
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=2e-2, weight_decay=0.0)
@@ -123,4 +134,4 @@ def test_five_steps_in_the_trainers_style(trainee, name, slack):
     assert np.abs(np.array(losses) - golden["losses"]).max() < slack
     assert np.allclose(norms, golden["grad_norms"], rtol=max(slack, 1e-4))
     assert np.allclose(rates, golden["lrs"])
-    assert_near(encoder, golden, "w5", gradients=False, tolerance=4 * slack)
+    assert_near(encoder, golden, "w5", gradients=False, tolerance=weights)
