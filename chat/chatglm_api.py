@@ -1,7 +1,8 @@
 """POST /: what ChatGLM-6B's api.py answered, so that its clients and tutorials work with one more header, the key.
 
 `{"prompt", "history"?, "max_length"?, "top_p"?, "temperature"?, "model"?}` -> `{"response", "history", "status", "time"}`.
-As there, a value that is false in Python (0, "", null) means its default, and max_length counts prompt and answer together.
+As there, a value that is false in Python (0, "", null) means its default (or what the checkpoint wishes), and max_length counts
+prompt and answer together.
 """
 
 from asgiref.sync import sync_to_async
@@ -13,7 +14,6 @@ from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 
 from chat import completion, refusals, registry
-from chat.engine.request import Sampling
 from chat.models import Checkpoint
 from chat.openai_api import body_of
 from chat.sampling import NUMBERS, number_problem
@@ -36,7 +36,9 @@ async def answer(request) -> HttpResponseBase:
         messages, sampling = _wanted(body)
         name = body.get("model") or ""
         checkpoint, adapter = await sync_to_async(_model)(user, name)
-        requests = completion.requests_of(user, adapter, messages, [sampling])
+        requests = completion.requests_of(
+            user, checkpoint, adapter, messages, [{**DEFAULTS, **checkpoint.sampling, **sampling}]
+        )
         (answered,) = await completion.collect(checkpoint, requests)
     except LookupError:
         return refusals.no_such_model(name)
@@ -63,7 +65,7 @@ def _model(user, name: str):
     return checkpoint, None
 
 
-def _wanted(body) -> tuple[list[dict], Sampling]:
+def _wanted(body) -> tuple[list[dict], dict]:
     """(messages, sampling); ValidationError({field: ...}) with every problem."""
     if not isinstance(body, dict):
         raise ValidationError({"__all__": ValidationError(_("The body must be a JSON object."), "invalid_json")})
@@ -76,7 +78,7 @@ def _wanted(body) -> tuple[list[dict], Sampling]:
         history = []
     if body.get("model") and not isinstance(body["model"], str):
         problems["model"] = ValidationError(_("Must be a text."), "invalid_value")
-    values = {name: body.get(name) or default for name, default in DEFAULTS.items()}
+    values = {name: body[name] for name in DEFAULTS if body.get(name)}
     for name, value in values.items():
         problem = number_problem(value, NUMBERS["max_new_tokens" if name == "max_length" else name])
         if problem:
@@ -88,7 +90,7 @@ def _wanted(body) -> tuple[list[dict], Sampling]:
         for turn in history
         for role, content in zip(("user", "assistant"), turn, strict=True)
     ]
-    return [*messages, {"role": "user", "content": prompt}], Sampling(**values)
+    return [*messages, {"role": "user", "content": prompt}], values
 
 
 def _is_round(turn) -> bool:

@@ -10,17 +10,26 @@ from dataclasses import dataclass, field
 
 from chat import worker_client
 from chat.engine.event_log import coalesced
-from chat.engine.request import AdapterRef, Event, Request, Sampling
+from chat.engine.request import AdapterRef, Event, Request
 from chat.models import Adapter, Checkpoint
+from chat.sampling import as_sampling
 
 FRAME_INTERVAL = 0.05  # seconds between two deltas to one client; the first one goes out at once
 
 
-def requests_of(user, adapter: Adapter | None, messages: list[dict], samplings: list[Sampling]) -> list[Request]:
-    """One request per sampling, all with the same prompt."""
+def requests_of(
+    user, checkpoint: Checkpoint, adapter: Adapter | None, messages: list[dict], samplings: list[dict]
+) -> list[Request]:
+    """One request per sampling (checked values, see chat/sampling.py), all with the same prompt."""
     reference = AdapterRef(adapter.sha256, str(adapter.path)) if adapter else None
     return [
-        Request(uuid.uuid4().hex, messages=tuple(messages), adapter=reference, sampling=sampling, user=str(user.pk))
+        Request(
+            uuid.uuid4().hex,
+            messages=tuple(messages),
+            adapter=reference,
+            sampling=as_sampling(sampling, checkpoint.sampling),
+            user=str(user.pk),
+        )
         for sampling in samplings
     ]
 

@@ -11,8 +11,12 @@ from portal.numbers import whole_number
 # The engine's defaults in the sampling panel. A value that equals them is not sent: the engine then makes the best of it, for
 # instance gives the answer what the context has left, while an explicit wish that does not fit is refused.
 PANEL = {"temperature": 0.95, "top_p": 0.7, "max_new_tokens": 512, "seed": None}
-# The starter's two million parameters leave it unsure of every word: the panel begins with a temperature that suits it.
-STARTER_PANEL = {**PANEL, "temperature": 0.2}
+
+
+def panel_of(checkpoint: Checkpoint | None) -> dict:
+    """What the panel begins with: the engine's defaults, or what the checkpoint wishes in their place."""
+    wishes = checkpoint.sampling if checkpoint else {}
+    return {name: wishes.get(name, engine) for name, engine in PANEL.items()}
 
 
 def chosen_model(user, value: str):
@@ -53,9 +57,11 @@ class SayForm(forms.Form):
         return chosen_model(self.user, self.cleaned_data["model"])
 
     def sampling(self) -> dict:
-        """What the panel changed; absent keys keep the engine's defaults."""
+        """What the panel changed; absent keys keep the defaults."""
+        model = self.cleaned_data.get("model")
+        defaults = panel_of(model[0] if model else Checkpoint.default())
         chosen = {name: self.cleaned_data.get(name) for name in PANEL}
-        return {name: value for name, value in chosen.items() if value not in (None, PANEL[name])}
+        return {name: value for name, value in chosen.items() if value not in (None, defaults[name])}
 
     def model_choice(self) -> dict:
         checkpoint, adapter = self.cleaned_data.get("model") or (None, None)

@@ -25,9 +25,10 @@ from django.db import DatabaseError, close_old_connections, connections, transac
 from django.utils import timezone
 
 from chat.answers import ENDINGS, Answer, Reader
-from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
+from chat.engine.request import AdapterRef, Request, RequestRefused
 from chat.models import Checkpoint, Conversation, Message
 from chat.rendering import to_html
+from chat.sampling import as_sampling
 from chat.worker_client import CheckpointRef, Router, SequenceLost, WorkerUnavailable, get_router
 
 logger = logging.getLogger(__name__)
@@ -326,12 +327,11 @@ def _request_for(message_id: int) -> tuple[Request, CheckpointRef]:
         if content:
             turns.append({"role": role, "content": content})
     adapter = message.adapter
-    values = message.sampling
     request = Request(
         id=str(message.sequence),
         messages=tuple(turns),
         adapter=AdapterRef(adapter.sha256, str(adapter.path)) if adapter else None,
-        sampling=Sampling(**{**values, "stop": tuple(values.get("stop") or ())}),
+        sampling=as_sampling(message.sampling),
         user=str(message.conversation.owner_id),
     )
     return request, CheckpointRef(checkpoint.name, checkpoint.fingerprint)

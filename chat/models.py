@@ -37,6 +37,11 @@ class Checkpoint(TeamWide, models.Model):
     def __str__(self):
         return self.name
 
+    @property
+    def sampling(self) -> dict:
+        """What its folder wishes in place of the engine's own defaults (generation_config.json)."""
+        return self.description.get("sampling") or {}
+
     @classmethod
     def default(cls):
         """The checkpoint that is served unless somebody chooses another; None before first-run set-up."""

@@ -64,7 +64,7 @@ async def chat_completions(request, user) -> HttpResponseBase:
         return refusals.response_of(error)
     except LookupError:
         return refusals.no_such_model(wanted.model)
-    requests = completion.requests_of(user, adapter, wanted.messages, wanted.samplings)
+    requests = completion.requests_of(user, checkpoint, adapter, wanted.messages, wanted.samplings)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": wanted.model}
     try:
         if wanted.stream:
@@ -95,7 +95,7 @@ def _choice(index: int, answer: Answer, wanted: ChatRequest) -> dict:
 
 
 def _logprobs(entries: list | None, wanted: ChatRequest) -> dict | None:
-    return None if wanted.samplings[0].logprobs is None else {"content": entries or [], "refusal": None}
+    return None if wanted.samplings[0]["logprobs"] is None else {"content": entries or [], "refusal": None}
 
 
 def _usage(answers: list[Answer]) -> dict:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
-from chat.engine.request import Sampling
 from chat.sampling import NUMBERS, number_problem
 from chat.text import is_storable
 
@@ -40,7 +39,7 @@ NEUTRAL = {
 class ChatRequest:
     model: str
     messages: list[dict[str, str]]
-    samplings: list[Sampling]  # one per choice
+    samplings: list[dict]  # one per choice: fields of chat.engine.request.Sampling
     stream: bool
     include_usage: bool
 
@@ -69,6 +68,8 @@ def chat_request(body) -> ChatRequest:
         value = body.get(theirs)
         if value is None:
             continue
+        if theirs == "top_k" and value == -1:  # vLLM's way to say off
+            value = 0
         problem = number_problem(value, NUMBERS[ours])
         if problem:
             refuse(theirs, problem)
@@ -97,7 +98,7 @@ def chat_request(body) -> ChatRequest:
         raise ValidationError(problems)
     # n choices of one seed would be n times the same answer
     samplings = [
-        Sampling(**values, stop=stops, logprobs=logprobs, seed=None if seed is None else (seed + i) % 2**63)
+        {**values, "stop": stops, "logprobs": logprobs, "seed": None if seed is None else (seed + i) % 2**63}
         for i in range(count)
     ]
     return ChatRequest(model, messages, samplings, stream, include_usage)
@@ -117,8 +118,9 @@ def _messages(messages, refuse) -> list[dict[str, str]]:
         if role is None:
             refuse(f"{param}.role", _("The roles are system, developer, user and assistant."))
         content = _content(message.get("content"), f"{param}.content", role, refuse)
-        found.append({"role": role, "content": content})
-    if len(found) == len(messages) and found[-1]["role"] in ("system", "assistant"):
+        if role != "system" or content.strip():  # clients send an empty one for none
+            found.append({"role": role, "content": content})
+    if found and found[-1]["role"] in ("system", "assistant"):
         refuse("messages", _("The last message must be the user's."))
     return found
 

@@ -67,6 +67,7 @@ def checked(values) -> dict:
     return kept
 
 
-def as_sampling(values: dict, **more) -> Sampling:
-    """The engine's Sampling of a checked dict."""
-    return Sampling(**{**values, **more})
+def as_sampling(values: dict, wishes: dict | None = None) -> Sampling:
+    """The engine's Sampling of checked values; what they leave open is as `wishes` (Checkpoint.sampling) or the engine has it."""
+    chosen = {**(wishes or {}), **values}
+    return Sampling(**{**chosen, "stop": tuple(chosen.get("stop") or ())})

@@ -42,7 +42,7 @@ def create_turn(conversation, user, content, checkpoint=None, adapter=None, samp
             problems["adapter"] = ValidationError(message % names, "invalid_adapter")
     if problems:
         raise ValidationError(problems)
-    return _written(conversation, content, checkpoint, adapter, sampling)
+    return _written(conversation, content, checkpoint, adapter, {**checkpoint.sampling, **sampling})
 
 
 @transaction.atomic

@@ -17,7 +17,7 @@ from rest_framework.exceptions import APIException
 
 from chat import generation
 from chat.engine.request import RequestRefused
-from chat.forms import PANEL, STARTER_PANEL, CheckpointForm, RenameForm, SayForm
+from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.registry import check_name, register_checkpoint, remove_adapter
 from chat.rendering import to_html
@@ -50,15 +50,17 @@ def _context(request, conversation) -> dict:
             turn.html = mark_safe(to_html(turn.content))  # sanitised there
     last = next((turn for turn in reversed(turns) if turn.role == Message.Role.ASSISTANT), None)
     starter = Checkpoint.objects.filter(is_starter=True, is_default=True).first()
+    picker = _models(request, conversation)
+    chosen = picker["chosen"]
     return {
         "conversation": conversation,
         "conversations": _by_day(request.user),
         "turns": turns,
-        "picker": _models(request, conversation),
+        "picker": picker,
         "starter": starter,
         "examples": EXAMPLES,
         "explanations": {code: str(text) for code, text in EXPLANATIONS.items()},
-        "sampling": _sampling_fields(last.sampling if last else None, STARTER_PANEL if starter else PANEL),
+        "sampling": _sampling_fields(last.sampling if last else {}, panel_of(chosen and chosen["checkpoint"])),
     }
 
 
@@ -89,14 +91,10 @@ def _models(request, conversation) -> dict:
     return {"chips": chips + tuned[:CHIPS], "more": tuned[CHIPS:], "chosen": chosen}
 
 
-def _sampling_fields(used: dict | None, panel: dict) -> dict:
-    """The panel's fields: what the last answer used, else what `panel` begins with; `engine` is what need not be sent."""
-    fields = {}
-    for name, engine in PANEL.items():
-        value = panel[name] if used is None else used.get(name, engine)
-        values = {"engine": engine, "default": panel[name], "value": value}
-        fields[name] = {key: "" if value is None else value for key, value in values.items()}
-    return fields
+def _sampling_fields(used: dict, panel: dict) -> dict:
+    """The panel's fields: what the last answer used, else the default, which need not be sent."""
+    fields = {name: {"default": default, "value": used.get(name, default)} for name, default in panel.items()}
+    return {name: {key: "" if value is None else value for key, value in each.items()} for name, each in fields.items()}
 
 
 def _by_day(user) -> list[tuple[str, list[Conversation]]]:

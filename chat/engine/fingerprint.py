@@ -31,6 +31,12 @@ TOKENIZER_FILES = (
 )
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "ice_text.model", "spiece.model", "vocab.json", "vocab.txt")
 CONTEXT_NAMES = ("max_sequence_length", "max_position_embeddings", "n_positions", "seq_length")
+SAMPLING_WISHES = {  # name -> lowest, highest, types
+    "temperature": (0, 2, (int, float)),
+    "top_p": (0.01, 1, (int, float)),
+    "top_k": (0, 1_000_000, (int,)),
+    "repetition_penalty": (0.1, 10, (int, float)),
+}
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 # KV caches that are not plain keys and values per token cannot take a prefix.
 PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -177,7 +183,7 @@ def _parameters(files: list[Path], dtype: str) -> int | None:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """architecture, layers, hidden_size, vocabulary, context_length, parameters, dtype, quantization_bit, bytes, note.
+    """architecture, layers, hidden_size, vocabulary, context_length, parameters, dtype, quantization_bit, bytes, sampling, note.
 
     `parameters` counts stored numbers (packed ones as stored), `None` if unknown. Raises CheckpointInvalid.
     """
@@ -210,8 +216,22 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "dtype": dtype,
         "quantization_bit": int(quantization) if quantization else None,
         "bytes": sum(path.stat().st_size for path in files),
+        "sampling": _sampling(folder),
         "note": str(config.get("portal_note", "")),
     }
+
+
+def _sampling(folder: Path) -> dict[str, float]:
+    """How the model wants to be sampled, from generation_config.json; what is no sensible value there is passed over."""
+    try:
+        wishes = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        return {
+            name: wishes[name]
+            for name, (low, high, kind) in SAMPLING_WISHES.items()
+            if type(wishes.get(name)) in kind and low <= wishes[name] <= high
+        }
+    except (OSError, ValueError, AttributeError, RecursionError):  # most folders have such a file, none needs it
+        return {}
 
 
 def _check_shards(folder: Path, files: list[Path]) -> None:

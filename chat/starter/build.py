@@ -226,7 +226,11 @@ def build(recipe: BuildRecipe, folder: Path) -> None:
 
     model.half().eval()
     model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, max_new_tokens=256
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=256,
+        do_sample=True,
+        temperature=0.2,  # two million parameters are unsure of every word
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder, save_jinja_files=False)

@@ -348,11 +348,16 @@ def test_what_the_panel_leaves_alone_is_not_sent(client, member, checkpoint, no_
     fields = {"temperature": "0.95", "top_p": "0.7", "max_new_tokens": "512", "seed": "", "text": "x"}
     client.post("/chat/start/", fields)
     client.post("/chat/start/", {**fields, "max_new_tokens": "64", "seed": "0"})
-    first, second = Message.objects.filter(role="assistant").order_by("id")
-    assert first.sampling == {} and second.sampling == {"max_new_tokens": 64, "seed": 0}
+    checkpoint.description = {"sampling": {"temperature": 0.2}}  # what its folder wishes
+    checkpoint.save()
+    client.post("/chat/start/", {**fields, "temperature": "0.2"})
+    client.post("/chat/start/", fields)
+    plain, changed, wished, against = Message.objects.filter(role="assistant").order_by("id")
+    assert plain.sampling == {} and changed.sampling == {"max_new_tokens": 64, "seed": 0}
+    assert wished.sampling == {"temperature": 0.2} and against.sampling == {"temperature": 0.95}
     panel = client.get("/chat/").context["sampling"]["temperature"]
-    assert panel == {"engine": 0.95, "default": 0.2, "value": 0.2}  # the starter's
-    panel = client.get(f"/chat/{first.conversation_id}/").context["sampling"]["temperature"]
+    assert panel == {"default": 0.2, "value": 0.2}
+    panel = client.get(f"/chat/{against.conversation_id}/").context["sampling"]["temperature"]
     assert panel["value"] == 0.95  # as the last answer was written
 
 

@@ -26,8 +26,8 @@ class Command(BaseCommand):
     def add_arguments(self, parser):
         parser.add_argument("--checkpoint", default="", help="name of the base checkpoint (default: the default one)")
         parser.add_argument("--adapter", default="", help="name of an adapter, or its folder (default: prefix off)")
-        parser.add_argument("--temperature", type=float, default=Sampling.temperature)
-        parser.add_argument("--top-p", type=float, default=Sampling.top_p)
+        parser.add_argument("--temperature", type=float, help="default: what the checkpoint wishes")
+        parser.add_argument("--top-p", type=float)
         parser.add_argument("--max-new-tokens", type=int, default=None)
         parser.add_argument("--seed", type=int, default=None)
 
@@ -35,7 +35,7 @@ class Command(BaseCommand):
         chosen, prefix = _chosen(checkpoint, adapter)
         wishes = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
         try:
-            sampling = as_sampling(checked(wishes))
+            sampling = as_sampling(checked(wishes), chosen.sampling)
         except ValidationError as error:
             named = {f"--{name.removeprefix('sampling.')}": texts for name, texts in error.message_dict.items()}
             problems = [f"{name.replace('_', '-')}: {text}" for name, texts in named.items() for text in texts]

@@ -55,11 +55,11 @@ function chosenModel() {
   };
 }
 
-// What differs from the engine's own defaults.
+// What differs from the defaults.
 function sampling() {
   const values = {};
   for (const field of composer.querySelectorAll("[data-sampling]")) {
-    if (field.value !== "" && field.value !== field.dataset.engine) values[field.name] = Number(field.value);
+    if (field.value !== "" && field.value !== field.dataset.default) values[field.name] = Number(field.value);
   }
   return values;
 }

@@ -39,6 +39,14 @@ async def test_a_falsy_value_is_the_default(async_client, base, router, falsy):
     assert (request.sampling.max_length, request.sampling.top_p, request.sampling.temperature) == (2048, 0.7, 0.95)
 
 
+async def test_the_checkpoints_own_wish_comes_before_the_default_and_after_the_request(async_client, base, router):
+    base.description = {"sampling": {"temperature": 0.2}}
+    await base.asave()
+    await post(async_client, {"prompt": "x"})
+    await post(async_client, {"prompt": "x", "temperature": 0.6})
+    assert [request.sampling.temperature for request in router.requests.values()] == [0.2, 0.6]
+
+
 async def test_a_model_chooses_the_adapter(async_client, adapter, router):
     assert (await post(async_client, {"prompt": "x", "model": "tuned"})).status_code == 200
     (request,) = router.requests.values()

@@ -193,6 +193,23 @@ async def test_a_bad_body_is_a_400_that_names_the_parameter(async_client, base, 
     assert response.json()["error"]["message"].startswith(f"{param}: "), "all that many clients show"
 
 
+async def test_what_is_left_open_is_as_the_checkpoint_wishes(async_client, base, router):
+    base.description = {"sampling": {"temperature": 0.2, "top_k": 20}}
+    await base.asave()
+    await post(async_client)
+    await post(async_client, temperature=1, top_k=-1)
+    wished, asked = (request.sampling for request in router.requests.values())
+    assert (wished.temperature, wished.top_k, wished.top_p) == (0.2, 20, 0.7)
+    assert (asked.temperature, asked.top_k) == (1, 0)
+
+
+async def test_an_empty_system_message_is_none(async_client, base, router):
+    question = {"role": "user", "content": "你好"}
+    await post(async_client, messages=[{"role": "system", "content": ""}, question])
+    (request,) = router.requests.values()
+    assert request.messages == (question,)
+
+
 async def test_chinese_is_written_as_it_is(async_client, base, router):
     for response in (await post(async_client), await post(async_client, n=0), await post(async_client, model="无")):
         assert b"\\u" not in response.content

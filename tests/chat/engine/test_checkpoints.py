@@ -42,6 +42,15 @@ def test_a_folder_is_described_from_its_files(folder):
     assert description["bytes"] > 0 and description["quantization_bit"] is None
 
 
+def test_a_folder_may_wish_how_it_is_sampled(folder):
+    wishes = folder / "generation_config.json"
+    wishes.write_text('{"temperature": 0.6, "top_k": 20, "top_p": 7, "repetition_penalty": "1", "max_new_tokens": 5}')
+    assert describe(folder)["sampling"] == {"temperature": 0.6, "top_k": 20}
+    for broken in ("[]", "{", "[" * 100_000):
+        wishes.write_text(broken)
+        assert describe(folder)["sampling"] == {}
+
+
 def test_the_fingerprint_knows_weights_configuration_and_tokenizer(folder):
     before = fingerprint(folder)
     assert before == fingerprint(folder)
