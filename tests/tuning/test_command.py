@@ -100,7 +100,7 @@ def test_bad_input_is_named_and_nothing_is_started(base, tmp_path):
         with pytest.raises(CommandError) as refused:
             call_command("train", *arguments)
         assert said in str(refused.value), arguments
-    assert not TuningRun.objects.exists()
+    assert not TuningRun.objects.exists() and not Dataset.objects.exists()
 
 
 def test_a_dataset_of_the_portal_may_be_named(base, staff, make_dataset, monkeypatch):

@@ -16,6 +16,7 @@ from evaluation.plan import SEED, create_evaluation
 from portal import runs
 from portal.models import Run
 from portal.run_process import stamped
+from tuning import datasets
 from tuning.models import Dataset
 from tuning.terminal import ForegroundCommand, lines
 
@@ -52,8 +53,8 @@ class Command(ForegroundCommand):
         if checkpoint is None:
             raise CommandError(_("There is no checkpoint yet; add one with add_checkpoint."))
         chosen = ("decoding", "max_examples", "max_source_length", "max_target_length", "seed")
+        dataset = self._dataset(options, owner)
         try:
-            dataset = self._dataset(options, owner)
             with transaction.atomic():  # claimed before anybody else sees it
                 run = create_evaluation(
                     owner,
@@ -66,6 +67,8 @@ class Command(ForegroundCommand):
                 )
                 token = runs.claim(run.pk)
         except ValidationError as fault:
+            if not options["dataset"]:
+                datasets.delete(dataset)  # nobody asked for more than the run
             raise CommandError("\n".join(lines(fault))) from fault
 
         from evaluation.evaluate import carry_out  # brings torch, which --help does without

@@ -16,6 +16,7 @@ from portal import runs
 from portal.models import Run
 from portal.processes import run_folder
 from portal.run_process import stamped
+from tuning import datasets
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run
 from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
@@ -63,8 +64,8 @@ class Command(ForegroundCommand):
         hyper = {name: options[name] for name in (*LIMITS, *CHOICES) if options[name] is not None}
         if hyper.get("quantization_bit") == 0:
             hyper["quantization_bit"] = None
+        dataset = self._dataset(options, owner)
         try:
-            dataset = self._dataset(options, owner)
             with transaction.atomic():  # claimed before anybody else sees it
                 run = create_run(
                     owner, dataset=dataset, checkpoint=checkpoint, name=options["name"], preset=options["preset"],
@@ -72,6 +73,8 @@ class Command(ForegroundCommand):
                 )  # fmt: skip
                 token = runs.claim(run.pk)
         except ValidationError as error:
+            if not options["dataset"]:
+                datasets.delete(dataset)  # nobody asked for more than the run
             raise CommandError("\n".join(lines(error))) from error
         with open(run_folder(run.pk) / "run.log", "a", encoding="utf-8") as log:
 
