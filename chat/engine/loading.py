@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
@@ -14,6 +16,9 @@ from chat.engine.capacity import free_memory
 from chat.engine.cpu_linear import accelerate_linear
 from chat.engine.fingerprint import CheckpointInvalid, describe, fingerprint, read_config
 from chat.engine.prompts import Prompter, prompter_for
+
+# What transformers, torch, safetensors and tokenizers raise on files that are damaged or belong to something else.
+BROKEN_FILES = (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError)
 
 
 @dataclass
@@ -82,8 +87,15 @@ def load(
         config.quantization_bit = quantization_bit
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    except BROKEN_FILES as error:
         raise CheckpointInvalid("tokenizer_missing", f"the tokenizer cannot be loaded: {error}") from error
+    if raw["model_type"] == "chatglm" and len(tokenizer) > config.vocab_size:
+        # Without its tokenizer_config.json a published folder's ids would all be 20,000 too high.
+        raise CheckpointInvalid(
+            "tokenizer_missing",
+            f"the tokenizer has ids up to {len(tokenizer) - 1}, the model's vocabulary is {config.vocab_size}: "
+            "is its tokenizer_config.json missing?",
+        )
     # On a GPU each weight goes straight there (and is packed there); several GPUs share the layers.
     placement = {}
     if device.type == "cuda":
@@ -92,7 +104,7 @@ def load(
         model = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype, trust_remote_code=False, local_files_only=True, **placement
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except BROKEN_FILES as error:
         raise CheckpointInvalid("weights_invalid", f"the weights cannot be loaded: {error}") from error
     if not placement:
         model.to(device)

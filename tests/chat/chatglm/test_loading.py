@@ -12,6 +12,8 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMModel
+from chat.engine.fingerprint import CheckpointInvalid
+from chat.engine.loading import load
 from tests.chat.chatglm.tiny import DATA, tiny_folder, write_shards
 
 
@@ -175,6 +177,14 @@ def test_a_damaged_file_is_one_kind_of_error(folder, tmp_path, name, damage):
     with pytest.raises(OSError, match="vocabulary" if name == "ice_text.model" else name):
         AutoTokenizer.from_pretrained(damaged)
         AutoModelForCausalLM.from_pretrained(damaged)
+
+
+def test_a_tokenizer_whose_ids_the_model_does_not_have_is_refused(tmp_path):
+    """Without tokenizer_config.json the tokenizer's own default makes room for 20,000 images, as upstream's does."""
+    folder = tiny_folder(tmp_path)
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointInvalid, match="tokenizer_config.json"):
+        load(folder, device="cpu")
 
 
 def test_a_cache_folder_of_links_that_may_not_be_written(folder, tmp_path, ids, expected):

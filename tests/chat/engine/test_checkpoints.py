@@ -106,6 +106,14 @@ def test_a_folder_that_cannot_be_loaded_says_why(folder, fault):
     assert caught.value.code == fault
 
 
+def test_weights_cut_short_on_the_way_are_named_as_that(folder):
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointInvalid) as caught:
+        load(folder)
+    assert caught.value.code == "weights_invalid"
+
+
 def test_a_missing_shard_is_named(folder):
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
