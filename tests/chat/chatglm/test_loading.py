@@ -183,7 +183,7 @@ def test_a_tokenizer_whose_ids_the_model_does_not_have_is_refused(tmp_path):
     """Without tokenizer_config.json the tokenizer's own default makes room for 20,000 images, as upstream's does."""
     folder = tiny_folder(tmp_path)
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(CheckpointInvalid, match="tokenizer_config.json"):
+    with pytest.raises(CheckpointInvalid, match="tokenizer_config"):
         load(folder, device="cpu")
 
 
