@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from chat.engine.attention import rows_of_similar_length
 from chat.engine.positions import Places, decode_mask
 from chat.engine.slots import SlotCache
 
@@ -37,7 +38,8 @@ class EagerDecoder:
         numbers = torch.tensor([list(ids), list(columns)], device=device)
         positions = torch.tensor(self.positions.decode(places, indices), device=device)
         rows = torch.arange(first, first + len(ids), device=device)
-        return self._forward(numbers[0], numbers[1], positions, rows, max(columns) + 1, first)
+        with rows_of_similar_length(self.loaded, [column + 1 for column in columns]):
+            return self._forward(numbers[0], numbers[1], positions, rows, max(columns) + 1, first)
 
     def _forward(
         self,

@@ -2,10 +2,15 @@
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from chat.engine import attention
+from chat.engine.attention import groups_of
 from chat.engine.engine import Engine
 from chat.engine.request import Sampling
 
@@ -50,6 +55,32 @@ def test_the_static_bucketed_step_equals_the_plain_one(architecture, tmp_path):
     engine.decoder = StaticDecoder(engine.loaded, engine.cache, engine.positions, capture=False)
     engine.decoder.buckets = [1, 4, 5]
     check(architecture, engine.generate(requests), expected)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama", "glm"])
+def test_rows_attended_in_groups_of_similar_length_equal_plain_generation(architecture, tmp_path, monkeypatch, caplog):
+    used = []
+    monkeypatch.setattr(attention, "CALL_BYTES", 2048)  # tiny rows are worth a call of their own now
+    monkeypatch.setattr(attention, "groups_of", lambda *sizes: used.append(groups_of(*sizes)) or used[-1])
+    requests, expected = mixed_requests(architecture, tmp_path, 14, seed=6)
+    engine = Engine(loaded_model(architecture), max_rows=7, prefill_tokens=128)
+    check(architecture, engine.generate(requests), expected)
+    assert max(map(len, used)) > 2 and any(end - start > 1 for groups in used for start, end, _ in groups)
+    assert "one by one" not in caplog.text
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=7), st.integers(0, 50))
+def test_no_other_groups_would_compute_less(widths, call_cost):
+    def cost(groups):
+        return sum((end - start) * width + call_cost for start, end, width in groups)
+
+    found = groups_of(widths, call_cost)
+    rows = [row for start, end, _ in found for row in range(start, end)]
+    assert rows == list(range(len(widths)))
+    assert all(width == max(widths[start:end]) for start, end, width in found)
+    for borders in range(2 ** (len(widths) - 1)):
+        cuts = [0, *(row for row in range(1, len(widths)) if borders >> (row - 1) & 1), len(widths)]
+        assert cost(found) <= cost([(a, b, max(widths[a:b])) for a, b in pairwise(cuts)])
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 48])
