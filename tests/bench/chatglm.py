@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import shutil
 import statistics
 import tempfile
@@ -333,7 +332,7 @@ def cpu(quick: bool, rounds: int) -> dict[str, float]:
                 results["train_vs_upstream"] = results["mid_train_vs_reference_style"]
                 results["eval_vs_upstream"] = results["mid_evaluation_vs_reference_style"]
             del contest
-    results["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results["peak_mib"] = report.peak_mib()
     return results
 
 
@@ -358,7 +357,7 @@ def wait_for(device: torch.device) -> None:
 def peak_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return report.peak_mib() / 1024
 
 
 def make_checkpoint(shape: str, folder: Path, device: torch.device, dtype: torch.dtype) -> Path:

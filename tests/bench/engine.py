@@ -13,7 +13,6 @@ import copy
 import gc
 import os
 import random
-import resource
 import statistics
 import string
 import subprocess
@@ -243,7 +242,7 @@ def peak_child() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         Contestants(*model(), folder).ours(jobs(32, 0), 32)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    print(report.peak_mib())
 
 
 def measure(quick: bool, rounds: int, only: set[str] | None = None) -> tuple[dict[str, float], dict[str, list[float]]]:

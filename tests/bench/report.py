@@ -4,8 +4,10 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 from importlib.metadata import version
+from pathlib import Path
 
 
 def arguments(description: str, quick: str) -> argparse.ArgumentParser:
@@ -14,6 +16,12 @@ def arguments(description: str, quick: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     return parser
+
+
+def peak_mib() -> float:
+    """The most memory that this process has held. Not getrusage's figure: a child's begins with its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
 
 def medians(samples: dict[str, list[float]]) -> dict[str, float]:
