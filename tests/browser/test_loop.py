@@ -129,8 +129,7 @@ def test_chat_upload_tune_evaluate_and_chat_with_the_prefix_on_and_off(page, tmp
     page.wait_for_url(re.compile(r"/evaluations/\d+/$"))
     expect(page.locator(".scale .ci1")).to_have_count(4, timeout=PATIENCE)
     expect(page.locator(".scale .ci0")).to_have_count(4, timeout=PATIENCE)
-    page.reload()
-    expect(page.locator("#rows tbody tr")).to_have_count(3)
+    expect(page.locator("#rows tbody tr")).to_have_count(3, timeout=PATIENCE)
 
     # chat with the tuned model: on, then off, in the conversation from before
     page.goto(conversation)
