@@ -108,14 +108,14 @@ def test_killed_stopped_cancelled_and_fenced_off(tmp_path):
         process.wait()
         said["resumed"] = told(run)
 
-        cancelled = create_evaluation(user, **plan, max_examples=99, max_target_length=64)
+        cancelled = create_evaluation(user, **plan, split="train", max_examples=400, max_target_length=64)
         process, token = start(cancelled)
         wait_for_rows(cancelled, 1)
         runs.cancel(cancelled)
         process.wait()
         said["cancelled"] = told(cancelled)
 
-        fenced = create_evaluation(user, **plan, max_examples=98, max_target_length=64)
+        fenced = create_evaluation(user, **plan, split="train", max_examples=399, max_target_length=64)
         process, token = start(fenced)
         wait_for_rows(fenced, 1)
         Run.objects.filter(pk=fenced.pk).update(token="another")
@@ -132,6 +132,6 @@ def test_killed_stopped_cancelled_and_fenced_off(tmp_path):
     resumed = said["resumed"]
     assert resumed["status"] == "succeeded" and resumed["attempt"] == 2
     assert resumed["rows"] == said["whole"]["rows"] and resumed["scores"] == said["whole"]["scores"]
-    assert said["cancelled"]["status"] == "cancelled" and 0 < len(said["cancelled"]["rows"]) < 99
+    assert said["cancelled"]["status"] == "cancelled" and 0 < len(said["cancelled"]["rows"]) < 400
     assert said["exit_of_fenced"] == 3
     assert said["fenced"]["status"] == "running" and said["fenced"]["scores"] is None
