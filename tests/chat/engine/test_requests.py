@@ -336,51 +336,6 @@ def test_status_says_what_the_page_shows(engine, tmp_path):
     assert status["checkpoint"]["fingerprint"] == "fingerprint-qwen2"
 
 
-def random_operations(count, seed, folder):
-    """Submit, abort and step at random; in the end every request has had exactly one terminal event and nothing is kept."""
-    draw = random.Random(seed)
-    engine = Engine(loaded_model("qwen2"), max_rows=4, queue_limit=12, prefill_tokens=64)
-    refs = [
-        None,
-        adapter("qwen2", folder, 9, 2),
-        adapter("qwen2", folder, 3, 1),
-        AdapterRef("none", str(folder / "none")),
-    ]
-    terminal, submitted = {}, []
-    for number in range(count):
-        action = draw.random()
-        if action < 0.45:
-            prompt = random_prompt("qwen2", draw) if draw.random() > 0.05 else (VOCABULARY,)
-            request = greedy(str(number), prompt, draw.randint(1, 20), draw.choice(refs), user=str(draw.randrange(3)))
-            try:
-                engine.submit(
-                    request, lambda event: terminal.setdefault(event.id, []).append(event) if event.terminal else None
-                )
-                submitted.append(request.id)
-            except RequestRefused:
-                pass
-        elif action < 0.6 and submitted:
-            engine.abort(draw.choice(submitted))
-        else:
-            engine.step()
-    while engine.step():
-        pass
-    assert sorted(terminal) == sorted(submitted)
-    assert all(len(events) == 1 for events in terminal.values())
-    assert not len(engine._rows) and not engine._known and not len(engine._waiting) and engine._rows.decoding == 0
-    assert engine.status()["active_rows"] == 0
-    assert len(submitted) > count // 10
-
-
-def test_random_operations_leak_nothing(tmp_path):
-    random_operations(150, 1, tmp_path)
-
-
-@pytest.mark.slow
-def test_a_thousand_random_operations_leak_nothing(tmp_path):
-    random_operations(1000, 2, tmp_path)
-
-
 def test_a_row_that_cannot_be_set_up_fails_alone(engine, tmp_path, monkeypatch):
     ref = adapter("qwen2", tmp_path, 9, 2)
     monkeypatch.setattr(engine.adapters, "on_device", lambda name, host: 1 / 0)
