@@ -4,8 +4,8 @@
     python -m tests.bench.chatglm --device cuda [--folder FOLDER]         the 6B shape, random weights, on one GPU
 
 The original cannot be shipped. The baseline is a re-creation (chatglm_reference.py) of how it works: sequence-first manual
-attention with its layer scaling, logits of every position, one row at a time, rows padded to their full length, gradient checkpointing;
-same weights, same maths. Its own speed, measured once with the original, is in docs/benchmarks.md for comparison.
+attention with its layer scaling, logits of every position, one row at a time, rows padded to their full length, gradient
+checkpointing; same weights, same maths. Its own speed, measured once with the original, is in docs/benchmarks.md for comparison.
 
 Loops: greedy: prompt 34, 64 new tokens, KV cache. prefill: one prompt of 256. train: samples of 64 + 64 tokens, batch 1,
 accumulation 16, pre_seq_len 128, dropout 0.1, AdamW, clip 1. evaluation: 64-token prompts, 65 sampled tokens (top_p 0.7,
