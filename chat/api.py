@@ -22,7 +22,7 @@ from chat.serializers import (
     SendSerializer,
     TurnSerializer,
 )
-from chat.worker_client import WorkerUnavailable
+from chat.worker.router import WorkerUnavailable
 from portal.api import Pages, Unavailable
 from portal.numbers import whole_number
 from portal.viewsets import AnyAccept, VisibleRows, rules_as_400

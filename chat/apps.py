@@ -2,7 +2,7 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.utils.translation import gettext_lazy as _
 
-from chat import worker_client
+from chat.worker import router
 
 
 class ChatConfig(AppConfig):
@@ -10,10 +10,10 @@ class ChatConfig(AppConfig):
     verbose_name = _("Chat")
 
     def ready(self):
-        worker_client.configure(_places)
+        router.configure(_places)
 
 
-def _places() -> worker_client.Places:
-    return worker_client.Places(
+def _places() -> router.Places:
+    return router.Places(
         tuple(settings.WORKER_URLS), settings.WORKER_TOKEN, tuple(settings.UPSTREAMS), settings.UPSTREAM_KEY
     )

@@ -8,11 +8,11 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
-from chat import worker_client
-from chat.engine.event_log import coalesced
 from chat.engine.request import AdapterRef, Event, Request
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling
+from chat.worker import router
+from chat.worker.event_log import coalesced
 
 FRAME_INTERVAL = 0.05  # seconds between two deltas to one client; the first one goes out at once
 
@@ -39,13 +39,13 @@ async def stream(checkpoint: Checkpoint, requests: list[Request]) -> AsyncIterat
 
     RequestRefused or WorkerUnavailable before the first event when the worker takes none of them or goes away.
     """
-    router = worker_client.get_router()
-    needed = worker_client.CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+    workers = router.get_router()
+    needed = router.CheckpointRef(checkpoint.name, checkpoint.fingerprint)
     arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
 
     async def read(index: int, request: Request) -> None:
         try:
-            async for handful in router.events(request.id):
+            async for handful in workers.events(request.id):
                 for event in handful:
                     arrived.put_nowait((index, event))
         except Exception as error:
@@ -58,7 +58,7 @@ async def stream(checkpoint: Checkpoint, requests: list[Request]) -> AsyncIterat
         for request in requests:
             running.append(request)
             try:
-                await router.submit(request, needed)
+                await workers.submit(request, needed)
             except Exception:
                 running.remove(request)
                 raise
@@ -74,14 +74,14 @@ async def stream(checkpoint: Checkpoint, requests: list[Request]) -> AsyncIterat
                 yield index, event
             if left and any(isinstance(event, Event) and event.type == "delta" for _index, event in news):
                 await asyncio.sleep(FRAME_INTERVAL)
-    except worker_client.WorkerUnavailable:
+    except router.WorkerUnavailable:
         running.clear()  # nobody there to tell
         raise
     finally:
         for reader in readers:
             reader.cancel()
         if left:
-            await asyncio.shield(asyncio.gather(*(router.abort(r.id) for r in running), return_exceptions=True))
+            await asyncio.shield(asyncio.gather(*(workers.abort(r.id) for r in running), return_exceptions=True))
 
 
 def _joined(news: list[tuple[int, Event | Exception]]) -> Iterator[tuple[int, Event | Exception]]:

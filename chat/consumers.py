@@ -16,7 +16,7 @@ from rest_framework.exceptions import APIException
 from chat import generation, refusals, turns
 from chat.engine.request import RequestRefused
 from chat.models import Conversation, Message
-from chat.worker_client import WorkerUnavailable
+from chat.worker.router import WorkerUnavailable
 from portal import api
 from portal.json_bodies import json_of
 from portal.models import User

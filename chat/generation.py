@@ -29,7 +29,7 @@ from chat.engine.request import AdapterRef, Request, RequestRefused
 from chat.models import Checkpoint, Conversation, Message
 from chat.rendering import to_html
 from chat.sampling import as_sampling
-from chat.worker_client import CheckpointRef, Router, SequenceLost, WorkerUnavailable, get_router
+from chat.worker.router import CheckpointRef, Router, SequenceLost, WorkerUnavailable, get_router
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 from chat.completion import GenerationFailed
 from chat.engine.request import RequestRefused
 from chat.text import shown
-from chat.worker_client import WorkerUnavailable
+from chat.worker.router import WorkerUnavailable
 from portal.api import READABLE, error, json_error
 
 RETRY_AFTER = 5  # seconds, where nobody knows better

@@ -22,7 +22,7 @@ from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.registry import check_name, register_checkpoint, remove_adapter
 from chat.rendering import to_html
 from chat.turns import create_turn
-from chat.worker_client import WorkerUnavailable
+from chat.worker.router import WorkerUnavailable
 from portal.access import get_visible
 from portal.explanations import EXPLANATIONS
 from portal.page import reason

@@ -7,7 +7,7 @@ message stays beside it, with the figures.
 from django.utils.translation import gettext_lazy as _
 
 EXPLANATIONS = {
-    # an answer (chat/engine/request.py, chat/worker_client.py)
+    # an answer (chat/engine/request.py, chat/worker/router.py)
     "worker_unavailable": _("The model does not answer at the moment. It is started again by itself: try again soon."),
     "worker_loading": _("The model is still loading: try again in a moment."),
     "no_worker_for_checkpoint": _("Nothing serves this base at the moment. Choose another, or ask an administrator."),

@@ -6,7 +6,7 @@ from django.http import JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
-from chat import worker_client
+from chat.worker import router
 from portal.models import Run
 
 PUBLIC = ("state", "checkpoint", "device", "active_rows", "max_rows", "queue", "tokens_per_second")
@@ -18,8 +18,8 @@ PUBLIC = ("state", "checkpoint", "device", "active_rows", "max_rows", "queue", "
 def healthz(request):
     """{"status": "ok" | "degraded", "worker": {...}, "queue": {"queued", "running"}}; 200 as long as the web itself works."""
     try:
-        worker = worker_client.status_sync(timeout=1.0)
-    except worker_client.WorkerUnavailable as error:
+        worker = router.status_sync(timeout=1.0)
+    except router.WorkerUnavailable as error:
         worker = {"state": "unavailable", "reason": str(error)}
     # No paths, process numbers or names of others: anybody may read this.
     worker = {field: worker[field] for field in PUBLIC if field in worker}

@@ -13,8 +13,9 @@ from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET
 
-from chat import chatglm_api, worker_client
+from chat import chatglm_api
 from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.worker import router
 from evaluation.models import EvaluationRun
 from portal.access import get_visible
 from portal.forms import KeyForm, PasswordChangeForm
@@ -98,8 +99,8 @@ def tasks(request):
 def worker_state() -> dict:
     """What the inference worker says of itself; {"state": "unavailable", "reason"} when it says nothing."""
     try:
-        return worker_client.status_sync(timeout=1.0)
-    except worker_client.WorkerUnavailable as error:
+        return router.status_sync(timeout=1.0)
+    except router.WorkerUnavailable as error:
         return {"state": "unavailable", "reason": str(error)}
 
 

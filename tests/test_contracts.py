@@ -35,9 +35,9 @@ def test_the_contracts_hold():
         ("chat/turns.py", "import evaluation.models", "Straight line"),
         ("tuning/plan.py", "import evaluation.plan", "Straight line"),
         ("chat/engine/engine.py", "import django", "pure cores"),
-        ("chat/worker_client.py", "import portal.models", "pure cores"),
+        ("chat/worker/router.py", "import portal.models", "pure cores"),
         ("evaluation/metrics.py", "import torch", "Scores need no torch"),
-        ("chat/generation.py", "import chat.engine.engine", "only through chat.worker_client"),
+        ("chat/generation.py", "import chat.engine.engine", "only through chat.worker.router"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path, module, line, contract):

@@ -14,9 +14,9 @@ import threading
 import time
 from collections import deque
 
-from chat.engine import worker
 from chat.engine.request import Event
-from chat.engine.wire import Address
+from chat.worker import process
+from chat.worker.wire import Address
 
 
 class Metronome:
@@ -84,7 +84,7 @@ def main() -> int:
     def load():
         return Metronome(options.rate, options.even), options.fingerprint
 
-    return asyncio.run(worker.serve(worker.bind(Address.parse(options.url)), options.token, load, name="metronome"))
+    return asyncio.run(process.serve(process.bind(Address.parse(options.url)), options.token, load, name="metronome"))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from chat.engine.request import Request
-from chat.worker_client import WorkerClient
+from chat.worker.router import WorkerClient
 from tests.bench import report
 
 TOKEN = "bench"

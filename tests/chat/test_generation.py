@@ -10,7 +10,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 from chat import answers, generation
 from chat.engine.request import RequestRefused
 from chat.models import Checkpoint, Conversation, Message
-from chat.worker_client import WorkerUnavailable
+from chat.worker.router import WorkerUnavailable
 from tests.chat.worker.pretend import text
 from tests.chat.worker.processes import CHECKPOINT, TOKEN, PretendWorker
 

@@ -17,7 +17,7 @@ from chat.engine.request import AdapterRef, Event, Request, RequestRefused, Samp
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling, checked
 from chat.text import is_storable
-from chat.worker_client import CheckpointRef, Router, WorkerUnavailable, get_router
+from chat.worker.router import CheckpointRef, Router, WorkerUnavailable, get_router
 
 
 class Command(BaseCommand):

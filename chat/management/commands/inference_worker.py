@@ -26,8 +26,8 @@ class Command(BaseCommand):
 
     def handle(self, *, checkpoint, listen, **options):
         # transformers and torch cost seconds and come with `load`, after the socket is bound.
-        from chat.engine import worker
-        from chat.engine.wire import Address
+        from chat.worker import process
+        from chat.worker.wire import Address
 
         chosen = Checkpoint.objects.filter(name=checkpoint).first() if checkpoint else Checkpoint.default()
         if chosen is None:
@@ -35,12 +35,12 @@ class Command(BaseCommand):
             raise CommandError(f"{named} Register one with: python manage.py add_checkpoint PATH", returncode=3)
         url = listen or _url(settings.WORKER_URLS[0])
         try:
-            listening = worker.bind(Address.parse(url))
-        except (worker.AlreadyServed, ValueError) as error:
+            listening = process.bind(Address.parse(url))
+        except (process.AlreadyServed, ValueError) as error:
             raise CommandError(str(error), returncode=1) from error
         logging.getLogger(__name__).info("worker for checkpoint %s on %s", chosen.name, url)
         code = asyncio.run(
-            worker.serve(
+            process.serve(
                 listening,
                 settings.WORKER_TOKEN,
                 lambda: _load(chosen),

@@ -5,9 +5,10 @@ import asyncio
 import pytest
 from django.test import AsyncClient, Client
 
-from chat import generation, registry, worker_client
+from chat import generation, registry
 from chat.engine.request import Event
 from chat.models import Conversation, Message
+from chat.worker import router as worker_router
 from portal.models import ApiKey
 from tests.chat.checkpoints import adapter_folder, checkpoint_folder
 
@@ -117,7 +118,7 @@ def scripted(monkeypatch):
 
 
 class ScriptedRouter:
-    """chat.worker_client's router without a worker. `events(request)` is what each request gets."""
+    """chat.worker.router's router without a worker. `events(request)` is what each request gets."""
 
     def __init__(self):
         self.requests, self.checkpoints, self.aborted, self.refusal, self.hold = {}, [], [], None, False
@@ -153,5 +154,5 @@ class ScriptedRouter:
 @pytest.fixture
 def router(monkeypatch):
     scripted = ScriptedRouter()
-    monkeypatch.setattr(worker_client, "get_router", lambda: scripted)
+    monkeypatch.setattr(worker_router, "get_router", lambda: scripted)
     return scripted

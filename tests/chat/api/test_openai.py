@@ -8,7 +8,7 @@ from django.test import AsyncClient
 
 from chat.engine.request import RequestRefused
 from chat.models import Conversation
-from chat.worker_client import WorkerUnavailable
+from chat.worker.router import WorkerUnavailable
 
 pytestmark = pytest.mark.django_db(transaction=True)
 JSON = "application/json"

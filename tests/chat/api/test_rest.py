@@ -12,7 +12,7 @@ from safetensors.numpy import load, load_file
 
 from chat.engine.request import RequestRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.worker_client import WorkerUnavailable
+from chat.worker.router import WorkerUnavailable
 from tests.chat.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, PRE_SEQ_LEN, checkpoint_folder
 
 pytestmark = pytest.mark.django_db

@@ -10,8 +10,8 @@ import pytest
 import websockets
 from websockets.sync.client import connect
 
-from chat.engine.wire import Address
-from chat.worker_client import _get_status
+from chat.worker.router import _get_status
+from chat.worker.wire import Address
 from tests.chat.api.web import Web
 from tests.chat.worker.processes import TOKEN
 from tests.running import wait_for

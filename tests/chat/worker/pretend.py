@@ -135,8 +135,8 @@ def text(id: str, count: int) -> str:
 
 
 def main():
-    from chat.engine import worker
-    from chat.engine.wire import Address
+    from chat.worker import process
+    from chat.worker.wire import Address
 
     url, token, *more = sys.argv[1:]
     options = dict(pair.split("=") for pair in more)
@@ -146,10 +146,10 @@ def main():
         time.sleep(loading)
         return PretendEngine(int(options.get("rows", 8))), options.get("fingerprint", "f" * 64)
 
-    listening = worker.bind(Address.parse(url))
+    listening = process.bind(Address.parse(url))
     print("listening", flush=True)
     grace = float(options.get("grace", 30))
-    sys.exit(asyncio.run(worker.serve(listening, token, load, name=options.get("name", "pretend"), grace=grace)))
+    sys.exit(asyncio.run(process.serve(listening, token, load, name=options.get("name", "pretend"), grace=grace)))
 
 
 if __name__ == "__main__":

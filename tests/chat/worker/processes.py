@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chat.worker_client import CheckpointRef
+from chat.worker.router import CheckpointRef
 
 ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "a worker's token"

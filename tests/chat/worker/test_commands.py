@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from chat import worker_client
 from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
-from chat.worker_client import CheckpointRef, Router, SequenceLost, WorkerUnavailable
+from chat.worker import router
+from chat.worker.router import CheckpointRef, Router, SequenceLost, WorkerUnavailable
 from tests.running import wait_for
 
 pytestmark = pytest.mark.slow  # each start of a worker imports torch
@@ -53,14 +53,14 @@ class Installation:
             )  # fmt: skip
 
     def status(self) -> dict:
-        known = worker_client._places
-        worker_client.configure(lambda: worker_client.Places((self.url,), self.token))
+        known = router._places
+        router.configure(lambda: router.Places((self.url,), self.token))
         try:
-            return worker_client.status_sync(timeout=2.0)
+            return router.status_sync(timeout=2.0)
         except WorkerUnavailable as error:
             return {"state": "unavailable", "reason": error.message}
         finally:
-            worker_client.configure(known)
+            router.configure(known)
 
     def reaches(self, state: str, process: subprocess.Popen):
         def look():

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
-from chat.engine.wire import Address, request_as_dict, request_from_dict
-from chat.worker_client import Router, SequenceLost, WorkerClient, WorkerUnavailable
+from chat.worker.router import Router, SequenceLost, WorkerClient, WorkerUnavailable
+from chat.worker.wire import Address, request_as_dict, request_from_dict
 from tests.chat.worker.pretend import text
 from tests.chat.worker.processes import CHECKPOINT, TOKEN, PretendWorker
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from chat.engine.request import Request, RequestRefused
-from chat.worker_client import SequenceLost, WorkerClient, WorkerUnavailable
+from chat.worker.router import SequenceLost, WorkerClient, WorkerUnavailable
 from tests.chat.worker.pretend import text
 from tests.chat.worker.processes import TOKEN, PretendWorker
 

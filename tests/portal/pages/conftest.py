@@ -3,9 +3,10 @@
 import pytest
 from django.utils import timezone
 
-from chat import generation, worker_client
+from chat import generation
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.worker_client import WorkerUnavailable
+from chat.worker import router
+from chat.worker.router import WorkerUnavailable
 from evaluation.models import METRICS
 from portal.models import Run
 from tests.portal.pages.made import evaluation, json_lines
@@ -28,7 +29,7 @@ def no_worker(monkeypatch):
         raise WorkerUnavailable("nobody there")
 
     monkeypatch.setattr(generation, "start", start)
-    monkeypatch.setattr(worker_client, "status_sync", status_sync)
+    monkeypatch.setattr(router, "status_sync", status_sync)
     return asked
 
 

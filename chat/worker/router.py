@@ -1,7 +1,7 @@
 """The web tier's only door to inference: submit, events, abort and status, over one or several workers. No torch, no Django.
 
-A `Router` chooses among workers (chat/engine/client.py) and OpenAI-compatible servers (chat/openai_upstream.py) by checkpoint,
-then by load. It belongs to one event loop; `get_router()` gives the running loop's own.
+A `Router` chooses among workers (chat/worker/client.py) and OpenAI-compatible servers (chat/worker/openai_backend.py) by
+checkpoint, then by load. It belongs to one event loop; `get_router()` gives the running loop's own.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from chat.engine.client import CheckpointRef, SequenceLost, WorkerClient, WorkerUnavailable
 from chat.engine.request import Event, Request, RequestRefused
-from chat.engine.wire import Address
-from chat.openai_upstream import Upstream
+from chat.worker.client import CheckpointRef, SequenceLost, WorkerClient, WorkerUnavailable
+from chat.worker.openai_backend import Upstream
+from chat.worker.wire import Address
 
 __all__ = [
     "CheckpointRef", "Places", "RequestRefused", "Router", "SequenceLost", "WorkerClient", "WorkerUnavailable",
@@ -161,7 +161,7 @@ def configure(places: Callable[[], Places]) -> None:
 
 def places() -> Places:
     if _places is None:
-        raise RuntimeError("chat.worker_client.configure() has not been called")
+        raise RuntimeError("chat.worker.router.configure() has not been called")
     return _places()
 
 

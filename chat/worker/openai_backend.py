@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from chat.engine.client import CheckpointRef, SequenceLost, WorkerUnavailable
-from chat.engine.event_log import EventLog
 from chat.engine.request import Event, Request, RequestRefused
+from chat.worker.client import CheckpointRef, SequenceLost, WorkerUnavailable
+from chat.worker.event_log import EventLog
 
 CONNECT_TIMEOUT = 10.0  # seconds
 SILENCE = 300.0  # seconds without a byte after which an answer counts as dead

@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from chat.engine.server import EXIT_REPLACED, GRACE, KEEP_ENDED, EngineLike, Server
-from chat.engine.wire import Address
+from chat.worker.server import EXIT_REPLACED, GRACE, KEEP_ENDED, EngineLike, Server
+from chat.worker.wire import Address
 
 log = logging.getLogger(__name__)
 

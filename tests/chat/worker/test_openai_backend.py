@@ -15,8 +15,8 @@ from urllib.request import urlopen
 import pytest
 
 from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
-from chat.openai_upstream import Upstream
-from chat.worker_client import CheckpointRef, Router, SequenceLost, WorkerUnavailable
+from chat.worker.openai_backend import Upstream
+from chat.worker.router import CheckpointRef, Router, SequenceLost, WorkerUnavailable
 from tests.running import free_port
 
 ROOT = Path(__file__).resolve().parents[3]

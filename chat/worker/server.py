@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
-from chat.engine import wire
-from chat.engine.event_log import EventLog
 from chat.engine.request import Event, Request, RequestRefused, Sink
+from chat.worker import wire
+from chat.worker.event_log import EventLog
 
 log = logging.getLogger(__name__)
 

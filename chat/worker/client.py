@@ -17,9 +17,9 @@ from typing import Any
 
 import aiohttp
 
-from chat.engine import wire
 from chat.engine.request import Event, Request, RequestRefused
-from chat.engine.wire import Address
+from chat.worker import wire
+from chat.worker.wire import Address
 
 log = logging.getLogger(__name__)
 
