@@ -17,8 +17,8 @@ class Checkpoint(TeamWide, models.Model):
 
     name = models.CharField(_("name"), max_length=100, unique=True)
     path = models.CharField(_("folder"), max_length=500)
-    fingerprint = models.CharField(_("fingerprint"), max_length=64, editable=False)  # chat.engine.fingerprint
-    # architecture, parameters ... (engine/fingerprint.py)
+    fingerprint = models.CharField(_("fingerprint"), max_length=64, editable=False)  # chat.checkpoints.describe
+    # architecture, parameters ... (checkpoints/describe.py)
     description = models.JSONField(_("description"), default=dict, editable=False)
     is_starter = models.BooleanField(_("built-in starter model"), default=False, editable=False)
     is_default = models.BooleanField(_("default"), default=False)  # what the worker serves and forms offer first

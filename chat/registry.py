@@ -16,7 +16,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 
-from chat.engine.fingerprint import CheckpointInvalid, describe, fingerprint
+from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint
 from chat.models import Adapter, Checkpoint
 from chat.text import is_storable
 from portal.api import Conflict

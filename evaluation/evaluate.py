@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from django.conf import settings
 from django.db.models import F
 
-from chat.engine.fingerprint import CheckpointInvalid
+from chat.checkpoints.describe import CheckpointInvalid
 from chat.engine.loading import Loaded, default_device, load
 from chat.engine.request import AdapterRef
 from evaluation.comparison import update_differences

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 from django.conf import settings
 
-from chat.engine.fingerprint import CheckpointInvalid
+from chat.checkpoints.describe import CheckpointInvalid
 from chat.registry import publish_adapter
 from portal import run_process
 from portal.models import Run

@@ -19,7 +19,7 @@ class ChatGLMConfig(PreTrainedConfig):
 
     quantization_bit: 0 or None for plain weights, 8 or 4 when the layers' linear weights are packed (`quantization.py`).
     pre_seq_len, prefix_projection: written by P-tuning runs of the original scripts; they describe a prefix that lies
-        beside the model, so this model ignores them (`ptuning_files.py` reads them).
+        beside the model, so this model ignores them (`chat.checkpoints.foreign_adapters` reads them).
     """
 
     model_type = "chatglm"

@@ -15,7 +15,7 @@ from transformers.generation import GenerationMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
-from chat.engine.cpu_linear import frozen_linear
+from chat.ops.cpu_linear import frozen_linear
 
 from .configuration import ChatGLMConfig
 from .positions import additive, position_ids, prefix_lm_hidden, rotary_tables, rotate

@@ -14,7 +14,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from chat.engine.cpu_linear import frozen_linear
+from chat.ops.cpu_linear import frozen_linear
 
 from .configuration import ChatGLMConfig
 from .packed_matmul import fused_linear

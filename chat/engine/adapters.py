@@ -40,7 +40,7 @@ class KVPrefix:
 
     tensor: [layers, 2, kv_heads, pre_seq_len, head_dim]; index 0 of dimension 1 is the key (never rotated), 1 the value.
     shifts_positions: True where the prompt's first position is pre_seq_len (peft's rule), False where it stays 0 (ChatGLM).
-    checkpoint_fingerprint: of the base weights it was trained on (chat.engine.fingerprint); "" fits any of equal shape.
+    checkpoint_fingerprint: of the base weights it was trained on (chat.checkpoints.describe); "" fits any of equal shape.
     """
 
     tensor: torch.Tensor

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint, read_config
 from chat.engine.capacity import free_memory
-from chat.engine.cpu_linear import accelerate_linear
-from chat.engine.fingerprint import CheckpointInvalid, describe, fingerprint, read_config
 from chat.engine.prompts import Prompter, prompter_for
+from chat.ops.cpu_linear import accelerate_linear
 
 # What transformers, torch, safetensors and tokenizers raise on files that are damaged or belong to something else.
 BROKEN_FILES = (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError)

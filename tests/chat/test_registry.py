@@ -10,7 +10,7 @@ from chat.models import Adapter, Checkpoint
 from evaluation.models import EvaluationRun
 from portal.api import Conflict
 from portal.models import Run
-from tests.chat.checkpoints import PRE_SEQ_LEN, adapter_folder, checkpoint_folder
+from tests.chat.checkpoints.made import PRE_SEQ_LEN, adapter_folder, checkpoint_folder
 
 pytestmark = pytest.mark.django_db
 

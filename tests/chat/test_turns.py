@@ -6,7 +6,7 @@ from django.core.exceptions import ValidationError
 from chat import registry, turns
 from chat.models import Conversation, Message
 from portal.api import Conflict
-from tests.chat.checkpoints import adapter_folder, checkpoint_folder
+from tests.chat.checkpoints.made import adapter_folder, checkpoint_folder
 
 pytestmark = pytest.mark.django_db
 

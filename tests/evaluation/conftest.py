@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from chat.engine import adapters, fingerprint
+from chat.checkpoints import describe
+from chat.engine import adapters
 from chat.models import Adapter, Checkpoint
 from evaluation.metrics import Scorer
 from tests.tuning import tiny
@@ -30,8 +31,8 @@ def checkpoint(checkpoint_folder):
     return Checkpoint.objects.create(
         name="tiny",
         path=str(checkpoint_folder),
-        fingerprint=fingerprint.fingerprint(checkpoint_folder),
-        description=fingerprint.describe(checkpoint_folder),
+        fingerprint=describe.fingerprint(checkpoint_folder),
+        description=describe.describe(checkpoint_folder),
     )
 
 

@@ -187,8 +187,8 @@ class _LoadedHere:
     """The model in this process, with the same engine as a worker's."""
 
     def __init__(self, checkpoint: Checkpoint):
+        from chat.checkpoints.describe import CheckpointInvalid
         from chat.engine.engine import Engine
-        from chat.engine.fingerprint import CheckpointInvalid
         from chat.engine.loading import load
 
         try:

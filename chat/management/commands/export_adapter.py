@@ -22,9 +22,9 @@ class Command(BaseCommand):
         adapter = Adapter.objects.select_related("checkpoint").filter(name=name).first()
         if adapter is None:
             raise CommandError(f"There is no adapter named {name!r}.")
-        from chat.chatglm.ptuning_files import write_peft, write_upstream
+        from chat.checkpoints.describe import CheckpointInvalid, read_config
+        from chat.checkpoints.foreign_adapters import write_peft, write_upstream
         from chat.engine import adapters
-        from chat.engine.fingerprint import CheckpointInvalid, read_config
 
         try:
             prefix = adapters.load(adapter.path)

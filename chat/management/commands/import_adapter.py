@@ -51,7 +51,7 @@ class Command(BaseCommand):
 def convert(folder: Path, base: Checkpoint, target: Path) -> str:
     """Writes `folder`'s prefix as a KV prefix into `target`; CommandError, naming both sides, when it does not fit."""
     # torch takes seconds to import, so only here
-    from chat.chatglm.ptuning_files import read_prefix
+    from chat.checkpoints.foreign_adapters import read_prefix
     from chat.engine import adapters
 
     shape, shifts_positions = shape_of(base)
@@ -79,7 +79,7 @@ def shape_of(base: Checkpoint):
     from transformers import AutoConfig
 
     import chat.chatglm  # noqa: F401 - registers ChatGLM-6B with the Auto classes
-    from chat.chatglm.ptuning_files import BaseShape
+    from chat.checkpoints.foreign_adapters import BaseShape
 
     try:
         config = AutoConfig.from_pretrained(base.path).get_text_config()

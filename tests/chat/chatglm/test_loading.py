@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMModel
-from chat.engine.fingerprint import CheckpointInvalid
+from chat.checkpoints.describe import CheckpointInvalid
 from chat.engine.loading import load
 from tests.chat.chatglm.tiny import DATA, tiny_folder, write_shards
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from chat import registry
 from chat.adapter_export import archive
 from chat.models import Adapter
-from tests.chat.checkpoints import HEAD_DIM, KV_HEADS, LAYERS, PRE_SEQ_LEN, adapter_folder, checkpoint_folder
+from tests.chat.checkpoints.made import HEAD_DIM, KV_HEADS, LAYERS, PRE_SEQ_LEN, adapter_folder, checkpoint_folder
 
 pytestmark = pytest.mark.django_db
 WIDTH = LAYERS * 2 * KV_HEADS * HEAD_DIM

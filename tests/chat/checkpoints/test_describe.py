@@ -6,13 +6,13 @@ import random
 import pytest
 import torch
 
+from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint
 from chat.engine import adapters
 from chat.engine.adapters import AdapterInvalid, AdapterPool, KVPrefix
-from chat.engine.cpu_linear import OneDNNLinear, accelerate_linear
 from chat.engine.engine import Engine
-from chat.engine.fingerprint import CheckpointInvalid, describe, fingerprint
 from chat.engine.loading import load
 from chat.engine.request import AdapterRef
+from chat.ops.cpu_linear import OneDNNLinear, accelerate_linear
 
 from .tiny_models import adapter, byte_tokenizer, greedy, loaded_model, plain_model, random_prompt, reference
 
@@ -126,7 +126,7 @@ def test_describing_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, chat.engine.fingerprint, chat.engine.request; sys.exit('torch' in sys.modules)"
+    code = "import sys, chat.checkpoints.describe, chat.engine.request; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

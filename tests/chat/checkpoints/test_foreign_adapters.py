@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from chat.chatglm.ptuning_files import BaseShape, flatten, read_prefix, write_peft, write_upstream
+from chat.checkpoints.foreign_adapters import BaseShape, flatten, read_prefix, write_peft, write_upstream
 from chat.engine.adapters import AdapterInvalid, KVPrefix
 from tests.chat.chatglm.tiny import DATA, tiny_folder, write_shards
 
