@@ -16,8 +16,8 @@ from django.conf import settings
 from django.urls import resolve
 from servestatic import ServeStaticASGI
 
+from chat.api.routing import websocket_urlpatterns
 from chat.generation import recover_in_background
-from chat.routing import websocket_urlpatterns
 from portal.api_keys import key_first
 
 sockets = URLRouter(websocket_urlpatterns)

@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET
 
-from chat import chatglm_api
+from chat.api.rest import chatglm
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.worker import router
 from evaluation.models import EvaluationRun
@@ -31,7 +31,7 @@ RECENT = 5
 async def root(request):
     """GET: the home page. POST: what ChatGLM-6B's api.py answers."""
     if request.method == "POST":
-        return await chatglm_api.answer(request)
+        return await chatglm.answer(request)
     user = await request.auser()
     if not user.is_authenticated:
         return redirect_to_login(request.get_full_path())

@@ -202,7 +202,7 @@ def test_a_number_that_is_none_is_a_400(client, answer, scripted, after):
 async def test_a_silent_stream_says_that_it_is_still_there_and_lets_go_when_left(
     async_client, answer, scripted, monkeypatch
 ):
-    monkeypatch.setattr("chat.event_stream.KEEPALIVE", 0.01)
+    monkeypatch.setattr("chat.api.sse.KEEPALIVE", 0.01)
     scripted.hold = True
     response = await async_client.get(
         f"/api/v1/messages/{answer.pk}/stream/?after=5", headers={"Accept": "text/event-stream"}

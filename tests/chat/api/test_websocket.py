@@ -9,10 +9,10 @@ from autobahn.exception import Disconnected
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 
-from chat import consumers
+from chat.api.rest import websocket
+from chat.api.routing import websocket_urlpatterns
 from chat.engine.request import RequestRefused
 from chat.models import Conversation, Message
-from chat.routing import websocket_urlpatterns
 from portal.models import User
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -122,7 +122,7 @@ async def test_a_client_that_left_before_its_frames_were_read_is_no_fault(member
 
     async with socket(member, conversation.pk) as page:
         with monkeypatch.context() as left:
-            left.setattr(consumers.AsyncWebsocketConsumer, "send", gone)
+            left.setattr(websocket.AsyncWebsocketConsumer, "send", gone)
             await page.send_to(text_data="nonsense")
             assert await page.receive_nothing()
         await page.send_to(text_data="nonsense")
@@ -136,18 +136,18 @@ async def test_a_second_message_is_refused_while_an_answer_is_written(member, co
 
 
 async def test_a_reader_that_does_not_acknowledge_is_closed(member, conversation, answer, scripted, monkeypatch):
-    monkeypatch.setattr(consumers, "WINDOW", 300)
+    monkeypatch.setattr(websocket, "WINDOW", 300)
     async with socket(member, conversation.pk) as page:
         await page.send_json_to({"type": "attach", "message": answer.pk, "after": 0})
         while True:
             output = await page.receive_output(timeout=5)
             if output["type"] == "websocket.close":
                 break
-        assert output["code"] == consumers.TOO_SLOW
+        assert output["code"] == websocket.TOO_SLOW
 
 
 async def test_a_reader_that_acknowledges_hears_everything(member, conversation, answer, scripted, monkeypatch):
-    monkeypatch.setattr(consumers, "WINDOW", 300)
+    monkeypatch.setattr(websocket, "WINDOW", 300)
 
     async def slowly(message: int, after: int):
         for seq in range(1, 31):
@@ -156,7 +156,7 @@ async def test_a_reader_that_acknowledges_hears_everything(member, conversation,
             acknowledged.clear()
 
     acknowledged = asyncio.Event()
-    monkeypatch.setattr(consumers.generation, "follow", slowly)
+    monkeypatch.setattr(websocket.generation, "follow", slowly)
     async with socket(member, conversation.pk) as page:
         await page.send_json_to({"type": "attach", "message": answer.pk, "after": 0})
         for number in range(1, 31):

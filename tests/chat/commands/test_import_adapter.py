@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from safetensors.numpy import load_file, save_file
 
 from chat import registry
-from chat.adapter_export import archive
+from chat.api.adapter_export import archive
 from chat.models import Adapter
 from tests.chat.checkpoints.made import HEAD_DIM, KV_HEADS, LAYERS, PRE_SEQ_LEN, adapter_folder, checkpoint_folder
 

@@ -13,9 +13,10 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 
-from chat import completion, refusals, registry
+from chat import registry
+from chat.api.openai import body_of
+from chat.api.rest import completion, errors
 from chat.models import Checkpoint
-from chat.openai_api import body_of
 from chat.sampling import NUMBERS, number_problem
 from chat.text import is_storable
 from portal.api import READABLE
@@ -29,7 +30,7 @@ DEFAULTS = {"max_length": 2048, "top_p": 0.7, "temperature": 0.95}
 async def answer(request) -> HttpResponseBase:
     user = await user_of_request(request)
     if user is None:
-        return refusals.no_key()
+        return errors.no_key()
     name = ""
     try:
         body = body_of(request)
@@ -41,9 +42,9 @@ async def answer(request) -> HttpResponseBase:
         )
         (answered,) = await completion.collect(checkpoint, requests)
     except LookupError:
-        return refusals.no_such_model(name)
-    except refusals.REFUSALS as error:
-        return refusals.response_of(error)
+        return errors.no_such_model(name)
+    except errors.REFUSALS as error:
+        return errors.response_of(error)
     return JsonResponse(
         {
             "response": answered.text,

@@ -1,6 +1,6 @@
 from rest_framework.routers import SimpleRouter
 
-from chat.api import AdapterViewSet, CheckpointViewSet, ConversationViewSet, MessageViewSet
+from chat.api.rest import AdapterViewSet, CheckpointViewSet, ConversationViewSet, MessageViewSet
 
 router = SimpleRouter()
 router.register("checkpoints", CheckpointViewSet)

@@ -12,10 +12,11 @@ from django.http import HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 
-from chat import completion, event_stream, refusals, registry
-from chat.completion import Answer
+from chat import registry
+from chat.api.completion import Answer
+from chat.api.openai_request import ChatRequest, chat_request
+from chat.api.rest import completion, errors, sse
 from chat.models import Adapter, Checkpoint
-from chat.openai_request import ChatRequest, chat_request
 from portal.api import READABLE, json_error
 from portal.api_keys import user_of_request
 from portal.json_bodies import json_of
@@ -43,7 +44,7 @@ def for_scripts(*methods: str):
         async def door(request, **parts) -> HttpResponseBase:
             user = await user_of_request(request)
             if user is None:
-                return refusals.no_key()
+                return errors.no_key()
             if request.method not in methods:
                 message = _("Use %(method)s.") % {"method": methods[0]}
                 return json_error(405, message, code="method_not_allowed", headers={"Allow": ", ".join(methods)})
@@ -61,19 +62,19 @@ async def chat_completions(request, user) -> HttpResponseBase:
         wanted = chat_request(body_of(request))
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, wanted.model)
     except ValidationError as error:
-        return refusals.response_of(error)
+        return errors.response_of(error)
     except LookupError:
-        return refusals.no_such_model(wanted.model)
+        return errors.no_such_model(wanted.model)
     requests = completion.requests_of(user, checkpoint, adapter, wanted.messages, wanted.samplings)
     head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": wanted.model}
     try:
         if wanted.stream:
             events = completion.stream(checkpoint, requests)
             first = await anext(events)  # a refusal still has its HTTP status
-            return event_stream.response(_chunks(head, wanted, first, events))
+            return sse.response(_chunks(head, wanted, first, events))
         answers = await completion.collect(checkpoint, requests)
-    except refusals.REFUSALS as error:
-        return refusals.response_of(error)
+    except errors.REFUSALS as error:
+        return errors.response_of(error)
     return JsonResponse(
         {
             **head,
@@ -115,7 +116,7 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncIterat
         payload = {**head, "choices": [choice]}
         if wanted.include_usage:
             payload["usage"] = None
-        return event_stream.data(payload)
+        return sse.data(payload)
 
     async def all_events():
         yield first
@@ -134,9 +135,9 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncIterat
             elif event.type == "finished":
                 yield chunk(index, {}, answers[index].finish_reason)
         if wanted.include_usage:
-            yield event_stream.data({**head, "choices": [], "usage": _usage(answers)})
-    except refusals.REFUSALS as error:  # the status line has gone out long ago
-        yield event_stream.data({"error": refusals.object_of(error)})
+            yield sse.data({**head, "choices": [], "usage": _usage(answers)})
+    except errors.REFUSALS as error:  # the status line has gone out long ago
+        yield sse.data({"error": errors.object_of(error)})
     finally:
         await events.aclose()
     yield "data: [DONE]\n\n"
@@ -174,5 +175,5 @@ async def model(request, user, name: str):
     try:
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, name)
     except LookupError:
-        return refusals.no_such_model(name)
+        return errors.no_such_model(name)
     return JsonResponse({**_model(checkpoint, adapter), "id": name})

@@ -13,7 +13,8 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from rest_framework.exceptions import APIException
 
-from chat import generation, refusals, turns
+from chat import generation, turns
+from chat.api.rest import errors
 from chat.engine.request import RequestRefused
 from chat.models import Conversation, Message
 from chat.worker.router import WorkerUnavailable
@@ -119,7 +120,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         try:
             answer = await self.turn(frame)
         except ValidationError as error:
-            raise Refused(refusals.object_of(error)) from error
+            raise Refused(errors.object_of(error)) from error
         except APIException as error:
             raise refused(str(error.detail), error.detail.code) from error
         if answer is None:

@@ -4,7 +4,7 @@ from django.core.exceptions import ValidationError
 from django.http import JsonResponse
 from django.utils.translation import gettext as _
 
-from chat.completion import GenerationFailed
+from chat.api.completion import GenerationFailed
 from chat.engine.request import RequestRefused
 from chat.text import shown
 from chat.worker.router import WorkerUnavailable

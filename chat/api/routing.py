@@ -1,5 +1,5 @@
 from django.urls import path
 
-from chat.consumers import ConversationConsumer
+from chat.api.websocket import ConversationConsumer
 
 websocket_urlpatterns = [path("ws/conversations/<int:pk>/", ConversationConsumer.as_asgi())]

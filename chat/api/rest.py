@@ -8,11 +8,10 @@ from rest_framework import exceptions, mixins, permissions, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.response import Response
 
-from chat import event_stream, generation, refusals, registry, turns
-from chat.adapter_export import AdapterUnreadable, archive
-from chat.engine.request import RequestRefused
-from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.serializers import (
+from chat import generation, registry, turns
+from chat.api.adapter_export import AdapterUnreadable, archive
+from chat.api.rest import errors, sse
+from chat.api.serializers import (
     STREAM,
     AdapterSerializer,
     CheckpointSerializer,
@@ -22,6 +21,8 @@ from chat.serializers import (
     SendSerializer,
     TurnSerializer,
 )
+from chat.engine.request import RequestRefused
+from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
 from portal.api import Pages, Unavailable
 from portal.numbers import whole_number
@@ -138,7 +139,7 @@ class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
 
 
 def refused(error: RequestRefused) -> exceptions.APIException:
-    if error.code in refusals.LATER:
+    if error.code in errors.LATER:
         return Unavailable(error.message, error.code, wait=error.retry_after or 5)
     return exceptions.ValidationError({error.param or "content": [exceptions.ErrorDetail(error.message, error.code)]})
 
@@ -162,7 +163,7 @@ class MessageViewSet(mixins.RetrieveModelMixin, VisibleRows):
         after = whole_number(request.query_params.get("after", request.headers.get("Last-Event-ID", "0")))
         if after is None:
             raise exceptions.ValidationError({"after": [_("Must be a whole number.")]})
-        return event_stream.response(_events(message.pk, after))
+        return sse.response(_events(message.pk, after))
 
     @extend_schema(request=None, responses={202: MessageSerializer})
     @action(detail=True, methods=["post"])
@@ -180,6 +181,6 @@ async def _events(message_id: int, after: int):
     try:
         async for frame in frames:
             number = f"id: {frame['seq']}\n" if frame.get("seq") is not None else ""
-            yield f"{number}event: {frame['type']}\n{event_stream.data(frame)}"
+            yield f"{number}event: {frame['type']}\n{sse.data(frame)}"
     finally:
         await frames.aclose()
