@@ -129,7 +129,8 @@ class Message(models.Model):
     model_label = models.CharField(max_length=240, blank=True)  # what the model was called then; outlives its row
     sampling = models.JSONField(default=dict, blank=True)
     sequence = models.UUIDField(default=uuid.uuid4, editable=False)  # the engine's id of this generation
-    seq = models.PositiveIntegerField(default=0)  # number of the last frame that `content` includes (chat/answers.py)
+    # number of the last frame that `content` includes (chat/conversations/frames.py)
+    seq = models.PositiveIntegerField(default=0)
     finish_reason = models.CharField(max_length=10, blank=True)
     usage = models.JSONField(null=True, blank=True)  # {"prompt_tokens", "completion_tokens", "total_tokens"}
     timings = models.JSONField(null=True, blank=True)  # {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}

@@ -15,13 +15,13 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 from rest_framework.exceptions import APIException
 
-from chat import generation
+from chat.conversations import live
+from chat.conversations.rendering import to_html
+from chat.conversations.turns import create_turn
 from chat.engine.request import RequestRefused
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.registry import check_name, register_checkpoint, remove_adapter
-from chat.rendering import to_html
-from chat.turns import create_turn
 from chat.worker.router import WorkerUnavailable
 from portal.access import get_visible
 from portal.explanations import EXPLANATIONS
@@ -145,7 +145,7 @@ async def _say(request, compose, pk=None):
         return redirect("conversation", pk=pk) if pk else redirect("chat")
     # Nobody took it: the answer's row says so, failed and with the reason.
     with contextlib.suppress(WorkerUnavailable, RequestRefused):
-        await generation.start(answer)
+        await live.start(answer)
     return redirect("conversation", pk=answer.conversation_id)
 
 
@@ -182,7 +182,7 @@ def rename(request, pk):
 
 @require_POST
 def delete(request, pk):
-    generation.discard(get_visible(Conversation.objects, request.user, pk=pk))
+    live.discard(get_visible(Conversation.objects, request.user, pk=pk))
     messages.success(request, _("The conversation has been deleted."))
     return redirect("chat")
 

@@ -17,7 +17,7 @@ from django.urls import resolve
 from servestatic import ServeStaticASGI
 
 from chat.api.routing import websocket_urlpatterns
-from chat.generation import recover_in_background
+from chat.conversations.live import recover_in_background
 from portal.api_keys import key_first
 
 sockets = URLRouter(websocket_urlpatterns)

@@ -32,12 +32,12 @@ def test_the_contracts_hold():
     ("module", "line", "contract"),
     [
         ("portal/runs.py", "import tuning.models", "Straight line"),
-        ("chat/turns.py", "import evaluation.models", "Straight line"),
+        ("chat/conversations/turns.py", "import evaluation.models", "Straight line"),
         ("tuning/plan.py", "import evaluation.plan", "Straight line"),
         ("chat/engine/engine.py", "import django", "pure cores"),
         ("chat/worker/router.py", "import portal.models", "pure cores"),
         ("evaluation/metrics.py", "import torch", "Scores need no torch"),
-        ("chat/generation.py", "import chat.engine.engine", "only through chat.worker.router"),
+        ("chat/conversations/live.py", "import chat.engine.engine", "only through chat.worker.router"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path, module, line, contract):

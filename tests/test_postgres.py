@@ -11,7 +11,7 @@ from tests.running import ROOT
 MODEL_TESTS = [
     "tests/portal/test_runs.py",
     "tests/portal/test_access.py",
-    "tests/chat/test_turns.py",
+    "tests/chat/conversations/test_turns.py",
     "tests/chat/test_registry.py",
     "tests/tuning/test_plan.py",
     "tests/tuning/test_api.py",

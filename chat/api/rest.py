@@ -8,7 +8,7 @@ from rest_framework import exceptions, mixins, permissions, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.response import Response
 
-from chat import generation, registry, turns
+from chat import registry
 from chat.api.adapter_export import AdapterUnreadable, archive
 from chat.api.rest import errors, sse
 from chat.api.serializers import (
@@ -21,6 +21,7 @@ from chat.api.serializers import (
     SendSerializer,
     TurnSerializer,
 )
+from chat.conversations import live, turns
 from chat.engine.request import RequestRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
@@ -102,7 +103,7 @@ class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
         serializer.save(owner=self.request.user)
 
     def perform_destroy(self, conversation):
-        generation.discard(conversation)
+        live.discard(conversation)
 
     @extend_schema(responses=MessageSerializer(many=True))
     @action(detail=True, pagination_class=OldestFirst, serializer_class=MessageSerializer)
@@ -127,7 +128,7 @@ class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
                 sampling=body.get("sampling"),
             )
         try:
-            async_to_sync(generation.start)(answer)
+            async_to_sync(live.start)(answer)
         except WorkerUnavailable as error:
             raise Unavailable(
                 _("The model is not available at the moment; try again soon."), "worker_unavailable"
@@ -171,13 +172,13 @@ class MessageViewSet(mixins.RetrieveModelMixin, VisibleRows):
         """Ends the answer; what was written stays. Stopping a finished answer changes nothing."""
         message = self.get_object()
         if message.is_in_flight:
-            async_to_sync(generation.stop)(message.pk)
+            async_to_sync(live.stop)(message.pk)
             message.refresh_from_db()
         return Response(MessageSerializer(message).data, status=status.HTTP_202_ACCEPTED)
 
 
 async def _events(message_id: int, after: int):
-    frames = generation.follow(message_id, after)
+    frames = live.follow(message_id, after)
     try:
         async for frame in frames:
             number = f"id: {frame['seq']}\n" if frame.get("seq") is not None else ""

@@ -83,7 +83,7 @@ class SamplingSerializer(serializers.Serializer):
 
 
 class SendSerializer(serializers.Serializer):
-    """For the schema; chat/turns.py does the checking, for every door alike."""
+    """For the schema; chat/conversations/turns.py does the checking, for every door alike."""
 
     content = serializers.CharField()
     checkpoint = ReferenceField(required=False, help_text="id or name; absent: as in the last turn, else the default")

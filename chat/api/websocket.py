@@ -13,8 +13,8 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from rest_framework.exceptions import APIException
 
-from chat import generation, turns
 from chat.api.rest import errors
+from chat.conversations import live, turns
 from chat.engine.request import RequestRefused
 from chat.models import Conversation, Message
 from chat.worker.router import WorkerUnavailable
@@ -126,13 +126,13 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         if answer is None:
             return await self.close(NOT_YOURS)
         with contextlib.suppress(WorkerUnavailable, RequestRefused):  # the row says why; following it tells the client
-            await generation.start(answer)
+            await live.start(answer)
         self.follow(answer.pk, 0)
 
     async def stop(self, frame):
         message = await self.message(frame.get("message"))
         if message.is_in_flight:
-            await generation.stop(message.pk)
+            await live.stop(message.pk)
 
     async def attach(self, frame):
         after = frame.get("after", 0)
@@ -167,7 +167,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         self.followed[message_id] = asyncio.create_task(self.forward(message_id, after))
 
     async def forward(self, message_id: int, after: int) -> None:
-        frames = generation.follow(message_id, after)
+        frames = live.follow(message_id, after)
         try:
             async for frame in frames:
                 await self.send_frame(frame)

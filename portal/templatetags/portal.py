@@ -85,7 +85,7 @@ def person(user):
 
 @register.filter
 def is_tuned(label):
-    """Whether an answer's model label (chat/turns.py: `base` or `base:adapter`) names an adapter."""
+    """Whether an answer's model label (chat/conversations/turns.py: `base` or `base:adapter`) names an adapter."""
     return ":" in (label or "")
 
 

@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from chat.rendering import to_html
+from chat.conversations.rendering import to_html
 from tests.running import ROOT, Portal, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api")

@@ -22,8 +22,8 @@ def calls(role: str, number: int) -> Iterator:
 
 
 def _web(number: int):
-    from chat import generation, turns
-    from chat.answers import Answer
+    from chat.conversations import live, turns
+    from chat.conversations.frames import Answer
     from chat.models import Conversation, Message
 
     conversation = Conversation.objects.select_related("owner").filter(owner__username=f"member{number}").get()
@@ -33,9 +33,9 @@ def _web(number: int):
         answer = Answer.of_row(made[1])
         answer.content, answer.status = "你好！" * 100, Message.Status.STREAMING
         rows = [(answer.message_id, answer.content, answer.seq, answer.status)]
-        yield lambda rows=rows: generation._save_progress(rows)
+        yield lambda rows=rows: live._save_progress(rows)
         answer.status, answer.finish_reason = Message.Status.COMPLETE, "stop"
-        yield lambda answer=answer: generation._save_end(answer)
+        yield lambda answer=answer: live._save_end(answer)
 
 
 def _heartbeat(number: int):

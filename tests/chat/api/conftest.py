@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from django.test import AsyncClient, Client
 
-from chat import generation, registry
+from chat import registry
 from chat.engine.request import Event
 from chat.models import Conversation, Message
 from chat.worker import router as worker_router
@@ -74,7 +74,7 @@ def async_client(key):
 
 
 class ScriptedGeneration:
-    """chat.generation without a worker: every answer says the same words; `hold` keeps it from ending."""
+    """chat.conversations.live without a worker: every answer says the same words; `hold` keeps it from ending."""
 
     WORDS = ("你好", "，", "**世界**")
 
@@ -113,7 +113,7 @@ class ScriptedGeneration:
 def scripted(monkeypatch):
     script = ScriptedGeneration()
     for name in ("start", "follow", "stop"):
-        monkeypatch.setattr(generation, name, getattr(script, name))
+        monkeypatch.setattr(live, name, getattr(script, name))
     return script
 
 

@@ -3,7 +3,7 @@
 import pytest
 from django.utils import timezone
 
-from chat import generation
+from chat.conversations import live
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.worker import router
 from chat.worker.router import WorkerUnavailable
@@ -28,7 +28,7 @@ def no_worker(monkeypatch):
     def status_sync(*args, **options):
         raise WorkerUnavailable("nobody there")
 
-    monkeypatch.setattr(generation, "start", start)
+    monkeypatch.setattr(live, "start", start)
     monkeypatch.setattr(router, "status_sync", status_sync)
     return asked
 

@@ -7,7 +7,8 @@ import time
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
 
-from chat import answers, generation
+from chat.conversations import live
+from chat.conversations.frames import TEXT
 from chat.engine.request import RequestRefused
 from chat.models import Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
@@ -43,12 +44,12 @@ def conversation(member):
 def nothing_left():
     """A test's answers end before its database is emptied."""
     yield
-    home = generation._home()
+    home = live._home()
     deadline = time.monotonic() + 15
     while home._done and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not home._done
-    home.run(generation._Home._save(home, lambda: None)).result(5)
+    home.run(live._Home._save(home, lambda: None)).result(5)
 
 
 def turn(conversation, words, **fields) -> Message:
@@ -61,7 +62,7 @@ async def begin(conversation, words, **fields) -> Message:
     async with asyncio.timeout(10):
         while True:
             try:
-                await generation.start(message)
+                await live.start(message)
                 return message
             except WorkerUnavailable as error:
                 if error.code != "worker_loading":
@@ -73,7 +74,7 @@ async def begin(conversation, words, **fields) -> Message:
 async def read(message, after=0, until=None):
     frames = []
     async with asyncio.timeout(15):
-        async with contextlib.aclosing(generation.follow(message.pk, after)) as following:
+        async with contextlib.aclosing(live.follow(message.pk, after)) as following:
             async for frame in following:
                 frames.append(frame)
                 if until and until(frames):
@@ -87,8 +88,8 @@ def written(frames) -> str:
 
 def restart_web():
     """As if this web process had ended and a new one been started."""
-    generation._home()._hang_up()
-    generation._the_home = None
+    live._home()._hang_up()
+    live._the_home = None
 
 
 async def test_an_answer_is_streamed_and_its_row_explains_it(worker, conversation):
@@ -118,7 +119,7 @@ async def test_whoever_waits_is_told_the_place_in_line(settings, conversation):
         waiting = await begin(conversation, "words 3")
         frames = await read(waiting, until=lambda frames: True)
         assert (frames[0]["type"], frames[0]["position"]) == ("message.queued", 0)
-        await generation.stop(running.pk)
+        await live.stop(running.pk)
         frames = await read(waiting, after=frames[0]["seq"])
         assert [frame["type"] for frame in frames] == ["message.started", "message.delta", "message.finished"]
 
@@ -146,7 +147,7 @@ async def test_a_finished_answer_can_be_read_from_any_frame(worker, conversation
     content = written(await read(message))
     restart_web()
     for seen in (0, 10, len(content)):
-        frames = await read(message, after=answers.TEXT + seen)
+        frames = await read(message, after=TEXT + seen)
         assert written(frames) == content[seen:]
         assert frames[-1]["type"] == "message.finished"
     assert [frame["type"] for frame in await read(message, after=10**9)] == ["message.finished"]
@@ -159,7 +160,7 @@ async def test_the_row_follows_while_it_is_written(worker, conversation):
     assert message.status == "streaming"
     content = text(str(message.sequence), 100)
     assert message.content and content.startswith(message.content)
-    assert message.seq == answers.TEXT + len(message.content)
+    assert message.seq == TEXT + len(message.content)
     frames = await read(message, after=message.seq)
     assert message.content + written(frames) == content
 
@@ -169,13 +170,13 @@ async def test_stop_ends_mine_and_keeps_what_was_written(worker, conversation, o
     mine = await begin(conversation, "every 0.01 words 1000")
     other = await begin(theirs, "every 0.01 words 60")
     await read(mine, until=lambda frames: len(written(frames)) > 20)
-    await generation.stop(mine.pk)
+    await live.stop(mine.pk)
     await mine.arefresh_from_db()
     assert (mine.status, mine.finish_reason, mine.error) == ("stopped", "abort", None)
     assert mine.content and text(str(mine.sequence), 1000).startswith(mine.content)
     assert written(await read(other)) == text(str(other.sequence), 60)
-    await generation.stop(mine.pk)  # nothing happens
-    await generation.stop(10**9)
+    await live.stop(mine.pk)  # nothing happens
+    await live.stop(10**9)
 
 
 async def test_a_restarted_web_process_goes_on(worker, conversation):
@@ -184,7 +185,7 @@ async def test_a_restarted_web_process_goes_on(worker, conversation):
     await asyncio.to_thread(restart_web)
     await message.arefresh_from_db()
     assert message.status in Message.IN_FLIGHT
-    assert await generation.recover() == 1
+    assert await live.recover() == 1
     rest = await read(message, after=seen[-1]["seq"])
     content = text(str(message.sequence), 80)
     assert written(seen) + written(rest) == content
@@ -205,7 +206,7 @@ async def test_a_row_that_no_worker_knows_is_interrupted(worker, conversation):
 async def test_a_refusal_is_raised_and_kept(worker, conversation):
     message = await sync_to_async(turn)(conversation, "refuse context_length_exceeded")
     with pytest.raises(RequestRefused):
-        await generation.start(message)
+        await live.start(message)
     await message.arefresh_from_db()
     assert (message.status, message.error["code"]) == ("failed", "context_length_exceeded")
     frames = await read(message)
@@ -216,7 +217,7 @@ async def test_without_a_worker_the_row_says_so(settings, tmp_path, conversation
     settings.WORKER_URLS = [f"unix:{tmp_path}/nobody.sock"]
     message = await sync_to_async(turn)(conversation, "words 3")
     with pytest.raises(WorkerUnavailable):
-        await generation.start(message)
+        await live.start(message)
     await message.arefresh_from_db()
     assert (message.status, message.error["code"]) == ("failed", "worker_unavailable")
 
@@ -249,7 +250,7 @@ async def test_a_worker_that_shuts_down_interrupts_too(settings, conversation):
 
 def test_started_from_a_synchronous_view_it_goes_on_without_that_view(worker, conversation):
     message = turn(conversation, "every 0.005 words 40")
-    async_to_sync(generation.start)(message)
+    async_to_sync(live.start)(message)
     deadline = time.monotonic() + 10
     while message.status in Message.IN_FLIGHT and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -280,7 +281,7 @@ def test_the_history_is_questions_with_their_answers(conversation):
     say("user", "three")
     say("assistant", "thi", "stopped")
     say("user", "four")
-    request, checkpoint = generation._request_for(say("assistant", "", "queued").pk)
+    request, checkpoint = live._request_for(say("assistant", "", "queued").pk)
     assert [turn["content"] for turn in request.messages] == ["one", "first", "three", "thi", "four"]
     assert checkpoint == CHECKPOINT
     assert request.sampling.temperature == 0

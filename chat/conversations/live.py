@@ -24,10 +24,10 @@ from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DatabaseError, close_old_connections, connections, transaction
 from django.utils import timezone
 
-from chat.answers import ENDINGS, Answer, Reader
+from chat.conversations.frames import ENDINGS, Answer, Reader
+from chat.conversations.rendering import to_html
 from chat.engine.request import AdapterRef, Request, RequestRefused
 from chat.models import Checkpoint, Conversation, Message
-from chat.rendering import to_html
 from chat.sampling import as_sampling
 from chat.worker.router import CheckpointRef, Router, SequenceLost, WorkerUnavailable, get_router
 

@@ -16,7 +16,7 @@ KEEP = object()  # for `adapter`: whatever the conversation used last
 
 
 def create_turn(conversation, user, content, checkpoint=None, adapter=None, sampling=None) -> tuple[Message, Message]:
-    """(the user's message, the queued answer); `chat.generation.start(answer)` then makes somebody write it.
+    """(the user's message, the queued answer); `chat.conversations.live.start(answer)` then makes somebody write it.
 
     `checkpoint` and `adapter` are rows, ids or names that `user` may see. checkpoint None: the adapter's, else the conversation's
     last one, else the default. adapter None: prefix off; KEEP: as in the conversation's last turn.

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from chat.rendering import LONGEST, to_html
+from chat.conversations.rendering import LONGEST, to_html
 
 
 def test_markdown_becomes_markup():

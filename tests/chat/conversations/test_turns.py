@@ -3,7 +3,8 @@
 import pytest
 from django.core.exceptions import ValidationError
 
-from chat import registry, turns
+from chat import registry
+from chat.conversations import turns
 from chat.models import Conversation, Message
 from portal.api import Conflict
 from tests.chat.checkpoints.made import adapter_folder, checkpoint_folder

@@ -15,9 +15,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
+from chat.conversations.rendering import to_html
 from chat.engine.request import Event
 from chat.models import Message
-from chat.rendering import to_html
 
 STARTED, TEXT = 999, 1000
 # Characters in a frame: the web server sends none above 1 MiB, and a reader acknowledges between two of them.
