@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 
-from chat.engine.slots import SlotCache
+from chat.engine.kv_cache import SlotCache
 
 MOST_ROWS = {"cpu": 32, "cuda": 128}
 CACHE_SHARE = 0.4  # of free memory; the rest is for activations, adapters, the prompt store and a trainer beside it

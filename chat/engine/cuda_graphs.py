@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from chat.engine.attention import rows_of_similar_length
+from chat.engine.kv_cache import SlotCache
 from chat.engine.positions import Places, decode_mask
-from chat.engine.slots import SlotCache
 
 log = logging.getLogger(__name__)
 

@@ -1,6 +1,6 @@
 """Continuous batching: requests join and leave at step boundaries; one step is some prefill and one token for every row.
 
-The scheduler sees prompts as token lists, rows as slots of one KV cache (chat.engine.slots) and the model as its ordinary
+The scheduler sees prompts as token lists, rows as slots of one KV cache (chat.engine.kv_cache) and the model as its ordinary
 forward. Everything between `submit` and the sink happens on one thread, so that it needs no locks but the one at the door.
 """
 
@@ -16,22 +16,22 @@ from typing import Any
 
 import torch
 
-from chat.engine.acceptance import Acceptance
 from chat.engine.adapters import AdapterPool
-from chat.engine.admission import FairQueue
-from chat.engine.answers import Answer, AnswerCollector
+from chat.engine.batch import Rows
 from chat.engine.capacity import CACHE_SHARE, capacity_for
 from chat.engine.cuda_graphs import decoder_for
+from chat.engine.kv_cache import SlotCache, layer_devices
 from chat.engine.loading import Loaded
-from chat.engine.pace import Pace
+from chat.engine.offline import Answer, AnswerCollector
 from chat.engine.positions import positions_for
 from chat.engine.prefill import Prefiller, groups
+from chat.engine.prompt_cache import PromptStore
 from chat.engine.request import LONGEST_PREFIX, Request, RequestRefused, Sink
-from chat.engine.reuse import PromptStore
-from chat.engine.rows import Rows
 from chat.engine.sampler import Chosen, choose
-from chat.engine.sequences import Ended, Sequence
-from chat.engine.slots import SlotCache, layer_devices
+from chat.engine.sequence import Ended, Sequence
+from chat.engine.token_budget import Pace
+from chat.engine.validation import Acceptance
+from chat.engine.waiting_queue import FairQueue
 
 log = logging.getLogger(__name__)
 

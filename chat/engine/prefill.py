@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from chat.engine.kv_cache import SlotCache
 from chat.engine.positions import prefill_mask
-from chat.engine.sequences import Sequence
-from chat.engine.slots import SlotCache
+from chat.engine.sequence import Sequence
 
 PADDING_WASTE = 1.15  # padded / real tokens that a batched prefill may cost on a CPU; a GPU is idle on small forwards
 PADDING_WASTE_ON_GPU = 4.0

@@ -12,8 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from chat.engine.detokenizer import AnswerCleaner, TextStream, clean_chatglm, text_stream
 from chat.engine.request import RequestRefused
-from chat.engine.text_streams import AnswerCleaner, TextStream, clean_chatglm, text_stream
 
 ROLES = ("system", "user", "assistant")
 IGNORED = -100  # label that the loss leaves out

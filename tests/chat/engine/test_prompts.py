@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chat.engine.detokenizer import AnswerCleaner, _WindowStream, clean_chatglm
 from chat.engine.prompts import IGNORED, TemplatePrompter
 from chat.engine.request import RequestRefused
-from chat.engine.sequences import StopStrings
-from chat.engine.text_streams import AnswerCleaner, _WindowStream, clean_chatglm
+from chat.engine.sequence import StopStrings
 
 from .tiny_models import SPECIALS, byte_tokenizer, loaded_model
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from chat.engine import capacity, slots
-from chat.engine.admission import FairQueue
+from chat.engine import capacity, kv_cache
 from chat.engine.engine import Engine
-from chat.engine.slots import SlotCache
+from chat.engine.kv_cache import SlotCache
+from chat.engine.waiting_queue import FairQueue
 
 from .test_exact import check, mixed_requests
 from .tiny_models import CONTEXT, loaded_model
@@ -16,7 +16,7 @@ from .tiny_models import CONTEXT, loaded_model
 
 @pytest.mark.parametrize("architecture", ["qwen2", "chatglm"])
 def test_a_cache_that_grows_while_rows_run_changes_nothing(architecture, tmp_path, monkeypatch):
-    monkeypatch.setattr(slots, "FIRST_COLUMNS", 16)
+    monkeypatch.setattr(kv_cache, "FIRST_COLUMNS", 16)
     requests, expected = mixed_requests(architecture, tmp_path, 7, seed=11)
     requests.sort(key=lambda request: expected[request.id][1] + len(request.prompt_ids))
     engine = Engine(loaded_model(architecture), max_rows=4, prefill_tokens=32)

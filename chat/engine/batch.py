@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from chat.engine.adapters import AdapterPool
-from chat.engine.reuse import PromptStore, common_length
-from chat.engine.sequences import Sequence
-from chat.engine.slots import SlotCache
+from chat.engine.kv_cache import SlotCache
+from chat.engine.prompt_cache import PromptStore, common_length
+from chat.engine.sequence import Sequence
 
 
 class Rows:

@@ -10,7 +10,7 @@ from chat.engine.adapters import AdapterPool
 from chat.engine.loading import Loaded
 from chat.engine.request import DEFAULT_NEW_TOKENS, Request, RequestRefused, Sampling, Sink
 from chat.engine.sampler import Choice
-from chat.engine.sequences import Ended, Sequence
+from chat.engine.sequence import Ended, Sequence
 
 
 class Acceptance:

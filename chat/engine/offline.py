@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from chat.engine.request import FinishReason, Request, RequestRefused, Sink
-from chat.engine.sequences import Ended, Sequence
+from chat.engine.sequence import Ended, Sequence
 
 
 @dataclass(frozen=True)
