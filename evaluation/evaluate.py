@@ -30,7 +30,7 @@ from portal import run_process
 from portal.models import Run
 from portal.run_process import STEP_ASIDE, Asked, Heart, RunFailed, Say
 from tuning import device_lock
-from tuning.datasets import Split, open_split
+from tuning.datasets.store import Split, open_split
 
 
 def carry_out(run_id: int, token: str, say: Say) -> str:

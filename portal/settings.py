@@ -186,7 +186,7 @@ Q_CLUSTER = {
 }
 
 # What `up` calls after the migrations; each may be called again at any time.
-FIRST_RUN = ["chat.registry.ensure_starter", "chat.registry.ensure_upstreams", "tuning.datasets.ensure_sample"]
+FIRST_RUN = ["chat.registry.ensure_starter", "chat.registry.ensure_upstreams", "tuning.datasets.store.ensure_sample"]
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [

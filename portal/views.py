@@ -13,7 +13,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET
 
-from chat.api.rest import chatglm
+from chat.api import chatglm
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.worker import router
 from evaluation.models import EvaluationRun

@@ -1,5 +1,5 @@
-"""Forms of datasets and tuning runs. What is allowed is said by tuning/plan.py and tuning/datasets.py; forms only read the types,
-so that pages and REST refuse the same things with the same words."""
+"""Forms of datasets and tuning runs. What is allowed is said by tuning/plan.py and tuning/datasets/store.py; forms only read the
+types, so that pages and REST refuse the same things with the same words."""
 
 from django import forms
 from django.utils.translation import gettext_lazy as _

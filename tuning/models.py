@@ -31,7 +31,7 @@ class Dataset(Owned, models.Model):
     problems = models.JSONField(_("problems"), default=list, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
-    # deleted while ended runs name it: out of everybody's sight, its rows stay for those runs (tuning/datasets.py, delete)
+    # deleted while ended runs name it: out of everybody's sight, its rows stay for those runs (tuning/datasets/store.py, delete)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
@@ -55,7 +55,7 @@ class Dataset(Owned, models.Model):
 
 
 class DatasetVersion(models.Model):
-    """Immutable, content-addressed: `splits` says which file holds which rows; tuning/datasets.py reads and writes the files.
+    """Immutable, content-addressed: `splits` says which file holds which rows; tuning/datasets/store.py reads and writes the files.
 
     splits: {"train": {"sha256", "rows", "bytes", ...}, "validation": {...}}
     """

@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from chat.models import Checkpoint
 from portal import runs
 from portal.models import Run
-from tuning.datasets import TRAIN
+from tuning.datasets.store import TRAIN
 from tuning.models import Dataset, DatasetVersion, TuningRun
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
 

@@ -8,7 +8,7 @@ from django.utils.translation import gettext as _
 
 from portal.models import User
 from portal.numbers import whole_number
-from tuning import datasets
+from tuning.datasets import store
 from tuning.models import Dataset
 
 COLUMNS = ("prompt_column", "response_column", "history_column")
@@ -61,8 +61,8 @@ class ForegroundCommand(BaseCommand):
     def ingest(self, file, path: Path, options: dict, owner: User) -> Dataset:
         """The open `file` as a dataset named after `path`; its problems as lines when it is refused."""
         try:
-            return datasets.ingest(file, name=path.stem, owner=owner, **{name: options[name] for name in COLUMNS})
-        except datasets.DatasetRejected as rejected:
+            return store.ingest(file, name=path.stem, owner=owner, **{name: options[name] for name in COLUMNS})
+        except store.DatasetRejected as rejected:
             told = [f"{path}:{found['line'] or ''} {found['message']}" for found in rejected.problems[:MOST_PROBLEMS]]
             if rejected.total > len(told):
                 told.append("…")

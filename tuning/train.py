@@ -24,7 +24,7 @@ from portal.models import Run
 from portal.processes import run_folder
 from portal.run_process import STEP_ASIDE, Asked, Heart, RunFailed, Say
 from tuning import device_lock
-from tuning.datasets import open_split
+from tuning.datasets.store import open_split
 from tuning.models import TuningMetric, TuningRun
 
 
@@ -33,9 +33,9 @@ def carry_out(run_id: int, token: str, say: Say) -> str:
     run = TuningRun.objects.select_related("owner", "checkpoint", "dataset_version").get(pk=run_id)
     status = run_process.carry_out(run_id, token, lambda heart: _train(run, heart, say), say)
     if status == Run.Status.SUCCEEDED:
-        from tuning.ptuning import checkpoints
+        from tuning.ptuning import training_state
 
-        checkpoints.delete_all(run.checkpoint_folder)  # the adapter is all that is needed now
+        training_state.delete_all(run.checkpoint_folder)  # the adapter is all that is needed now
     return status
 
 

@@ -2,7 +2,8 @@
 
 from django.urls import path
 
-from tuning import dataset_views, views
+from tuning import views
+from tuning.datasets import views as dataset_views
 
 urlpatterns = [
     path("datasets/", dataset_views.dataset_list, name="dataset_list"),

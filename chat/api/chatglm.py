@@ -14,8 +14,8 @@ from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 
 from chat import registry
+from chat.api import completion, errors
 from chat.api.openai import body_of
-from chat.api.rest import completion, errors
 from chat.models import Checkpoint
 from chat.sampling import NUMBERS, number_problem
 from chat.text import is_storable

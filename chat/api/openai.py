@@ -13,9 +13,9 @@ from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 
 from chat import registry
+from chat.api import completion, errors, sse
 from chat.api.completion import Answer
 from chat.api.openai_request import ChatRequest, chat_request
-from chat.api.rest import completion, errors, sse
 from chat.models import Adapter, Checkpoint
 from portal.api import READABLE, json_error
 from portal.api_keys import user_of_request

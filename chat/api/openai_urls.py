@@ -1,6 +1,6 @@
 from django.urls import path
 
-from chat.api.rest import openai
+from chat.api import openai
 
 urlpatterns = [
     path("chat/completions", openai.chat_completions, name="openai-chat-completions"),

@@ -9,8 +9,8 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 
 from chat import registry
+from chat.api import errors, sse
 from chat.api.adapter_export import AdapterUnreadable, archive
-from chat.api.rest import errors, sse
 from chat.api.serializers import (
     STREAM,
     AdapterSerializer,

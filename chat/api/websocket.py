@@ -13,7 +13,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from rest_framework.exceptions import APIException
 
-from chat.api.rest import errors
+from chat.api import errors
 from chat.conversations import live, turns
 from chat.engine.request import RequestRefused
 from chat.models import Conversation, Message

@@ -57,7 +57,7 @@ def set_up(folder: Path) -> None:
 
 
 def take_in(path: Path):
-    from tuning.datasets import ingest
+    from tuning.datasets.store import ingest
 
     with open(path, "rb") as file:
         return ingest(file, name="bench", owner=None, prompt_column="content", response_column="summary")
@@ -76,7 +76,7 @@ def cpu_seconds(work, *arguments) -> float:
 
 
 def page_milliseconds(version, pages: int = 400) -> list[float]:
-    from tuning.datasets import examples
+    from tuning.datasets.store import examples
 
     draw = random.Random(2)
     took = []
@@ -101,7 +101,7 @@ def peak_mib(folder: Path, path: Path) -> float:
 
 def measure_memory(folder: str, path: str) -> None:
     set_up(Path(folder))
-    import tuning.datasets  # noqa: F401  imported before the first reading
+    import tuning.datasets.store  # noqa: F401  imported before the first reading
 
     before = _status("VmRSS")
     take_in(Path(path))

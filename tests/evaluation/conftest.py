@@ -9,7 +9,7 @@ from chat.models import Adapter, Checkpoint
 from evaluation.metrics import Scorer
 from tests.tuning import tiny
 from tests.tuning.datasets.files import lines, upload
-from tuning.datasets import add_split, ingest
+from tuning.datasets.store import add_split, ingest
 
 PRE_SEQ_LEN = 4
 

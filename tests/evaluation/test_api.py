@@ -13,7 +13,7 @@ from evaluation.models import EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
 from portal.models import ApiKey, Run
 from tests.tuning.datasets.files import lines, rows, upload
-from tuning.datasets import ingest
+from tuning.datasets.store import ingest
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
 URL = "/api/v1/evaluation-runs/"

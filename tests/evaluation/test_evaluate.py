@@ -13,7 +13,7 @@ from portal import runs
 from portal.models import Run
 from portal.run_process import CANCEL, Asked, RunFailed
 from tests.tuning.datasets.files import lines, upload
-from tuning import datasets
+from tuning.datasets import store
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
 SHORT = {"max_source_length": 48, "max_target_length": 12}
@@ -77,7 +77,7 @@ def test_base_and_tuned_are_scored_and_compared(member, dataset, checkpoint, ada
     assert set(tuned.scores["rouge-l"]) == {"value", "low", "high"}
     rows = list(tuned.predictions.all())
     assert [row.row for row in rows] == list(range(8))
-    expected = datasets.examples(dataset.current, "validation", 0, 8)
+    expected = store.examples(dataset.current, "validation", 0, 8)
     assert [row.prompt for row in rows] == [example["prompt"] for example in expected]
     assert [row.text for row in rows] != [row.text for row in base.predictions.all()]
     mean = sum(row.scores["bleu-4"] for row in rows) / 8
@@ -114,7 +114,7 @@ def test_a_stopped_run_goes_on_behind_its_rows(member, dataset, checkpoint, monk
 
 def test_rows_that_fail_count_as_empty_and_all_of_them_fail_the_run(member, checkpoint, data_dir):
     content = lines({"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"})
-    dataset = datasets.ingest(upload(content), name="x", owner=member)
+    dataset = store.ingest(upload(content), name="x", owner=member)
     run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, **SHORT)
     error = {"message": "not finite", "type": "server_error", "param": None, "code": "nan_logits"}
 

@@ -27,7 +27,7 @@ from evaluation.models import EvaluationRun
 from evaluation.plan import create_evaluation
 from portal import runs
 from portal.models import Run, User
-from tuning.datasets import ensure_sample
+from tuning.datasets.store import ensure_sample
 from tuning.models import Dataset
 
 ensure_starter()

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from chat.models import Checkpoint
-from tuning import datasets
+from tuning.datasets import store
 
 
 @pytest.fixture
@@ -25,6 +25,6 @@ def make_dataset(db, data_dir):
         lines = [json.dumps({"content": f"q{row}", "summary": f"a{row}"}) for row in range(rows)]
         file = io.BytesIO("\n".join(lines).encode())
         file.name = "train.json"
-        return datasets.ingest(file, name=name, owner=owner, prompt_column="content", response_column="summary")
+        return store.ingest(file, name=name, owner=owner, prompt_column="content", response_column="summary")
 
     return make

@@ -7,7 +7,7 @@ from django_q.models import OrmQ
 from chat.models import Checkpoint
 from portal import runs
 from portal.models import Run
-from tuning import datasets
+from tuning.datasets import store
 from tuning.models import TuningRun
 from tuning.plan import PRESETS, create_run, recipe_for
 from tuning.ptuning.recipe import Recipe
@@ -38,7 +38,7 @@ def test_a_plan_is_frozen_with_what_it_names(member, checkpoint, make_dataset, d
     assert recipe["method"] == "ptuning_v2" and recipe["preset"] == "chatglm-6b-train.sh"
     assert recipe["checkpoint"]["fingerprint"] == checkpoint.fingerprint
     version = dataset.current
-    datasets.add_split(dataset, 2)
+    store.add_split(dataset, 2)
     run.refresh_from_db()
     assert run.dataset_version == version and run.recipe["dataset"]["sha256"] == version.splits["train"]["sha256"]
     assert run.recipe["dataset"] == {
@@ -60,7 +60,7 @@ def test_presets_are_the_scripts_of_upstream_and_the_starters(chatglm, checkpoin
 
 def test_every_problem_is_told_at_once(member, checkpoint, make_dataset):
     dataset = make_dataset(member)
-    datasets.Dataset.objects.filter(pk=dataset.pk).update(status="failed")
+    store.Dataset.objects.filter(pk=dataset.pk).update(status="failed")
     dataset.refresh_from_db()
     problems = problems_of(
         create_run, member, dataset=dataset, checkpoint=checkpoint, name="n" * 121, pre_seq_len=0, learning_rate=5,
@@ -98,10 +98,10 @@ def test_a_deleted_dataset_takes_no_new_run_and_old_runs_keep_theirs(member, che
     dataset = make_dataset(member)
     run = create_run(member, dataset=dataset, checkpoint=checkpoint)
     runs.cancel(run)
-    datasets.delete(dataset)
+    store.delete(dataset)
     dataset.refresh_from_db()
     assert problems_of(create_run, member, dataset=dataset, checkpoint=checkpoint) == {"dataset": ["deleted"]}
-    with datasets.open_split(TuningRun.objects.get(pk=run.pk).dataset_version, "train") as rows:
+    with store.open_split(TuningRun.objects.get(pk=run.pk).dataset_version, "train") as rows:
         assert len(rows) == 5
 
 

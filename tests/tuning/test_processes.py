@@ -34,7 +34,7 @@ class Runs:
         (folder / "rows.json").write_text(ROWS, encoding="utf-8")
         portal.manage(
             "shell", "-v", "0", "-c",
-            "from tuning.datasets import ingest; from portal.models import User;"
+            "from tuning.datasets.store import ingest; from portal.models import User;"
             f"ingest(open({str(folder / 'rows.json')!r}, 'rb'), name='rows', owner=User.objects.get(),"
             "prompt_column='content', response_column='summary')",
         )  # fmt: skip

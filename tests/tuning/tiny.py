@@ -58,7 +58,7 @@ def write(folder: Path, **changes) -> Path:
 
 
 def examples(count: int = 24) -> list[dict]:
-    """Rows of different lengths, as tuning/datasets.py gives them."""
+    """Rows of different lengths, as tuning/datasets/store.py gives them."""
     return [
         {
             "prompt": f"问{number} " + "ab" * (number % 5),

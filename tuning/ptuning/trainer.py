@@ -19,7 +19,7 @@ import torch
 from chat.engine.adapters import KVPrefix
 from chat.engine.capacity import free_memory
 from chat.engine.loading import Loaded
-from tuning.ptuning import checkpoints
+from tuning.ptuning import training_state
 from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, rows_of_step, token_weights
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixEncoder
@@ -251,7 +251,7 @@ class Trainer:
         )
 
     def _save(self) -> None:
-        checkpoints.save(
+        training_state.save(
             self._folder,
             self.step,
             {
@@ -275,7 +275,7 @@ class Trainer:
         }
 
     def _resume(self) -> None:
-        state = checkpoints.load_newest(self._folder, self.loaded.device) if self._folder is not None else None
+        state = training_state.load_newest(self._folder, self.loaded.device) if self._folder is not None else None
         if state is None:
             return
         if state["identity"] != self._identity():

@@ -16,7 +16,7 @@ from evaluation.plan import SEED, create_evaluation
 from portal import runs
 from portal.models import Run
 from portal.run_process import stamped
-from tuning import datasets
+from tuning.datasets import store
 from tuning.models import Dataset
 from tuning.terminal import ForegroundCommand, lines
 
@@ -68,7 +68,7 @@ class Command(ForegroundCommand):
                 token = runs.claim(run.pk)
         except ValidationError as fault:
             if not options["dataset"]:
-                datasets.delete(dataset)  # nobody asked for more than the run
+                store.delete(dataset)  # nobody asked for more than the run
             raise CommandError("\n".join(lines(fault))) from fault
 
         from evaluation.evaluate import carry_out  # brings torch, which --help does without

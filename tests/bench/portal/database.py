@@ -53,7 +53,7 @@ def _heartbeat(number: int):
 
 def _ingest(number: int):
     from chat.starter import sample
-    from tuning.datasets import ingest
+    from tuning.datasets.store import ingest
 
     rows = sample.load(sample.TRAIN)
     count = 0

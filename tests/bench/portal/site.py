@@ -104,7 +104,7 @@ def _session(user) -> str:
 
 def _dataset(owner, number):
     from chat.starter import sample
-    from tuning.datasets import add_split, ingest
+    from tuning.datasets.store import add_split, ingest
 
     rows = [{**row, "content": f"{row['content']}*编号#{number}"} for row in sample.load(sample.TRAIN)]
     file = io.BytesIO("\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())

@@ -6,6 +6,7 @@ import pytest
 from django.test import AsyncClient, Client
 
 from chat import registry
+from chat.conversations import live
 from chat.engine.request import Event
 from chat.models import Conversation, Message
 from chat.worker import router as worker_router

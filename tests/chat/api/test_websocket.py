@@ -9,7 +9,7 @@ from autobahn.exception import Disconnected
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 
-from chat.api.rest import websocket
+from chat.api import websocket
 from chat.api.routing import websocket_urlpatterns
 from chat.engine.request import RequestRefused
 from chat.models import Conversation, Message

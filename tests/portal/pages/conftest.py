@@ -10,7 +10,7 @@ from chat.worker.router import WorkerUnavailable
 from evaluation.models import METRICS
 from portal.models import Run
 from tests.portal.pages.made import evaluation, json_lines
-from tuning import datasets
+from tuning.datasets import store
 from tuning.models import TuningMetric, TuningRun
 
 
@@ -51,7 +51,7 @@ def adapter(checkpoint, member):
 @pytest.fixture
 def dataset(member, data_dir):
     rows = [{"content": f"问{row}", "summary": f"答{row}"} for row in range(50)]
-    return datasets.ingest(json_lines(rows), name="ads", owner=member)
+    return store.ingest(json_lines(rows), name="ads", owner=member)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from rest_framework.test import APIClient
 from portal.models import ApiKey, Run
 from tests.tuning.datasets.files import lines, rows
 from tests.tuning.datasets.test_datasets import a_run
-from tuning.datasets import ingest
+from tuning.datasets.store import ingest
 from tuning.models import Dataset
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]

@@ -10,8 +10,7 @@ from django.utils import translation
 from chat.models import Checkpoint
 from portal.models import Run
 from tests.tuning.datasets.files import encrypted, gzipped, lines, rows, tarred, upload, zipped
-from tuning import datasets
-from tuning.datasets import DatasetRejected, ingest
+from tuning.datasets.store import DatasetRejected, ingest, store
 from tuning.models import Dataset, DatasetVersion, TuningRun
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
@@ -43,7 +42,7 @@ def test_an_upload_becomes_a_dataset_that_is_read_by_row(member, data_dir):
     version = dataset.current
     assert (dataset.status, dataset.problems, version.number, version.rows) == ("ready", [], 1, 10)
     assert (dataset.prompt_column, dataset.response_column) == ("content", "summary")
-    with datasets.open_split(version, "train") as split:
+    with store.open_split(version, "train") as split:
         assert len(split) == 10
         assert split[3] == {
             "prompt": rows(4)[3]["content"],
@@ -53,7 +52,7 @@ def test_an_upload_becomes_a_dataset_that_is_read_by_row(member, data_dir):
         }
         with pytest.raises(IndexError):
             split[10]
-    assert [row["line"] for row in datasets.examples(version, "train", 8, 5)] == [9, 10]
+    assert [row["line"] for row in store.examples(version, "train", 8, 5)] == [9, 10]
     sha256 = version.splits["train"]["sha256"]
     assert files(data_dir) == [f"{sha256}.idx", f"{sha256}.jsonl"]
 
@@ -147,7 +146,7 @@ def test_bad_rows_reject_the_file_unless_they_shall_be_skipped(member, data_dir)
         ingest(upload(content), name="x", owner=member)
     assert [found["line"] for found in caught.value.problems] == [3, 4, 6] and not files(data_dir)
     dataset = ingest(upload(content), name="x", owner=member, skip_bad_rows=True)
-    assert dataset.current.rows == 3 and datasets.problem_count(dataset) == 3
+    assert dataset.current.rows == 3 and store.problem_count(dataset) == 3
     assert [found["level"] for found in dataset.problems] == ["error", "error", "warning"]
 
 
@@ -167,11 +166,11 @@ def test_what_a_file_says_of_itself_can_always_be_told(member):
         with pytest.raises(DatasetRejected) as caught:
             ingest(upload(columns), name="x", owner=member, prompt_column="p", response_column="r")
         assert not set("\0\ud800") & set(caught.value.problems[0]["message"])
-        assert json.dumps(datasets.detect_columns(upload(columns)), ensure_ascii=False).encode()
+        assert json.dumps(store.detect_columns(upload(columns)), ensure_ascii=False).encode()
     odd = tarred({"tr\udcffain.json": lines(*rows(1)), "\udcff.txt": b""})
     dataset = ingest(odd, name="", owner=member)
     assert dataset.name == "tr?ain" and dataset.problems[0]["member"] == "?.txt"
-    assert datasets.detect_columns(upload("prompt,response\na,b,c\n", "x.csv"))["columns"] == ["prompt", "response"]
+    assert store.detect_columns(upload("prompt,response\na,b,c\n", "x.csv"))["columns"] == ["prompt", "response"]
 
 
 def test_rows_without_text_are_passed_over_with_a_warning(member):
@@ -186,47 +185,47 @@ def test_a_failure_behind_the_files_leaves_no_row(member, data_dir, monkeypatch)
     def broken(*args, **kwargs):
         raise RuntimeError("database away")
 
-    monkeypatch.setattr(datasets, "_add_version", broken)
+    monkeypatch.setattr(store, "_add_version", broken)
     with pytest.raises(RuntimeError):
         stored(member)
     assert not Dataset.objects.exists() and not [name for name in files(data_dir) if name.startswith(".incoming")]
 
 
 def test_columns_are_suggested_before_anything_is_stored(member, data_dir):
-    found = datasets.detect_columns(tarred({"train.json": lines(*rows(3)), "dev.json": lines(*rows(1))}))
+    found = store.detect_columns(tarred({"train.json": lines(*rows(3)), "dev.json": lines(*rows(1))}))
     assert (found["format"], found["columns"], found["member"]) == ("adgen", ["content", "summary"], "train.json")
     assert found["row"] == rows(1)[0] and not files(data_dir)
-    found = datasets.detect_columns(upload(lines({"frage": "a", "antwort": "b"})))
+    found = store.detect_columns(upload(lines({"frage": "a", "antwort": "b"})))
     assert (found["format"], found["columns"]) == ("", ["frage", "antwort"])
     with pytest.raises(DatasetRejected) as caught:
-        datasets.detect_columns(upload(b"\x00\x01"))
+        store.detect_columns(upload(b"\x00\x01"))
     assert [(found["line"], found["code"]) for found in caught.value.problems] == [(1, "not_json"), (None, "no_rows")]
 
 
 def test_a_validation_split_is_a_new_version(member, data_dir):
     dataset = stored(member, 50)
     first = dataset.current
-    version = datasets.add_split(dataset, 0.2, seed=7)
+    version = store.add_split(dataset, 0.2, seed=7)
     assert (version.number, {name: entry["rows"] for name, entry in version.splits.items()}) == (
         2, {"train": 40, "validation": 10},
     )  # fmt: skip
-    parts = [datasets.examples(version, name, 0, 100) for name in ("train", "validation")]
+    parts = [store.examples(version, name, 0, 100) for name in ("train", "validation")]
     together = {row["prompt"] for part in parts for row in part}
     assert together == {row["content"] for row in rows(50)}  # each row on one side
-    assert first.splits["train"]["rows"] == 50 and datasets.examples(first, "train", 0, 100)
-    again = datasets.add_split(stored(member, 50), 0.2, seed=7)
+    assert first.splits["train"]["rows"] == 50 and store.examples(first, "train", 0, 100)
+    again = store.add_split(stored(member, 50), 0.2, seed=7)
     assert again.sha256 == version.sha256  # the seed decides, nothing else
     with pytest.raises(ValidationError, match="already"), translation.override("en"):
-        datasets.add_split(dataset, 5)
+        store.add_split(dataset, 5)
     for count in (0, 50, 1.5):
         with pytest.raises(ValidationError):
-            datasets.add_split(stored(member, 50), count)
+            store.add_split(stored(member, 50), count)
 
 
 def test_a_dataset_without_runs_is_deleted_with_its_files(member, data_dir, django_capture_on_commit_callbacks):
     keep, drop = stored(member, 3), stored(member, 4)
     with django_capture_on_commit_callbacks(execute=True):
-        datasets.delete(drop)
+        store.delete(drop)
     assert set(Dataset.objects.all()) == {keep}
     assert files(data_dir) == [f"{keep.current.splits['train']['sha256']}.{end}" for end in ("idx", "jsonl")]
 
@@ -234,37 +233,37 @@ def test_a_dataset_without_runs_is_deleted_with_its_files(member, data_dir, djan
 def test_content_that_another_dataset_shares_stays(member, data_dir, django_capture_on_commit_callbacks):
     keep, drop = stored(member, 3), stored(member, 3)
     with django_capture_on_commit_callbacks(execute=True):
-        datasets.delete(drop)
-    assert datasets.examples(keep.current, "train", 0, 9)
+        store.delete(drop)
+    assert store.examples(keep.current, "train", 0, 9)
 
 
 def test_a_dataset_that_a_run_needs_is_kept_for_it(member, data_dir):
     dataset = stored(member)
     run = a_run(dataset, member, Run.Status.RUNNING)
     with pytest.raises(ValidationError) as caught:
-        datasets.delete(dataset)
+        store.delete(dataset)
     assert caught.value.code == "in_use" and Dataset.objects.visible_to(member).exists()
     Run.objects.filter(pk=run.pk).update(status=Run.Status.SUCCEEDED)
-    datasets.delete(dataset)
+    store.delete(dataset)
     assert not Dataset.objects.visible_to(member).exists()
     run.refresh_from_db()
-    assert datasets.examples(run.dataset_version, "train", 0, 1) and run.dataset_version.dataset.name == "house style"
+    assert store.examples(run.dataset_version, "train", 0, 1) and run.dataset_version.dataset.name == "house style"
 
 
 def test_the_sample_is_registered_once_and_belongs_to_everybody(member, data_dir):
-    datasets.ensure_sample()
-    datasets.ensure_sample()
+    store.ensure_sample()
+    store.ensure_sample()
     sample = Dataset.objects.visible_to(member).get()
     assert {name: entry["rows"] for name, entry in sample.current.splits.items()} == {"train": 1000, "validation": 100}
     assert not Dataset.objects.changeable_by(member)
     for path in (data_dir / "datasets").glob("*.jsonl"):
         path.unlink()
-    datasets.ensure_sample()  # the data folder was lost: the files come back
-    assert datasets.examples(sample.current, "train", 0, 1)
+    store.ensure_sample()  # the data folder was lost: the files come back
+    assert store.examples(sample.current, "train", 0, 1)
 
 
 def test_every_problem_has_words():
-    for code, message in datasets.MESSAGES.items():
+    for code, message in store.MESSAGES.items():
         names = {name.split(")")[0] for name in message.split("%(")[1:]}
-        found = datasets.worded({"line": 1, "code": code, "level": "error", "params": dict.fromkeys(names, "7")})
+        found = store.worded({"line": 1, "code": code, "level": "error", "params": dict.fromkeys(names, "7")})
         assert "%(" not in found["message"] and json.dumps(found)

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from tests.tuning.datasets.files import lines, upload
-from tuning.dataset_rows import KEPT_PROBLEMS, Columns, Findings, examples_of, first_row, suggest
-from tuning.dataset_sources import CHUNK, DatasetRejected, Limits, Source, recognise_encoding
+from tuning.datasets.rows import KEPT_PROBLEMS, Columns, Findings, examples_of, first_row, suggest
+from tuning.datasets.sources import CHUNK, DatasetRejected, Limits, Source, recognise_encoding
 
 LIMITS = Limits()
 ADGEN = Columns("content", "summary")

@@ -5,7 +5,7 @@ import tarfile
 import pytest
 
 from tests.tuning.datasets.files import gzipped, lines, rows, tarred, upload, zipped
-from tuning.dataset_sources import (
+from tuning.datasets.sources import (
     CHUNK,
     GB18030,
     UTF_8,

@@ -16,7 +16,7 @@ from portal import runs
 from portal.models import Run
 from portal.processes import run_folder
 from portal.run_process import stamped
-from tuning import datasets
+from tuning.datasets import store
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run
 from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
@@ -74,7 +74,7 @@ class Command(ForegroundCommand):
                 token = runs.claim(run.pk)
         except ValidationError as error:
             if not options["dataset"]:
-                datasets.delete(dataset)  # nobody asked for more than the run
+                store.delete(dataset)  # nobody asked for more than the run
             raise CommandError("\n".join(lines(error))) from error
         with open(run_folder(run.pk) / "run.log", "a", encoding="utf-8") as log:
 

@@ -12,7 +12,7 @@ from django.views.decorators.http import require_GET, require_POST
 from portal.access import get_visible
 from portal.forms import add_errors
 from portal.page import reason
-from tuning import datasets
+from tuning.datasets import store
 from tuning.forms import NameForm, SplitForm, UploadForm
 from tuning.models import Dataset
 
@@ -37,9 +37,9 @@ def columns(request):
     if head is None:
         return JsonResponse({"problem": _("Choose a file.")}, status=400)
     try:
-        found = datasets.detect_columns(head)
-    except datasets.DatasetRejected as rejection:
-        return JsonResponse({"problem": datasets.in_short(rejection)}, status=400)
+        found = store.detect_columns(head)
+    except store.DatasetRejected as rejection:
+        return JsonResponse({"problem": store.in_short(rejection)}, status=400)
     names = ("columns", "prompt_column", "response_column", "history_column", "encoding")
     first = {str(key): str(value)[:200] for key, value in found["row"].items()}
     return JsonResponse({name: found[name] for name in names} | {"row": first})
@@ -50,8 +50,8 @@ def upload(request):
     rejection = None
     if request.method == "POST" and form.is_valid():
         try:
-            dataset = datasets.ingest(owner=request.user, **form.cleaned_data)
-        except datasets.DatasetRejected as error:
+            dataset = store.ingest(owner=request.user, **form.cleaned_data)
+        except store.DatasetRejected as error:
             rejection = error
         else:
             messages.success(request, _("The dataset has been checked and stored."))
@@ -78,7 +78,7 @@ def _detail_context(request, dataset, split_form=None) -> dict:
     if version:
         page = Paginator(range(version.splits[split]["rows"]), PER_PAGE).get_page(request.GET.get("page"))
         try:
-            rows = datasets.examples(version, split, page.start_index() - 1, PER_PAGE) if page.object_list else []
+            rows = store.examples(version, split, page.start_index() - 1, PER_PAGE) if page.object_list else []
         except ValidationError as error:
             messages.error(request, reason(error))
     train_rows = version.splits["train"]["rows"] if version else 0
@@ -93,7 +93,7 @@ def _detail_context(request, dataset, split_form=None) -> dict:
         "problem_count": _count(dataset),
         "mine": Dataset.objects.changeable_by(request.user).filter(pk=dataset.pk).exists(),
         "split_form": split_form or SplitForm(initial={"validation": max(1, train_rows // 10)}),
-        "can_split": version is not None and datasets.VALIDATION not in version.splits and train_rows > 1,
+        "can_split": version is not None and store.VALIDATION not in version.splits and train_rows > 1,
     }
 
 
@@ -124,7 +124,7 @@ def split(request, pk):
     form = SplitForm(request.POST)
     if form.is_valid():
         try:
-            datasets.add_split(dataset, form.cleaned_data["validation"], seed=form.cleaned_data["seed"])
+            store.add_split(dataset, form.cleaned_data["validation"], seed=form.cleaned_data["seed"])
         except ValidationError as error:
             add_errors(form, error)
         else:
@@ -146,7 +146,7 @@ def rename(request, pk):
 def delete(request, pk):
     dataset = get_visible(Dataset.objects.changeable_by(request.user), request.user, pk=pk)
     try:
-        datasets.delete(dataset)
+        store.delete(dataset)
     except ValidationError as error:
         messages.error(request, reason(error))
         return redirect("dataset", pk=pk)

@@ -1,4 +1,4 @@
-"""/api/v1/datasets/. Rules are in tuning/datasets.py; here is only HTTP."""
+"""/api/v1/datasets/. Rules are in tuning/datasets/store.py; here is only HTTP."""
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -13,7 +13,7 @@ from rest_framework.routers import SimpleRouter
 from portal.api import Conflict, TooLarge, error
 from portal.numbers import whole_number
 from portal.viewsets import VisibleRows, rules_as_400
-from tuning import datasets
+from tuning.datasets import store
 from tuning.models import Dataset
 
 EXAMPLES_PER_PAGE, MOST_EXAMPLES_PER_PAGE = 50, 500
@@ -78,7 +78,7 @@ class DatasetDetailSerializer(DatasetSerializer):
         read_only_fields = [field for field in fields if field != "name"]
 
     def get_problem_count(self, dataset) -> int:
-        return datasets.problem_count(dataset)
+        return store.problem_count(dataset)
 
 
 class UploadSerializer(serializers.Serializer):
@@ -124,12 +124,12 @@ class SplitSerializer(serializers.Serializer):
         return value if value < 1 else int(value)
 
 
-def rejection(rejected: datasets.DatasetRejected) -> Response:
+def rejection(rejected: store.DatasetRejected) -> Response:
     """The envelope of an upload that was not taken, with all its problems."""
     first = rejected.problems[0]
     too_large = first["code"] == "too_large"
     body = error(
-        datasets.in_short(rejected),
+        store.in_short(rejected),
         param="file",
         code=first["code"],
         problems=rejected.problems,
@@ -162,7 +162,7 @@ class DatasetViewSet(
         """Refuses a body that is too large before anything reads it."""
         length = request.META.get("CONTENT_LENGTH") or "0"
         if length.isdigit() and int(length) > settings.DATASET_MAX_BYTES + _FORM_ROOM:
-            raise TooLarge(_(datasets.MESSAGES["too_large"]) % {"limit": settings.DATASET_MAX_BYTES >> 20})
+            raise TooLarge(_(store.MESSAGES["too_large"]) % {"limit": settings.DATASET_MAX_BYTES >> 20})
         super().initial(request, *args, **kwargs)
 
     @extend_schema(
@@ -179,8 +179,8 @@ class DatasetViewSet(
         body.is_valid(raise_exception=True)
         fields = body.validated_data
         try:
-            dataset = datasets.ingest(fields.pop("file"), name=fields.pop("name"), owner=request.user, **fields)
-        except datasets.DatasetRejected as rejected:
+            dataset = store.ingest(fields.pop("file"), name=fields.pop("name"), owner=request.user, **fields)
+        except store.DatasetRejected as rejected:
             return rejection(rejected)
         return Response(DatasetDetailSerializer(dataset).data, status=status.HTTP_201_CREATED)
 
@@ -191,7 +191,7 @@ class DatasetViewSet(
     def perform_destroy(self, dataset):
         self.get_changeable()
         try:
-            datasets.delete(dataset)
+            store.delete(dataset)
         except ValidationError as fault:
             raise Conflict(fault.messages[0], code="in_use") from fault
 
@@ -225,7 +225,7 @@ class DatasetViewSet(
             return request.build_absolute_uri(f"{request.path}?{query.urlencode()}")
 
         with rules_as_400():
-            rows = datasets.examples(version, split, (page - 1) * size, size)
+            rows = store.examples(version, split, (page - 1) * size, size)
         return Response({"count": count, "next": link(page + 1), "previous": link(page - 1), "results": rows})
 
     def _number(self, name: str, otherwise: int) -> int:
@@ -245,7 +245,7 @@ class DatasetViewSet(
         body = SplitSerializer(data=request.data)
         body.is_valid(raise_exception=True)
         with rules_as_400():
-            datasets.add_split(dataset, **body.validated_data)
+            store.add_split(dataset, **body.validated_data)
         return Response(DatasetDetailSerializer(self.get_queryset().get(pk=dataset.pk)).data, status=201)
 
 

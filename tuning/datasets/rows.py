@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from json.encoder import encode_basestring as quoted
 from typing import Any
 
-from tuning.dataset_sources import CHUNK, UTF_8, UTF_8_BOM, DatasetRejected, Limits, Source, problem
+from tuning.datasets.sources import CHUNK, UTF_8, UTF_8_BOM, DatasetRejected, Limits, Source, problem
 
 KEPT_PROBLEMS = 1000
 csv.field_size_limit(

@@ -42,7 +42,7 @@ class DatasetRejected(Exception):
 
 
 def problem(code: str, line: int | None = None, *, level: str = "error", member: str = "", **params) -> dict[str, Any]:
-    """One finding. tuning/datasets.py words it; `line` is 1-based, None where it concerns the whole file."""
+    """One finding. tuning/datasets/store.py words it; `line` is 1-based, None where it concerns the whole file."""
     told = {name: printable(value) if isinstance(value, str) else value for name, value in params.items()}
     found = {"line": line, "code": code, "level": level, "params": told}
     if member:

@@ -1,4 +1,4 @@
-"""An upload becomes an immutable, content-addressed dataset version that is read by row (tuning/dataset_files.py: the files).
+"""An upload becomes an immutable, content-addressed dataset version that is read by row (tuning/datasets/files.py: the files).
 
 A row that is wrong (not JSON, a column missing, not text) rejects the upload with all problems named, because a file that is
 silently half used trains another model than its owner thinks; `skip_bad_rows` asks for the good rows alone. Rows whose prompt
@@ -25,9 +25,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop
 
-from tuning.dataset_files import Split, Writer, files_locked, paths_of
-from tuning.dataset_rows import Columns, Findings, examples_of, first_row, suggest
-from tuning.dataset_sources import (
+from tuning.datasets.files import Split, Writer, files_locked, paths_of
+from tuning.datasets.rows import Columns, Findings, examples_of, first_row, suggest
+from tuning.datasets.sources import (
     DatasetRejected,
     Limits,
     Source,
