@@ -18,10 +18,10 @@ from evaluation.serializers import (
     NewEvaluationSerializer,
     PredictionSerializer,
 )
-from portal import runs
 from portal.access import get_visible
 from portal.api import Conflict, Pages
 from portal.numbers import whole_number
+from portal.runs import lifecycle
 from portal.viewsets import AnyAccept, VisibleRows, rules_as_400
 
 
@@ -81,7 +81,7 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
     def cancel(self, request, pk=None):
         """Ends a queued run now and a running one soon; what it predicted stays."""
         run = self.get_changeable()
-        runs.cancel(run)
+        lifecycle.cancel(run)
         return Response(self._told(run))
 
     @extend_schema(request=None, responses=EvaluationRunSerializer)
@@ -89,7 +89,7 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
     def resume(self, request, pk=None):
         """Queues a failed or cancelled run again; it goes on behind the rows that it has predicted."""
         run = self.get_changeable()
-        if not runs.resume(run):
+        if not lifecycle.resume(run):
             raise Conflict(_("Only a failed or cancelled run can be resumed."), code="not_resumable")
         return Response(self._told(run))
 

@@ -1,7 +1,7 @@
 """`python -m evaluation.evaluate RUN TOKEN`: the process that carries out one evaluation.
 
-Every prediction is a row about a second after it is finished, so a process that is lost, or asked to stop (portal/run_process.py),
-costs only what was in flight.
+Every prediction is a row about a second after it is finished, so a process that is lost, or asked to stop
+(portal/runs/heartbeat.py), costs only what was in flight.
 """
 
 from __future__ import annotations
@@ -26,17 +26,16 @@ from evaluation.comparison import update_differences
 from evaluation.metrics import Scorer, average
 from evaluation.models import EvaluationRun, Prediction
 from evaluation.predict import Predicted, engine_for, messages_of, predict, reference_of
-from portal import run_process
 from portal.models import Run
-from portal.run_process import STEP_ASIDE, Asked, Heart, RunFailed, Say
-from tuning import device_lock
+from portal.runs import device_lock, heartbeat
+from portal.runs.heartbeat import STEP_ASIDE, Asked, Heart, RunFailed, Say
 from tuning.datasets.store import Split, open_split
 
 
 def carry_out(run_id: int, token: str, say: Say) -> str:
     """Carries a claimed run out to its end, whichever that is, and returns its status."""
     run = EvaluationRun.objects.select_related("dataset_version", "checkpoint", "adapter").get(pk=run_id)
-    status = run_process.carry_out(run_id, token, lambda heart: _evaluate(run, heart, say), say)
+    status = heartbeat.carry_out(run_id, token, lambda heart: _evaluate(run, heart, say), say)
     if status == Run.Status.SUCCEEDED:
         update_differences(run_id)
     return status
@@ -144,4 +143,4 @@ def _scores(run: EvaluationRun) -> dict:
 
 
 if __name__ == "__main__":
-    carry_out(int(sys.argv[1]), sys.argv[2], run_process.log_line)
+    carry_out(int(sys.argv[1]), sys.argv[2], heartbeat.log_line)

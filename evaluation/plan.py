@@ -6,8 +6,8 @@ from django.utils.translation import gettext as _
 
 from chat.models import Adapter, Checkpoint
 from evaluation.models import EvaluationRun
-from portal import runs
 from portal.models import Run
+from portal.runs import lifecycle
 from tuning.models import Dataset
 from tuning.plan import PRESETS, default_preset
 
@@ -96,7 +96,7 @@ def create_evaluation(
 
 def _enqueued(run: EvaluationRun, in_queue: bool = True) -> EvaluationRun:
     if in_queue:
-        runs.enqueue(run)
+        lifecycle.enqueue(run)
     else:
         run.save()  # queued; whoever made it claims it before anybody else sees it
     return run

@@ -1,6 +1,6 @@
 """What the queue calls. The work itself is in a process of its own, evaluation/evaluate.py."""
 
-from portal.processes import supervise
+from portal.runs.children import supervise
 
 
 def evaluate(run_id: int) -> str:

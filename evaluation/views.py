@@ -18,10 +18,10 @@ from chat.models import Adapter
 from evaluation.forms import EvaluationForm
 from evaluation.models import METRICS, EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
-from portal import runs
 from portal.access import get_visible
 from portal.forms import add_errors
 from portal.numbers import whole_number
+from portal.runs import lifecycle
 
 PER_PAGE = 20
 ROWS_PER_PAGE = 10
@@ -171,7 +171,7 @@ def marked(reference: str, text: str, least: int = 2):
 
 @require_POST
 def cancel(request, pk):
-    runs.cancel(get_visible(EvaluationRun.objects.changeable_by(request.user), request.user, pk=pk))
+    lifecycle.cancel(get_visible(EvaluationRun.objects.changeable_by(request.user), request.user, pk=pk))
     messages.success(request, _("The evaluation stops; rows that have been answered are kept."))
     return redirect("evaluation_run", pk=pk)
 
@@ -179,7 +179,7 @@ def cancel(request, pk):
 @require_POST
 def resume(request, pk):
     run = get_visible(EvaluationRun.objects.changeable_by(request.user), request.user, pk=pk)
-    if runs.resume(run):
+    if lifecycle.resume(run):
         messages.success(request, _("The evaluation goes on with the rows that are left."))
     else:
         messages.warning(request, _("Only a failed or cancelled run can go on."))

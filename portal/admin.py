@@ -8,9 +8,9 @@ from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from portal import runs
 from portal.login import AdminLoginForm
 from portal.models import ApiKey, User
+from portal.runs import lifecycle
 
 admin.site.site_header = admin.site.site_title = _("Model portal")
 admin.site.index_title = _("Administration")
@@ -66,12 +66,12 @@ class RunAdmin(admin.ModelAdmin):
     def cancel(self, request, queryset):
         active = [run for run in queryset if run.is_active]
         for run in active:
-            runs.cancel(run)
+            lifecycle.cancel(run)
         done = ngettext("%(count)s run is asked to stop.", "%(count)s runs are asked to stop.", len(active))
         self.message_user(request, done % {"count": len(active)}, messages.SUCCESS)
 
     @admin.action(description=_("Resume the selected failed or cancelled runs"), permissions=["cancel"])
     def resume(self, request, queryset):
-        resumed = sum(runs.resume(run) for run in queryset)
+        resumed = sum(lifecycle.resume(run) for run in queryset)
         done = ngettext("%(count)s run is queued again.", "%(count)s runs are queued again.", resumed)
         self.message_user(request, done % {"count": resumed}, messages.SUCCESS)

@@ -62,8 +62,8 @@ class ApiKey(Owned, models.Model):
 class Run(Owned, models.Model):
     """One piece of long work: a tuning or an evaluation. The queue is a doorbell; this row is the truth.
 
-    Status is written only in portal/runs.py. `token` is the fencing token: a process may write to the row only while it holds
-    the current one. Statuses, error and times explain the run without any log.
+    Status is written only in portal/runs/lifecycle.py. `token` is the fencing token: a process may write to the
+    row only while it holds the current one. Statuses, error and times explain the run without any log.
     """
 
     class Status(models.TextChoices):

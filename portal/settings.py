@@ -165,7 +165,8 @@ STORAGES = {
 }
 
 # One `name` for all clusters (it salts the signatures); Q_CLUSTER_NAME chooses the cluster. Timeouts lie far above any run and
-# retry above the timeout, or the broker would deliver a task twice. The Run row, not the queue, is the truth (portal/runs.py).
+# retry above the timeout, or the broker would deliver a task twice. The Run row, not the queue, is the truth
+# (portal/runs/lifecycle.py).
 Q_CLUSTER = {
     "name": "portal",
     "cluster_name": "default",

@@ -9,7 +9,7 @@ import pytest
 from tests.running import ROOT
 
 MODEL_TESTS = [
-    "tests/portal/test_runs.py",
+    "tests/portal/runs/test_lifecycle.py",
     "tests/portal/test_access.py",
     "tests/chat/conversations/test_turns.py",
     "tests/chat/test_registry.py",

@@ -1,4 +1,4 @@
-"""/api/v1/tuning-runs/. Rules are in plan.py and portal/runs.py; here is only HTTP."""
+"""/api/v1/tuning-runs/. Rules are in plan.py and portal/runs/lifecycle.py; here is only HTTP."""
 
 from collections import deque
 
@@ -11,11 +11,11 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
-from portal import runs
 from portal.api import Conflict, Pages
 from portal.models import Run
 from portal.numbers import whole_number
-from portal.processes import run_folder
+from portal.runs import lifecycle
+from portal.runs.children import run_folder
 from portal.viewsets import AnyAccept, VisibleRows, rules_as_400
 from tuning.models import TuningRun
 from tuning.plan import create_run
@@ -96,7 +96,7 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
     def cancel(self, request, pk=None):
         """A queued run ends at once, a running one after its step, with a checkpoint. An ended run stays as it is."""
         run = self.get_changeable()
-        runs.cancel(run)
+        lifecycle.cancel(run)
         return self._answer(run)
 
     @extend_schema(request=None, responses=TuningRunSerializer)
@@ -104,7 +104,7 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
     def resume(self, request, pk=None):
         """A failed or cancelled run goes on from its last checkpoint; 409 for any other."""
         run = self.get_changeable()
-        if not runs.resume(run):
+        if not lifecycle.resume(run):
             raise Conflict(_("Only a failed or cancelled run can go on."), "not_resumable")
         return self._answer(run)
 

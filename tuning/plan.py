@@ -14,8 +14,8 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from chat.models import Checkpoint
-from portal import runs
 from portal.models import Run
+from portal.runs import lifecycle
 from tuning.datasets.store import TRAIN
 from tuning.models import Dataset, DatasetVersion, TuningRun
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
@@ -160,7 +160,7 @@ def create_run(
     )
     with transaction.atomic():
         if in_queue:
-            runs.enqueue(run)
+            lifecycle.enqueue(run)
         else:
             run.save()
     return run

@@ -1,6 +1,6 @@
 """What django-q2 calls."""
 
-from portal.processes import supervise
+from portal.runs.children import supervise
 
 
 def run(run_id: int) -> str:

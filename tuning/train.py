@@ -1,6 +1,6 @@
 """The trainer process: `python -m tuning.train RUN TOKEN`, started by the queue's task for a run that it has claimed.
 
-Asked to stop it saves a checkpoint, from which the run goes on later (portal/run_process.py says who asks how).
+Asked to stop it saves a checkpoint, from which the run goes on later (portal/runs/heartbeat.py says who asks how).
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from django.conf import settings
 
 from chat.checkpoints.describe import CheckpointInvalid
 from chat.registry import publish_adapter
-from portal import run_process
 from portal.models import Run
-from portal.processes import run_folder
-from portal.run_process import STEP_ASIDE, Asked, Heart, RunFailed, Say
-from tuning import device_lock
+from portal.runs import device_lock, heartbeat
+from portal.runs.children import run_folder
+from portal.runs.heartbeat import STEP_ASIDE, Asked, Heart, RunFailed, Say
 from tuning.datasets.store import open_split
 from tuning.models import TuningMetric, TuningRun
 
@@ -31,7 +30,7 @@ from tuning.models import TuningMetric, TuningRun
 def carry_out(run_id: int, token: str, say: Say) -> str:
     """Trains a claimed run to its end and returns its status; the run's row says the rest."""
     run = TuningRun.objects.select_related("owner", "checkpoint", "dataset_version").get(pk=run_id)
-    status = run_process.carry_out(run_id, token, lambda heart: _train(run, heart, say), say)
+    status = heartbeat.carry_out(run_id, token, lambda heart: _train(run, heart, say), say)
     if status == Run.Status.SUCCEEDED:
         from tuning.ptuning import training_state
 
@@ -130,4 +129,4 @@ def _line(progress) -> str:
 
 
 if __name__ == "__main__":
-    carry_out(int(sys.argv[1]), sys.argv[2], run_process.log_line)
+    carry_out(int(sys.argv[1]), sys.argv[2], heartbeat.log_line)

@@ -10,12 +10,12 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
 from chat.models import Checkpoint
-from portal import runs
 from portal.access import get_visible
 from portal.forms import add_errors
 from portal.models import Run
 from portal.numbers import whole_number
-from portal.processes import run_folder
+from portal.runs import lifecycle
+from portal.runs.children import run_folder
 from tuning.forms import LABELS, TuningRunForm, as_shown
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, default_preset, is_chatglm
@@ -134,7 +134,7 @@ def _initial(request, presets: dict) -> dict:
 @require_POST
 def cancel(request, pk):
     run = get_visible(TuningRun.objects.changeable_by(request.user), request.user, pk=pk)
-    runs.cancel(run)
+    lifecycle.cancel(run)
     messages.success(request, _("The run stops after its current step."))
     return redirect("tuning_run", pk=pk)
 
@@ -142,7 +142,7 @@ def cancel(request, pk):
 @require_POST
 def resume(request, pk):
     run = get_visible(TuningRun.objects.changeable_by(request.user), request.user, pk=pk)
-    if runs.resume(run):
+    if lifecycle.resume(run):
         messages.success(request, _("The run goes on from its last checkpoint."))
     else:
         messages.warning(request, _("Only a failed or cancelled run can go on."))

@@ -9,9 +9,9 @@ from evaluation.comparison import compare, update_differences
 from evaluation.models import METRICS, EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
 from evaluation.predict import predict
-from portal import runs
 from portal.models import Run
-from portal.run_process import CANCEL, Asked, RunFailed
+from portal.runs import lifecycle
+from portal.runs.heartbeat import CANCEL, Asked, RunFailed
 from tests.tuning.datasets.files import lines, upload
 from tuning.datasets import store
 
@@ -57,13 +57,13 @@ def evaluate(run, heart=None) -> None:
 
 def carry_out(run, heart=None) -> EvaluationRun:
     """As the process does it, in this one and without threads."""
-    token = runs.claim(run.pk)
+    token = lifecycle.claim(run.pk)
     try:
         evaluate(run, heart)
     except RunFailed as failure:
-        runs.fail(run.pk, token, failure.code, str(failure))
+        lifecycle.fail(run.pk, token, failure.code, str(failure))
     else:
-        runs.succeed(run.pk, token)
+        lifecycle.succeed(run.pk, token)
         update_differences(run.pk)
     return EvaluationRun.objects.get(pk=run.pk)
 

@@ -25,7 +25,7 @@ from chat.models import Checkpoint
 from chat.registry import ensure_starter
 from evaluation.models import EvaluationRun
 from evaluation.plan import create_evaluation
-from portal import runs
+from portal.runs import lifecycle
 from portal.models import Run, User
 from tuning.datasets.store import ensure_sample
 from tuning.models import Dataset
@@ -36,7 +36,7 @@ user = User.objects.create(username="member")
 plan = {"dataset": Dataset.objects.get(), "checkpoint": Checkpoint.objects.get(), "max_source_length": 64}
 
 def start(run):
-    token = runs.claim(run.pk)
+    token = lifecycle.claim(run.pk)
     return subprocess.Popen([sys.executable, "-m", "evaluation.evaluate", str(run.pk), token]), token
 
 def wait_for_rows(run, count):
@@ -98,7 +98,7 @@ def test_killed_stopped_cancelled_and_fenced_off(tmp_path):
         process.kill()
         process.wait()
         said["after_kill"] = told(run)
-        runs.lost(run.pk, token, "killed")  # what the supervising task does
+        lifecycle.lost(run.pk, token, "killed")  # what the supervising task does
         process, token = start(run)
         wait_for_rows(run, len(said["after_kill"]["rows"]) + 1)
         process.send_signal(signal.SIGTERM)
@@ -111,7 +111,7 @@ def test_killed_stopped_cancelled_and_fenced_off(tmp_path):
         cancelled = create_evaluation(user, **plan, split="train", max_examples=400, max_target_length=64)
         process, token = start(cancelled)
         wait_for_rows(cancelled, 1)
-        runs.cancel(cancelled)
+        lifecycle.cancel(cancelled)
         process.wait()
         said["cancelled"] = told(cancelled)
 

@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from portal import runs
-from portal.processes import run_folder
+from portal.runs import lifecycle
+from portal.runs.children import run_folder
 from tuning.models import Dataset, TuningMetric, TuningRun
 from tuning.plan import create_run
 
@@ -85,14 +85,14 @@ def test_cancel_and_resume(api, run):
     assert post(api, f"{URL}{run.pk}/cancel/").json()["status"] == "cancelled"
     assert post(api, f"{URL}{run.pk}/cancel/").json()["status"] == "cancelled"
     assert post(api, f"{URL}{run.pk}/resume/").json()["status"] == "queued"
-    token = runs.claim(run.pk)
+    token = lifecycle.claim(run.pk)
     assert post(api, f"{URL}{run.pk}/cancel/").json()["status"] == "running"
-    assert runs.heartbeat(run.pk, token) is runs.Signal.CANCEL
+    assert lifecycle.heartbeat(run.pk, token) is lifecycle.Signal.CANCEL
 
 
 def test_metrics_and_progress_of_a_running_run(api, run):
-    token = runs.claim(run.pk)
-    runs.heartbeat(run.pk, token, progress=10, phase="training")
+    token = lifecycle.claim(run.pk)
+    lifecycle.heartbeat(run.pk, token, progress=10, phase="training")
     TuningRun.objects.filter(pk=run.pk).update(loss=2.5, samples_per_second=32.0)
     for step in (10, 5):
         TuningMetric.objects.create(run=run, step=step, loss=3.0, learning_rate=0.1, samples_per_second=32.0)
@@ -120,7 +120,7 @@ def test_a_list_costs_the_same_queries_however_long(
     dataset = make_dataset(member)
     for _ in range(6):
         run = create_run(member, dataset=dataset, checkpoint=checkpoint)
-        runs.cancel(run)
+        lifecycle.cancel(run)
     with django_assert_max_num_queries(6):
         assert len(api.get(URL).json()["results"]) == 6
 

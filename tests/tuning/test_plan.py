@@ -5,8 +5,8 @@ from django.core.exceptions import ValidationError
 from django_q.models import OrmQ
 
 from chat.models import Checkpoint
-from portal import runs
 from portal.models import Run
+from portal.runs import lifecycle
 from tuning.datasets import store
 from tuning.models import TuningRun
 from tuning.plan import PRESETS, create_run, recipe_for
@@ -97,7 +97,7 @@ def test_what_the_checkpoint_cannot_do(member, checkpoint, chatglm, make_dataset
 def test_a_deleted_dataset_takes_no_new_run_and_old_runs_keep_theirs(member, checkpoint, make_dataset):
     dataset = make_dataset(member)
     run = create_run(member, dataset=dataset, checkpoint=checkpoint)
-    runs.cancel(run)
+    lifecycle.cancel(run)
     store.delete(dataset)
     dataset.refresh_from_db()
     assert problems_of(create_run, member, dataset=dataset, checkpoint=checkpoint) == {"dataset": ["deleted"]}

@@ -17,9 +17,9 @@ pytestmark = pytest.mark.slow
 
 RING = """
 from tuning.models import TuningRun
-from portal import runs
+from portal.runs import lifecycle
 for _ in range(4):
-    runs.ring(TuningRun.objects.order_by("-id").first().pk)
+    lifecycle.ring(TuningRun.objects.order_by("-id").first().pk)
 """
 ROWS = "\n".join(json.dumps({"content": row["prompt"], "summary": row["response"]}) for row in tiny.examples(40))
 

@@ -13,9 +13,9 @@ from chat.models import Adapter, Checkpoint
 from evaluation import upstream_files
 from evaluation.models import METRICS, EvaluationRun
 from evaluation.plan import SEED, create_evaluation
-from portal import runs
 from portal.models import Run
-from portal.run_process import stamped
+from portal.runs import lifecycle
+from portal.runs.heartbeat import stamped
 from tuning.datasets import store
 from tuning.models import Dataset
 from tuning.terminal import ForegroundCommand, lines
@@ -65,7 +65,7 @@ class Command(ForegroundCommand):
                     in_queue=False,
                     **{name: options[name] for name in chosen},
                 )
-                token = runs.claim(run.pk)
+                token = lifecycle.claim(run.pk)
         except ValidationError as fault:
             if not options["dataset"]:
                 store.delete(dataset)  # nobody asked for more than the run

@@ -8,7 +8,7 @@ import signal
 
 from django_q.management.commands.qcluster import Command as ClusterCommand
 
-from portal.processes import end_with_parent
+from portal.runs.children import end_with_parent
 
 
 class Command(ClusterCommand):

@@ -16,7 +16,7 @@ from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
 
 from portal.models import User
-from portal.supervisor import Supervisor, children
+from portal.runs.supervisor import Supervisor, child_processes
 
 
 class Command(BaseCommand):
@@ -37,7 +37,7 @@ class Command(BaseCommand):
         self.first_admin()
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
         announcement = Announcement(self.stdout, url, worker=not no_worker)
-        Supervisor(children(host, port, worker=not no_worker)).run(announcement)
+        Supervisor(child_processes(host, port, worker=not no_worker)).run(announcement)
 
     def first_admin(self) -> None:
         """A staff account with a random password, printed this once, when there is no account at all."""

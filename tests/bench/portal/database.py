@@ -39,16 +39,16 @@ def _web(number: int):
 
 
 def _heartbeat(number: int):
-    from portal import runs
     from portal.models import User
+    from portal.runs import lifecycle
     from tuning.models import Dataset
     from tuning.plan import Checkpoint, create_run
 
     owner = User.objects.get(username="reader")
     run = create_run(owner, dataset=Dataset.objects.last(), checkpoint=Checkpoint.default(), in_queue=False)
-    token = runs.claim(run.pk)
+    token = lifecycle.claim(run.pk)
     while True:
-        yield lambda: runs.heartbeat(run.pk, token, progress=number)
+        yield lambda: lifecycle.heartbeat(run.pk, token, progress=number)
 
 
 def _ingest(number: int):

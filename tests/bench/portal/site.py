@@ -114,11 +114,11 @@ def _dataset(owner, number):
 
 
 def _ended(run) -> None:
-    from portal import runs
+    from portal.runs import lifecycle
 
-    token = runs.claim(run.pk)
-    runs.heartbeat(run.pk, token, progress=run.total)
-    runs.succeed(run.pk, token)
+    token = lifecycle.claim(run.pk)
+    lifecycle.heartbeat(run.pk, token, progress=run.total)
+    lifecycle.succeed(run.pk, token)
 
 
 def _tuning(owner, dataset, checkpoint):

@@ -12,10 +12,10 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from chat.models import Checkpoint
-from portal import runs
 from portal.models import Run
-from portal.processes import run_folder
-from portal.run_process import stamped
+from portal.runs import lifecycle
+from portal.runs.children import run_folder
+from portal.runs.heartbeat import stamped
 from tuning.datasets import store
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run
@@ -71,7 +71,7 @@ class Command(ForegroundCommand):
                     owner, dataset=dataset, checkpoint=checkpoint, name=options["name"], preset=options["preset"],
                     in_queue=False, **hyper,
                 )  # fmt: skip
-                token = runs.claim(run.pk)
+                token = lifecycle.claim(run.pk)
         except ValidationError as error:
             if not options["dataset"]:
                 store.delete(dataset)  # nobody asked for more than the run

@@ -10,8 +10,8 @@ from django.db import connection
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from portal import processes, runs
 from portal.models import Run
+from portal.runs import children, lifecycle
 
 pytestmark = pytest.mark.django_db
 
@@ -24,15 +24,15 @@ def run(member):
 def test_enqueue_rings_the_queue_of_the_run_only_after_commit(member, django_capture_on_commit_callbacks):
     run = Run(owner=member, kind="tuning", name="r", task="tuning.tasks.run")
     with django_capture_on_commit_callbacks() as callbacks:
-        runs.enqueue(run)
+        lifecycle.enqueue(run)
         assert OrmQ.objects.count() == 0
     callbacks[0]()
     assert list(OrmQ.objects.values_list("key", flat=True)) == ["gpu"]
 
 
 def test_only_one_claim_wins(run):
-    token = runs.claim(run.pk)
-    assert token and runs.claim(run.pk) is None
+    token = lifecycle.claim(run.pk)
+    assert token and lifecycle.claim(run.pk) is None
     run.refresh_from_db()
     assert (run.status, run.attempt, run.token) == ("running", 1, token)
 
@@ -42,7 +42,7 @@ def test_only_one_of_many_simultaneous_claims_wins(run):
     tokens = []
 
     def answer_the_bell():
-        tokens.append(runs.claim(run.pk))
+        tokens.append(lifecycle.claim(run.pk))
         connection.close()
 
     threads = [threading.Thread(target=answer_the_bell) for _ in range(8)]
@@ -54,108 +54,108 @@ def test_only_one_of_many_simultaneous_claims_wins(run):
 
 
 def test_heartbeat_renews_the_lease_and_carries_progress(run):
-    token = runs.claim(run.pk)
+    token = lifecycle.claim(run.pk)
     Run.objects.filter(pk=run.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    assert runs.heartbeat(run.pk, token, progress=4, phase="training") is runs.Signal.CONTINUE
+    assert lifecycle.heartbeat(run.pk, token, progress=4, phase="training") is lifecycle.Signal.CONTINUE
     run.refresh_from_db()
     assert run.lease_expires_at > timezone.now() and run.percent == 40 and run.phase == "training"
 
 
 def test_an_old_token_can_write_nothing(run):
-    old = runs.claim(run.pk)
-    runs.lost(run.pk, old, "killed")
-    new = runs.claim(run.pk)
+    old = lifecycle.claim(run.pk)
+    lifecycle.lost(run.pk, old, "killed")
+    new = lifecycle.claim(run.pk)
     assert old != new
     for write in (
-        lambda: runs.heartbeat(run.pk, old, progress=9),
-        lambda: runs.succeed(run.pk, old),
-        lambda: runs.fail(run.pk, old, "x", "y"),
-        lambda: runs.acknowledge_cancel(run.pk, old),
-        lambda: runs.step_aside(run.pk, old),
+        lambda: lifecycle.heartbeat(run.pk, old, progress=9),
+        lambda: lifecycle.succeed(run.pk, old),
+        lambda: lifecycle.fail(run.pk, old, "x", "y"),
+        lambda: lifecycle.acknowledge_cancel(run.pk, old),
+        lambda: lifecycle.step_aside(run.pk, old),
     ):
-        with pytest.raises(runs.FencedOff):
+        with pytest.raises(lifecycle.FencedOff):
             write()
-    runs.lost(run.pk, old, "again")
+    lifecycle.lost(run.pk, old, "again")
     run.refresh_from_db()
     assert (run.status, run.progress, run.token) == ("running", 0, new)
 
 
 def test_a_finished_run_stays_finished(run):
-    token = runs.claim(run.pk)
-    runs.succeed(run.pk, token)
-    with pytest.raises(runs.FencedOff):
-        runs.fail(run.pk, token, "x", "y")
-    runs.cancel(run)
-    runs.lost(run.pk, token, "late")
-    assert not runs.resume(run)
+    token = lifecycle.claim(run.pk)
+    lifecycle.succeed(run.pk, token)
+    with pytest.raises(lifecycle.FencedOff):
+        lifecycle.fail(run.pk, token, "x", "y")
+    lifecycle.cancel(run)
+    lifecycle.lost(run.pk, token, "late")
+    assert not lifecycle.resume(run)
     run.refresh_from_db()
     assert run.status == "succeeded" and run.finished_at
 
 
 def test_cancel_ends_a_queued_run_and_tells_a_running_one(run):
-    token = runs.claim(run.pk)
-    runs.cancel(run)
-    assert runs.heartbeat(run.pk, token) is runs.Signal.CANCEL
-    runs.acknowledge_cancel(run.pk, token)
+    token = lifecycle.claim(run.pk)
+    lifecycle.cancel(run)
+    assert lifecycle.heartbeat(run.pk, token) is lifecycle.Signal.CANCEL
+    lifecycle.acknowledge_cancel(run.pk, token)
     run.refresh_from_db()
     assert run.status == "cancelled"
-    assert runs.resume(run)
-    runs.cancel(run)
+    assert lifecycle.resume(run)
+    lifecycle.cancel(run)
     run.refresh_from_db()
-    assert run.status == "cancelled" and runs.claim(run.pk) is None
+    assert run.status == "cancelled" and lifecycle.claim(run.pk) is None
 
 
 def test_a_cancelled_run_whose_process_dies_is_cancelled_not_repeated(run):
-    token = runs.claim(run.pk)
-    runs.cancel(run)
-    runs.lost(run.pk, token, "exit code -9")
+    token = lifecycle.claim(run.pk)
+    lifecycle.cancel(run)
+    lifecycle.lost(run.pk, token, "exit code -9")
     run.refresh_from_db()
     assert run.status == "cancelled"
 
 
 def test_a_lost_run_is_repeated_until_its_attempts_are_spent(run):
     for attempt in (1, 2):
-        runs.lost(run.pk, runs.claim(run.pk), "exit code -9")
+        lifecycle.lost(run.pk, lifecycle.claim(run.pk), "exit code -9")
         run.refresh_from_db()
         assert (run.status, run.attempt) == ("queued", attempt)
-    runs.lost(run.pk, runs.claim(run.pk), "exit code -9")
+    lifecycle.lost(run.pk, lifecycle.claim(run.pk), "exit code -9")
     run.refresh_from_db()
     assert run.status == "failed" and run.error["code"] == "process_lost" and "-9" in run.error["message"]
 
 
 def test_stepping_aside_spends_no_attempt(run):
     for _ in range(5):
-        runs.step_aside(run.pk, runs.claim(run.pk))
+        lifecycle.step_aside(run.pk, lifecycle.claim(run.pk))
     run.refresh_from_db()
     assert (run.status, run.attempt) == ("queued", 0)
 
 
 def test_the_reaper_requeues_expired_leases_and_rings_for_forgotten_runs(run, member):
-    runs.claim(run.pk)
-    assert runs.reap() == set()
+    lifecycle.claim(run.pk)
+    assert lifecycle.reap() == set()
     Run.objects.filter(pk=run.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    runs.reap()
+    lifecycle.reap()
     run.refresh_from_db()
     assert run.status == "queued" and OrmQ.objects.count() == 1
-    assert runs.reap() == set() and OrmQ.objects.count() == 1  # rung a moment ago
-    Run.objects.filter(pk=run.pk).update(rung_at=timezone.now() - runs.RING_AGAIN)
-    assert runs.reap() == {"gpu"} and OrmQ.objects.count() == 2
+    assert lifecycle.reap() == set() and OrmQ.objects.count() == 1  # rung a moment ago
+    Run.objects.filter(pk=run.pk).update(rung_at=timezone.now() - lifecycle.RING_AGAIN)
+    assert lifecycle.reap() == {"gpu"} and OrmQ.objects.count() == 2
 
 
 def test_a_run_that_waits_behind_another_is_not_rung_again(run, member):
     first = Run.objects.create(owner=member, kind="tuning", name="first", task="tuning.tasks.run")
-    runs.claim(first.pk)
-    Run.objects.filter(pk=run.pk).update(rung_at=timezone.now() - 2 * runs.RING_AGAIN)
-    assert runs.reap() == set() and OrmQ.objects.count() == 0
+    lifecycle.claim(first.pk)
+    Run.objects.filter(pk=run.pk).update(rung_at=timezone.now() - 2 * lifecycle.RING_AGAIN)
+    assert lifecycle.reap() == set() and OrmQ.objects.count() == 0
     # Once it is free its cluster has the usual time to answer: a healthy one must not be taken for deaf and restarted.
-    runs.succeed(first.pk, Run.objects.get(pk=first.pk).token)
-    assert runs.reap() == set() and OrmQ.objects.count() == 0
+    lifecycle.succeed(first.pk, Run.objects.get(pk=first.pk).token)
+    assert lifecycle.reap() == set() and OrmQ.objects.count() == 0
 
 
 def test_queue_position_counts_what_goes_first(run, member):
     second = Run.objects.create(owner=member, kind="tuning", name="second", task="tuning.tasks.run")
     assert (run.queue_position(), second.queue_position()) == (0, 1)
-    runs.claim(run.pk)
+    lifecycle.claim(run.pk)
     assert (Run.objects.get(pk=run.pk).queue_position(), second.queue_position()) == (None, 1)
 
 
@@ -164,10 +164,10 @@ def test_queue_position_counts_what_goes_first(run, member):
 )  # the watcher looks after its connection, which it may not inside a transaction
 @pytest.mark.parametrize("status", ["queued", "cancelled"])
 def test_a_hung_process_does_not_hold_the_queue_once_its_run_was_given_to_others(run, monkeypatch, status):
-    monkeypatch.setattr(processes, "LAST_WORDS", 0.2)
-    token = runs.claim(run.pk)
-    child = processes.spawn([sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(children, "LAST_WORDS", 0.2)
+    token = lifecycle.claim(run.pk)
+    child = children.spawn([sys.executable, "-c", "import time; time.sleep(60)"])
     child.send_signal(signal.SIGSTOP)
     Run.objects.filter(pk=run.pk).update(status=status)  # as the reaper and `cancel` leave it: the token stays
-    processes._watch(child, run.pk, token)
+    children._watch(child, run.pk, token)
     assert child.returncode == -signal.SIGKILL

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tuning import device_lock
+from portal.runs import device_lock
 
 
 def _hold_and_die(path):

@@ -20,8 +20,8 @@ from django.core.exceptions import ValidationError
 from django.db import DatabaseError, close_old_connections, connection, transaction
 from django.utils import timezone
 
-from portal import runs
 from portal.models import Run
+from portal.runs import lifecycle
 
 BEAT = 1.0  # seconds between two writes
 STALL = 1800.0  # seconds in which the work tells nothing, after which the process counts as hung
@@ -133,24 +133,24 @@ class Heart(threading.Thread):
         try:
             close_old_connections()
             with transaction.atomic():
-                signalled = runs.heartbeat(self._run_id, self._token, **progress)
+                signalled = lifecycle.heartbeat(self._run_id, self._token, **progress)
                 for write in writes:
                     write()
-        except runs.FencedOff:
+        except lifecycle.FencedOff:
             self._say("another process holds this run now: stopping")
             os._exit(EXIT_FENCED_OFF)  # whatever the main thread is in the middle of, it must not write any more
         except DatabaseError as error:
             self._say(f"the database does not answer ({error}); trying again")
             with self._lock:
                 self._writes, self._progress = writes + self._writes, progress | self._progress
-            if time.monotonic() - self._written > runs.LEASE.total_seconds():
+            if time.monotonic() - self._written > lifecycle.LEASE.total_seconds():
                 os._exit(EXIT_NO_DATABASE)
             return False
         except Exception:
             self._say(traceback.format_exc().rstrip())
             os._exit(1)  # without a heart nobody would know that the work goes on
         self._written = time.monotonic()
-        if signalled is runs.Signal.CANCEL:
+        if signalled is lifecycle.Signal.CANCEL:
             self.wish = self.wish or CANCEL
         return True
 
@@ -178,13 +178,13 @@ def carry_out(run_id: int, token: str, work: Callable[[Heart], None], say: Say) 
     close_old_connections()
     try:
         if error is not None:
-            runs.fail(run_id, token, *error)
+            lifecycle.fail(run_id, token, *error)
         elif wish == CANCEL:
-            runs.acknowledge_cancel(run_id, token)
+            lifecycle.acknowledge_cancel(run_id, token)
         elif wish == STEP_ASIDE:
-            runs.step_aside(run_id, token)
+            lifecycle.step_aside(run_id, token)
         else:
-            runs.succeed(run_id, token)
+            lifecycle.succeed(run_id, token)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,8 +13,8 @@ from pathlib import Path
 from django.conf import settings
 from django.db import close_old_connections
 
-from portal import runs
 from portal.models import Run
+from portal.runs import lifecycle
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def supervise(run_id: int, module: str) -> str:
     Does nothing when the claim is lost. The child writes its own progress and end; what is left here is the end that it cannot
     write itself: killed, crashed, or hung beyond its lease. Returns a word for the queue's own record.
     """
-    token = runs.claim(run_id)
+    token = lifecycle.claim(run_id)
     if token is None:
         return "not claimed"
     with open(run_folder(run_id) / "run.log", "ab") as log:
@@ -86,7 +86,7 @@ def supervise(run_id: int, module: str) -> str:
                 stop(child)
     run = Run.objects.get(pk=run_id)
     if run.token == token and run.status == Run.Status.RUNNING:
-        runs.lost(run_id, token, f"exit code {child.returncode}")
+        lifecycle.lost(run_id, token, f"exit code {child.returncode}")
     return f"exit code {child.returncode}"
 
 
@@ -104,7 +104,7 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(LAST_WORDS)
             stop(child, grace=2.0)
-        elif time.time() - run.heartbeat_at.timestamp() > runs.LEASE.total_seconds():
+        elif time.time() - run.heartbeat_at.timestamp() > lifecycle.LEASE.total_seconds():
             logger.warning("run %s: no heartbeat, killing its process", run_id)
             kill_group(child)
             child.wait()

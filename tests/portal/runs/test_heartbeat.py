@@ -7,9 +7,9 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.db import OperationalError
 
-from portal import run_process, runs
 from portal.models import Run
-from portal.run_process import Asked, RunFailed, carry_out
+from portal.runs import heartbeat, lifecycle
+from portal.runs.heartbeat import Asked, RunFailed, carry_out
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -22,11 +22,11 @@ def run(member):
 @pytest.fixture(autouse=True)
 def slow_heart(monkeypatch):
     """The heart beats only when it is told to, so that a test says when."""
-    monkeypatch.setattr(run_process, "BEAT", 3600.0)
+    monkeypatch.setattr(heartbeat, "BEAT", 3600.0)
 
 
 def ended(run, work) -> Run:
-    status = carry_out(run.pk, runs.claim(run.pk), work, print)
+    status = carry_out(run.pk, lifecycle.claim(run.pk), work, print)
     run.refresh_from_db()
     assert run.status == status
     return run
@@ -46,7 +46,7 @@ def test_what_the_work_tells_is_written_before_the_end(run):
 
 
 def test_a_database_that_fails_once_loses_nothing(run, monkeypatch):
-    monkeypatch.setattr(run_process, "BEAT", 0.01)
+    monkeypatch.setattr(heartbeat, "BEAT", 0.01)
     faults = [OperationalError("database is locked")]
 
     def stubborn():
@@ -70,7 +70,7 @@ def test_who_was_fenced_off_writes_nothing_and_is_gone(run, monkeypatch):
     def leave(code):
         raise Gone(code)
 
-    monkeypatch.setattr(run_process.os, "_exit", leave)
+    monkeypatch.setattr(heartbeat.os, "_exit", leave)
 
     def work(heart):
         Run.objects.filter(pk=run.pk).update(token="another")
@@ -80,7 +80,7 @@ def test_who_was_fenced_off_writes_nothing_and_is_gone(run, monkeypatch):
     with pytest.raises(Gone) as gone:
         ended(run, work)
     run.refresh_from_db()
-    assert gone.value.args == (run_process.EXIT_FENCED_OFF,)
+    assert gone.value.args == (heartbeat.EXIT_FENCED_OFF,)
     assert (run.status, run.name, run.progress, run.token) == ("running", "r", 0, "another")
 
 
@@ -121,7 +121,7 @@ def test_a_signal_stops_the_work_at_once_or_when_it_is_ready(run, number, status
 
 def test_a_cancel_in_the_portal_is_heard_with_the_next_beat(run):
     def work(heart):
-        runs.cancel(run)
+        lifecycle.cancel(run)
         heart.check()
         heart.flush()
         heart.check()

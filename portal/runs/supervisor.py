@@ -13,7 +13,7 @@ import psutil
 from django.conf import settings
 from django.db import DatabaseError, close_old_connections
 
-from portal import processes, runs
+from portal.runs import children, lifecycle
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +37,15 @@ class Child:
 
     def start(self) -> None:
         if self.queue:
-            runs.forget_deliveries(self.queue)
-        self.process = processes.spawn(self.argv, env={**os.environ, **self.environment}, cwd=settings.BASE_DIR)
+            lifecycle.forget_deliveries(self.queue)
+        self.process = children.spawn(self.argv, env={**os.environ, **self.environment}, cwd=settings.BASE_DIR)
         self.started = time.monotonic()
 
     def died(self) -> bool:
         """True once per death; then what is left of its group is killed and the next start is planned."""
         if self.process is None or self.process.poll() is None:
             return False
-        processes.kill_group(self.process)
+        children.kill_group(self.process)
         lived = time.monotonic() - self.started
         self.pause = 0.5 if lived > 20 else min(self.pause * 2, LONGEST_PAUSE)
         self.start_at = time.monotonic() + self.pause
@@ -57,7 +57,7 @@ class Child:
         return True
 
 
-def children(host: str, port: int, worker: bool) -> list[Child]:
+def child_processes(host: str, port: int, worker: bool) -> list[Child]:
     manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
     interface = host.replace(":", r"\:")  # Twisted's endpoint syntax
     # A backlog of 1024: Twisted's own 50 refuses connections when a room reconnects at once.
@@ -83,7 +83,7 @@ class Supervisor:
         """`announce()` is called after each round until it returns True."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
-        processes.adopt_orphans()
+        children.adopt_orphans()
         announced, reaped = False, time.monotonic()
         try:
             for child in self.children:
@@ -108,7 +108,7 @@ class Supervisor:
         self._bury_adopted()
         close_old_connections()
         try:
-            deaf = runs.reap()
+            deaf = lifecycle.reap()
         except DatabaseError:
             logger.exception("the reaper could not reach the database")
             return
@@ -116,7 +116,7 @@ class Supervisor:
             # A cluster whose idle worker was killed hangs for ever on a lock that the dead process holds (django-q2 #23).
             if child.queue in deaf and child.process is not None and time.monotonic() - child.started > 30:
                 logger.warning("%s does not answer: restarting it", child.name)
-                processes.kill_group(child.process)
+                children.kill_group(child.process)
 
     def _bury_adopted(self) -> None:
         """Collects the exit codes of adopted orphans, which would stay as zombies otherwise."""
@@ -130,7 +130,7 @@ class Supervisor:
             if child.process is not None:
                 # A cluster told to end politely waits for its task, or hangs; killed, it loses nothing: the rows are the truth,
                 # and a trainer gets SIGTERM when its queue worker dies, saves its checkpoint and steps aside.
-                processes.kill_group(child.process, signal.SIGKILL if child.queue else signal.SIGTERM)
+                children.kill_group(child.process, signal.SIGKILL if child.queue else signal.SIGTERM)
         _gone, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=STOP_GRACE)
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
