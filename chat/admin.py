@@ -6,7 +6,7 @@ from django.utils.translation import gettext_lazy as _
 
 from chat import registry
 from chat.models import Adapter, Checkpoint
-from portal.api import Conflict
+from portal.rest.conventions import Conflict
 
 
 class Named(forms.ModelForm):

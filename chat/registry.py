@@ -19,8 +19,8 @@ from django.utils.translation import gettext as _
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint
 from chat.models import Adapter, Checkpoint
 from chat.text import is_storable
-from portal.api import Conflict
 from portal.models import Run
+from portal.rest.conventions import Conflict
 
 logger = logging.getLogger(__name__)
 

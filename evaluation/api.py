@@ -19,10 +19,10 @@ from evaluation.serializers import (
     PredictionSerializer,
 )
 from portal.access import get_visible
-from portal.api import Conflict, Pages
 from portal.numbers import whole_number
+from portal.rest.conventions import Conflict, Pages
+from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 from portal.runs import lifecycle
-from portal.viewsets import AnyAccept, VisibleRows, rules_as_400
 
 
 class ByRow(Pages):

@@ -5,7 +5,7 @@ from rest_framework import serializers
 
 from chat.models import Adapter, Checkpoint
 from evaluation.models import METRICS, EvaluationRun, Prediction
-from portal.api import RunSerializer
+from portal.rest.conventions import RunSerializer
 from tuning.models import Dataset
 
 _INTERVAL = {

@@ -18,7 +18,7 @@ from servestatic import ServeStaticASGI
 
 from chat.api.routing import websocket_urlpatterns
 from chat.conversations.live import recover_in_background
-from portal.api_keys import key_first
+from portal.rest.api_keys import key_first
 
 sockets = URLRouter(websocket_urlpatterns)
 application = ProtocolTypeRouter(

@@ -3,7 +3,7 @@
 from django.utils.translation import gettext as _
 from django.views import defaults
 
-from portal.api import json_error
+from portal.rest.conventions import json_error
 
 
 def server_error(request):

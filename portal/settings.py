@@ -14,7 +14,7 @@ import dj_database_url
 from csp.constants import NONCE, NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
-from portal.schema import ERROR
+from portal.rest.schema import ERROR
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 # Database, uploads, adapters, secrets, logs: everything that is not code.
@@ -191,19 +191,19 @@ FIRST_RUN = ["chat.registry.ensure_starter", "chat.registry.ensure_upstreams", "
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
-        "portal.api_keys.BearerAuthentication",
+        "portal.rest.api_keys.BearerAuthentication",
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
     "DEFAULT_PARSER_CLASSES": [
-        "portal.json_bodies.JsonBody",
+        "portal.rest.json_bodies.JsonBody",
         "rest_framework.parsers.FormParser",
         "rest_framework.parsers.MultiPartParser",
     ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PAGINATION_CLASS": "portal.api.Pages",
+    "DEFAULT_PAGINATION_CLASS": "portal.rest.conventions.Pages",
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "EXCEPTION_HANDLER": "portal.api.error_response",
+    "EXCEPTION_HANDLER": "portal.rest.conventions.error_response",
     "PAGE_SIZE": 50,
 }
 SPECTACULAR_SETTINGS = {
@@ -216,7 +216,7 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,  # a file is sent as bytes, a blank text is no text
     "APPEND_COMPONENTS": {"schemas": {"Error": ERROR}},
-    "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "portal.schema.with_errors"],
+    "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "portal.rest.schema.with_errors"],
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "portal.models.Run.Status",
         "MessageStatus": "chat.models.Message.Status",

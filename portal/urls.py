@@ -10,9 +10,9 @@ from django.views.i18n import set_language
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
 from portal import views
-from portal.api import no_interface
 from portal.health import healthz
 from portal.login import LoginForm
+from portal.rest.conventions import no_interface
 
 urlpatterns = [
     path("", views.root, name="home"),  # GET: home page; POST: ChatGLM-6B's api.py

@@ -11,12 +11,12 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
-from portal.api import Conflict, Pages
 from portal.models import Run
 from portal.numbers import whole_number
+from portal.rest.conventions import Conflict, Pages
+from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 from portal.runs import lifecycle
 from portal.runs.children import run_folder
-from portal.viewsets import AnyAccept, VisibleRows, rules_as_400
 from tuning.models import TuningRun
 from tuning.plan import create_run
 from tuning.serializers import NewTuningRunSerializer, TuningMetricSerializer, TuningRunSerializer

@@ -4,7 +4,7 @@ from django.utils.translation import gettext_lazy as _
 from rest_framework import serializers
 
 from chat.models import Checkpoint
-from portal.api import RunSerializer
+from portal.rest.conventions import RunSerializer
 from tuning.models import Dataset, TuningMetric, TuningRun
 from tuning.plan import METHOD, PRESETS
 from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS

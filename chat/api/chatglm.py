@@ -19,8 +19,8 @@ from chat.api.openai import body_of
 from chat.models import Checkpoint
 from chat.sampling import NUMBERS, number_problem
 from chat.text import is_storable
-from portal.api import READABLE
-from portal.api_keys import user_of_request
+from portal.rest.api_keys import user_of_request
+from portal.rest.conventions import READABLE
 
 DEFAULTS = {"max_length": 2048, "top_p": 0.7, "temperature": 0.95}
 

@@ -8,7 +8,7 @@ from chat.api.completion import GenerationFailed
 from chat.engine.request import RequestRefused
 from chat.text import shown
 from chat.worker.router import WorkerUnavailable
-from portal.api import READABLE, error, json_error
+from portal.rest.conventions import READABLE, error, json_error
 
 RETRY_AFTER = 5  # seconds, where nobody knows better
 LATER = ("queue_full", "unavailable")  # refusals that say nothing about the request itself

@@ -17,9 +17,9 @@ from chat.api import completion, errors, sse
 from chat.api.completion import Answer
 from chat.api.openai_request import ChatRequest, chat_request
 from chat.models import Adapter, Checkpoint
-from portal.api import READABLE, json_error
-from portal.api_keys import user_of_request
-from portal.json_bodies import json_of
+from portal.rest.api_keys import user_of_request
+from portal.rest.conventions import READABLE, json_error
+from portal.rest.json_bodies import json_of
 
 OWNED_BY = "portal"
 

@@ -25,9 +25,9 @@ from chat.conversations import live, turns
 from chat.engine.request import RequestRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
-from portal.api import Pages, Unavailable
 from portal.numbers import whole_number
-from portal.viewsets import AnyAccept, VisibleRows, rules_as_400
+from portal.rest.conventions import Pages, Unavailable
+from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 
 
 class StaffWrites(permissions.BasePermission):

@@ -18,9 +18,9 @@ from chat.conversations import live, turns
 from chat.engine.request import RequestRefused
 from chat.models import Conversation, Message
 from chat.worker.router import WorkerUnavailable
-from portal import api
-from portal.json_bodies import json_of
 from portal.models import User
+from portal.rest import conventions
+from portal.rest.json_bodies import json_of
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Refused(Exception):
 
 
 def refused(message: str, code: str, param: str | None = None) -> Refused:
-    return Refused(api.error(message, code=code, param=param)["error"])
+    return Refused(conventions.error(message, code=code, param=param)["error"])
 
 
 def parsed(text: str):

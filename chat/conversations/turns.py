@@ -7,8 +7,8 @@ from django.utils.translation import gettext as _
 from chat import sampling as sampling_rules
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.text import is_storable, shown
-from portal.api import Conflict
 from portal.numbers import whole_number
+from portal.rest.conventions import Conflict
 
 LONGEST_CONTENT = 200_000  # characters; what fits into the model's context is the worker's decision
 TITLE = 40  # characters of the first message that become a fresh conversation's title

@@ -8,8 +8,8 @@ from django.core.exceptions import ValidationError
 from chat import registry
 from chat.models import Adapter, Checkpoint
 from evaluation.models import EvaluationRun
-from portal.api import Conflict
 from portal.models import Run
+from portal.rest.conventions import Conflict
 from tests.chat.checkpoints.made import PRE_SEQ_LEN, adapter_folder, checkpoint_folder
 
 pytestmark = pytest.mark.django_db

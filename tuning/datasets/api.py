@@ -10,9 +10,9 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
-from portal.api import Conflict, TooLarge, error
 from portal.numbers import whole_number
-from portal.viewsets import VisibleRows, rules_as_400
+from portal.rest.conventions import Conflict, TooLarge, error
+from portal.rest.viewsets import VisibleRows, rules_as_400
 from tuning.datasets import store
 from tuning.models import Dataset
 

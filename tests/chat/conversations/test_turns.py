@@ -6,7 +6,7 @@ from django.core.exceptions import ValidationError
 from chat import registry
 from chat.conversations import turns
 from chat.models import Conversation, Message
-from portal.api import Conflict
+from portal.rest.conventions import Conflict
 from tests.chat.checkpoints.made import adapter_folder, checkpoint_folder
 
 pytestmark = pytest.mark.django_db
