@@ -119,7 +119,7 @@ def test_an_address_that_is_none_is_told_to_a_script_as_json(client, path):
 
 
 def test_a_fault_of_the_portal_is_told_to_a_script_as_json(logged_in, monkeypatch):
-    monkeypatch.setattr("chat.api.rest.generation.discard", lambda conversation: 1 / 0)
+    monkeypatch.setattr("chat.api.rest.live.discard", lambda conversation: 1 / 0)
     Conversation.objects.create(owner_id=logged_in.session["_auth_user_id"])
     answer = logged_in.delete(f"/api/v1/conversations/{Conversation.objects.get().pk}/")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")

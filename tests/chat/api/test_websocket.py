@@ -156,7 +156,7 @@ async def test_a_reader_that_acknowledges_hears_everything(member, conversation,
             acknowledged.clear()
 
     acknowledged = asyncio.Event()
-    monkeypatch.setattr(websocket.generation, "follow", slowly)
+    monkeypatch.setattr(websocket.live, "follow", slowly)
     async with socket(member, conversation.pk) as page:
         await page.send_json_to({"type": "attach", "message": answer.pk, "after": 0})
         for number in range(1, 31):

@@ -192,7 +192,11 @@ def test_half_precision(folder, case):
         got, expected = logits.detach().numpy()[real], golden[f"{letter}_logits_fp16"][real]
         # as far from the recorded numbers as these are from fp32: the rounding of another order of summation
         assert np.abs(got.astype(np.float32) - expected.astype(np.float32)).max() < 0.05
-        assert (got.argmax(-1) == expected.argmax(-1)).all()
+        # the same word wherever that rounding cannot decide between two
+        best = np.sort(expected.astype(np.float32), axis=-1)
+        clear = best[:, -1] - best[:, -2] > 0.05
+        assert clear.mean() > 0.9
+        assert (got.argmax(-1) == expected.argmax(-1))[clear].all()
     long_row = torch.from_numpy(golden["L_input_ids"])
     single = half.float()(input_ids=long_row).logits
     assert difference(single, golden["L_logits_fp32_from_fp16ckpt"]) < TOLERANCE

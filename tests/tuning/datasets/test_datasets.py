@@ -10,7 +10,8 @@ from django.utils import translation
 from chat.models import Checkpoint
 from portal.models import Run
 from tests.tuning.datasets.files import encrypted, gzipped, lines, rows, tarred, upload, zipped
-from tuning.datasets.store import DatasetRejected, ingest, store
+from tuning.datasets import store
+from tuning.datasets.store import DatasetRejected, ingest
 from tuning.models import Dataset, DatasetVersion, TuningRun
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
