@@ -27,4 +27,5 @@ def evaluation(owner, dataset, checkpoint, adapter=None, value=10.0, baseline=No
 
 
 def text_of(response) -> str:
-    return response.content.decode()
+    """The page with its white space as a browser takes it: one blank, wherever the template breaks its lines."""
+    return " ".join(response.content.decode().split())

@@ -1,5 +1,7 @@
 """Tuning runs and evaluations: forms, live pages, scores."""
 
+import re
+
 import pytest
 
 from chat.models import Checkpoint
@@ -7,6 +9,7 @@ from evaluation.models import METRICS, EvaluationRun, Prediction
 from evaluation.views import marked
 from portal.models import Run
 from tests.portal.pages.made import text_of
+from tests.running import ROOT
 from tuning.models import Dataset, TuningMetric, TuningRun
 
 pytestmark = pytest.mark.django_db
@@ -88,14 +91,33 @@ def test_stop_asks_the_run_and_go_on_queues_a_failed_one(client, member, tuning_
     assert Run.objects.get().status == Run.Status.QUEUED
 
 
+PHASES = {
+    phase
+    for part in ("portal/runs", "tuning", "evaluation")
+    for file in (ROOT / part).glob("**/*.py")
+    for phase in re.findall(r'phase="(\w+)"', file.read_text(encoding="utf-8"))
+}
+
+
+def test_every_phase_that_a_run_tells_is_said_in_the_readers_language(client, member, tuning_run):
+    client.force_login(member)
+    assert {"waiting", "loading", "training", "predicting", "saving"} <= PHASES
+    for phase in PHASES:
+        Run.objects.update(phase=phase)
+        page = text_of(client.get(f"/tuning/{tuning_run.pk}/"))
+        told = re.search(r"20% · ([^<]*?) </span>", page)
+        assert told and re.fullmatch("[\u4e00-\u9fff]+", told[1]), phase
+
+
 # ---- evaluation
 
 
 def test_an_evaluation_shows_base_beside_tuned_with_intervals_and_a_verdict(client, member, evaluated):
     client.force_login(member)
+    client.cookies["django_language"] = "en"
     response = client.get(f"/evaluations/{evaluated.pk}/")
     page = text_of(response)
-    assert response.context["verdict"] == "better"
+    assert "↑ better than the base" in page and "lies above zero" in page
     assert page.count('class="ci0" y') == page.count('class="ci1" y') == 4
     assert "10.00 → <strong" in page and "+30.00" in page
     lines = response.context["scale"]["lines"]
@@ -103,12 +125,20 @@ def test_an_evaluation_shows_base_beside_tuned_with_intervals_and_a_verdict(clie
     assert "10.00" in text_of(client.get("/evaluations/")) and "40.00" in text_of(client.get("/evaluations/"))
 
 
-@pytest.mark.parametrize(("low", "high", "verdict"), [(-2, -1, "worse"), (-1, 1, "unclear")])
-def test_the_verdict_follows_the_intervals(client, member, evaluated, low, high, verdict):
+@pytest.mark.parametrize(
+    ("low", "high", "badge", "sentence"),
+    [
+        (-2, -1, 'data-tone="bad">↓ worse than the base', "lies below zero"),
+        (-1, 1, 'data-tone="">≈ cannot tell', "holds zero"),
+    ],
+)
+def test_the_verdict_follows_the_intervals(client, member, evaluated, low, high, badge, sentence):
     evaluated.difference = {metric: {"value": 0, "low": low, "high": high} for metric in METRICS}
     evaluated.save()
     client.force_login(member)
-    assert client.get(f"/evaluations/{evaluated.pk}/").context["verdict"] == verdict
+    client.cookies["django_language"] = "en"
+    page = text_of(client.get(f"/evaluations/{evaluated.pk}/"))
+    assert badge in page and sentence in page
 
 
 def test_rows_are_ordered_and_marked(client, member, evaluated):
