@@ -63,7 +63,9 @@ def portal():
         from portal.asgi import application
 
         port = free_port()
-        server = uvicorn.Server(uvicorn.Config(application, port=port, log_level="error", lifespan="off"))
+        server = uvicorn.Server(
+            uvicorn.Config(application, port=port, log_level="error", lifespan="off")
+        )
         thread = threading.Thread(target=server.run)
         thread.start()
         try:
@@ -144,12 +146,17 @@ def _datasets(owner):
     from tuning.datasets import store
 
     rows = [
-        {"content": f"类型#裤*颜色#米白*编号#{row}", "summary": f"这条米白色的裤子很好看，第{row}条。"}
+        {
+            "content": f"类型#裤*颜色#米白*编号#{row}",
+            "summary": f"这条米白色的裤子很好看，第{row}条。",
+        }
         for row in range(50)
     ]
     dataset = store.ingest(json_lines(rows), name="广告文案", owner=owner)
     store.add_split(dataset, 5)
-    bad = json_lines([{"content": "a", "summary": "b"}, "no object", {"content": 1, "summary": "b"}])
+    bad = json_lines(
+        [{"content": "a", "summary": "b"}, "no object", {"content": 1, "summary": "b"}]
+    )
     noted = store.ingest(bad, name="with notes", owner=owner, skip_bad_rows=True)
     return dataset, {
         "dataset": f"/datasets/{dataset.pk}/",
@@ -323,7 +330,9 @@ PAGES = {
 def shoot(folder: Path, only: str = ""):
     from playwright.sync_api import sync_playwright
 
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    chromium = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    )
     folder.mkdir(parents=True, exist_ok=True)
     with portal() as url:
         objects = fill()
@@ -398,7 +407,9 @@ def _wrong_login(camera, page, name):
 def _open_everything(camera, page, name):
     """What is folded up: menus and details of the page, each dialog, and a form's refusal."""
     if page.locator("main details").count():
-        page.evaluate("document.querySelectorAll('main details').forEach((one) => (one.open = true))")
+        page.evaluate(
+            "document.querySelectorAll('main details').forEach((one) => (one.open = true))"
+        )
         camera.picture(page, f"{name}-open", ["light"])
     for dialog in page.locator("dialog").all()[:2]:
         dialog.evaluate("dialog => dialog.showModal()")

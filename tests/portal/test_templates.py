@@ -1,4 +1,4 @@
-"""What the formatter of templates (`make check`) does not see: tags of Django's that it leaves as long as they are."""
+"""What the formatter of templates (`make check`) leaves: Django's tags, as long as they are."""
 
 from tests.running import ROOT
 
