@@ -88,7 +88,7 @@ class DatasetAdmin(ReadOnly, admin.ModelAdmin):
 
     @admin.display(description=_("problems"))
     def problem_count(self, dataset):
-        return len(dataset.problems)
+        return dataset.problem_count
 
 
 @admin.register(TuningRun)

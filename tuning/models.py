@@ -63,6 +63,18 @@ class Dataset(Owned, models.Model):
         """The newest version, or None while there is none."""
         return self.versions.order_by("-number").first()
 
+    @property
+    def problem_count(self) -> int:
+        """All problems that the upload had; `problems` keeps the first 1,000.
+
+        The uploaded version knows it, versions drawn from that one do not. Asks for all versions,
+        so that lists can prefetch them.
+        """
+        counts = (
+            version.splits.get("train", {}).get("problems") for version in self.versions.all()
+        )
+        return next((count for count in counts if count is not None), len(self.problems))
+
 
 class DatasetVersion(models.Model):
     """Immutable, content-addressed: `splits` says which file holds which rows;

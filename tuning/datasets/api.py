@@ -89,14 +89,11 @@ class ProblemSerializer(serializers.Serializer):
 
 class DatasetDetailSerializer(DatasetSerializer):
     problems = ProblemSerializer(many=True, read_only=True, help_text="The first 1,000.")
-    problem_count = serializers.SerializerMethodField()
+    problem_count = serializers.IntegerField(read_only=True)
 
     class Meta(DatasetSerializer.Meta):
         fields = [*DatasetSerializer.Meta.fields, "problems", "problem_count"]
         read_only_fields = [field for field in fields if field != "name"]
-
-    def get_problem_count(self, dataset) -> int:
-        return store.problem_count(dataset)
 
 
 class UploadSerializer(serializers.Serializer):

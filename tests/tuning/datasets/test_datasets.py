@@ -200,7 +200,7 @@ def test_bad_rows_reject_the_file_unless_they_shall_be_skipped(member, data_dir)
         ingest(upload(content), name="x", owner=member)
     assert [found["line"] for found in caught.value.problems] == [3, 4, 6] and not files(data_dir)
     dataset = ingest(upload(content), name="x", owner=member, skip_bad_rows=True)
-    assert dataset.current.rows == 3 and store.problem_count(dataset) == 3
+    assert dataset.current.rows == 3 and dataset.problem_count == 3
     assert [found["level"] for found in dataset.problems] == ["error", "error", "warning"]
 
 
