@@ -236,7 +236,6 @@ def _store(
                 prompt_column=columns.prompt,
                 response_column=columns.response or columns.prompt,
                 history_column=columns.history,
-                status=Dataset.Status.READY,
                 problems=[worded(found) for found in findings.problems],
             )
             _add_version(dataset, splits, source_name=source_name, encoding=sources[TRAIN].encoding)

@@ -49,7 +49,7 @@ def a_run(dataset, owner, status) -> TuningRun:
 def test_an_upload_becomes_a_dataset_that_is_read_by_row(member, data_dir):
     dataset = stored(member, 10)
     version = dataset.current
-    assert (dataset.status, dataset.problems, version.number, version.rows) == ("ready", [], 1, 10)
+    assert (dataset.problems, version.number, version.rows) == ([], 1, 10)
     assert (dataset.prompt_column, dataset.response_column) == ("content", "summary")
     with store.open_split(version, "train") as split:
         assert len(split) == 10
