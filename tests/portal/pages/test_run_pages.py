@@ -1,6 +1,7 @@
 """Tuning runs and evaluations: forms, live pages, scores."""
 
 import pytest
+from django.utils import translation
 
 from chat.models import Checkpoint
 from evaluation.models import METRICS, EvaluationRun, Prediction
@@ -169,3 +170,15 @@ def test_an_evaluation_is_started_with_its_base(client, member, dataset, adapter
     run = EvaluationRun.objects.get(adapter=adapter)
     assert response["Location"] == f"/evaluations/{run.pk}/"
     assert run.baseline.adapter is None and run.baseline.total == run.total == 5
+
+
+@pytest.mark.parametrize("phase", Run.Phase.values)
+def test_every_phase_is_told_in_the_readers_language(client, member, tuning_run, phase):
+    """`tuning/work.py`, `evaluation/work.py` and the queue write these, and no others."""
+    Run.objects.update(status=Run.Status.RUNNING, phase=phase)
+    client.force_login(member)
+    with translation.override("zh-hans"):
+        told = str(Run.Phase(phase).label)
+    assert told.isascii() is False
+    page = text_of(client.get(f"/tuning/{tuning_run.pk}/", headers={"Accept-Language": "zh-Hans"}))
+    assert told in page
