@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from chat.engine.request import Event, Request, RequestRefused
 from chat.worker.client import CheckpointRef, SequenceLost, WorkerClient, WorkerUnavailable
+from chat.worker.event_log import coalesced
 from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.wire import Address
 
@@ -30,6 +31,7 @@ __all__ = [
     "WorkerClient",
     "WorkerSettings",
     "WorkerUnavailable",
+    "coalesced",
     "configure",
     "get_router",
     "status_sync",

@@ -42,7 +42,7 @@ from chat.engine.loading import Loaded, from_parts
 from chat.engine.request import AdapterRef, Request, SamplingParams
 from tests.bench import report
 from tests.bench.chatglm_reference import ReferenceStyle
-from tests.chat.chatglm.tiny import tiny_folder
+from tests.support.tiny_chatglm import tiny_folder
 from tuning.ptuning.prefix import PrefixEncoder
 from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Trainer

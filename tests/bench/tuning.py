@@ -34,7 +34,7 @@ from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from chat.engine.loading import Loaded, from_parts
 from chat.engine.prompts import IGNORED
 from tests.bench import report
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
 from tuning.ptuning.loss import decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixEncoder, TrainingPrefixCache
 from tuning.ptuning.recipe import Recipe

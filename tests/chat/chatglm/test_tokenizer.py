@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from chat.chatglm.pieces import WRITTEN
 from chat.engine.families import family_of
 from chat.engine.prompts import IGNORED
-from tests.chat.chatglm.conftest import golden_folder, vocabulary_folder
+from tests.support.tiny_chatglm import golden_folder, vocabulary_folder
 
 TEXTS = (
     "你好",

@@ -16,7 +16,7 @@ from chat.checkpoints.foreign_adapters import (
     write_peft,
 )
 from chat.engine.adapters import AdapterInvalid, KVPrefix
-from tests.chat.chatglm.tiny import DATA, tiny_folder, write_shards
+from tests.support.tiny_chatglm import DATA, tiny_folder, write_shards
 
 TINY = BaseShape(layers=4, kv_heads=4, head_dim=16)
 KEY = "transformer.prefix_encoder.embedding.weight"

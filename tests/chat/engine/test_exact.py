@@ -13,8 +13,7 @@ from chat.engine import attention
 from chat.engine.attention import groups_of
 from chat.engine.engine import Engine, EngineConfig
 from chat.engine.request import SamplingParams
-
-from .tiny_models import (
+from tests.support.tiny_models import (
     ARCHITECTURES,
     Prefix,
     adapter,
@@ -253,8 +252,7 @@ def test_half_precision_differs_only_where_the_best_two_are_close():
     import copy
 
     from chat.engine.loading import from_parts
-
-    from .tiny_models import byte_tokenizer
+    from tests.support.tiny_models import byte_tokenizer
 
     model = copy.deepcopy(plain_model("qwen2")).to(torch.bfloat16)
     loaded = from_parts(model, byte_tokenizer())

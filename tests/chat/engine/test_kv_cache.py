@@ -9,9 +9,9 @@ from chat.engine import capacity, kv_cache
 from chat.engine.engine import Engine, EngineConfig
 from chat.engine.kv_cache import KVCache
 from chat.engine.waiting_queue import WaitingQueue
+from tests.support.tiny_models import CONTEXT, loaded_model
 
 from .test_exact import check, mixed_requests
-from .tiny_models import CONTEXT, loaded_model
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "chatglm"])

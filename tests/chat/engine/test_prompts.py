@@ -12,8 +12,7 @@ from chat.engine.families.chatglm import ChatGLMCleaner, clean_chatglm
 from chat.engine.prompts import IGNORED
 from chat.engine.request import RequestRefused
 from chat.engine.sequence import StopStrings
-
-from .tiny_models import SPECIALS, byte_tokenizer, loaded_model
+from tests.support.tiny_models import SPECIALS, byte_tokenizer, loaded_model
 
 
 @pytest.fixture
@@ -88,7 +87,7 @@ def test_truncation_keeps_template_and_end_token(prompter):
 @pytest.fixture(scope="module")
 def chatglm(tmp_path_factory):
     from chat.engine.loading import load
-    from tests.chat.chatglm.tiny import tiny_folder
+    from tests.support.tiny_chatglm import tiny_folder
 
     return load(tiny_folder(tmp_path_factory.mktemp("chatglm")), device="cpu")
 

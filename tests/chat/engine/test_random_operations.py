@@ -6,8 +6,7 @@ import pytest
 
 from chat.engine.engine import Engine, EngineConfig
 from chat.engine.request import AdapterRef, RequestRefused
-
-from .tiny_models import VOCABULARY, adapter, greedy, loaded_model, random_prompt
+from tests.support.tiny_models import VOCABULARY, adapter, greedy, loaded_model, random_prompt
 
 
 def random_operations(count, seed, folder):

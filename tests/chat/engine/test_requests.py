@@ -13,8 +13,7 @@ import torch
 from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine, EngineConfig
 from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
-
-from .tiny_models import (
+from tests.support.tiny_models import (
     CONTEXT,
     VOCABULARY,
     adapter,

@@ -20,10 +20,10 @@ import pytest
 from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
 from chat.worker import router
 from chat.worker.router import CheckpointRef, Router, SequenceLost, WorkerUnavailable
-from tests.running import wait_for
+from tests.support import ROOT
+from tests.support.live_portal import wait_for
 
 pytestmark = pytest.mark.slow  # each start of a worker imports torch
-ROOT = Path(__file__).resolve().parents[3]
 REGISTER = (
     "import django; django.setup(); from chat.registry import ensure_starter; ensure_starter()"
 )

@@ -17,9 +17,9 @@ import pytest
 from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
 from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.router import CheckpointRef, Router, SequenceLost, WorkerUnavailable
-from tests.running import free_port
+from tests.support import ROOT
+from tests.support.live_portal import free_port
 
-ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = CheckpointRef("big", "0" * 64)
 numbers = itertools.count()
 
@@ -28,7 +28,7 @@ numbers = itertools.count()
 def server():
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.chat.worker.openai_server", str(port)],
+        [sys.executable, "-m", "tests.support.openai_server", str(port)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
