@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+EventType = Literal["queued", "started", "delta", "finished", "failed"]
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -86,7 +87,7 @@ class Event:
 
     id: str
     seq: int
-    type: Literal["queued", "started", "delta", "finished", "failed"]
+    type: EventType
     data: dict[str, Any]
 
     @property

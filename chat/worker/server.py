@@ -22,6 +22,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
+from aiohttp.typedefs import Handler
 
 from chat.engine.request import Event, Request, RequestRefused, Sink
 from chat.worker import wire
@@ -158,7 +159,7 @@ class Server:
         self._engine_thread: threading.Thread | None = None
         # tokenising and adapter loading, in order
         self._submissions = ThreadPoolExecutor(1, thread_name_prefix="submit")
-        self._supervision: asyncio.Task | None = None
+        self._supervision: asyncio.Task[None] | None = None
 
     def application(self) -> web.Application:
         application = web.Application(
@@ -174,7 +175,9 @@ class Server:
     def ready(self, engine: EngineLike, fingerprint: str) -> None:
         """The model is loaded: take requests."""
         self.engine, self.fingerprint, self.state = engine, fingerprint, "ready"
-        self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+        self._engine_thread = threading.Thread(
+            target=self._run_engine, args=(engine,), name="engine", daemon=True
+        )
         self._engine_thread.start()
         self._tell_status()
 
@@ -205,7 +208,7 @@ class Server:
         for sequence in self._sequences.values():
             if not sequence.ended:
                 sequence.cause = sequence.cause or "shutdown"
-        if self._engine_thread is not None:
+        if self.engine is not None and self._engine_thread is not None:
             self._stop_engine.set()
             await asyncio.to_thread(self._engine_thread.join)
             await asyncio.to_thread(self.engine.close)
@@ -224,9 +227,9 @@ class Server:
 
     # -- the engine's side
 
-    def _run_engine(self) -> None:
+    def _run_engine(self, engine: EngineLike) -> None:
         try:
-            self.engine.run_forever(self._stop_engine)
+            engine.run_forever(self._stop_engine)
         except BaseException:
             log.exception("the engine's thread has died; ending the worker")
             self._loop.call_soon_threadsafe(self.failed, "the engine's thread has died")
@@ -247,7 +250,7 @@ class Server:
     # -- the clients' side
 
     @web.middleware
-    async def _authenticate(self, request: web.Request, handler):
+    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self.token.encode()):
             return web.json_response(
@@ -349,7 +352,7 @@ class Server:
         except (KeyError, TypeError, ValueError) as error:
             client.tell(_reply(call, RequestRefused("invalid_value", f"not a request: {error}")))
             return
-        if self.state != "ready":
+        if self.engine is None or self.state != "ready":
             reason = f": {self.reason}" if self.reason else ""
             client.tell(
                 _reply(
@@ -370,7 +373,7 @@ class Server:
         future.add_done_callback(lambda done: self._accepted(client, call, subscription, done))
 
     def _accepted(
-        self, client: Client, call: int, subscription: Subscription, done: asyncio.Future
+        self, client: Client, call: int, subscription: Subscription, done: asyncio.Future[None]
     ) -> None:
         sequence, error = subscription.sequence, None if done.cancelled() else done.exception()
         if error is not None:
@@ -397,7 +400,7 @@ class Server:
 
     def _abort(self, id: str) -> None:
         # by the same door as submissions, or an abort could overtake the one that it means
-        if id in self._sequences:
+        if self.engine is not None and id in self._sequences:
             self._submissions.submit(self.engine.abort, id)
 
     async def _supervise(self) -> None:
