@@ -1,4 +1,4 @@
-"""The web tier's only door to inference: submit, events, abort and status, over one or several
+"""The web tier's only way to inference: submit, events, abort and status, over one or several
 workers. No torch, no Django.
 
 A `Router` chooses among workers (chat/worker/client.py) and OpenAI-compatible servers

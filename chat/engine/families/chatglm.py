@@ -99,7 +99,7 @@ class ChatGLMPositions:
 class ChatGLMPrompter(Prompter):
     """ChatGLM-6B: rounds written out in Chinese, then [gMASK] and <sop> (SPEC 5 "Chat", 8).
 
-    There is no system role upstream; a system message goes as a first line before the first
+    The original has no system role; a system message goes as a first line before the first
     question.
     """
 
@@ -116,8 +116,8 @@ class ChatGLMPrompter(Prompter):
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def text(self, messages: Messages, always_rounds: bool = False) -> str:
-        """The prompt as text. `always_rounds`: the round format even without history, as upstream
-        trains on history columns.
+        """The prompt as text. `always_rounds`: the round format even without history, as the
+        original trains on history columns.
         """
         system = "\n".join(
             message["content"] for message in messages if message["role"] == "system"
@@ -149,7 +149,7 @@ class ChatGLMPrompter(Prompter):
         return [*self._encode(self.text(messages)), self._gmask, self._sop]
 
     def _fit(self, messages: list[dict[str, str]], max_length: int) -> list[int]:
-        """Upstream cuts the end of the text, counting the two control tokens (SPEC 5
+        """The original cuts the end of the text, counting the two control tokens (SPEC 5
         "Truncation").
         """
         return [*self._encode(self.text(messages))[: max_length - 2], self._gmask, self._sop]
@@ -195,7 +195,7 @@ _MARKS = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 
 
 def clean_chatglm(text: str) -> str:
-    """Upstream's process_response (SPEC 5): strip, fill in the training time, full-width marks
+    """The original's process_response (SPEC 5): strip, fill in the training time, full-width marks
     beside Chinese characters.
     """
     return _widen(text.strip().replace(TRAINING_TIME, TRAINING_TIME_ANSWER))
