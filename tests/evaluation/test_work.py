@@ -15,7 +15,7 @@ from evaluation.work import EvaluationWork
 from portal.models import Run
 from portal.runs import lifecycle
 from portal.runs.heartbeat import CANCEL, RunFailed, StopRequested
-from tests.tuning.datasets.files import lines, upload
+from tests.support.uploads import lines, upload
 from tuning.datasets import store
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]

@@ -10,7 +10,7 @@ from django.test import Client
 
 from chat.models import Checkpoint, Conversation
 from portal.models import ApiKey, Run
-from tests.chat.checkpoints.made import checkpoint_folder
+from tests.support.folders import checkpoint_folder
 from tuning.models import Dataset, DatasetVersion, TuningRun
 
 pytestmark = pytest.mark.django_db

@@ -6,7 +6,7 @@ from django.utils import translation
 from rest_framework.test import APIClient
 
 from portal.models import ApiKey, Run
-from tests.tuning.datasets.files import lines, rows
+from tests.support.uploads import lines, rows
 from tests.tuning.datasets.test_datasets import a_run
 from tuning.datasets.store import ingest
 from tuning.models import Dataset

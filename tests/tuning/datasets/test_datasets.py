@@ -11,7 +11,7 @@ from django.utils import translation
 
 from chat.models import Checkpoint
 from portal.models import Run
-from tests.tuning.datasets.files import encrypted, gzipped, lines, rows, tarred, upload, zipped
+from tests.support.uploads import encrypted, gzipped, lines, rows, tarred, upload, zipped
 from tuning.datasets import store
 from tuning.datasets.store import DatasetRejected, ingest
 from tuning.models import Dataset, DatasetVersion, TuningRun

@@ -4,9 +4,10 @@ import pytest
 from django.core.exceptions import ValidationError
 
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from tests.portal.pages.made import text_of
+from tests.support.page_fixtures import *  # noqa: F403  this page's rows
+from tests.support.page_rows import text_of
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
 
 
 def test_model_output_is_rendered_safely_and_the_question_is_text(client, member, conversation):

@@ -5,10 +5,11 @@ import io
 import pytest
 
 from portal.models import Run
-from tests.portal.pages.made import json_lines, text_of
+from tests.support.page_fixtures import *  # noqa: F403  this page's rows
+from tests.support.page_rows import json_lines, text_of
 from tuning.models import Dataset
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
 
 
 def test_an_upload_is_checked_stored_and_shown(client, member, data_dir):
