@@ -26,7 +26,7 @@ METHOD = "ptuning_v2"
 TASK = "tuning.tasks.run"
 
 # name -> hyper-parameters. The first is for the embedded model (measured: docs/benchmarks.md), the
-# others are the scripts of ChatGLM-6B's ptuning/ (SPEC 8).
+# others are the scripts of ChatGLM-6B's ptuning/ (docs/chatglm.md#8-training-rows).
 PRESETS: dict[str, Recipe] = {
     "starter": Recipe(
         pre_seq_len=64,
@@ -121,7 +121,7 @@ def _misfits(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list]:
         message = _("Only ChatGLM-6B checkpoints can be quantised on loading.")
         problems["quantization_bit"] = [ValidationError(message, "not_supported")]
     context = checkpoint.description.get("context_length")
-    # ChatGLM's prefix takes no positions (SPEC 6)
+    # ChatGLM's prefix takes no positions (docs/chatglm.md#9-prefix)
     needed = (
         recipe.max_source_length + recipe.max_target_length + (0 if chatglm else recipe.pre_seq_len)
     )

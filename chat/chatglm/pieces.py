@@ -11,7 +11,7 @@ import sentencepiece
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 # Literal text that upstream writes into user-defined pieces: newline, tab and runs of 2 to 80
-# spaces (SPEC 5).
+# spaces (docs/chatglm.md#6-tokenizer).
 WRITTEN = {"<n>": "\n", "<|tab|>": "\t"} | {
     f"<|blank_{length}|>": " " * length for length in range(2, 81)
 }

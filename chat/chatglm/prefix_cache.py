@@ -1,4 +1,4 @@
-"""A key/value cache that starts with a learned prefix (P-tuning v2, SPEC 6)."""
+"""A key/value cache that starts with a learned prefix (docs/chatglm.md#9-prefix)."""
 
 from __future__ import annotations
 

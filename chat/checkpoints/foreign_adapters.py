@@ -1,5 +1,5 @@
 """Prefixes that people already have, in and out: folders of upstream's ptuning scripts and of peft
-(SPEC 6).
+(docs/chatglm.md#9-prefix).
 
 Both lay a prefix out alike: one row per prefix token, and in it layer after layer the key, then the
 value, head after head: [P, layers * 2 * kv_heads * head_dim].

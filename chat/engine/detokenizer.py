@@ -107,8 +107,8 @@ _MARKS = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 
 
 def clean_chatglm(text: str) -> str:
-    """Upstream's process_response (SPEC 5): strip, fill in the training time, full-width marks
-    beside Chinese characters.
+    """Upstream's process_response (docs/chatglm.md#7-chat-format): strip, fill in the
+    training time, full-width marks beside Chinese characters.
     """
     return _widen(text.strip().replace(TRAINING_TIME, TRAINING_TIME_ANSWER))
 

@@ -59,8 +59,8 @@ class CausalPositions:
 
 
 class ChatGLMPositions:
-    """Two positions per token: place in the prompt, and place in the answer (SPEC 4). The prompt
-    sees itself whole.
+    """Two positions per token: place in the prompt, and place in the answer
+    (docs/chatglm.md#4-masks-and-positions). The prompt sees itself whole.
 
     A position is a pair (prompt position, block position).
     """

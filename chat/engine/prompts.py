@@ -198,7 +198,8 @@ class TemplatePrompter(Prompter):
 
 
 class ChatGLMPrompter(Prompter):
-    """ChatGLM-6B: rounds written out in Chinese, then [gMASK] and <sop> (SPEC 5 "Chat", 8).
+    """ChatGLM-6B: rounds written out in Chinese, then [gMASK] and <sop>
+    (docs/chatglm.md#7-chat-format).
 
     There is no system role upstream; a system message goes as a first line before the first
     question.
@@ -250,8 +251,8 @@ class ChatGLMPrompter(Prompter):
         return [*self._encode(self.text(messages)), self._gmask, self._sop]
 
     def _fit(self, messages: list[dict[str, str]], max_length: int) -> list[int]:
-        """Upstream cuts the end of the text, counting the two control tokens (SPEC 5
-        "Truncation").
+        """Upstream cuts the end of the text, counting the two control tokens
+        (docs/chatglm.md#8-training-rows).
         """
         return [*self._encode(self.text(messages))[: max_length - 2], self._gmask, self._sop]
 
@@ -267,8 +268,8 @@ class ChatGLMPrompter(Prompter):
         max_target_length: int,
         always_rounds: bool = False,
     ) -> tuple[list[int], list[int]]:
-        """SPEC 8: source cut to max_source_length - 1, target to max_target_length - 2; <sop>
-        itself is a label.
+        """docs/chatglm.md#8-training-rows: source cut to max_source_length - 1, target to
+        max_target_length - 2; <sop> itself is a label.
         """
         with self._lock:
             source = self._encode(self.text(checked(messages), always_rounds))[

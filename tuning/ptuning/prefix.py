@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 class PrefixEncoder(nn.Module):
     """Trainable keys and values of every layer. Parameter names and initialisation are upstream's
-    (SPEC 6).
+    (docs/chatglm.md#9-prefix).
 
     Without projection: embedding.weight [pre_seq_len, layers * 2 * kv_heads * head_dim], drawn from
     N(0, 1). With it: embedding.weight [pre_seq_len, hidden_size], then trans = Linear, Tanh, Linear
