@@ -47,6 +47,16 @@ def test_a_refused_message_leaves_nothing_behind(client, member, adapter, other_
     assert not Conversation.objects.exists()
 
 
+def test_the_form_takes_as_long_a_message_as_every_other_door(client, member, checkpoint):
+    client.force_login(member)
+    client.post("/chat/start/", {"text": "字" * 200_000})
+    assert len(Message.objects.get(role="user").content) == 200_000
+    client.cookies["django_language"] = "en"
+    page = client.post("/chat/start/", {"text": "字" * 200_001}, follow=True)
+    assert "200,001 characters; at most 200,000" in text_of(page)
+    assert Conversation.objects.count() == 1
+
+
 def test_answering_again_replaces_the_last_answer_with_the_model_chosen_now(
     client, member, conversation, adapter
 ):

@@ -14,9 +14,10 @@ def test_an_evaluation_shows_base_beside_tuned_with_intervals_and_a_verdict(
     client, member, evaluated
 ):
     client.force_login(member)
+    client.cookies["django_language"] = "en"
     response = client.get(f"/evaluations/{evaluated.pk}/")
     page = text_of(response)
-    assert response.context["verdict"] == "better"
+    assert "↑ better than the base" in page and "lies above zero" in page
     assert page.count('class="ci0" y') == page.count('class="ci1" y') == 4
     assert "10.00 → <strong" in page and "+30.00" in page
     lines = response.context["scale"]["lines"]
@@ -26,12 +27,20 @@ def test_an_evaluation_shows_base_beside_tuned_with_intervals_and_a_verdict(
     )
 
 
-@pytest.mark.parametrize(("low", "high", "verdict"), [(-2, -1, "worse"), (-1, 1, "unclear")])
-def test_the_verdict_follows_the_intervals(client, member, evaluated, low, high, verdict):
+@pytest.mark.parametrize(
+    ("low", "high", "badge", "sentence"),
+    [
+        (-2, -1, 'data-tone="bad">↓ worse than the base', "lies below zero"),
+        (-1, 1, 'data-tone="">≈ cannot tell', "holds zero"),
+    ],
+)
+def test_the_verdict_follows_the_intervals(client, member, evaluated, low, high, badge, sentence):
     evaluated.difference = {metric: {"value": 0, "low": low, "high": high} for metric in METRICS}
     evaluated.save()
     client.force_login(member)
-    assert client.get(f"/evaluations/{evaluated.pk}/").context["verdict"] == verdict
+    client.cookies["django_language"] = "en"
+    page = text_of(client.get(f"/evaluations/{evaluated.pk}/"))
+    assert badge in page and sentence in page
 
 
 def test_rows_are_ordered_and_marked(client, member, evaluated):

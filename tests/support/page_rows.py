@@ -19,7 +19,6 @@ def evaluation(owner, dataset, checkpoint, adapter=None, value=10.0, baseline=No
         owner=owner,
         kind=Run.Kind.EVALUATION,
         name="scores",
-        task="t",
         status=Run.Status.SUCCEEDED,
         recipe={},
         dataset_version=dataset.current,
@@ -41,4 +40,5 @@ def evaluation(owner, dataset, checkpoint, adapter=None, value=10.0, baseline=No
 
 
 def text_of(response) -> str:
-    return response.content.decode()
+    """The page, its white space as a browser takes it: one blank wherever a template breaks."""
+    return " ".join(response.content.decode().split())

@@ -1,6 +1,7 @@
 """Tuning runs: the form, the live page, stop and go on."""
 
 import pytest
+from django.utils import translation
 
 from chat.models import Checkpoint
 from portal.models import Run
@@ -100,3 +101,15 @@ def test_stop_asks_the_run_and_go_on_queues_a_failed_one(client, member, tuning_
     Run.objects.update(status=Run.Status.FAILED)
     client.post(f"/tuning/{tuning_run.pk}/resume/")
     assert Run.objects.get().status == Run.Status.QUEUED
+
+
+@pytest.mark.parametrize("phase", Run.Phase.values)
+def test_every_phase_is_told_in_the_readers_language(client, member, tuning_run, phase):
+    """`tuning/work.py`, `evaluation/work.py` and the queue write these, and no others."""
+    Run.objects.update(status=Run.Status.RUNNING, phase=phase)
+    client.force_login(member)
+    with translation.override("zh-hans"):
+        told = str(Run.Phase(phase).label)
+    assert told.isascii() is False
+    page = text_of(client.get(f"/tuning/{tuning_run.pk}/", headers={"Accept-Language": "zh-Hans"}))
+    assert told in page

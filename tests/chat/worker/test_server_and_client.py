@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
+from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
 from chat.worker.router import Router, SequenceLost, WorkerClient, WorkerUnavailable
 from chat.worker.wire import Address, request_as_dict, request_from_dict
 from tests.support.pretend_engine import text
@@ -370,7 +370,7 @@ def test_a_request_survives_the_wire():
         id="x",
         messages=({"role": "user", "content": "你好"},),
         adapter=AdapterRef("sha", "/folder"),
-        sampling=Sampling(temperature=0.0, stop=("\n", "。"), seed=2**62, logprobs=3),
+        sampling=SamplingParams(temperature=0.0, stop=("\n", "。"), seed=2**62, logprobs=3),
         user="7",
     )
     assert request_from_dict(request_as_dict(request)) == request
