@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded
 from chat.engine.prompts import IGNORED
 from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
@@ -75,10 +75,12 @@ def engine_for(
     prompter.cleaner = lambda: None
     return Engine(
         replace(loaded, prompter=prompter),
-        max_length=max_source_length + max_target_length,
-        prefix_room=pre_seq_len,
-        queue_limit=2 * IN_FLIGHT,
-        reuse_prompts=False,
+        EngineConfig(
+            max_length=max_source_length + max_target_length,
+            prefix_room=pre_seq_len,
+            queue_limit=2 * IN_FLIGHT,
+            reuse_prompts=False,
+        ),
     )
 
 

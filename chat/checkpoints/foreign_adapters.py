@@ -19,11 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from chat.checkpoints.adapter_files import PEFT_CONFIG, PEFT_TENSOR, PEFT_WEIGHTS, peft_config
 from chat.engine.adapters import AdapterInvalid, KVPrefix
 
 _ENCODER = "prefix_encoder."
 _ORIGINAL_KEY = "transformer.prefix_encoder.embedding.weight"
-_PEFT_KEY = "prompt_embeddings"
 # Where weights may lie, in the order of preference; an index comes before the single file of the
 # same kind.
 _WEIGHT_FILES = (
@@ -67,7 +67,7 @@ def read_prefix(
     or contradict the folder's config.json.
     """
     folder = Path(folder)
-    is_peft = (folder / "adapter_config.json").is_file()
+    is_peft = (folder / PEFT_CONFIG).is_file()
     flat, details = _read_peft(folder) if is_peft else _read_original(folder)
     if flat.dim() != 2 or flat.shape[1] != base.width:
         raise AdapterInvalid(
@@ -117,22 +117,8 @@ def write_peft(prefix: KVPrefix, folder: str | Path, base_model: str = "") -> Pa
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    layers, _, kv_heads, length, head_dim = prefix.tensor.shape
-    save_file({_PEFT_KEY: flatten(prefix)}, folder / "adapter_model.safetensors")
-    config = {
-        "peft_type": "PREFIX_TUNING",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "inference_mode": True,
-        "num_virtual_tokens": length,
-        "num_layers": layers,
-        "num_attention_heads": kv_heads,
-        "token_dim": kv_heads * head_dim,
-        "num_transformer_submodules": 1,
-        "prefix_projection": False,
-        "encoder_hidden_size": kv_heads * head_dim,
-    }
-    _write_json(folder / "adapter_config.json", config)
+    save_file({PEFT_TENSOR: flatten(prefix)}, folder / PEFT_WEIGHTS)
+    _write_json(folder / PEFT_CONFIG, peft_config(prefix.tensor.shape, base_model))
     return folder
 
 
@@ -185,25 +171,23 @@ def _project(embedding: Tensor, tensors: dict[str, Tensor], folder: Path) -> Ten
 
 
 def _read_peft(folder: Path) -> tuple[Tensor, dict[str, Any]]:
-    config = _json(folder / "adapter_config.json")
+    config = _json(folder / PEFT_CONFIG)
     if config.get("peft_type") != "PREFIX_TUNING":
         raise AdapterInvalid(
             f"{folder.name} is a peft {config.get('peft_type')} adapter; a prefix is PREFIX_TUNING"
         )
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+    for name in (PEFT_WEIGHTS, "adapter_model.bin"):
         if (folder / name).is_file():
-            tensors = _tensors_of(folder / name, lambda key: _PEFT_KEY in key)
+            tensors = _tensors_of(folder / name, lambda key: PEFT_TENSOR in key)
             break
     else:
-        raise AdapterInvalid(
-            f"{folder.name} has an adapter_config.json, but no adapter_model.safetensors"
-        )
+        raise AdapterInvalid(f"{folder.name} has an {PEFT_CONFIG}, but no {PEFT_WEIGHTS}")
     if len(tensors) != 1:
-        raise AdapterInvalid(f"{folder.name} holds no {_PEFT_KEY}")
+        raise AdapterInvalid(f"{folder.name} holds no {PEFT_TENSOR}")
     (flat,) = tensors.values()
     if config.get("num_virtual_tokens") not in (None, len(flat)):
         raise AdapterInvalid(
-            f"{folder.name}: adapter_config.json says num_virtual_tokens "
+            f"{folder.name}: {PEFT_CONFIG} says num_virtual_tokens "
             f"{config['num_virtual_tokens']}, "
             f"its tensor has {len(flat)}"
         )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from chat.engine.positions import PositionPlan
 from chat.engine.prompts import Prompter
 from chat.engine.request import Event, FinishReason, Request, Sink
-from chat.engine.sampler import SampledToken, SamplerState
+
+if TYPE_CHECKING:
+    import torch
+
+    from chat.engine.sampler import SampledToken, SamplerState
 
 OnEnd = Callable[["Sequence"], None]
 
@@ -67,6 +69,7 @@ class Sequence:
     new_tokens_limit: int
     prefix: torch.Tensor | None = None
     on_end: OnEnd | None = None
+    waiting: bool = True  # in the scheduler's queue
     slot: int = -1
     kv_length: int = 0
     num_computed_tokens: int = 0
@@ -105,8 +108,13 @@ class Sequence:
         return self.request.adapter.name if self.request.adapter else ""
 
     @property
+    def uncomputed(self) -> int:
+        """Prompt tokens whose keys and values are not in the slot yet."""
+        return len(self.prompt) - self.num_computed_tokens
+
+    @property
     def prefilled(self) -> bool:
-        return self.num_computed_tokens == len(self.prompt)
+        return self.uncomputed == 0
 
     @property
     def computed(self) -> list[int]:

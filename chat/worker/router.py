@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from chat.engine.request import Event, Request, RequestRefused
 from chat.worker.client import CheckpointRef, SequenceLost, WorkerClient, WorkerUnavailable
+from chat.worker.event_log import coalesced
 from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.wire import Address
 
@@ -30,6 +31,7 @@ __all__ = [
     "WorkerClient",
     "WorkerSettings",
     "WorkerUnavailable",
+    "coalesced",
     "configure",
     "get_router",
     "status_sync",
@@ -62,7 +64,7 @@ class Router:
             *(OpenAIBackend.parse(entry, remote_key) for entry in remotes),
         ]
         # of sequences submitted here, until their events have been read
-        self._backend_of: dict[str, Backend] = {}
+        self._backends_by_id: dict[str, Backend] = {}
 
     async def submit(self, request: Request, checkpoint: CheckpointRef) -> None:
         """Gives the request to the least loaded backend that serves `checkpoint`; RequestRefused,
@@ -70,21 +72,21 @@ class Router:
         """
         candidates = await self._candidates(checkpoint, with_adapter=request.adapter is not None)
         for i, backend in enumerate(candidates):
-            self._backend_of[request.id] = backend
+            self._backends_by_id[request.id] = backend
             try:
                 return await backend.submit(request)
             except (RequestRefused, WorkerUnavailable) as error:
-                del self._backend_of[request.id]
+                del self._backends_by_id[request.id]
                 full = isinstance(error, WorkerUnavailable) or error.code == "queue_full"
                 if not full or i + 1 == len(candidates):
                     raise
 
     async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
         """As WorkerClient.events, wherever the sequence is. SequenceLost when nobody knows it."""
-        known = self._backend_of.get(id)
+        known = self.backend_of(id)
         error: WorkerUnavailable = SequenceLost(f"nobody knows the sequence {id}")
         for backend in [known] if known else self.backends:
-            self._backend_of[id] = backend
+            self._backends_by_id[id] = backend
             begun = False
             try:
                 async with contextlib.aclosing(backend.events(id, after)) as handfuls:
@@ -100,11 +102,15 @@ class Router:
                     raise
                 error = unavailable  # it may know the sequence; only when all deny it, it is lost
             finally:
-                self._backend_of.pop(id, None)
+                self._backends_by_id.pop(id, None)
         raise error
 
+    def backend_of(self, id: str) -> Backend | None:
+        """Where a sequence that was submitted here runs, until its events have been read."""
+        return self._backends_by_id.get(id)
+
     async def abort(self, id: str) -> None:
-        known = self._backend_of.get(id)
+        known = self.backend_of(id)
         for backend in [known] if known else self.backends:
             with contextlib.suppress(*([] if known else [WorkerUnavailable])):
                 await backend.abort(id)

@@ -17,7 +17,6 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
@@ -26,7 +25,7 @@ from aiohttp import WSMsgType, web
 
 from chat.engine.request import Event, Request, RequestRefused, Sink
 from chat.worker import wire
-from chat.worker.event_log import EventLog
+from chat.worker.event_log import Doorbell, FollowedLog
 
 log = logging.getLogger(__name__)
 
@@ -51,16 +50,15 @@ class EngineLike(Protocol):
     def close(self) -> None: ...
 
 
-class SequenceState:
-    """A sequence's log with its readers. `cause`: why the worker itself ended the sequence, added
-    to its terminal event.
+class SequenceState(FollowedLog):
+    """A sequence's log, and what becomes of it. cause: why the worker itself ended the sequence,
+    added to its terminal event. unread_since, ended_at: time.monotonic().
     """
 
-    __slots__ = ("cause", "ended_at", "log", "subscriptions", "unread_since")
+    __slots__ = ("cause", "ended_at", "unread_since")
 
     def __init__(self, id: str):
-        self.log = EventLog(id)
-        self.subscriptions: set[Subscription] = set()
+        super().__init__(id)
         self.unread_since: float | None = None
         self.ended_at: float | None = None
         self.cause: str | None = None
@@ -76,13 +74,21 @@ class Subscription:
     def __init__(self, client: Client, number: int, sequence: SequenceState, after: int):
         self.client, self.number, self.sequence, self.after = client, number, sequence, after
         client.subscriptions[number] = self
-        sequence.subscriptions.add(self)
+        sequence.followers.add(self.notice)
         sequence.unread_since = None
+
+    def notice(self) -> None:
+        """There may be something to read."""
+        self.client.notice(self)
+
+    @property
+    def active(self) -> bool:
+        return self.notice in self.sequence.followers
 
     def leave(self) -> None:
         self.client.subscriptions.pop(self.number, None)
-        self.sequence.subscriptions.discard(self)
-        if not self.sequence.subscriptions and not self.sequence.log.ended:
+        self.sequence.followers.discard(self.notice)
+        if not self.sequence.followers and not self.sequence.ended:
             self.sequence.unread_since = time.monotonic()
 
 
@@ -115,12 +121,12 @@ class Client:
             pending, self.pending = self.pending, {}
             events = []
             for subscription in pending:
-                if subscription not in subscription.sequence.subscriptions:
+                if not subscription.active:
                     continue
-                for event in subscription.sequence.log.since(subscription.after):
+                for event in subscription.sequence.since(subscription.after):
                     events.append([subscription.number, event.seq, event.type, event.data])
                     subscription.after = event.seq
-                if subscription.sequence.log.ended:
+                if subscription.sequence.ended:
                     subscription.leave()
             if events:
                 await self.socket.send_str(wire.encode({"events": events}))
@@ -147,8 +153,7 @@ class Server:
         self._sequences: dict[str, SequenceState] = {}
         self._ended_characters = 0
         self._clients: set[Client] = set()
-        self._arrived: deque[SequenceState] = deque()
-        self._bell_rung = False
+        self._doorbell: Doorbell[SequenceState] = Doorbell(self._tell_readers)
         self._stop_engine = threading.Event()
         self._engine_thread: threading.Thread | None = None
         # tokenising and adapter loading, in order
@@ -188,7 +193,7 @@ class Server:
         self._tell_status()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and any(
-            not sequence.log.ended for sequence in self._sequences.values()
+            not sequence.ended for sequence in self._sequences.values()
         ):
             await asyncio.sleep(0.1)
 
@@ -198,13 +203,13 @@ class Server:
         if self._supervision is not None:
             self._supervision.cancel()
         for sequence in self._sequences.values():
-            if not sequence.log.ended:
+            if not sequence.ended:
                 sequence.cause = sequence.cause or "shutdown"
         if self._engine_thread is not None:
             self._stop_engine.set()
             await asyncio.to_thread(self._engine_thread.join)
             await asyncio.to_thread(self.engine.close)
-        self._deliver()
+        self._doorbell.look()
         self._submissions.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
@@ -230,23 +235,14 @@ class Server:
         """On the engine's thread."""
         if event.terminal and sequence.cause:
             event = replace(event, data={**event.data, "cause": sequence.cause})
-        sequence.log.append(event)
-        self._arrived.append(sequence)
-        if not self._bell_rung:
-            self._bell_rung = True
-            # After the end of the loop there is nobody left to tell.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._deliver)
+        sequence.append(event)
+        self._doorbell.ring(sequence)
 
-    def _deliver(self) -> None:
-        self._bell_rung = False  # before looking: a later event rings again
-        while self._arrived:
-            sequence = self._arrived.popleft()
-            for subscription in sequence.subscriptions:
-                subscription.client.notice(subscription)
-            if sequence.log.ended and sequence.ended_at is None:
-                sequence.ended_at = time.monotonic()
-                self._ended_characters += sequence.log.characters
+    def _tell_readers(self, sequence: SequenceState) -> None:
+        sequence.notify()
+        if sequence.ended and sequence.ended_at is None:
+            sequence.ended_at = time.monotonic()
+            self._ended_characters += sequence.characters
 
     # -- the clients' side
 
@@ -280,7 +276,7 @@ class Server:
             "pid": os.getpid(),
             "boot": self.boot,
             "clients": len(self._clients),
-            "sequences": sum(not sequence.log.ended for sequence in self._sequences.values()),
+            "sequences": sum(not sequence.ended for sequence in self._sequences.values()),
         }
 
     def _tell_status(self) -> None:
@@ -378,15 +374,19 @@ class Server:
     ) -> None:
         sequence, error = subscription.sequence, None if done.cancelled() else done.exception()
         if error is not None:
-            self._sequences.pop(sequence.log.id, None)
-            for each in tuple(sequence.subscriptions):
+            self._sequences.pop(sequence.id, None)
+            for each in self._subscriptions_to(sequence):
                 each.leave()
             if not isinstance(error, RequestRefused):
-                log.error("submitting %s failed", sequence.log.id, exc_info=error)
+                log.error("submitting %s failed", sequence.id, exc_info=error)
                 error = RequestRefused(
                     "internal_error", f"the engine could not take the request: {error}"
                 )
         client.tell(_reply(call, error))
+
+    def _subscriptions_to(self, sequence: SequenceState) -> list[Subscription]:
+        everyone = (each for client in self._clients for each in client.subscriptions.values())
+        return [each for each in everyone if each.sequence is sequence]
 
     def _attach(self, client: Client, number: int, id: str, after: int) -> None:
         sequence = self._sequences.get(id)
@@ -407,9 +407,9 @@ class Server:
             now = time.monotonic()
             for sequence in list(self._sequences.values()):
                 unread = sequence.unread_since
-                if unread is not None and not sequence.log.ended and now - unread > self.grace:
+                if unread is not None and not sequence.ended and now - unread > self.grace:
                     sequence.cause, sequence.unread_since = "no_reader", None
-                    self._abort(sequence.log.id)
+                    self._abort(sequence.id)
             self._forget(now)
             status = self.status()
             if status != told:
@@ -421,14 +421,14 @@ class Server:
         is in order of submission.
         """
         for id, sequence in list(self._sequences.items()):
-            if sequence.ended_at is None or sequence.subscriptions:
+            if sequence.ended_at is None or sequence.followers:
                 continue
             if (
                 now - sequence.ended_at > self.keep_ended
                 or self._ended_characters > KEEP_CHARACTERS
             ):
                 del self._sequences[id]
-                self._ended_characters -= sequence.log.characters
+                self._ended_characters -= sequence.characters
 
 
 def _reply(call: int, error: RequestRefused | None) -> dict[str, Any]:
