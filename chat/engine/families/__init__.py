@@ -1,5 +1,5 @@
 """The families of models that are served and tuned. Adding one: a module beside these, its instance
-in FAMILIES, a tiny model in tests/chat/engine/tiny_models.py. No torch.
+in FAMILIES, a tiny model in tests/support/tiny_models.py. No torch.
 """
 
 from __future__ import annotations
