@@ -46,8 +46,8 @@ def messages_of(prompt: str, history: Sequence[Sequence[str]] = ()) -> Messages:
 def sampling_of(decoding: str, max_target_length: int, seed: int) -> SamplingParams:
     """greedy: the most likely token each time, so scores can be compared between runs.
 
-    upstream: sampled as ChatGLM-6B's evaluate.sh does (SPEC 9), so scores can be compared with its
-    table.
+    upstream: sampled as ChatGLM-6B's evaluate.sh does (docs/chatglm.md#11-evaluation),
+    so scores can be compared with its table.
     """
     if decoding == GREEDY:
         return SamplingParams(do_sample=False, max_new_tokens=max_target_length, seed=seed)

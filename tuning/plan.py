@@ -25,7 +25,7 @@ from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
 METHOD = "ptuning_v2"
 
 # name -> hyper-parameters. The first is for the embedded model (measured: docs/benchmarks.md), the
-# others are the scripts of ChatGLM-6B's ptuning/ (SPEC 8).
+# others are the scripts of ChatGLM-6B's ptuning/ (docs/chatglm.md#8-training-rows).
 PRESETS: dict[str, Recipe] = {
     "starter": Recipe(
         pre_seq_len=64,

@@ -1,5 +1,5 @@
 """Prefixes that people already have, in and out: folders of ChatGLM-6B's own ptuning scripts and of
-peft (SPEC 6).
+peft (docs/chatglm.md#9-prefix).
 
 Both lay a prefix out alike: one row per prefix token, and in it layer after layer the key, then the
 value, head after head: [P, layers * 2 * kv_heads * head_dim].
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,7 +194,7 @@ def _read_peft(folder: Path) -> tuple[Tensor, dict[str, Any]]:
     return flat, {"format": "peft", "prefix_projection": bool(config.get("prefix_projection"))}
 
 
-def _tensors(folder: Path, wanted) -> dict[str, Tensor]:
+def _tensors(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     """The tensors of a checkpoint folder whose names `wanted` accepts; only the files that hold
     them are opened.
     """
@@ -217,7 +217,7 @@ def _tensors(folder: Path, wanted) -> dict[str, Tensor]:
     )
 
 
-def _tensors_of(path: Path, wanted) -> dict[str, Tensor]:
+def _tensors_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -1,9 +1,9 @@
 """A tuned artefact as the engine sees it: a KV prefix, and the pool that keeps many of them at
 hand.
 
-P-tuning v2 learns `pre_seq_len` key and value vectors per layer (SPEC 6). Serving needs nothing
-else of a run, so an adapter is one tensor in `adapter.safetensors` beside a small `adapter.json`,
-whatever trained it.
+P-tuning v2 learns `pre_seq_len` key and value vectors per layer
+(docs/chatglm.md#9-prefix). Serving needs nothing else of a run, so an adapter is one
+tensor in `adapter.safetensors` beside a small `adapter.json`, whatever trained it.
 """
 
 from __future__ import annotations

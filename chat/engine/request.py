@@ -21,7 +21,8 @@ DEFAULT_NEW_TOKENS = 512
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen. The defaults are ChatGLM-6B's (SPEC 5, "Chat")."""
+    """How the next token is chosen. The defaults are ChatGLM-6B's
+    (docs/chatglm.md#7-chat-format)."""
 
     do_sample: bool = True
     temperature: float = 0.95  # 0 means greedy, as do_sample=False

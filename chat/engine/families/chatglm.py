@@ -53,8 +53,8 @@ class ChatGLM(Family):
 
 
 class ChatGLMPositions:
-    """Two positions per token: place in the prompt, and place in the answer (SPEC 4). The prompt
-    sees itself whole.
+    """Two positions per token: place in the prompt, and place in the answer
+    (docs/chatglm.md#4-masks-and-positions). The prompt sees itself whole.
 
     A position is a pair (prompt position, block position).
     """
@@ -97,7 +97,8 @@ class ChatGLMPositions:
 
 
 class ChatGLMPrompter(Prompter):
-    """ChatGLM-6B: rounds written out in Chinese, then [gMASK] and <sop> (SPEC 5 "Chat", 8).
+    """ChatGLM-6B: rounds written out in Chinese, then [gMASK] and <sop>
+    (docs/chatglm.md#7-chat-format).
 
     The original has no system role; a system message goes as a first line before the first
     question.
@@ -149,8 +150,8 @@ class ChatGLMPrompter(Prompter):
         return [*self._encode(self.text(messages)), self._gmask, self._sop]
 
     def _fit(self, messages: list[dict[str, str]], max_length: int) -> list[int]:
-        """The original cuts the end of the text, counting the two control tokens (SPEC 5
-        "Truncation").
+        """The original cuts the end of the text, counting the two control tokens
+        (docs/chatglm.md#8-training-rows).
         """
         return [*self._encode(self.text(messages))[: max_length - 2], self._gmask, self._sop]
 
@@ -166,8 +167,8 @@ class ChatGLMPrompter(Prompter):
         max_target_length: int,
         always_rounds: bool = False,
     ) -> tuple[list[int], list[int]]:
-        """SPEC 8: source cut to max_source_length - 1, target to max_target_length - 2; <sop>
-        itself is a label.
+        """docs/chatglm.md#8-training-rows: source cut to max_source_length - 1, target to
+        max_target_length - 2; <sop> itself is a label.
         """
         with self._lock:
             source = self._encode(self.text(checked(messages), always_rounds))[
@@ -195,8 +196,8 @@ _MARKS = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 
 
 def clean_chatglm(text: str) -> str:
-    """The original's process_response (SPEC 5): strip, fill in the training time, full-width marks
-    beside Chinese characters.
+    """The original's process_response (docs/chatglm.md#7-chat-format): strip, fill in the training
+    time, full-width marks beside Chinese characters.
     """
     return _widen(text.strip().replace(TRAINING_TIME, TRAINING_TIME_ANSWER))
 

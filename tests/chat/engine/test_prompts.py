@@ -109,8 +109,8 @@ def test_chatglm_writes_rounds_and_ends_in_gmask_sop(chatglm):
 
 
 def test_chatglm_training_rows_are_upstreams(chatglm):
-    """SPEC 8: source cut to max_source - 1, target to max_target - 2, and <sop> is a label
-    itself.
+    """docs/chatglm.md#8-training-rows: source cut to max_source - 1, target to
+    max_target - 2, and <sop> is a label itself.
     """
     prompter, config = chatglm.prompter, chatglm.model.config
     ids, labels = prompter.training_ids([said("颜色白色风格简约" * 10)], "裙子白色" * 20, 16, 12)
