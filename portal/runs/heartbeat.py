@@ -119,6 +119,7 @@ class Heartbeat(threading.Thread):
         for number, reason in reasons.items():
             signal.signal(number, lambda *_, reason=reason: request(reason))
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, reasons)  # what came before is heard here
             yield
         finally:
             for number in reasons:

@@ -6,7 +6,7 @@ import threading
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.utils import timezone
 from django_q.models import OrmQ
 
@@ -183,3 +183,18 @@ def test_a_hung_process_does_not_hold_the_queue_once_its_run_was_given_to_others
     Run.objects.filter(pk=run.pk).update(status=status)
     children._watch(child, run.pk, token)
     assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_does_not_answer_does_not_end_the_process(run, monkeypatch, tmp_path):
+    token = lifecycle.claim(run.pk)
+    faults = [OperationalError("server closed the connection")] * 2
+
+    def answering():
+        if faults:
+            raise faults.pop()
+
+    monkeypatch.setattr(children, "close_old_connections", answering)
+    child = children.spawn(["sleep", "4"])
+    children._watch(child, run.pk, token)
+    assert child.returncode == 0 and not faults
