@@ -14,6 +14,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ class KVPrefix:
         return self.tensor.shape[3]
 
 
-def _replace(path: Path, write) -> None:
+def _replace(path: Path, write: Callable[[str], Any]) -> None:
     """Let `write(temporary path)` make the file, then move it into place in one step."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     os.close(handle)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
+EventType = Literal["queued", "started", "delta", "finished", "failed"]
 
 # tokens of an adapter: room the engine keeps in each row, so nothing longer is trained
 LONGEST_PREFIX = 256
@@ -87,7 +88,7 @@ class Event:
 
     id: str
     seq: int
-    type: Literal["queued", "started", "delta", "finished", "failed"]
+    type: EventType
     data: dict[str, Any]
 
     @property

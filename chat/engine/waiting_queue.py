@@ -10,8 +10,10 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    id: str
-    user: str
+    @property
+    def id(self) -> str: ...
+    @property
+    def user(self) -> str: ...
 
 
 T = TypeVar("T", bound=Waiting)

@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from chat.engine.request import Event, Request, RequestRefused
+from chat.engine.request import Event, EventType, Request, RequestRefused
 from chat.worker.client import CheckpointRef, SequenceLost, WorkerUnavailable
 from chat.worker.event_log import FollowedLog
 
@@ -38,9 +38,9 @@ class _Sequence(FollowedLog):
 
     def __init__(self, id: str):
         super().__init__(id)
-        self.task: asyncio.Task | None = None
+        self.task: asyncio.Task[None] | None = None
 
-    def add(self, kind: str, data: dict[str, Any]) -> None:
+    def add(self, kind: EventType, data: dict[str, Any]) -> None:
         self.append(Event(self.id, self.last + 1, kind, data))
         self.notify()
 
@@ -110,7 +110,7 @@ class OpenAIBackend:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise WorkerUnavailable(f"{self.name} does not answer: {error!r}") from error
 
-    async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+    async def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]:
         sequence = self._sequences.get(id)
         if sequence is None:
             raise SequenceLost(f"{self.name} does not know the sequence")
@@ -253,7 +253,7 @@ class OpenAIBackend:
         sequence.add("finished", {"finish_reason": reason, "usage": counts, "timings": timings})
 
 
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any], None]:
     """The JSON objects of a server-sent event stream, up to [DONE]."""
     async for line in response.content:
         if not line.startswith(b"data:"):

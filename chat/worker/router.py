@@ -13,7 +13,7 @@ import contextlib
 import http.client
 import json
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -46,7 +46,7 @@ class Backend(Protocol):
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool: ...
     def load(self) -> int: ...
     async def submit(self, request: Request) -> None: ...
-    def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]: ...
+    def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]: ...
     async def abort(self, id: str) -> None: ...
     async def status(self) -> dict[str, Any]: ...
     async def close(self) -> None: ...
@@ -81,7 +81,7 @@ class Router:
                 if not full or i + 1 == len(candidates):
                     raise
 
-    async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+    async def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]:
         """As WorkerClient.events, wherever the sequence is. SequenceLost when nobody knows it."""
         known = self.backend_of(id)
         error: WorkerUnavailable = SequenceLost(f"nobody knows the sequence {id}")
@@ -200,7 +200,7 @@ def get_router() -> Router:
     """The running event loop's router to the configured workers."""
     loop, now = asyncio.get_running_loop(), _settings()
     known, router = _routers.get(loop, (None, None))
-    if known != now:
+    if router is None or known != now:
         if router is not None:
             loop.create_task(router.close())
         router = Router(now.worker_urls, now.worker_token, now.remotes, now.remote_key)

@@ -158,7 +158,7 @@ class Server:
         self._engine_thread: threading.Thread | None = None
         # tokenising and adapter loading, in order
         self._submissions = ThreadPoolExecutor(1, thread_name_prefix="submit")
-        self._supervision: asyncio.Task | None = None
+        self._supervision: asyncio.Task[None] | None = None
 
     def application(self) -> web.Application:
         application = web.Application(
@@ -208,6 +208,7 @@ class Server:
         if self._engine_thread is not None:
             self._stop_engine.set()
             await asyncio.to_thread(self._engine_thread.join)
+            assert self.engine is not None
             await asyncio.to_thread(self.engine.close)
         self._doorbell.look()
         self._submissions.shutdown(wait=False, cancel_futures=True)
@@ -225,6 +226,7 @@ class Server:
     # -- the engine's side
 
     def _run_engine(self) -> None:
+        assert self.engine is not None
         try:
             self.engine.run_forever(self._stop_engine)
         except BaseException:
@@ -247,7 +249,7 @@ class Server:
     # -- the clients' side
 
     @web.middleware
-    async def _authenticate(self, request: web.Request, handler):
+    async def _authenticate(self, request: web.Request, handler: Any) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self.token.encode()):
             return web.json_response(
@@ -362,6 +364,7 @@ class Server:
             self._attach(client, call, request.id, 0)
             client.tell(_reply(call, None))
             return
+        assert self.engine is not None
         sequence = self._sequences[request.id] = SequenceState(request.id)
         subscription = Subscription(client, call, sequence, 0)
         future = self._loop.run_in_executor(
@@ -370,7 +373,7 @@ class Server:
         future.add_done_callback(lambda done: self._accepted(client, call, subscription, done))
 
     def _accepted(
-        self, client: Client, call: int, subscription: Subscription, done: asyncio.Future
+        self, client: Client, call: int, subscription: Subscription, done: asyncio.Future[None]
     ) -> None:
         sequence, error = subscription.sequence, None if done.cancelled() else done.exception()
         if error is not None:
@@ -397,7 +400,7 @@ class Server:
 
     def _abort(self, id: str) -> None:
         # by the same door as submissions, or an abort could overtake the one that it means
-        if id in self._sequences:
+        if id in self._sequences and self.engine is not None:
             self._submissions.submit(self.engine.abort, id)
 
     async def _supervise(self) -> None:

@@ -30,7 +30,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "max_grad_norm": (0.0, 1000.0),
     "prefix_dropout": (0.0, 0.9),
 }
-CHOICES: dict[str, tuple] = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "lr_scheduler_type": SCHEDULES,
     "precision": PRECISIONS,
     "quantization_bit": (None, 4, 8),

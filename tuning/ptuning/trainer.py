@@ -296,6 +296,7 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        assert self._folder is not None
         training_state.save(
             self._folder,
             self.step,

@@ -122,8 +122,9 @@ class TemplatePrompter(Prompter):
     def _render(self, messages: list[dict[str, str]]) -> list[int]:
         if not self.tokenizer.chat_template:
             text = "\n".join(message["content"] for message in messages)
-            ids = self.tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True)
-            return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
+            whole = self.tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True)
+            ends = whole and whole[-1] == self.tokenizer.eos_token_id
+            return whole[:-1] if ends else whole
         if self._special is None or not any(
             self._special.search(message["content"]) for message in messages
         ):
