@@ -1,5 +1,5 @@
-"""Prefixes that people already have, in and out: folders of upstream's ptuning scripts and of peft
-(docs/chatglm.md#9-prefix).
+"""Prefixes that people already have, in and out: folders of ChatGLM-6B's own ptuning scripts and of
+peft (docs/chatglm.md#9-prefix).
 
 Both lay a prefix out alike: one row per prefix token, and in it layer after layer the key, then the
 value, head after head: [P, layers * 2 * kv_heads * head_dim].
@@ -59,8 +59,8 @@ def read_prefix(
     checkpoint_fingerprint: str = "",
     shifts_positions: bool = False,
 ) -> KVPrefix:
-    """Read an upstream `checkpoint-N/` folder (prefix only, or an old one that holds the whole
-    model) or a peft folder.
+    """Read a `checkpoint-N/` folder of the original (prefix only, or an old one that holds the
+    whole model) or a peft folder.
 
     The length P and whether there is a projection follow from the tensors; a projection is applied
     once and for all. Raises AdapterInvalid, naming both sides, when the tensors do not fit `base`
@@ -92,11 +92,11 @@ def flatten(prefix: KVPrefix) -> Tensor:
 def write_original(
     prefix: KVPrefix, folder: str | Path, base_config: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write what upstream's scripts load as `--ptuning_checkpoint` (with --pre_seq_len P, without
-    projection).
+    """Write what the original's scripts load as `--ptuning_checkpoint` (with --pre_seq_len P,
+    without projection).
 
     base_config: the checkpoint's config.json, repeated with pre_seq_len and prefix_projection as
-    upstream saves it.
+    the original saves it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

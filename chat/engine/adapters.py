@@ -60,7 +60,7 @@ class KVPrefix:
         return self.tensor.shape[3]
 
 
-def _replace(path: Path, write: Callable[[str], Any]) -> None:
+def _replace(path: Path, write: Callable[[str], object]) -> None:
     """Let `write(temporary path)` make the file, then move it into place in one step."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     os.close(handle)

@@ -161,8 +161,8 @@ class KVCache(Cache):
         in use.
         """
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        if self._row_index is not None and self._column_index is not None:
-            rows, columns = self._row_index, self._column_index
+        rows, columns = self._row_index, self._column_index
+        if rows is not None and columns is not None:
             if rows.device != keys.device:
                 rows, columns = rows.to(keys.device), columns.to(keys.device)
             keys[rows, :, columns] = key_states[:, :, 0]

@@ -140,7 +140,7 @@ def load(
 
 
 def from_parts(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     *,
     folder: str = "",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+EventType = Literal["queued", "started", "delta", "finished", "failed"]
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 EventType = Literal["queued", "started", "delta", "finished", "failed"]
@@ -27,7 +28,7 @@ class SamplingParams:
     do_sample: bool = True
     temperature: float = 0.95  # 0 means greedy, as do_sample=False
     top_p: float = 0.7
-    top_k: int = 50  # 0 means off; upstream's chat has 50 without saying so
+    top_k: int = 50  # 0 means off; its own chat has 50 without saying so
     repetition_penalty: float = 1.0
     # None: DEFAULT_NEW_TOKENS or what the context leaves; a number must fit
     max_new_tokens: int | None = None

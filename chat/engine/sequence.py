@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chat.engine.positions import PositionPlan
 from chat.engine.prompts import Prompter
-from chat.engine.request import Event, FinishReason, Request, Sink
+from chat.engine.request import Event, EventType, FinishReason, Request, Sink
 
 if TYPE_CHECKING:
     import torch
@@ -127,11 +127,11 @@ class Sequence:
 
     # -- events
 
-    def emit(self, kind: str, data: dict[str, Any]) -> None:
+    def emit(self, kind: EventType, data: dict[str, Any]) -> None:
         """Hand an event to the reader. A reader that raises loses its request, nothing else."""
         self._number += 1
         try:
-            self.sink(Event(self.request.id, self._number, kind, data))  # type: ignore[arg-type]
+            self.sink(Event(self.request.id, self._number, kind, data))
         except Exception:
             self.aborted = True
 
@@ -219,7 +219,7 @@ class Sequence:
         self.error = {"message": message, "type": kind, "param": None, "code": code}
         self._close("failed", {"error": self.error})
 
-    def _close(self, kind: str, data: dict[str, Any]) -> None:
+    def _close(self, kind: EventType, data: dict[str, Any]) -> None:
         self.finished, self.ended_at = True, time.monotonic()
         self.emit(kind, {**data, "usage": self.usage(), "timings": self.timings()})
         if self.on_end is not None:

@@ -98,7 +98,7 @@ class RequestValidator:
                 param="messages" if prompt + 1 > limit else "max_new_tokens",
             )
         if wanted is None and sampling.max_length is not None:
-            # one token at least, as upstream's generate
+            # one token at least, as ChatGLM's own generate
             return max(1, min(sampling.max_length, limit) - prompt)
         return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
 

@@ -11,8 +11,6 @@ from typing import Generic, Protocol, TypeVar
 
 class Waiting(Protocol):
     @property
-    def id(self) -> str: ...
-    @property
     def user(self) -> str: ...
 
 

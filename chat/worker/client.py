@@ -213,7 +213,7 @@ class WorkerClient:
 
     def load(self) -> int:
         """Sequences that run or wait there, as far as is known."""
-        known = self._status.get("active_rows", 0) + self._status.get("queue", 0)
+        known: int = self._status.get("active_rows", 0) + self._status.get("queue", 0)
         return known + self._submitted_since_status
 
     async def status(self) -> dict[str, Any]:

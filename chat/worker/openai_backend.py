@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -253,7 +253,7 @@ class OpenAIBackend:
         sequence.add("finished", {"finish_reason": reason, "usage": counts, "timings": timings})
 
 
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncGenerator[dict[str, Any], None]:
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
     """The JSON objects of a server-sent event stream, up to [DONE]."""
     async for line in response.content:
         if not line.startswith(b"data:"):

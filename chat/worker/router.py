@@ -1,4 +1,4 @@
-"""The web tier's only door to inference: submit, events, abort and status, over one or several
+"""The web tier's only way to inference: submit, events, abort and status, over one or several
 workers. No torch, no Django.
 
 A `Router` chooses among workers (chat/worker/client.py) and OpenAI-compatible servers
@@ -199,12 +199,14 @@ def _settings() -> WorkerSettings:
 def get_router() -> Router:
     """The running event loop's router to the configured workers."""
     loop, now = asyncio.get_running_loop(), _settings()
-    known, router = _routers.get(loop, (None, None))
-    if router is None or known != now:
-        if router is not None:
-            loop.create_task(router.close())
-        router = Router(now.worker_urls, now.worker_token, now.remotes, now.remote_key)
-        _routers[loop] = (now, router)
+    known = _routers.get(loop)
+    if known is not None:
+        settings, router = known
+        if settings == now:
+            return router
+        loop.create_task(router.close())
+    router = Router(now.worker_urls, now.worker_token, now.remotes, now.remote_key)
+    _routers[loop] = (now, router)
     return router
 
 
@@ -238,6 +240,7 @@ def _get_status(address: Address, token: str, timeout: float) -> dict[str, Any]:
         answer = connection.getresponse()
         if answer.status != 200:
             raise ValueError(f"the worker answered {answer.status}")
-        return json.load(answer)
+        status: dict[str, Any] = json.load(answer)
+        return status
     finally:
         connection.close()

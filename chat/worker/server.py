@@ -2,8 +2,8 @@
 protocol is in wire.py.
 
 The socket is bound before the model is loaded, so that whoever asks is told "loading" instead of
-finding nobody. The engine's thread only appends to logs and rings a bell; it never waits for a
-reader. Each client's frames are made when that client can take them, from the logs, so a slow
+finding nobody. The engine's thread only appends to logs and rings a doorbell; it never waits
+for a reader. Each client's frames are made when that client can take them, from the logs, so a slow
 reader gets fewer, larger frames and costs no memory.
 """
 
@@ -22,18 +22,18 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
+from aiohttp.typedefs import Handler
 
 from chat.engine.request import Event, Request, RequestRefused, Sink
 from chat.worker import wire
-from chat.worker.event_log import Doorbell, FollowedLog
+from chat.worker.event_log import Doorbell
+from chat.worker.subscriptions import Client, SequenceState, Subscription
 
 log = logging.getLogger(__name__)
 
 GRACE = 30.0  # seconds that a sequence goes on without a reader
 KEEP_ENDED = 300.0  # seconds that an ended log can still be read
 KEEP_CHARACTERS = 64_000_000  # of text in ended logs; the oldest go first
-# seconds between two frames to one client: joins what other threads deliver one by one
-FRAME_GAP = 0.003
 STATUS_INTERVAL = 1.0
 
 # Exit codes of the worker's process; the supervisor starts it again after each.
@@ -48,89 +48,6 @@ class EngineLike(Protocol):
     def status(self) -> dict[str, Any]: ...
     def run_forever(self, stop_event: threading.Event) -> None: ...
     def close(self) -> None: ...
-
-
-class SequenceState(FollowedLog):
-    """A sequence's log, and what becomes of it. cause: why the worker itself ended the sequence,
-    added to its terminal event. unread_since, ended_at: time.monotonic().
-    """
-
-    __slots__ = ("cause", "ended_at", "unread_since")
-
-    def __init__(self, id: str):
-        super().__init__(id)
-        self.unread_since: float | None = None
-        self.ended_at: float | None = None
-        self.cause: str | None = None
-
-
-class Subscription:
-    """One reading of a sequence by a client; `after` is the last event that was put into a frame
-    for it.
-    """
-
-    __slots__ = ("after", "client", "number", "sequence")
-
-    def __init__(self, client: Client, number: int, sequence: SequenceState, after: int):
-        self.client, self.number, self.sequence, self.after = client, number, sequence, after
-        client.subscriptions[number] = self
-        sequence.followers.add(self.notice)
-        sequence.unread_since = None
-
-    def notice(self) -> None:
-        """There may be something to read."""
-        self.client.notice(self)
-
-    @property
-    def active(self) -> bool:
-        return self.notice in self.sequence.followers
-
-    def leave(self) -> None:
-        self.client.subscriptions.pop(self.number, None)
-        self.sequence.followers.discard(self.notice)
-        if not self.sequence.followers and not self.sequence.ended:
-            self.sequence.unread_since = time.monotonic()
-
-
-class Client:
-    """One websocket: what it reads, and the task that writes its frames."""
-
-    def __init__(self, socket: web.WebSocketResponse):
-        self.socket = socket
-        self.subscriptions: dict[int, Subscription] = {}
-        # those that may have something to read, in order of arrival
-        self.pending: dict[Subscription, None] = {}
-        self.control: list[dict[str, Any]] = []  # frames other than events
-        self.wake = asyncio.Event()
-
-    def tell(self, frame: dict[str, Any]) -> None:
-        self.control.append(frame)
-        self.wake.set()
-
-    def notice(self, subscription: Subscription) -> None:
-        self.pending[subscription] = None
-        self.wake.set()
-
-    async def write(self) -> None:
-        while True:
-            await self.wake.wait()
-            self.wake.clear()
-            control, self.control = self.control, []
-            for frame in control:
-                await self.socket.send_str(wire.encode(frame))
-            pending, self.pending = self.pending, {}
-            events = []
-            for subscription in pending:
-                if not subscription.active:
-                    continue
-                for event in subscription.sequence.since(subscription.after):
-                    events.append([subscription.number, event.seq, event.type, event.data])
-                    subscription.after = event.seq
-                if subscription.sequence.ended:
-                    subscription.leave()
-            if events:
-                await self.socket.send_str(wire.encode({"events": events}))
-                await asyncio.sleep(FRAME_GAP)
 
 
 class Server:
@@ -174,7 +91,9 @@ class Server:
     def ready(self, engine: EngineLike, fingerprint: str) -> None:
         """The model is loaded: take requests."""
         self.engine, self.fingerprint, self.state = engine, fingerprint, "ready"
-        self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+        self._engine_thread = threading.Thread(
+            target=self._run_engine, args=(engine,), name="engine", daemon=True
+        )
         self._engine_thread.start()
         self._tell_status()
 
@@ -205,10 +124,9 @@ class Server:
         for sequence in self._sequences.values():
             if not sequence.ended:
                 sequence.cause = sequence.cause or "shutdown"
-        if self._engine_thread is not None:
+        if self.engine is not None and self._engine_thread is not None:
             self._stop_engine.set()
             await asyncio.to_thread(self._engine_thread.join)
-            assert self.engine is not None
             await asyncio.to_thread(self.engine.close)
         self._doorbell.look()
         self._submissions.shutdown(wait=False, cancel_futures=True)
@@ -225,10 +143,9 @@ class Server:
 
     # -- the engine's side
 
-    def _run_engine(self) -> None:
-        assert self.engine is not None
+    def _run_engine(self, engine: EngineLike) -> None:
         try:
-            self.engine.run_forever(self._stop_engine)
+            engine.run_forever(self._stop_engine)
         except BaseException:
             log.exception("the engine's thread has died; ending the worker")
             self._loop.call_soon_threadsafe(self.failed, "the engine's thread has died")
@@ -249,7 +166,7 @@ class Server:
     # -- the clients' side
 
     @web.middleware
-    async def _authenticate(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self.token.encode()):
             return web.json_response(
@@ -351,7 +268,7 @@ class Server:
         except (KeyError, TypeError, ValueError) as error:
             client.tell(_reply(call, RequestRefused("invalid_value", f"not a request: {error}")))
             return
-        if self.state != "ready":
+        if self.engine is None or self.state != "ready":
             reason = f": {self.reason}" if self.reason else ""
             client.tell(
                 _reply(
@@ -364,7 +281,6 @@ class Server:
             self._attach(client, call, request.id, 0)
             client.tell(_reply(call, None))
             return
-        assert self.engine is not None
         sequence = self._sequences[request.id] = SequenceState(request.id)
         subscription = Subscription(client, call, sequence, 0)
         future = self._loop.run_in_executor(
@@ -399,8 +315,8 @@ class Server:
             client.notice(Subscription(client, number, sequence, after))
 
     def _abort(self, id: str) -> None:
-        # by the same door as submissions, or an abort could overtake the one that it means
-        if id in self._sequences and self.engine is not None:
+        # in order with submissions, or an abort could overtake the one that it means
+        if self.engine is not None and id in self._sequences:
             self._submissions.submit(self.engine.abort, id)
 
     async def _supervise(self) -> None:

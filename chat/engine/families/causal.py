@@ -122,9 +122,11 @@ class TemplatePrompter(Prompter):
     def _render(self, messages: list[dict[str, str]]) -> list[int]:
         if not self.tokenizer.chat_template:
             text = "\n".join(message["content"] for message in messages)
-            whole = self.tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True)
-            ends = whole and whole[-1] == self.tokenizer.eos_token_id
-            return whole[:-1] if ends else whole
+            plain: list[int] = self.tokenizer.encode(
+                text, add_special_tokens=True, split_special_tokens=True
+            )
+            ended = plain and plain[-1] == self.tokenizer.eos_token_id
+            return plain[:-1] if ended else plain
         if self._special is None or not any(
             self._special.search(message["content"]) for message in messages
         ):

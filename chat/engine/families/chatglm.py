@@ -100,7 +100,7 @@ class ChatGLMPrompter(Prompter):
     """ChatGLM-6B: rounds written out in Chinese, then [gMASK] and <sop>
     (docs/chatglm.md#7-chat-format).
 
-    There is no system role upstream; a system message goes as a first line before the first
+    The original has no system role; a system message goes as a first line before the first
     question.
     """
 
@@ -117,8 +117,8 @@ class ChatGLMPrompter(Prompter):
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def text(self, messages: Messages, always_rounds: bool = False) -> str:
-        """The prompt as text. `always_rounds`: the round format even without history, as upstream
-        trains on history columns.
+        """The prompt as text. `always_rounds`: the round format even without history, as the
+        original trains on history columns.
         """
         system = "\n".join(
             message["content"] for message in messages if message["role"] == "system"
@@ -150,7 +150,7 @@ class ChatGLMPrompter(Prompter):
         return [*self._encode(self.text(messages)), self._gmask, self._sop]
 
     def _fit(self, messages: list[dict[str, str]], max_length: int) -> list[int]:
-        """Upstream cuts the end of the text, counting the two control tokens
+        """The original cuts the end of the text, counting the two control tokens
         (docs/chatglm.md#8-training-rows).
         """
         return [*self._encode(self.text(messages))[: max_length - 2], self._gmask, self._sop]
@@ -196,8 +196,8 @@ _MARKS = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 
 
 def clean_chatglm(text: str) -> str:
-    """Upstream's process_response (docs/chatglm.md#7-chat-format): strip, fill in the
-    training time, full-width marks beside Chinese characters.
+    """The original's process_response (docs/chatglm.md#7-chat-format): strip, fill in the training
+    time, full-width marks beside Chinese characters.
     """
     return _widen(text.strip().replace(TRAINING_TIME, TRAINING_TIME_ANSWER))
 
