@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-EventType = Literal["queued", "started", "delta", "finished", "failed"]
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 EventType = Literal["queued", "started", "delta", "finished", "failed"]

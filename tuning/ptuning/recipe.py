@@ -10,6 +10,7 @@ from typing import Any
 
 from chat.engine.request import LONGEST_PREFIX
 
+METHOD = "ptuning_v2"  # what runs and adapters say they were made by
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
