@@ -72,7 +72,7 @@ def engine_for(
     post-processing, as upstream does.
     """
     prompter = copy.copy(loaded.prompter)
-    prompter.cleaner = lambda: None
+    prompter.cleaner = lambda: None  # type: ignore[method-assign]
     return Engine(
         replace(loaded, prompter=prompter),
         EngineConfig(

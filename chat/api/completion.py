@@ -6,7 +6,7 @@ When that client leaves, the generation is aborted: nobody else can read it.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
 from chat.engine.request import AdapterRef, Event, Request
@@ -41,7 +41,7 @@ def requests_of(
 
 async def stream(
     checkpoint: Checkpoint, requests: list[Request]
-) -> AsyncIterator[tuple[int, Event]]:
+) -> AsyncGenerator[tuple[int, Event], None]:
     """(index of the request, event) in the order of arrival, until all have ended; deltas that came
     together are one.
 

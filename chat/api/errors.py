@@ -35,6 +35,7 @@ def object_of(refusal: Exception) -> dict:
         return {**refusal.as_error(), "type": kind}
     if isinstance(refusal, GenerationFailed):
         return refusal.error
+    assert isinstance(refusal, WorkerUnavailable)
     return error(why_unavailable(refusal), type="server_error", code=refusal.code)["error"]
 
 

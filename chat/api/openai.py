@@ -5,7 +5,7 @@ conversation is kept.
 import functools
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
@@ -124,7 +124,7 @@ def _usage(answers: list[Answer]) -> dict:
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
-async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncIterator[str]:
+async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenerator[str, None]:
     head = {**head, "object": "chat.completion.chunk"}
     answers = [Answer() for _sampling in wanted.samplings]
 

@@ -1,5 +1,7 @@
 """The shapes of checkpoints, adapters, conversations and messages in the REST API."""
 
+from typing import ClassVar
+
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
@@ -58,7 +60,7 @@ class AdapterSerializer(serializers.ModelSerializer):
             "created_at",
         ]
         read_only_fields = ["checkpoint", "pre_seq_len", "step", "sha256"]
-        extra_kwargs = {"name": {"validators": []}}
+        extra_kwargs: ClassVar[dict] = {"name": {"validators": []}}
 
     def get_model(self, adapter) -> str:
         return adapter.name

@@ -17,7 +17,7 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -58,7 +58,7 @@ async def start(message: Message) -> None:
         raise
 
 
-async def follow(message_id: int, after: int = 0) -> AsyncIterator[dict[str, Any]]:
+async def follow(message_id: int, after: int = 0) -> AsyncGenerator[dict[str, Any], None]:
     """The answer's frames after number `after` (docs/api.md, "Websocket"), up to its end; any
     number of readers at once.
     """

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-EventType = Literal["queued", "started", "delta", "finished", "failed"]
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
+EventType = Literal["queued", "started", "delta", "finished", "failed"]
 
 # tokens of an adapter: room the engine keeps in each row, so nothing longer is trained
 LONGEST_PREFIX = 256

@@ -108,7 +108,7 @@ def group_by_length(lengths: Sequence[int], max_tokens: int, overhead: int) -> l
     # best[n]: cost of the n longest; start_of[n]: where their last micro-batch begins
     best, start_of = [0.0], [0]
     for end in range(1, len(order) + 1):
-        found = []
+        found: list[tuple[float, int]] = []
         for start in range(end - 1, -1, -1):
             tokens = (end - start) * lengths[order[start]]
             if tokens > max_tokens and found:

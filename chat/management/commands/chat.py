@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from django.conf import settings
@@ -142,7 +142,8 @@ class Command(BaseCommand):
         """Prints the answer as it comes; Ctrl-C ends the answer, not the program. What was written,
         or "" when refused.
         """
-        loop, written = asyncio.get_running_loop(), []
+        loop = asyncio.get_running_loop()
+        written: list[str] = []
         loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(model.abort(request.id)))
         try:
             if not is_storable(request.messages[-1]["content"]):
@@ -247,7 +248,7 @@ class _LoadedHere:
             lambda event: loop.call_soon_threadsafe(queue.put_nowait, event),
         )
 
-    async def events(self, id: str) -> AsyncIterator[list[Event]]:
+    async def events(self, id: str) -> AsyncGenerator[list[Event], None]:
         queue = self._arrived.pop(id)
         while True:
             event = await queue.get()
