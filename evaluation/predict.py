@@ -52,14 +52,8 @@ def sampling_of(decoding: str, max_target_length: int, seed: int) -> SamplingPar
     if decoding == GREEDY:
         return SamplingParams(do_sample=False, max_new_tokens=max_target_length, seed=seed)
     if decoding == UPSTREAM:
-        return SamplingParams(
-            do_sample=True,
-            temperature=0.95,
-            top_p=0.7,
-            top_k=50,
-            max_new_tokens=max_target_length,
-            seed=seed,
-        )
+        # the engine's defaults are ChatGLM-6B's, also those of that script
+        return SamplingParams(max_new_tokens=max_target_length, seed=seed)
     raise ValueError(f"decoding is {GREEDY} or {UPSTREAM}, not {decoding!r}")
 
 
