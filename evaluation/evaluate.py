@@ -21,7 +21,6 @@ from django.db.models import F
 
 from chat.checkpoints.describe import CheckpointInvalid
 from chat.engine.loading import Loaded, default_device, load
-from chat.engine.request import AdapterRef
 from evaluation.comparison import update_differences
 from evaluation.metrics import Scorer, average
 from evaluation.models import EvaluationRun, Prediction
@@ -84,9 +83,7 @@ def _predict(
     recipe = run.recipe
     lengths = recipe["max_source_length"], recipe["max_target_length"]
     engine = engine_for(loaded, *lengths, pre_seq_len=recipe.get("pre_seq_len", 0))
-    adapter = None
-    if run.adapter is not None:
-        adapter = AdapterRef(name=run.adapter.sha256, folder=str(run.adapter.path))
+    adapter = run.adapter.ref() if run.adapter is not None else None
     scorer = Scorer(settings.DATA_DIR / "cache")
     heart.check()
     heart.patient = True

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
-from chat.engine.request import AdapterRef, Event, Request
+from chat.engine.request import Event, Request
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling
 from chat.worker import router
@@ -26,7 +26,7 @@ def requests_of(
     samplings: list[dict],
 ) -> list[Request]:
     """One request per sampling (checked values, see chat/sampling.py), all with the same prompt."""
-    reference = AdapterRef(adapter.sha256, str(adapter.path)) if adapter else None
+    reference = adapter.ref() if adapter else None
     return [
         Request(
             uuid.uuid4().hex,
@@ -49,7 +49,7 @@ async def stream(
     goes away.
     """
     workers = router.get_router()
-    needed = router.CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+    needed = checkpoint.ref()
     arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
 
     async def read(index: int, request: Request) -> None:

@@ -28,10 +28,10 @@ from django.utils import timezone
 
 from chat.conversations.frames import ENDINGS, Answer, Reader
 from chat.conversations.rendering import to_html
-from chat.engine.request import AdapterRef, Request, RequestRefused
+from chat.engine.request import CheckpointRef, Request, RequestRefused
 from chat.models import Checkpoint, Conversation, Message
 from chat.sampling import as_sampling
-from chat.worker.router import CheckpointRef, Router, SequenceLost, WorkerUnavailable, get_router
+from chat.worker.router import Router, SequenceLost, WorkerUnavailable, get_router
 
 logger = logging.getLogger(__name__)
 
@@ -371,11 +371,11 @@ def _request_for(message_id: int) -> tuple[Request, CheckpointRef]:
     request = Request(
         id=str(message.sequence),
         messages=tuple(turns),
-        adapter=AdapterRef(adapter.sha256, str(adapter.path)) if adapter else None,
+        adapter=adapter.ref() if adapter else None,
         sampling=as_sampling(message.sampling),
         user=str(message.conversation.owner_id),
     )
-    return request, CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+    return request, checkpoint.ref()
 
 
 def _with_connection(function, *arguments):

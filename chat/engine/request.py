@@ -88,6 +88,14 @@ class AdapterRef:
 
 
 @dataclass(frozen=True)
+class CheckpointRef:
+    """Which base weights a request needs."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Request:
     """One answer to be generated.
 

@@ -13,7 +13,6 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -51,14 +50,6 @@ class SequenceLost(WorkerUnavailable):
 
     def __init__(self, message: str):
         super().__init__(message, "sequence_lost")
-
-
-@dataclass(frozen=True)
-class CheckpointRef:
-    """Which base weights a request needs."""
-
-    name: str
-    fingerprint: str
 
 
 class _Reading:

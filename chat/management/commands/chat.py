@@ -123,7 +123,7 @@ class Command(BaseCommand):
         loop.add_signal_handler(signal.SIGINT, explain)
 
     async def _model(self, checkpoint: Checkpoint):
-        reference = CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+        reference = checkpoint.ref()
         router = get_router()
         served = await asyncio.gather(
             *(backend.serves(reference, with_adapter=False) for backend in router.backends),
@@ -185,7 +185,7 @@ def _chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, Adapte
     if adapter_name:
         adapter = Adapter.objects.filter(name=adapter_name).select_related("checkpoint").first()
         if adapter is not None:
-            reference = AdapterRef(adapter.sha256, str(adapter.path))
+            reference = adapter.ref()
         elif (Path(adapter_name) / "adapter.json").is_file():
             folder = Path(adapter_name).resolve()
             reference = AdapterRef(
