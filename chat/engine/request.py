@@ -143,19 +143,49 @@ class Event:
 Sink = Callable[[Event], None]  # called on the engine's thread; must not block
 
 
-class RequestRefused(Exception):
+def error_object(
+    message: str, code: str, type: str = "server_error", param: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's error object, as events and rows carry it."""
+    return {"message": message, "type": type, "param": param, "code": code}
+
+
+def interrupted(message: str) -> dict[str, Any]:
+    """Of an answer that nobody asked to end and that did not reach its end."""
+    return error_object(message, "interrupted")
+
+
+class GenerationRefused(Exception):
+    """Nobody takes the request, or goes on with it. `later`: it says nothing about the request
+    itself, which may be sent again after `retry_after` seconds (None: nobody knows).
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        param: str | None = None,
+        retry_after: int | None = None,
+        later: bool = True,
+    ):
+        super().__init__(message)
+        self.code, self.message, self.param = code, message, param
+        self.retry_after, self.later = retry_after, later
+
+    def as_error(self) -> dict[str, Any]:
+        kind = "server_error" if self.later else "invalid_request_error"
+        return error_object(self.message, self.code, kind, self.param)
+
+
+class RequestRefused(GenerationRefused):
     """The engine will not take the request; nothing was computed.
 
-    `code`: context_length_exceeded | queue_full | invalid_adapter | invalid_value | empty_prompt
+    `code`: context_length_exceeded | queue_full | invalid_adapter | invalid_value | empty_prompt |
+    unavailable (an upstream server's word)
     """
 
     def __init__(
         self, code: str, message: str, param: str | None = None, retry_after: int | None = None
     ):
-        super().__init__(message)
-        self.code, self.message, self.param, self.retry_after = code, message, param, retry_after
-
-    def as_error(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        kind = "server_error" if self.code == "queue_full" else "invalid_request_error"
-        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        later = code in ("queue_full", "unavailable")
+        super().__init__(code, message, param, retry_after, later)

@@ -11,7 +11,7 @@ import torch
 
 from chat.engine.positions import PositionPlan
 from chat.engine.prompts import Prompter
-from chat.engine.request import Event, FinishReason, Request, Sink
+from chat.engine.request import Event, FinishReason, Request, Sink, error_object
 from chat.engine.sampler import SampledToken, SamplerState
 
 OnEnd = Callable[["Sequence"], None]
@@ -208,7 +208,7 @@ class Sequence:
         if self.finished:
             return
         self.finish_reason = "error"
-        self.error = {"message": message, "type": kind, "param": None, "code": code}
+        self.error = error_object(message, code, kind)
         self._close("failed", {"error": self.error})
 
     def _close(self, kind: str, data: dict[str, Any]) -> None:

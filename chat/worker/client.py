@@ -17,7 +17,13 @@ from typing import Any
 
 import aiohttp
 
-from chat.engine.request import Event, Request, RequestRefused
+from chat.engine.request import (
+    CheckpointRef,
+    Event,
+    GenerationRefused,
+    Request,
+    RequestRefused,
+)
 from chat.worker import wire
 from chat.worker.wire import Address
 
@@ -29,7 +35,7 @@ RECONNECT_FOR = 30.0  # seconds of failing to reach a worker until its sequences
 LONGEST_PAUSE = 1.0  # seconds between two attempts
 
 
-class WorkerUnavailable(Exception):
+class WorkerUnavailable(GenerationRefused):
     """Nobody can take or go on with the request now.
 
     `code`: worker_unavailable (not there) | worker_loading | no_worker_for_checkpoint |
@@ -37,12 +43,7 @@ class WorkerUnavailable(Exception):
     """
 
     def __init__(self, message: str, code: str = "worker_unavailable"):
-        super().__init__(message)
-        self.message, self.code = message, code
-
-    def as_error(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        return {"message": self.message, "type": "server_error", "param": None, "code": self.code}
+        super().__init__(code, message)
 
 
 class SequenceLost(WorkerUnavailable):

@@ -15,11 +15,19 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.translation import gettext as _
 
-from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
+from chat.engine.request import (
+    AdapterRef,
+    CheckpointRef,
+    Event,
+    GenerationRefused,
+    Request,
+    RequestRefused,
+    SamplingParams,
+)
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling, checked
 from chat.text import is_storable
-from chat.worker.router import CheckpointRef, Router, WorkerUnavailable, get_router
+from chat.worker.router import Router, get_router
 
 
 class Command(BaseCommand):
@@ -151,7 +159,7 @@ class Command(BaseCommand):
                 async for events in handfuls:
                     for event in events:
                         self._show(event, written)
-        except (RequestRefused, WorkerUnavailable) as error:
+        except GenerationRefused as error:
             self._refuse(error.message)
         finally:
             self._mind_the_prompt()

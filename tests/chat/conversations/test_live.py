@@ -46,12 +46,7 @@ def conversation(member):
 def nothing_left():
     """A test's answers end before its database is emptied."""
     yield
-    home = live._home()
-    deadline = time.monotonic() + 15
-    while home._done and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not home._done
-    home.run(live._Home._save(home, lambda: None)).result(5)
+    live.quiesce()
 
 
 def turn(conversation, words, **fields) -> Message:
@@ -92,8 +87,7 @@ def written(frames) -> str:
 
 def restart_web():
     """As if this web process had ended and a new one been started."""
-    live._home()._hang_up()
-    live._the_home = None
+    live.restart()
 
 
 async def test_an_answer_is_streamed_and_its_row_explains_it(worker, conversation):
