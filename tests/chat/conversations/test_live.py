@@ -9,6 +9,7 @@ from asgiref.sync import async_to_sync, sync_to_async
 
 from chat.conversations import live
 from chat.conversations.frames import TEXT
+from chat.conversations.messages import request_for
 from chat.engine.request import RequestRefused
 from chat.models import Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
@@ -302,7 +303,7 @@ def test_the_history_is_questions_with_their_answers(conversation):
     say("user", "three")
     say("assistant", "thi", "stopped")
     say("user", "four")
-    request, checkpoint = live._request_for(say("assistant", "", "queued").pk)
+    request, checkpoint = request_for(say("assistant", "", "queued").pk)
     assert [turn["content"] for turn in request.messages] == [
         "one",
         "first",
