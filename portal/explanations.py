@@ -14,6 +14,11 @@ EXPLANATIONS = {
 }
 
 
+def explain(sentences: dict) -> None:
+    """An app adds what it says about its codes."""
+    EXPLANATIONS.update(sentences)
+
+
 def explained(error: dict | None) -> str:
     """The sentence for an error object; its own message where nobody has a better one."""
     return EXPLANATIONS.get(error.get("code"), error.get("message", "")) if error else ""

@@ -69,6 +69,22 @@ def test_a_planted_violation_is_found(tmp_path, module, line, contract):
     assert any(contract in row for row in broken), result.stdout
 
 
+def test_the_web_process_imports_neither_torch_nor_the_scores():
+    """The kinds of work are registered in every process; what is heavy waits for its run."""
+    script = (
+        "import django, sys; django.setup(); import portal.urls, chat.api.routing;"
+        "print([m for m in ('torch', 'transformers', 'jieba') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "portal.settings"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_modules_are_named_after_ideas():
     assert not [
         path

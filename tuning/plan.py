@@ -23,7 +23,6 @@ from tuning.models import Dataset, DatasetVersion, TuningRun
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
 
 METHOD = "ptuning_v2"
-TASK = "tuning.tasks.run"
 
 # name -> hyper-parameters. The first is for the embedded model (measured: docs/benchmarks.md), the
 # others are the scripts of ChatGLM-6B's ptuning/ (SPEC 8).
@@ -170,7 +169,6 @@ def create_run(
     run = TuningRun(
         owner=owner,
         kind=Run.Kind.TUNING,
-        task=TASK,
         name=name or f"{dataset.name}"[:120],
         dataset_version=version,
         checkpoint=checkpoint,
@@ -179,29 +177,29 @@ def create_run(
             **recipe.as_dict(),
             "method": METHOD,
             "preset": preset or default_preset(checkpoint),
-            "dataset": _frozen_dataset(dataset, version),
-            "checkpoint": {
-                "id": checkpoint.pk,
-                "name": checkpoint.name,
-                "fingerprint": checkpoint.fingerprint,
-            },
+            **frozen_inputs(version, TRAIN, checkpoint),
         },
     )
     with transaction.atomic():
-        if in_queue:
-            lifecycle.enqueue(run)
-        else:
-            run.save()
+        lifecycle.enqueue(run, ring_bell=in_queue)
     return run
 
 
-def _frozen_dataset(dataset: Dataset, version: DatasetVersion) -> dict[str, Any]:
-    split = version.splits[TRAIN]
+def frozen_inputs(version: DatasetVersion, split: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a run reads, in `Run.recipe`: the rows by their sha256, the base by its fingerprint."""
+    entry = version.splits[split]
     return {
-        "id": dataset.pk,
-        "name": dataset.name,
-        "version": version.number,
-        "split": TRAIN,
-        "sha256": split["sha256"],
-        "rows": split["rows"],
+        "dataset": {
+            "id": version.dataset_id,
+            "name": version.dataset.name,
+            "version": version.number,
+            "split": split,
+            "sha256": entry["sha256"],
+            "rows": entry["rows"],
+        },
+        "checkpoint": {
+            "id": checkpoint.pk,
+            "name": checkpoint.name,
+            "fingerprint": checkpoint.fingerprint,
+        },
     }

@@ -52,7 +52,7 @@ def portal():
         from django.utils import timezone
 
         from chat.worker import router
-        from tests.support import free_port
+        from tests.support.live_portal import free_port
 
         timezone.now = lambda: NOW
         router.status_sync = lambda *args, **options: _said()
