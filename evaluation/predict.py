@@ -8,7 +8,7 @@ goes on and ends with the same predictions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from chat.engine.engine import Engine
 from chat.engine.loading import Loaded
 from chat.engine.prompts import IGNORED
 from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
+from tuning.datasets.examples import messages_of
 
 GREEDY, UPSTREAM = "greedy", "upstream"
 # rows given to the engine at once; it runs as many of them as fit and keeps the rest queued
@@ -31,16 +32,6 @@ class Predicted:
     row: int
     text: str
     error: dict[str, Any] | None = None
-
-
-def messages_of(prompt: str, history: Sequence[Sequence[str]] = ()) -> Messages:
-    """A dataset row as the conversation that the model is asked to continue. history: [[question,
-    answer], ...].
-    """
-    turns = [
-        turn for question, answer in history for turn in (("user", question), ("assistant", answer))
-    ]
-    return tuple({"role": role, "content": content} for role, content in [*turns, ("user", prompt)])
 
 
 def sampling_of(decoding: str, max_target_length: int, seed: int) -> SamplingParams:
