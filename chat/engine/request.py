@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+EventType = Literal["queued", "started", "delta", "finished", "failed"]
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -44,7 +45,8 @@ def _limited(default: Any, *limits: Any, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen. The defaults are ChatGLM-6B's (SPEC 5, "Chat").
+    """How the next token is chosen. The defaults are ChatGLM-6B's
+    (docs/chatglm.md#7-chat-format).
 
     The one table of names, defaults and limits: engine, forms, serializers, commands and doors
     read them here (LIMITS, DEFAULTS).
@@ -53,7 +55,7 @@ class SamplingParams:
     do_sample: bool = True
     temperature: float = _limited(0.95, float, 0, 2)  # 0 means greedy, as do_sample=False
     top_p: float = _limited(0.7, float, 0, 1, above=True)
-    # 0 means off; upstream's chat has 50 without saying so
+    # 0 means off; its own chat has 50 without saying so
     top_k: int = _limited(50, int, 0, 1_000_000)
     repetition_penalty: float = _limited(1.0, float, 0, 10, above=True)
     # None: DEFAULT_NEW_TOKENS or what the context leaves; a number must fit
@@ -129,7 +131,7 @@ class Event:
 
     id: str
     seq: int
-    type: Literal["queued", "started", "delta", "finished", "failed"]
+    type: EventType
     data: dict[str, Any]
 
     @property
