@@ -208,6 +208,9 @@ Q_CLUSTER = {
     },
 }
 
+# Queued runs that one member may have; more are refused (429).
+QUEUED_RUNS = _parsed("PORTAL_QUEUED_RUNS", "20", int)
+
 # What `up` calls after the migrations; each may be called again at any time.
 FIRST_RUN = [
     "chat.registry.ensure_starter",

@@ -77,17 +77,18 @@ def stop(process: subprocess.Popen, grace: float = GRACE) -> None:
     process.wait()
 
 
-def answer_bell(run_id: int) -> str:
-    """What django-q2 calls, for runs of every kind: claims the run, starts its process and watches
-    it until it ends.
+def answer_bell(queue: str) -> str:
+    """What django-q2 calls: claims the next run of the queue, of whichever kind, starts its process
+    and watches it until it ends.
 
-    Does nothing when the claim is lost. The child writes its own progress and end; what is left
+    Does nothing when none waits. The child writes its own progress and end; what is left
     here is the end that it cannot write itself: killed, crashed, or hung beyond its lease. Returns
     a word for the queue's own record.
     """
-    token = lifecycle.claim(run_id)
-    if token is None:
-        return "not claimed"
+    claimed = lifecycle.claim_next(queue)
+    if claimed is None:
+        return "nothing waits"
+    run_id, token = claimed
     run = Run.objects.get(pk=run_id)
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.log_path, "ab") as log:
@@ -108,7 +109,7 @@ def answer_bell(run_id: int) -> str:
     run.refresh_from_db()
     if run.token == token and run.status == Run.Status.RUNNING:
         lifecycle.lost(run_id, token, f"exit code {child.returncode}")
-    return f"exit code {child.returncode}"
+    return f"run {run_id}: exit code {child.returncode}"
 
 
 def stray_run_processes() -> list[psutil.Process]:
@@ -132,7 +133,8 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
     lease is over. While the database does not answer, the child decides for itself
     (heartbeat.py).
     """
-    blind = time.time()  # when the database last did not answer
+    # Times of this process alone: the clock may be set while it watches.
+    heartbeat_at, seen = None, time.monotonic()
     while child.poll() is None:
         time.sleep(1.0)
         try:
@@ -140,8 +142,10 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
             run = Run.objects.filter(pk=run_id).only("token", "status", "heartbeat_at").first()
         except DatabaseError as error:
             logger.warning("run %s: the database does not answer (%s)", run_id, error)
-            blind = time.time()
+            seen = time.monotonic()
             continue
+        if run is not None and run.heartbeat_at != heartbeat_at:
+            heartbeat_at, seen = run.heartbeat_at, time.monotonic()
         if run is None or run.token != token:
             logger.warning("run %s: fenced off, stopping its process", run_id)
             stop(child, grace=2.0)
@@ -151,9 +155,7 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(LAST_WORDS)
             stop(child, grace=2.0)
-        elif (
-            time.time() - max(blind, run.heartbeat_at.timestamp()) > lifecycle.LEASE.total_seconds()
-        ):
+        elif time.monotonic() - seen > lifecycle.LEASE.total_seconds():
             logger.warning("run %s: no heartbeat, killing its process", run_id)
             kill_group(child)
             child.wait()

@@ -191,6 +191,7 @@ class Supervisor:
     def __init__(self, children: list[Child]):
         self.children = children
         self.stopping = False
+        self._reaper = lifecycle.Reaper()
         self._adopted: dict[psutil.Process, float] = {}  # run processes without a queue worker
 
     def run(self, announce) -> None:
@@ -227,7 +228,7 @@ class Supervisor:
         self._end_strays()
         close_old_connections()
         try:
-            deaf = lifecycle.reap()
+            deaf = self._reaper.reap()
         except DatabaseError:
             logger.exception("the reaper could not reach the database")
             return
