@@ -22,4 +22,6 @@ def explain(sentences: dict) -> None:
 
 def explained(error: dict | None) -> str:
     """The sentence for an error object; its own message where nobody has a better one."""
-    return EXPLANATIONS.get(error.get("code"), error.get("message", "")) if error else ""
+    if not error:
+        return ""
+    return str(EXPLANATIONS.get(error.get("code", "")) or error.get("message", ""))
