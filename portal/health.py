@@ -3,12 +3,14 @@ about anybody.
 """
 
 from django.contrib.auth.decorators import login_not_required
+from django.db import DatabaseError
 from django.db.models import Count
 from django.http import JsonResponse
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 from chat.worker import router
+from portal import outages
 from portal.models import Run
 
 PUBLIC = ("state", "checkpoint", "device", "active_rows", "max_rows", "queue", "tokens_per_second")
@@ -18,20 +20,27 @@ PUBLIC = ("state", "checkpoint", "device", "active_rows", "max_rows", "queue", "
 @require_safe
 @login_not_required
 def healthz(request):
-    """{"status": "ok" | "degraded", "worker": {...}, "queue": {"queued", "running"}}; 200 as long
-    as the web itself works.
+    """{"status": "ok" | "degraded", "worker": {...}, "queue": {"queued", "running"} | null,
+    "problems": [code, ...]}; 200 as long as the web itself works.
     """
+    problems = []
     try:
         worker = router.status_sync(timeout=1.0)
     except router.WorkerUnavailable as error:
         worker = {"state": "unavailable", "reason": str(error)}
     # No paths, process numbers or names of others: anybody may read this.
     worker = {field: worker[field] for field in PUBLIC if field in worker}
-    counts = dict(
-        Run.objects.filter(status__in=Run.ACTIVE).values_list("status").annotate(Count("id"))
-    )
-    queue = {status.value: counts.get(status.value, 0) for status in Run.ACTIVE}
-    healthy = worker.get("state") == "ready"
-    return JsonResponse(
-        {"status": "ok" if healthy else "degraded", "worker": worker, "queue": queue}
-    )
+    if worker.get("state") != "ready":
+        problems.append("worker_unavailable")
+    try:
+        counts = dict(
+            Run.objects.filter(status__in=Run.ACTIVE).values_list("status").annotate(Count("id"))
+        )
+        queue = {status.value: counts.get(status.value, 0) for status in Run.ACTIVE}
+    except DatabaseError:
+        queue = None
+        problems.append("database_unavailable")
+    if outages.room() < outages.NEARLY_FULL:
+        problems.append("disk_full")
+    status = "degraded" if problems else "ok"
+    return JsonResponse({"status": status, "worker": worker, "queue": queue, "problems": problems})
