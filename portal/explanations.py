@@ -19,6 +19,7 @@ def explain(sentences: dict) -> None:
     EXPLANATIONS.update(sentences)
 
 
-def explained(error: dict | None) -> str:
+def explained(error: dict[str, str] | None) -> str:
     """The sentence for an error object; its own message where nobody has a better one."""
-    return EXPLANATIONS.get(error.get("code"), error.get("message", "")) if error else ""
+    error = error or {}
+    return EXPLANATIONS.get(error.get("code", ""), error.get("message", ""))
