@@ -19,7 +19,8 @@ def explain(sentences: dict) -> None:
     EXPLANATIONS.update(sentences)
 
 
-def explained(error: dict[str, str] | None) -> str:
+def explained(error: dict | None) -> str:
     """The sentence for an error object; its own message where nobody has a better one."""
-    error = error or {}
-    return EXPLANATIONS.get(error.get("code", ""), error.get("message", ""))
+    if not error:
+        return ""
+    return str(EXPLANATIONS.get(error.get("code", "")) or error.get("message", ""))
