@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import socket
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -208,6 +209,12 @@ def get_router() -> Router:
     router = Router(now.worker_urls, now.worker_token, now.remotes, now.remote_key)
     _routers[loop] = (now, router)
     return router
+
+
+def connect(timeout: float) -> socket.socket:
+    """A connection to the first configured worker, for `up`, which starts it. OSError."""
+    _name, url = _name_and_url(_settings().worker_urls[0])
+    return Address.parse(url).connect(timeout)
 
 
 def status_sync(timeout: float = 2.0) -> dict[str, Any]:
