@@ -13,10 +13,12 @@ _SECRETS = (
     (re.compile(r"(?i)(bearer\s+)[\w.~+/=-]+"), r"\1***"),
     (re.compile(r"(://[^/\s:@]+:)[^@\s/]+@"), r"\1***@"),
     (
-        re.compile(r"(?i)((?:password|secret|token|api_?key)[\\\"']*\s*[=:]\s*[\\\"']*)[^\s\"'&,;\\]+"),
+        re.compile(
+            r"(?i)((?:password|secret|token|api_?key)[\\\"']*\s*[=:]\s*[\\\"']*)[^\s\"'&,;\\]+"
+        ),
         r"\1***",
     ),
-)  # fmt: skip
+)
 _SUBJECT = re.compile(r"(run|message) (?:%s|%d|(\d+))\b")  # "run %s: ..." says whose line it is
 
 
