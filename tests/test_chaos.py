@@ -20,9 +20,9 @@ def chaos(*arguments: str) -> dict:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_few_faults_lose_nothing():
     figures = chaos(
-        "--seed", "2", "--faults", "4", "--steps", "100", "--runs", "1", "--pause", "3", "--no-chat"
+        "--faults", "3", "--steps", "60", "--runs", "1", "--pause", "2", "--no-chat", "--kills"
     )  # fmt: skip
-    assert sum(figures["faults"].values()) == 4 and figures["runs"] >= 3
+    assert sum(figures["faults"].values()) == 3 and figures["runs"] >= 3
 
 
 @pytest.mark.slow

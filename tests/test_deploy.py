@@ -31,8 +31,6 @@ def test_compose_builds_this_repository_and_waits_for_its_database():
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd")
 def test_systemd_understands_the_units():
-    units = [
-        str(path) for path in DEPLOY.glob("portal*.*") if path.suffix in (".service", ".timer")
-    ]
+    units = [str(path) for kind in ("service", "timer") for path in DEPLOY.glob(f"*.{kind}")]
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
     assert "Unknown" not in done.stderr

@@ -62,9 +62,10 @@ class Figures:
 
 
 class Chaos:
-    def __init__(self, portal: Portal, folder: Path, seed: int, steps: int, chat: bool):
-        self.portal, self.chance, self.steps, self.chat = portal, random.Random(seed), steps, chat
-        self.figures = Figures(seed)
+    def __init__(self, portal: Portal, folder: Path, options: argparse.Namespace):
+        self.portal, self.chance = portal, random.Random(options.seed)
+        self.steps, self.chat, self.kills = options.steps, not options.no_chat, options.kills
+        self.figures = Figures(options.seed)
         self.key = portal.manage("create_api_key", "admin").strip()
         portal.manage("add_checkpoint", str(tiny.write(folder / "tiny")), "--name", "tiny")
         rows = folder / "rows.json"
@@ -135,12 +136,14 @@ class Chaos:
             for name, word in VICTIMS.items()
         }
         possible = [name for name, pids in kinds.items() if pids]
-        if "PORTAL_DATABASE_URL" not in os.environ:
+        if "PORTAL_DATABASE_URL" not in os.environ and not self.kills:
             possible.append("database locked")
         kind = self.chance.choice(possible)
         if kind == "database locked":
             return self._lock_database()
-        number = self.chance.choice([signal.SIGKILL, signal.SIGSTOP])
+        number = self.chance.choice(
+            [signal.SIGKILL] if self.kills else [signal.SIGKILL, signal.SIGSTOP]
+        )
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.chance.choice(kinds[kind]), number)
         if kind == "supervisor":
@@ -249,13 +252,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=400, help="of one tuning run")
     parser.add_argument("--runs", type=int, default=3, help="tuning runs at the beginning")
     parser.add_argument("--pause", type=float, default=15.0, help="most seconds between two faults")
+    parser.add_argument("--kills", action="store_true", help="kill -9 alone: quick to recover from")
     parser.add_argument("--no-chat", action="store_true", help="and no inference worker")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         arguments = ["--no-worker"] if options.no_chat else []
         with Portal(Path(folder) / "data", *arguments, PORTAL_DEVICE="cpu") as portal:
             wait_for(lambda: portal.healthy(worker=not options.no_chat), 240, "the portal")
-            chaos = Chaos(portal, Path(folder), options.seed, options.steps, not options.no_chat)
+            chaos = Chaos(portal, Path(folder), options)
             figures = chaos.run(options.faults, options.runs, options.pause)
     print(json.dumps(asdict(figures)))
     return 0 if figures.faultless() else 1
