@@ -141,9 +141,8 @@ class Chaos:
         kind = self.chance.choice(possible)
         if kind == "database locked":
             return self._lock_database()
-        number = self.chance.choice(
-            [signal.SIGKILL] if self.kills else [signal.SIGKILL, signal.SIGSTOP]
-        )
+        numbers = [signal.SIGKILL] if self.kills else [signal.SIGKILL, signal.SIGSTOP]
+        number = self.chance.choice(numbers)
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.chance.choice(kinds[kind]), number)
         if kind == "supervisor":
