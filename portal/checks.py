@@ -27,6 +27,8 @@ VARIABLES = {
     "PORTAL_DEVICE",
     "PORTAL_CACHE_SHARE",
     "PORTAL_LOG_LEVEL",
+    "PORTAL_LOG_FORMAT",
+    "PORTAL_METRICS_FROM",
 }
 LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 

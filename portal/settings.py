@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -208,6 +209,13 @@ Q_CLUSTER = {
     },
 }
 
+# Addresses and networks that may read /metrics without a key.
+METRICS_FROM = _parsed(
+    "PORTAL_METRICS_FROM",
+    "",
+    lambda text: [ip_network(part.strip()) for part in text.split(",") if part.strip()],
+)
+
 # Queued runs that one member may have; more are refused (429).
 QUEUED_RUNS = _parsed("PORTAL_QUEUED_RUNS", "20", int)
 
@@ -303,8 +311,21 @@ CACHE_SHARE = _parsed("PORTAL_CACHE_SHARE", "0.4", float)
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {
+        "text": {
+            "()": "portal.logs.LineFormatter",
+            "format": "%(asctime)s %(levelname)s %(name)s: %(message)s",
+        },
+        "json": {"()": "portal.logs.ObjectFormatter"},
+    },
+    "handlers": {
+        "console": {
+            "class": "logging.StreamHandler",
+            "formatter": _parsed(
+                "PORTAL_LOG_FORMAT", "text", lambda name: {"text": "text", "json": "json"}[name]
+            ),
+        }
+    },
     "root": {
         "handlers": ["console"],
         "level": _parsed(
