@@ -65,6 +65,19 @@ class Prompter(ABC):
         the answer.
         """
 
+    def context_ids(self, instruction: str, answered: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of a text that may stand before any prompt: an instruction and answered examples
+        (prompt, response) of the task, as whole turns.
+        """
+        first, *others = answered or [("", "")]
+        turns = [(f"{instruction}\n\n{first[0]}".strip(), first[1]), *others]
+        ids: list[int] = []
+        with self._lock:
+            for prompt, response in turns:
+                ids += self._render(checked([{"role": "user", "content": prompt}]))
+                ids += self.response_ids(response) if response else []
+        return ids
+
     def prompt_ids(self, messages: Messages, max_length: int | None = None) -> list[int]:
         """Tokens of the prompt. With `max_length` the text is shortened to fit, as in training."""
         messages = checked(messages)
@@ -248,6 +261,12 @@ class ChatGLMPrompter(Prompter):
 
     def _render(self, messages: list[dict[str, str]]) -> list[int]:
         return [*self._encode(self.text(messages)), self._gmask, self._sop]
+
+    def context_ids(self, instruction: str, answered: Sequence[tuple[str, str]]) -> list[int]:
+        """Plain text: control tokens would end the prompt that follows (docs/chatglm.md)."""
+        lines = [instruction, *(f"问：{prompt}\n答：{answer}" for prompt, answer in answered)]
+        with self._lock:
+            return self._encode("\n".join(line for line in lines if line) + "\n")
 
     def _fit(self, messages: list[dict[str, str]], max_length: int) -> list[int]:
         """Upstream cuts the end of the text, counting the two control tokens (SPEC 5
