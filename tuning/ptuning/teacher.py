@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded
 from chat.engine.prompts import IGNORED
-from chat.engine.request import Request, Sampling
+from chat.engine.request import Request, SamplingParams
 
 TOP_K = 20  # log-probabilities kept of each answer token; what lies below counts as one word
 
@@ -72,13 +73,14 @@ def _study(
         prompter.prompt_ids([{"role": "user", "content": text}], max_source_length)
         for text in prompts
     ]
-    engine = Engine(loaded, max_rows=16, max_length=max_source_length + max_target_length)
+    longest = max_source_length + max_target_length
+    engine = Engine(loaded, EngineConfig(max_rows=16, max_length=longest))
     try:
         answers = engine.generate(
             Request(
                 str(number),
                 prompt_ids=tuple(ids),
-                sampling=Sampling(do_sample=False, max_new_tokens=max_target_length),
+                sampling=SamplingParams(do_sample=False, max_new_tokens=max_target_length),
             )
             for number, ids in enumerate(asked)
         )
@@ -143,8 +145,6 @@ def _write(path: Path, key: str, found: list[Lesson]) -> None:
 
 
 def _read(path: Path, key: str) -> list[Lesson] | None:
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}

@@ -14,7 +14,8 @@ from urllib.request import HTTPCookieProcessor, build_opener
 import pytest
 from django.core.management import CommandError, call_command
 
-from tests.running import ROOT, Portal, wait_for
+from tests.support import ROOT
+from tests.support.live_portal import Portal, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -24,7 +25,7 @@ def portal(tmp_path_factory):
     with Portal(
         tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example"
     ) as running:
-        wait_for(running.healthy, 60, "the portal with its model")
+        wait_for(running.healthy, 180, "the portal with its model")
         yield running
 
 
