@@ -2,7 +2,9 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.utils.translation import gettext_lazy as _
 
+from chat.explanations import EXPLANATIONS
 from chat.worker import router
+from portal.explanations import explain
 
 
 class ChatConfig(AppConfig):
@@ -10,7 +12,10 @@ class ChatConfig(AppConfig):
     verbose_name = _("Chat")
 
     def ready(self):
+        from chat import checks  # noqa: F401  registers them
+
         router.configure(_worker_settings)
+        explain(EXPLANATIONS)
 
 
 def _worker_settings() -> router.WorkerSettings:

@@ -1,13 +1,28 @@
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
+from evaluation.explanations import EXPLANATIONS
+from portal.explanations import explain
+
 
 class EvaluationConfig(AppConfig):
     name = "evaluation"
     verbose_name = _("Evaluation")
 
     def ready(self):
+        from chat.registry import USES_OF_ADAPTERS
         from evaluation.work import EvaluationWork
         from portal.runs.work import register
 
         register(EvaluationWork)
+        explain(EXPLANATIONS)
+        USES_OF_ADAPTERS.append(_evaluating)
+
+
+def _evaluating(adapter) -> str | None:
+    """What keeps an adapter from being deleted (chat.registry)."""
+    from portal.models import Run
+
+    if adapter.evaluation_runs.filter(status__in=Run.ACTIVE).exists():
+        return str(_("An evaluation is using this adapter. Wait for it or cancel it first."))
+    return None

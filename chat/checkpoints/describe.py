@@ -15,6 +15,7 @@ from typing import Any
 
 from chat.checkpoints import adapter_files
 from chat.engine.families import Family, family_of
+from chat.engine.request import LIMITS
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = (
@@ -40,12 +41,8 @@ VOCABULARY_FILES = (
     "vocab.txt",
 )
 CONTEXT_NAMES = ("max_sequence_length", "max_position_embeddings", "n_positions", "seq_length")
-SAMPLING_WISHES = {  # name -> lowest, highest, types
-    "temperature": (0, 2, (int, float)),
-    "top_p": (0.01, 1, (int, float)),
-    "top_k": (0, 1_000_000, (int,)),
-    "repetition_penalty": (0.1, 10, (int, float)),
-}
+# what a folder's generation_config.json may say in place of the engine's own defaults
+SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "repetition_penalty")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 # KV caches that are not plain keys and values per token cannot take a prefix.
 PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -257,11 +254,11 @@ def _sampling(folder: Path) -> dict[str, float]:
     there is passed over.
     """
     try:
-        wishes = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         return {
-            name: wishes[name]
-            for name, (low, high, kind) in SAMPLING_WISHES.items()
-            if type(wishes.get(name)) in kind and low <= wishes[name] <= high
+            name: told[name]
+            for name in SAMPLING_DEFAULTS
+            if type(told.get(name)) in (LIMITS[name].kind, int) and told[name] in LIMITS[name]
         }
     except (OSError, ValueError, AttributeError, RecursionError):
         # most folders have such a file, none needs it

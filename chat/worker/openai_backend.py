@@ -13,12 +13,19 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 
-from chat.engine.request import Event, EventType, Request, RequestRefused
-from chat.worker.client import CheckpointRef, SequenceLost, WorkerUnavailable
+from chat.engine.request import (
+    CheckpointRef,
+    Event,
+    EventType,
+    Request,
+    RequestRefused,
+    error_object,
+)
+from chat.worker.addresses import RemoteAddress
+from chat.worker.client import SequenceLost, WorkerUnavailable
 from chat.worker.event_log import FollowedLog
 
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -61,22 +68,9 @@ class OpenAIBackend:
 
     @classmethod
     def parse(cls, entry: str, key: str = "") -> OpenAIBackend:
-        """`CHECKPOINT_NAME=URL|MODEL`; ValueError for anything else. Without a path, /v1 is
-        meant.
-        """
-        checkpoint, _equals, rest = entry.partition("=")
-        url, _bar, model = rest.partition("|")
-        parts = urlsplit(url)
-        if (
-            not checkpoint
-            or parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or not model
-        ):
-            raise ValueError(f"{entry!r} is not CHECKPOINT_NAME=URL|MODEL")
-        return cls(
-            checkpoint, url if parts.path.strip("/") else url.rstrip("/") + "/v1", model, key
-        )
+        """An entry of PORTAL_UPSTREAMS; ValueError when it is none."""
+        remote = RemoteAddress.parse(entry)
+        return cls(remote.checkpoint, remote.url, remote.model, key)
 
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
         return checkpoint.name == self.checkpoint and not with_adapter
@@ -224,13 +218,8 @@ class OpenAIBackend:
         except asyncio.CancelledError:
             reason = "abort"
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            detail = {
-                "message": f"{self.name}: {error}",
-                "type": "server_error",
-                "param": None,
-                "code": "upstream_error",
-            }
-            sequence.add("failed", {"error": detail})
+            failed = error_object(f"{self.name}: {error}", "upstream_error")
+            sequence.add("failed", {"error": failed})
             return
         finally:
             asyncio.get_running_loop().call_later(

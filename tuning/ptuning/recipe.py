@@ -10,6 +10,7 @@ from typing import Any
 
 from chat.engine.request import LONGEST_PREFIX
 
+METHOD = "ptuning_v2"  # what runs and adapters say they were made by
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 INITS = ("random", "zero", "prompt")
@@ -33,7 +34,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "kl_weight": (0.0, 100.0),
     "kl_share": (0.0, 1.0),
 }
-CHOICES: dict[str, tuple] = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "lr_scheduler_type": SCHEDULES,
     "precision": PRECISIONS,
     "quantization_bit": (None, 4, 8),

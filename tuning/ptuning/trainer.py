@@ -26,7 +26,7 @@ from tuning.ptuning.general_prompts import GENERAL_PROMPTS
 from tuning.ptuning.initial import TextTooLong, keys_and_values, text_ids
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixEncoder
-from tuning.ptuning.recipe import Recipe
+from tuning.ptuning.recipe import METHOD, Recipe
 from tuning.ptuning.teacher import Lesson, lessons
 
 logger = logging.getLogger(__name__)
@@ -217,7 +217,7 @@ class Trainer:
             tensor=self.encoder().to(self.loaded.dtype).cpu().contiguous(),
             shifts_positions=self.loaded.shifts_positions,
             checkpoint_fingerprint=self.loaded.fingerprint,
-            metadata={"method": "ptuning_v2", "step": self.step, "recipe": self.recipe.as_dict()},
+            metadata={"method": METHOD, "step": self.step, "recipe": self.recipe.as_dict()},
         )
 
     def _update(self, learning_rate: float) -> tuple[float, float, float]:
@@ -368,6 +368,7 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        assert self._folder is not None
         training_state.save(
             self._folder,
             self.step,

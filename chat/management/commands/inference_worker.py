@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from typing import ClassVar
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
@@ -12,7 +13,9 @@ from chat.models import Checkpoint
 
 
 class Command(BaseCommand):
-    requires_system_checks = []  # `up` has made them; the worker is to listen at once
+    requires_system_checks: ClassVar[
+        list
+    ] = []  # `up` has made them; the worker is to listen at once
     help = (
         "Serve a checkpoint to the portal until stopped. Without --checkpoint the default one is "
         "served, and the process ends "
@@ -33,6 +36,7 @@ class Command(BaseCommand):
     def handle(self, *, checkpoint, listen, **options):
         # transformers and torch cost seconds and come with `load`, after the socket is bound.
         from chat.worker import process
+        from chat.worker.addresses import WorkerAddress
         from chat.worker.wire import Address
 
         chosen = (
@@ -49,7 +53,7 @@ class Command(BaseCommand):
             raise CommandError(
                 f"{named} Register one with: python manage.py add_checkpoint PATH", returncode=3
             )
-        url = listen or _url(settings.WORKER_URLS[0])
+        url = listen or WorkerAddress.parse(settings.WORKER_URLS[0]).url
         try:
             listening = process.bind(Address.parse(url))
         except (process.AlreadyServed, ValueError) as error:
@@ -68,10 +72,6 @@ class Command(BaseCommand):
         # loading weights.
         logging.shutdown()
         os._exit(code)
-
-
-def _url(entry: str) -> str:
-    return entry if entry.startswith(("unix:", "http:")) else entry.partition("=")[2]
 
 
 def _load(checkpoint: Checkpoint):
