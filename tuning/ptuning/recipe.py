@@ -42,14 +42,15 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "init": INITS,
     "freeze_first": (False, True),
 }
-LONGEST_INIT_TEXT = 4000  # characters
+TEXTS = {"init_text": 4000}  # field -> most characters
+BOOLEANS = frozenset(name for name, choices in CHOICES.items() if choices == (False, True))
 MAX_SAMPLES_PER_STEP = 4096
 
 
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a recipe. `code`: not_a_number | out_of_range | not_a_choice |
-    too_many_samples | warmup_too_long | no_init_text | init_text_too_long |
+    too_many_samples | warmup_too_long | no_init_text | text_too_long |
     init_with_projection | no_general_prompts.
     """
 
@@ -166,13 +167,9 @@ class Recipe:
 
         if self.init == "prompt" and not self.init_text.strip():
             refuse("init_text", "no_init_text", "init prompt needs a text that describes the task")
-        if len(self.init_text) > LONGEST_INIT_TEXT:
-            refuse(
-                "init_text",
-                "init_text_too_long",
-                f"the text has at most {LONGEST_INIT_TEXT} characters",
-                most=LONGEST_INIT_TEXT,
-            )
+        for name, most in TEXTS.items():
+            if len(getattr(self, name)) > most:
+                refuse(name, "text_too_long", f"{name} has at most {most} characters", most=most)
         if self.init != "random" and self.prefix_projection:
             refuse(
                 "init",

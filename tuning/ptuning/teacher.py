@@ -47,22 +47,24 @@ def lessons(
     *,
     max_source_length: int,
     max_target_length: int,
-    cache: Path | None = None,
+    folder: Path | None = None,
 ) -> list[Lesson]:
-    """The base's answers (greedy) to `prompts`, with its log-probabilities: written once into the
-    file `cache` and read from there by whoever asks the same of the same weights. A prompt that the
-    base answers with nothing teaches nothing and is left out.
+    """The base's answers (greedy) to `prompts`, with its log-probabilities.
+
+    They are written once into a file of `folder` and read from there by whoever asks the same of
+    the same weights. A prompt that the base answers with nothing teaches nothing: it is left out.
     """
     asked = json.dumps(
         [loaded.fingerprint, str(loaded.dtype), max_source_length, max_target_length, *prompts]
     )
-    key = hashlib.sha256(asked.encode()).hexdigest()
-    if cache is not None and (known := _read(cache, key)) is not None:
-        return known
-    found = _study(loaded, prompts, max_source_length, max_target_length)
-    if cache is not None:
-        _write(cache, key, found)
-    return found
+    if folder is None:
+        return _study(loaded, prompts, max_source_length, max_target_length)
+    path = folder / f"{hashlib.sha256(asked.encode()).hexdigest()[:32]}.safetensors"
+    known = _read(path)
+    if known is None:
+        known = _study(loaded, prompts, max_source_length, max_target_length)
+        _write(path, known)
+    return known
 
 
 def _study(
@@ -127,7 +129,7 @@ def divergence(
     )
 
 
-def _write(path: Path, key: str, found: list[Lesson]) -> None:
+def _write(path: Path, found: list[Lesson]) -> None:
     tensors = {}
     for number, lesson in enumerate(found):
         tensors[f"{number}.ids"] = torch.tensor(lesson.ids)
@@ -139,17 +141,16 @@ def _write(path: Path, key: str, found: list[Lesson]) -> None:
     save_file(
         {name: tensor.contiguous() for name, tensor in tensors.items()},
         unfinished,
-        metadata={"key": key, "lessons": str(len(found))},
+        metadata={"lessons": str(len(found))},
     )
     os.replace(unfinished, path)
 
 
-def _read(path: Path, key: str) -> list[Lesson] | None:
+def _read(path: Path) -> list[Lesson] | None:
+    """None when the file is not there or damaged."""
     try:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
-        if told.get("key") != key:
-            return None
         tensors = load_file(path)
         return [
             Lesson(

@@ -79,8 +79,8 @@ class Trainer:
     examples: random access to rows {"prompt", "response", "history"}. state_folder: where the
     run resumes from and saves every `save_steps` steps; None: nowhere. micro_batch_tokens: padded
     tokens of one forward; None: from free memory. Changes speed and memory, not the mathematics.
-    general_prompts: what the base is asked when the recipe has a kl_weight; general_cache: the file
-    that keeps its answers.
+    general_prompts: what the base is asked when the recipe has a kl_weight; general_folder: where
+    its answers are kept.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Trainer:
         *,
         micro_batch_tokens: int | None = None,
         general_prompts: Sequence[str] = GENERAL_PROMPTS,
-        general_cache: Path | None = None,
+        general_folder: Path | None = None,
     ):
         self.loaded, self.recipe = loaded, recipe
         self._folder, self._report = state_folder, report or (lambda progress: None)
@@ -148,7 +148,7 @@ class Trainer:
                 general_prompts,
                 max_source_length=recipe.max_source_length,
                 max_target_length=recipe.max_target_length,
-                cache=general_cache,
+                folder=general_folder,
             )
             if not self._lessons:
                 message = "the base answers none of the general prompts that kl_weight needs"

@@ -42,7 +42,7 @@ def test_the_divergence_is_the_kullback_leibler_divergence_when_every_word_is_ke
 
 def test_lessons_are_the_bases_greedy_answers_with_its_own_probabilities(tmp_path):
     loaded = tiny.loaded()
-    found = lessons(loaded, PROMPTS, **LENGTHS, cache=tmp_path / "general.safetensors")
+    found = lessons(loaded, PROMPTS, **LENGTHS, folder=tmp_path)
     assert found
     for lesson in found:
         start = next(at for at, label in enumerate(lesson.labels) if label >= 0)
@@ -54,22 +54,24 @@ def test_lessons_are_the_bases_greedy_answers_with_its_own_probabilities(tmp_pat
         torch.testing.assert_close(lesson.top_logprobs, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_answers_are_asked_for_once_and_a_damaged_or_foreign_file_is_written_anew(tmp_path):
-    cache, loaded = tmp_path / "general.safetensors", tiny.loaded()
-    first = lessons(loaded, PROMPTS, **LENGTHS, cache=cache)
-    written = cache.read_bytes()
-    again = lessons(loaded, PROMPTS, **LENGTHS, cache=cache)
+def test_answers_are_asked_for_once_and_a_damaged_file_is_written_anew(tmp_path):
+    loaded = tiny.loaded()
+    first = lessons(loaded, PROMPTS, **LENGTHS, folder=tmp_path)
+    (file,) = tmp_path.iterdir()
+    written = file.read_bytes()
+    loaded.model.forward = None  # nobody asks the model again
+    again = lessons(loaded, PROMPTS, **LENGTHS, folder=tmp_path)
     assert [lesson.ids for lesson in again] == [lesson.ids for lesson in first]
     assert all(
         torch.equal(one.top_logprobs, other.top_logprobs)
         for one, other in zip(first, again, strict=True)
     )
-    cache.write_bytes(written[: len(written) // 2])
-    mended = lessons(loaded, PROMPTS, **LENGTHS, cache=cache)
-    assert [lesson.ids for lesson in mended] == [lesson.ids for lesson in first]
-    assert len(cache.read_bytes()) == len(written)
-    lessons(loaded, PROMPTS[:2], **LENGTHS, cache=cache)
-    assert cache.read_bytes() != written
+    del loaded.model.forward
+    file.write_bytes(written[: len(written) // 2])
+    lessons(loaded, PROMPTS, **LENGTHS, folder=tmp_path)
+    assert len(file.read_bytes()) == len(written)
+    lessons(loaded, PROMPTS[:2], **LENGTHS, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_prefix_stays_closer_to_the_base_and_learns_the_task_all_the_same():
