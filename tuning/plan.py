@@ -155,8 +155,9 @@ def create_run(
         problems["dataset"] = [
             ValidationError(_("The dataset has no rows to train on."), "not_ready")
         ]
-    if version is not None and not str(hyper.get("init_text") or "").strip():
-        hyper["init_text"] = default_init_text(version)
+    planned = PRESETS.get(preset or default_preset(checkpoint), Recipe())
+    if hyper.get("init", planned.init) == "prompt" and version is not None:
+        hyper["init_text"] = hyper.get("init_text") or default_init_text(version)
     try:
         recipe = recipe_for(checkpoint, preset, **hyper)
     except ValidationError as error:

@@ -89,7 +89,7 @@ def test_the_prefix_stays_closer_to_the_base_and_learns_the_task_all_the_same():
 
     held, loose = run(10.0), run(1e-6)  # a weight of nearly nothing measures, and does not hold
     assert held[-1].divergence < 0.5 * loose[-1].divergence
-    assert held[-1].loss < 0.8 * held[0].loss
+    assert held[-1].loss < 0.9 * held[0].loss
     plain = []
     Trainer(
         tiny.loaded(), replace(RECIPE, kl_weight=0.0), tiny.examples(8), report=plain.append
