@@ -1,0 +1,16 @@
+"""What can go wrong on the way, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class FetchFailed(Exception):
+    """The checkpoint cannot be fetched; trying again without a change would not help, or has been tried.
+
+    `code` is stable and has a text in both languages (chat/fetching/texts.py), which `parameters` fill in.
+    """
+
+    def __init__(self, code: str, message: str, **parameters: Any):
+        super().__init__(message)
+        self.code, self.message, self.parameters = code, message, parameters
