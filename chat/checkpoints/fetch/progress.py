@@ -33,7 +33,9 @@ class Watch:
         self._tell, self._check, self._clock = tell, check, clock
         self._phase, self._files = "", {}
         self._samples: deque[tuple[float, int]] = deque()
-        self._received = 0  # bytes that came in this attempt; what an earlier one kept makes no speed
+        self._received = (
+            0  # bytes that came in this attempt; what an earlier one kept makes no speed
+        )
 
     def plan(self, files: Iterable[tuple[str, int]]) -> None:
         """All files that are to come, with their sizes."""

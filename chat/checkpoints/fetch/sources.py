@@ -11,7 +11,9 @@ from chat.checkpoints.fetch.failures import FetchFailed
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
-_REPOSITORY = re.compile(rf"({_PART}/{_PART})(?:/([A-Za-z0-9._-]+\.gguf))?(?:@([A-Za-z0-9._/-]{{1,100}}))?")
+_REPOSITORY = re.compile(
+    rf"({_PART}/{_PART})(?:/([A-Za-z0-9._-]+\.gguf))?(?:@([A-Za-z0-9._/-]{{1,100}}))?"
+)
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,19 @@ def parse_source(text: str) -> Source:
         found = _REPOSITORY.fullmatch(rest)
         if found is None or ".." in rest or "--" in found[1]:
             raise FetchFailed(
-                "bad_repository", f"{text!r} is not {hub}:ORGANISATION/NAME or …@REVISION", source=text, hub=hub
+                "bad_repository",
+                f"{text!r} is not {hub}:ORGANISATION/NAME or …@REVISION",
+                source=text,
+                hub=hub,
             )
         return HubRepository(hub, found[1], found[2] or "", found[3] or "")
     if "\0" in text or len(text) > 4096:
         raise FetchFailed("path_missing", "this is no path", path=text[:100].replace("\0", ""))
-    looks_like_a_path = text.startswith(("/", "~", ".")) or "/" in text or text.lower().endswith((".gguf", *ARCHIVES))
+    looks_like_a_path = (
+        text.startswith(("/", "~", "."))
+        or "/" in text
+        or text.lower().endswith((".gguf", *ARCHIVES))
+    )
     if not looks_like_a_path:
         known = ", ".join(CATALOGUE)
         raise FetchFailed(
@@ -106,7 +115,9 @@ def _local(text: str) -> LocalPath:
         if path.is_dir():
             return LocalPath("folder", path)
         if not path.is_file():  # also a pipe or a device: reading one might never end
-            raise FetchFailed("path_missing", f"{path} is neither a folder nor a file", path=str(path))
+            raise FetchFailed(
+                "path_missing", f"{path} is neither a folder nor a file", path=str(path)
+            )
     except (OSError, RuntimeError, ValueError) as error:
         raise FetchFailed("path_missing", f"{text} cannot be read: {error}", path=text) from error
     name = path.name.lower()
@@ -114,4 +125,6 @@ def _local(text: str) -> LocalPath:
         return LocalPath("gguf", path)
     if name.endswith(ARCHIVES):
         return LocalPath("archive", path)
-    raise FetchFailed("unknown_file", f"{path.name} is neither a .gguf file nor a known archive", file=path.name)
+    raise FetchFailed(
+        "unknown_file", f"{path.name} is neither a .gguf file nor a known archive", file=path.name
+    )

@@ -69,7 +69,9 @@ def open_client(*, proxy: str | None = None, verify: Any = True, **options: Any)
         max_redirects=5,
         proxy=proxy,
         verify=verify,
-        headers={"Accept-Encoding": "identity"},  # a packed answer could not be resumed by its bytes
+        headers={
+            "Accept-Encoding": "identity"
+        },  # a packed answer could not be resumed by its bytes
         **options,
     )
 
@@ -129,7 +131,11 @@ class _Part:
             note = json.loads(self._note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             note = None
-        same = isinstance(note, dict) and note.get("size") == self.file.size and note.get("digest") == self.file.digest
+        same = (
+            isinstance(note, dict)
+            and note.get("size") == self.file.size
+            and note.get("digest") == self.file.digest
+        )
         if not same or not (self.file.digest or note.get("validator")):
             self.restart()
             return
@@ -156,7 +162,9 @@ class _Part:
     def write(self, chunk: bytes) -> None:
         if self.have + len(chunk) > self.file.size:
             raise FetchFailed(
-                "size_mismatch", f"{self.file.name} is larger than the {self.file.size} bytes announced", file=self.file.name
+                "size_mismatch",
+                f"{self.file.name} is larger than the {self.file.size} bytes announced",
+                file=self.file.name,
             )
         self._stream.write(chunk)
         self._count(chunk)
@@ -239,7 +247,9 @@ def _complete(client: httpx2.Client, file: RemoteFile, part: _Part, watch: Watch
     raise failure
 
 
-def _receive_all(client: httpx2.Client, file: RemoteFile, address: Address, part: _Part, watch: Watch) -> None:
+def _receive_all(
+    client: httpx2.Client, file: RemoteFile, address: Address, part: _Part, watch: Watch
+) -> None:
     """Receives from one address until all bytes are there, going on behind a cut as long as anything comes."""
     fruitless = 0
     while part.have < file.size or file.size == 0:
@@ -260,7 +270,10 @@ def _receive_all(client: httpx2.Client, file: RemoteFile, address: Address, part
                     reason=str(cut) or type(cut).__name__,
                 ) from cut
             _wait(max(getattr(cut, "pause", 0.0), 0.25 * 2**fruitless), watch)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:  # too many redirects, a redirect to nowhere
+        except (
+            httpx2.HTTPError,
+            httpx2.InvalidURL,
+        ) as error:  # too many redirects, a redirect to nowhere
             raise _unexpected(address, str(error)) from error
 
 
@@ -284,15 +297,23 @@ def _receive(client: httpx2.Client, file: RemoteFile, address: Address, part: _P
             )
         if status in (404, 410):
             raise FetchFailed(
-                "not_found", f"{_host(address.url)} has no {file.name}", file=file.name, host=_host(address.url)
+                "not_found",
+                f"{_host(address.url)} has no {file.name}",
+                file=file.name,
+                host=_host(address.url),
             )
         if status == 416:  # the file there is shorter than what we have: begin anew
             part.restart()
             raise _Cut("the server has fewer bytes than are here already")
-        if status not in (200, 206) or response.headers.get("content-encoding", "identity") != "identity":
+        if (
+            status not in (200, 206)
+            or response.headers.get("content-encoding", "identity") != "identity"
+        ):
             raise _unexpected(address, f"HTTP {status}")
         if status == 206:
-            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", ""))
+            found = re.fullmatch(
+                r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", "")
+            )
             if found is None or int(found[1]) != part.have:
                 part.restart()
                 raise _Cut("the server sent another range than was asked for")
@@ -335,17 +356,22 @@ def _host(url: str) -> str:
 
 def _unexpected(address: Address, reason: str) -> FetchFailed:
     host = _host(address.url)
-    return FetchFailed("unexpected_answer", f"{host} answers in an unexpected way: {reason}", host=host, reason=reason)
+    return FetchFailed(
+        "unexpected_answer",
+        f"{host} answers in an unexpected way: {reason}",
+        host=host,
+        reason=reason,
+    )
 
 
-def copy_file(source: Path, file: RemoteFile, path: Path, watch: Watch) -> str:
-    """fetch_file for a file that lies on a disk: copied, checked, its sha256 returned."""
+def copy_file(source: BinaryIO, file: RemoteFile, path: Path, watch: Watch) -> str:
+    """fetch_file for a file that is open: copied, checked, its sha256 returned."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(path, RemoteFile(file.name, file.size, file.digest, ()), watch)
     part.restart()
     try:
-        with disk_errors(path.parent), open(source, "rb") as stream:
-            while chunk := stream.read(CHUNK):
+        with disk_errors(path.parent):
+            while chunk := source.read(CHUNK):
                 part.write(chunk)
             if part.have != file.size or not part.is_right:
                 part.restart()
@@ -353,7 +379,7 @@ def copy_file(source: Path, file: RemoteFile, path: Path, watch: Watch) -> str:
                     "checksum_mismatch",
                     f"{file.name} does not have the checksum or size that it must have",
                     file=file.name,
-                    host=str(source.parent),
+                    host="",
                 )
             return part.finish(path)
     finally:

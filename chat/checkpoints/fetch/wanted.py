@@ -15,7 +15,9 @@ _WEIGHTS = (
     re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin"),
 )
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_TEXTS = re.compile(r"(licen[cs]e|notice|usage_?policy|model_?license|.*terms)[\w.-]*", re.IGNORECASE)
+_TEXTS = re.compile(
+    r"(licen[cs]e|notice|usage_?policy|model_?license|.*terms)[\w.-]*", re.IGNORECASE
+)
 TEXT_BYTES, CONFIG_BYTES = 2 << 20, 128 << 20  # a vocabulary may be large, a licence is not
 
 
@@ -24,7 +26,9 @@ def needed_files(sizes: Mapping[str, int]) -> list[str]:
 
     No Python file is ever among them. FetchFailed: no_weights | no_config | no_tokenizer | file_too_large | several_gguf.
     """
-    weights = next((found for pattern in _WEIGHTS if (found := sorted(filter(pattern.fullmatch, sizes)))), [])
+    weights = next(
+        (found for pattern in _WEIGHTS if (found := sorted(filter(pattern.fullmatch, sizes)))), []
+    )
     if not weights:
         return [_the_gguf(sizes), *_texts(sizes)]
     whole = [name for name in weights if "-of-" not in name]
@@ -33,12 +37,27 @@ def needed_files(sizes: Mapping[str, int]) -> list[str]:
     _all_parts(weights)
     for name, code in (("config.json", "no_config"), (VOCABULARY_FILES, "no_tokenizer")):
         if not any(one in sizes for one in ([name] if isinstance(name, str) else name)):
-            raise FetchFailed(code, f"there is no {name if isinstance(name, str) else 'tokenizer'} beside the weights")
-    index = [name for name in _INDEXES if name in sizes and name.removesuffix(".index.json").split(".")[-1] in weights[0]]
-    configs = [name for name in ("config.json", "generation_config.json", *TOKENIZER_FILES) if name in sizes]
+            raise FetchFailed(
+                code,
+                f"there is no {name if isinstance(name, str) else 'tokenizer'} beside the weights",
+            )
+    index = [
+        name
+        for name in _INDEXES
+        if name in sizes and name.removesuffix(".index.json").split(".")[-1] in weights[0]
+    ]
+    configs = [
+        name
+        for name in ("config.json", "generation_config.json", *TOKENIZER_FILES)
+        if name in sizes
+    ]
     for name in (*configs, *index):
         if sizes[name] > CONFIG_BYTES:
-            raise FetchFailed("file_too_large", f"{name} has {sizes[name]} bytes, which is no configuration", file=name)
+            raise FetchFailed(
+                "file_too_large",
+                f"{name} has {sizes[name]} bytes, which is no configuration",
+                file=name,
+            )
     return [*configs, *index, *weights, *_texts(sizes)]
 
 
@@ -49,19 +68,33 @@ def _all_parts(weights: list[str]) -> None:
         missing = set(range(1, int(parts[0][2]) + 1)) - {int(found[1]) for found in parts}
         if missing:
             first = weights[0].replace(parts[0][0], f"-{min(missing):05d}-of-{parts[0][2]}.")
-            raise FetchFailed("parts_missing", f"{len(missing)} weight files are missing, the first is {first}", file=first)
+            raise FetchFailed(
+                "parts_missing",
+                f"{len(missing)} weight files are missing, the first is {first}",
+                file=first,
+            )
 
 
 def _the_gguf(sizes: Mapping[str, int]) -> str:
     found = sorted(name for name in sizes if name.lower().endswith(".gguf") and "/" not in name)
     if not found:
-        raise FetchFailed("no_weights", "there are no weights: neither safetensors, nor pytorch_model.bin, nor GGUF")
+        raise FetchFailed(
+            "no_weights",
+            "there are no weights: neither safetensors, nor pytorch_model.bin, nor GGUF",
+        )
     if len(found) > 1:
         raise FetchFailed(
-            "several_gguf", f"name one of its GGUF files: {', '.join(found)}", files=", ".join(found), first=found[0]
+            "several_gguf",
+            f"name one of its GGUF files: {', '.join(found)}",
+            files=", ".join(found),
+            first=found[0],
         )
     return found[0]
 
 
 def _texts(sizes: Mapping[str, int]) -> list[str]:
-    return sorted(name for name, size in sizes.items() if _TEXTS.fullmatch(name) and size <= TEXT_BYTES and not name.endswith(".py"))
+    return sorted(
+        name
+        for name, size in sizes.items()
+        if _TEXTS.fullmatch(name) and size <= TEXT_BYTES and not name.endswith(".py")
+    )
