@@ -10,11 +10,11 @@ class ChatConfig(AppConfig):
     verbose_name = _("Chat")
 
     def ready(self):
-        router.configure(_places)
+        router.configure(_worker_settings)
 
 
-def _places() -> router.Places:
-    return router.Places(
+def _worker_settings() -> router.WorkerSettings:
+    return router.WorkerSettings(
         tuple(settings.WORKER_URLS),
         settings.WORKER_TOKEN,
         tuple(settings.UPSTREAMS),

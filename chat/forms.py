@@ -48,7 +48,7 @@ def chosen_model(user, value: str):
 class SayForm(forms.Form):
     """One message; `model` is a chip's value."""
 
-    text = forms.CharField(label=_("Message"), max_length=100_000)
+    text = forms.CharField(label=_("Message"))  # what it may be is the turn's rule
     model = forms.CharField(max_length=40, required=False)
     temperature = forms.FloatField(label=_("Temperature"), min_value=0, max_value=2, required=False)
     top_p = forms.FloatField(label="top_p", min_value=0.01, max_value=1, required=False)

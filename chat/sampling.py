@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
-from chat.engine.request import Sampling
+from chat.engine.request import SamplingParams
 from chat.text import shown
 
 
@@ -22,7 +22,7 @@ class Number:
 
 
 # One table for pages, REST, websocket and the OpenAI API; the names are those of
-# chat.engine.request.Sampling.
+# chat.engine.request.SamplingParams.
 NUMBERS = {
     "temperature": Number(float, 0, 2),
     "top_p": Number(float, 0, 1, above=True),
@@ -77,9 +77,9 @@ def checked(values) -> dict:
     return kept
 
 
-def as_sampling(values: dict, wishes: dict | None = None) -> Sampling:
+def as_sampling(values: dict, wishes: dict | None = None) -> SamplingParams:
     """The engine's Sampling of checked values; what they leave open is as `wishes`
     (Checkpoint.sampling) or the engine has it.
     """
     chosen = {**(wishes or {}), **values}
-    return Sampling(**{**chosen, "stop": tuple(chosen.get("stop") or ())})
+    return SamplingParams(**{**chosen, "stop": tuple(chosen.get("stop") or ())})

@@ -131,7 +131,7 @@ def _problems(
     dataset, version, split, checkpoint, adapter, decoding, max_examples, lengths, seed
 ) -> dict:
     problems: dict[str, ValidationError] = {}
-    if dataset.status != Dataset.Status.READY or version is None:
+    if version is None:
         problems["dataset"] = ValidationError(
             _("The dataset is not ready, or has been deleted."), code="not_ready"
         )

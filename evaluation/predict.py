@@ -15,7 +15,7 @@ from typing import Any
 from chat.engine.engine import Engine
 from chat.engine.loading import Loaded
 from chat.engine.prompts import IGNORED
-from chat.engine.request import AdapterRef, Event, Request, RequestRefused, Sampling
+from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
 
 GREEDY, UPSTREAM = "greedy", "upstream"
 # rows given to the engine at once; it runs as many of them as fit and keeps the rest queued
@@ -43,16 +43,16 @@ def messages_of(prompt: str, history: Sequence[Sequence[str]] = ()) -> Messages:
     return tuple({"role": role, "content": content} for role, content in [*turns, ("user", prompt)])
 
 
-def sampling_of(decoding: str, max_target_length: int, seed: int) -> Sampling:
+def sampling_of(decoding: str, max_target_length: int, seed: int) -> SamplingParams:
     """greedy: the most likely token each time, so scores can be compared between runs.
 
     upstream: sampled as ChatGLM-6B's evaluate.sh does (SPEC 9), so scores can be compared with its
     table.
     """
     if decoding == GREEDY:
-        return Sampling(do_sample=False, max_new_tokens=max_target_length, seed=seed)
+        return SamplingParams(do_sample=False, max_new_tokens=max_target_length, seed=seed)
     if decoding == UPSTREAM:
-        return Sampling(
+        return SamplingParams(
             do_sample=True,
             temperature=0.95,
             top_p=0.7,

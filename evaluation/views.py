@@ -97,17 +97,32 @@ def detail(request, pk):
     return render(request, "evaluation/evaluationrun_detail.html", context)
 
 
-def _verdict(compared: dict | None) -> str | None:
-    """What the differences to the base say together: better or worse when none of their intervals
-    holds 0, else unclear.
+def _verdict(compared: dict | None) -> dict | None:
+    """What the differences to the base say together: {"tone", "label", "sentence"}, or None.
+
+    Better or worse when none of their intervals holds 0, else nobody can tell.
     """
     if not compared:
         return None
     if all(found["low"] > 0 for found in compared.values()):
-        return "better"
+        return {
+            "tone": "good",
+            "label": "↑ " + _("better than the base"),
+            "sentence": _("Every interval of the differences lies above zero."),
+        }
     if all(found["high"] < 0 for found in compared.values()):
-        return "worse"
-    return "unclear"
+        return {
+            "tone": "bad",
+            "label": "↓ " + _("worse than the base"),
+            "sentence": _("Every interval of the differences lies below zero."),
+        }
+    return {
+        "tone": "",
+        "label": "≈ " + _("cannot tell"),
+        "sentence": _(
+            "At least one interval of the differences holds zero or they point different ways."
+        ),
+    }
 
 
 def _scale(run, baseline, compared) -> dict | None:

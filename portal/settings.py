@@ -248,7 +248,6 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "portal.models.Run.Status",
         "MessageStatus": "chat.models.Message.Status",
-        "DatasetStatus": "tuning.models.Dataset.Status",
     },
 }
 

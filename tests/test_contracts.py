@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
+
 PACKAGES = ("portal", "chat", "tuning", "evaluation")
 BANNED_NAMES = {"utils.py", "helpers.py", "common.py", "services.py", "misc.py"}
 

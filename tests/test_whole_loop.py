@@ -10,7 +10,8 @@ import subprocess
 import pytest
 from openai import OpenAI
 
-from tests.running import ROOT, Portal, finished, upload, wait_for
+from tests.support import ROOT
+from tests.support.live_portal import Portal, finished, upload, wait_for
 
 SAMPLE = ROOT / "chat" / "starter" / "sample"
 

@@ -16,11 +16,6 @@ class Dataset(Owned, models.Model):
     that comes with the portal.
     """
 
-    class Status(models.TextChoices):
-        VALIDATING = "validating", _("Validating")
-        READY = "ready", _("Ready")
-        FAILED = "failed", _("Failed")
-
     owner = models.ForeignKey(
         User,
         models.CASCADE,
@@ -33,9 +28,6 @@ class Dataset(Owned, models.Model):
     prompt_column = models.CharField(_("prompt column"), max_length=100)
     response_column = models.CharField(_("response column"), max_length=100)
     history_column = models.CharField(_("history column"), max_length=100, blank=True)
-    status = models.CharField(
-        _("status"), max_length=12, choices=Status.choices, default=Status.VALIDATING
-    )
     # the first 1,000 of [{"line", "code", "message", "level": "error" or "warning"}]
     problems = models.JSONField(_("problems"), default=list, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
@@ -62,6 +54,18 @@ class Dataset(Owned, models.Model):
     def current(self):
         """The newest version, or None while there is none."""
         return self.versions.order_by("-number").first()
+
+    @property
+    def problem_count(self) -> int:
+        """All problems that the upload had; `problems` keeps the first 1,000.
+
+        The uploaded version knows it, versions drawn from that one do not. Asks for all versions,
+        so that lists can prefetch them.
+        """
+        counts = (
+            version.splits.get("train", {}).get("problems") for version in self.versions.all()
+        )
+        return next((count for count in counts if count is not None), len(self.problems))
 
 
 class DatasetVersion(models.Model):

@@ -154,11 +154,7 @@ def create_run(
     version = dataset.current
     if dataset.deleted_at is not None:
         problems["dataset"] = [ValidationError(_("The dataset has been deleted."), "deleted")]
-    elif (
-        dataset.status != Dataset.Status.READY
-        or version is None
-        or not version.splits.get(TRAIN, {}).get("rows")
-    ):
+    elif version is None or not version.splits.get(TRAIN, {}).get("rows"):
         problems["dataset"] = [
             ValidationError(_("The dataset has no rows to train on."), "not_ready")
         ]

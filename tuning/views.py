@@ -121,7 +121,7 @@ def new_run(request):
 
 def _initial(request, presets: dict) -> dict:
     checkpoint = Checkpoint.objects.visible_to(request.user).first()
-    dataset = Dataset.objects.visible_to(request.user).filter(status=Dataset.Status.READY)
+    dataset = Dataset.objects.visible_to(request.user)
     wanted = dataset.filter(pk=whole_number(request.GET.get("dataset"))).first()
     initial = {
         "dataset": wanted or dataset.first(),

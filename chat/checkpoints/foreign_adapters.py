@@ -22,7 +22,7 @@ from torch import Tensor
 from chat.engine.adapters import AdapterInvalid, KVPrefix
 
 _ENCODER = "prefix_encoder."
-_UPSTREAM_KEY = "transformer.prefix_encoder.embedding.weight"
+_ORIGINAL_KEY = "transformer.prefix_encoder.embedding.weight"
 _PEFT_KEY = "prompt_embeddings"
 # Where weights may lie, in the order of preference; an index comes before the single file of the
 # same kind.
@@ -68,7 +68,7 @@ def read_prefix(
     """
     folder = Path(folder)
     is_peft = (folder / "adapter_config.json").is_file()
-    flat, details = _read_peft(folder) if is_peft else _read_upstream(folder)
+    flat, details = _read_peft(folder) if is_peft else _read_original(folder)
     if flat.dim() != 2 or flat.shape[1] != base.width:
         raise AdapterInvalid(
             f"the prefix in {folder.name} has shape {list(flat.shape)}; the checkpoint has "
@@ -89,7 +89,7 @@ def flatten(prefix: KVPrefix) -> Tensor:
     return prefix.tensor.detach().cpu().float().permute(3, 0, 1, 2, 4).flatten(1).contiguous()
 
 
-def write_upstream(
+def write_original(
     prefix: KVPrefix, folder: str | Path, base_config: Mapping[str, Any] | None = None
 ) -> Path:
     """Write what upstream's scripts load as `--ptuning_checkpoint` (with --pre_seq_len P, without
@@ -101,7 +101,7 @@ def write_upstream(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     flat = flatten(prefix)
-    torch.save({_UPSTREAM_KEY: flat}, folder / "pytorch_model.bin")
+    torch.save({_ORIGINAL_KEY: flat}, folder / "pytorch_model.bin")
     config = {
         **(base_config or {"model_type": "chatglm"}),
         "pre_seq_len": len(flat),
@@ -136,14 +136,14 @@ def write_peft(prefix: KVPrefix, folder: str | Path, base_model: str = "") -> Pa
     return folder
 
 
-def _read_upstream(folder: Path) -> tuple[Tensor, dict[str, Any]]:
+def _read_original(folder: Path) -> tuple[Tensor, dict[str, Any]]:
     tensors = {
         name.partition(_ENCODER)[2]: value
         for name, value in _tensors(folder, lambda name: _ENCODER in name).items()
     }
     if "embedding.weight" not in tensors:
         raise AdapterInvalid(
-            f"{folder.name} holds no {_UPSTREAM_KEY}: it is not a P-tuning checkpoint"
+            f"{folder.name} holds no {_ORIGINAL_KEY}: it is not a P-tuning checkpoint"
         )
     embedding = tensors["embedding.weight"].float()
     projection = "trans.0.weight" in tensors

@@ -12,17 +12,17 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 
-def text_stream(tokenizer: Any) -> TextStream:
+def detokenizer(tokenizer: Any) -> IncrementalDetokenizer:
     """An incremental decode of one answer."""
     if hasattr(tokenizer, "stream"):  # ChatGLM's own
         return tokenizer.stream()
     backend = getattr(tokenizer, "_tokenizer", None)
     if backend is not None and type(backend).__module__.startswith("tokenizers"):
-        return _BackendStream(backend, tokenizer)
-    return _WindowStream(tokenizer)
+        return FastIncrementalDetokenizer(backend, tokenizer)
+    return SlowIncrementalDetokenizer(tokenizer)
 
 
-class TextStream(ABC):
+class IncrementalDetokenizer(ABC):
     """Tokens to text, one by one: never half a character, constant time a token."""
 
     @abstractmethod
@@ -34,7 +34,7 @@ class TextStream(ABC):
         """What was held back at the end, incomplete characters as U+FFFD."""
 
 
-class _WindowStream(TextStream):
+class SlowIncrementalDetokenizer(IncrementalDetokenizer):
     """Decodes a short window twice and gives out the difference: right for any tokenizer, about 5
     microseconds a token.
     """
@@ -61,7 +61,7 @@ class _WindowStream(TextStream):
         return now[len(before) :]
 
 
-class _BackendStream(TextStream):
+class FastIncrementalDetokenizer(IncrementalDetokenizer):
     """tokenizers' own DecodeStream: about 1 microsecond a token at any length (design measurement:
     23-102 for a re-decode).
     """
@@ -72,7 +72,7 @@ class _BackendStream(TextStream):
         self._held: list[int] = []  # since the last text that came out, for the flush
         # the tokens of that text: context in which the held ones are spelled
         self._last: list[int] = []
-        self._fallback: _WindowStream | None = None
+        self._fallback: SlowIncrementalDetokenizer | None = None
 
     def step(self, token_id: int) -> str:
         if self._fallback is not None:
@@ -96,8 +96,8 @@ class _BackendStream(TextStream):
             self._fallback = self._window()
         return self._fallback.flush()
 
-    def _window(self) -> _WindowStream:
-        window = _WindowStream(self._tokenizer, [*self._last, *self._held])
+    def _window(self) -> SlowIncrementalDetokenizer:
+        window = SlowIncrementalDetokenizer(self._tokenizer, [*self._last, *self._held])
         window._read = len(self._last)
         return window
 

@@ -47,12 +47,12 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-class SlotCache(Cache):
+class KVCache(Cache):
     """Keys and values of `rows` requests of at most `columns` tokens (prefix included).
 
     Memory is one tensor [layers, 2, rows, kv_heads, columns, head_dim] per device; index 0 of
-    dimension 1 is the key. Before each forward the engine says where the new keys go: `aim_prefill`
-    or `aim_decode`.
+    dimension 1 is the key. Before each forward the engine says where the new keys go:
+    `set_prefill_target` or `set_decode_target`.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class SlotCache(Cache):
 
     # -- where the next forward writes
 
-    def aim_prefill(self, first: int, starts: Sequence[int], fresh: Sequence[int]) -> int:
+    def set_prefill_target(self, first: int, starts: Sequence[int], fresh: Sequence[int]) -> int:
         """Rows first, first+1, ...: row i takes its last `fresh[i]` queries at columns starts[i],
         starts[i]+1, ...
 
@@ -139,7 +139,7 @@ class SlotCache(Cache):
         self._width = max(start + count for start, count in zip(starts, fresh, strict=True))
         return self._width
 
-    def aim_decode(
+    def set_decode_target(
         self, row_index: torch.Tensor, column_index: torch.Tensor, width: int, first: int = 0
     ) -> None:
         """One new token in each row: row_index[i] (counted from 0) at column column_index[i];

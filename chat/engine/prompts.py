@@ -13,7 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from chat.engine.detokenizer import AnswerCleaner, TextStream, clean_chatglm, text_stream
+from chat.engine.detokenizer import (
+    AnswerCleaner,
+    IncrementalDetokenizer,
+    clean_chatglm,
+    detokenizer,
+)
 from chat.engine.request import RequestRefused
 
 ROLES = ("system", "user", "assistant")
@@ -82,9 +87,9 @@ class Prompter(ABC):
         """The architecture's own post-processing of an answer."""
         return text
 
-    def text_stream(self) -> TextStream:
+    def detokenizer(self) -> IncrementalDetokenizer:
         """An incremental `decode`."""
-        return text_stream(self.tokenizer)
+        return detokenizer(self.tokenizer)
 
     def cleaner(self) -> AnswerCleaner | None:
         """An incremental `clean`; None where `clean` is the identity."""

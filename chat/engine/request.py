@@ -19,7 +19,7 @@ DEFAULT_NEW_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen. The defaults are ChatGLM-6B's (SPEC 5, "Chat")."""
 
     do_sample: bool = True
@@ -65,7 +65,7 @@ class Request:
     messages: tuple[dict[str, str], ...] = ()
     prompt_ids: tuple[int, ...] | None = None
     adapter: AdapterRef | None = None  # None: prefix off
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users
 
 

@@ -1,5 +1,5 @@
-"""The door: from a request to a sequence that can run, or a refusal that names the parameter.
-Nothing is computed here.
+"""From a request to a sequence that can run, or a refusal that names the parameter. Nothing is
+computed here.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 from chat.engine.adapters import AdapterPool
 from chat.engine.loading import Loaded
-from chat.engine.request import DEFAULT_NEW_TOKENS, Request, RequestRefused, Sampling, Sink
-from chat.engine.sampler import Choice
-from chat.engine.sequence import Ended, Sequence
+from chat.engine.request import DEFAULT_NEW_TOKENS, Request, RequestRefused, SamplingParams, Sink
+from chat.engine.sampler import SamplerState
+from chat.engine.sequence import OnEnd, Sequence
 
 
-class Acceptance:
+class RequestValidator:
     """Runs on the caller's thread; may read an adapter from the disk.
 
     max_length: prompt and answer tokens of one request. prefix_room: the longest prefix that a slot
@@ -33,7 +33,7 @@ class Acceptance:
         self._loaded, self._positions, self._adapters = loaded, positions, adapters
         self._max_length, self._prefix_room = max_length, prefix_room
 
-    def sequence(self, request: Request, sink: Sink, ended: Ended | None) -> Sequence:
+    def prepare(self, request: Request, sink: Sink, on_end: OnEnd | None) -> Sequence:
         """Raises RequestRefused."""
         _check_sampling(request.sampling)
         prompt = self._prompt(request)
@@ -46,7 +46,7 @@ class Acceptance:
                 f"{self._prefix_room}",
                 param="adapter",
             )
-        places = self._positions.places(prompt, pre_seq_len)
+        plan = self._positions.plan(prompt, pre_seq_len)
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
         return Sequence(
@@ -54,11 +54,11 @@ class Acceptance:
             prompt=prompt,
             sink=sink,
             prompter=self._loaded.prompter,
-            choice=Choice.of(sampling, prompt),
-            places=places,
-            new_tokens_limit=self._new_tokens(sampling, len(prompt), places.offset),
+            sampler_state=SamplerState.of(sampling, prompt),
+            positions=plan,
+            new_tokens_limit=self._new_tokens(sampling, len(prompt), plan.offset),
             prefix=prefix,
-            ended=ended,
+            on_end=on_end,
         )
 
     def _prompt(self, request: Request) -> list[int]:
@@ -84,9 +84,9 @@ class Acceptance:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
         return prompt
 
-    def _new_tokens(self, sampling: Sampling, prompt: int, shift: int) -> int:
-        """Tokens the answer may have. An explicit wish that does not fit is refused; the default
-        takes what there is.
+    def _new_tokens(self, sampling: SamplingParams, prompt: int, shift: int) -> int:
+        """Tokens the answer may have. An explicit number that does not fit is refused; the
+        default takes what there is.
         """
         limit = min(self._max_length, self._loaded.context_length - shift)
         wanted = sampling.max_new_tokens
@@ -103,7 +103,7 @@ class Acceptance:
         return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
 
 
-def _check_sampling(sampling: Sampling) -> None:
+def _check_sampling(sampling: SamplingParams) -> None:
     """Raises RequestRefused("invalid_value") naming the parameter."""
     rules: list[tuple[str, bool, str]] = [
         ("temperature", 0 <= sampling.temperature <= 100, "0 to 100"),

@@ -17,7 +17,7 @@ class Waiting(Protocol):
 T = TypeVar("T", bound=Waiting)
 
 
-class FairQueue(Generic[T]):
+class WaitingQueue(Generic[T]):
     """Not thread-safe: its owner holds a lock."""
 
     def __init__(self) -> None:

@@ -45,7 +45,7 @@ class _Sequence:
             self.changed.notify_all()
 
 
-class Upstream:
+class OpenAIBackend:
     """`url` is what goes before /chat/completions (".../v1"), `model` what that server calls the
     checkpoint.
     """
@@ -60,7 +60,7 @@ class Upstream:
         self._sequences: dict[str, _Sequence] = {}
 
     @classmethod
-    def parse(cls, entry: str, key: str = "") -> Upstream:
+    def parse(cls, entry: str, key: str = "") -> OpenAIBackend:
         """`CHECKPOINT_NAME=URL|MODEL`; ValueError for anything else. Without a path, /v1 is
         meant.
         """

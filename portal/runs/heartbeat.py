@@ -189,7 +189,7 @@ def carry_out(run_id: int, token: str, work: Callable[[Heart], None], say: Say) 
     except Asked as asked:
         wish = asked.wish
     except Exception as fault:
-        error = _named(fault)
+        error = _code_and_message(fault)
         say(f"failed: {error[1]}" if error[0] != "unexpected" else traceback.format_exc().rstrip())
     heart.end()
     close_old_connections()
@@ -214,7 +214,7 @@ def carry_out(run_id: int, token: str, work: Callable[[Heart], None], say: Say) 
     return status
 
 
-def _named(fault: Exception) -> tuple[str, str]:
+def _code_and_message(fault: Exception) -> tuple[str, str]:
     """(code, message) for the run's row."""
     if isinstance(fault, ValidationError):
         return "invalid", "; ".join(fault.messages)

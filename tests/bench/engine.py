@@ -37,7 +37,7 @@ from transformers.generation import ContinuousBatchingConfig, GenerationConfig
 from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine
 from chat.engine.loading import Loaded, from_parts
-from chat.engine.request import AdapterRef, Request, Sampling
+from chat.engine.request import AdapterRef, Request, SamplingParams
 from tests.bench import engine_sse, report
 
 VOCABULARY = 8192
@@ -139,7 +139,7 @@ class Contestants:
                     id=str(number),
                     prompt_ids=job.prompt,
                     adapter=self.adapters[number % len(self.adapters)] if adapters else None,
-                    sampling=Sampling(do_sample=False, max_new_tokens=job.tokens),
+                    sampling=SamplingParams(do_sample=False, max_new_tokens=job.tokens),
                     user=str(number % 8),
                 ),
                 sink,
@@ -224,7 +224,7 @@ def join_stall(loaded: Loaded) -> float:
 
     def submit(name: str, length: int, tokens: int) -> None:
         prompt = tuple(draw.randrange(300, VOCABULARY) for _ in range(length))
-        sampling = Sampling(do_sample=False, max_new_tokens=tokens)
+        sampling = SamplingParams(do_sample=False, max_new_tokens=tokens)
         engine.submit(Request(id=name, prompt_ids=prompt, sampling=sampling), sink)
 
     for number in range(8):
@@ -253,7 +253,7 @@ def detokenising(loaded: Loaded, tokens: int = 2048) -> float:
     """Microseconds a token, over one long answer."""
     draw = random.Random(1)
     ids = [draw.randrange(300, VOCABULARY) for _ in range(tokens)]
-    stream = loaded.prompter.text_stream()
+    stream = loaded.prompter.detokenizer()
     began = time.process_time()
     for token in ids:
         stream.step(token)

@@ -27,7 +27,7 @@ import transformers
 from chat.engine import adapters
 from chat.engine.engine import Engine
 from chat.engine.loading import Loaded, load
-from chat.engine.request import AdapterRef, Request, Sampling
+from chat.engine.request import AdapterRef, Request, SamplingParams
 from chat.starter import sample
 from chat.starter.build import FOLDER
 from chat.starter.small_talk import INTENTS
@@ -115,7 +115,7 @@ def small_talk(loaded: Loaded, adapter: AdapterRef | None) -> float:
     """Share of the intents, asked in their first form, that get exactly their answer, in
     percent.
     """
-    greedy = Sampling(do_sample=False, max_new_tokens=128)
+    greedy = SamplingParams(do_sample=False, max_new_tokens=128)
     engine = Engine(loaded, max_rows=16, max_length=256)
     answers = engine.generate(
         Request(

@@ -34,9 +34,9 @@ from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from chat.engine.loading import Loaded, from_parts
 from chat.engine.prompts import IGNORED
 from tests.bench import report
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
 from tuning.ptuning.loss import decoder_layers, gradient_checkpointing
-from tuning.ptuning.prefix import PrefixCache, PrefixEncoder
+from tuning.ptuning.prefix import PrefixEncoder, TrainingPrefixCache
 from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Trainer
 
@@ -134,7 +134,7 @@ class Reference:
                 loss = self.model(
                     input_ids=torch.tensor([[*ids, *[PAD] * room]]),
                     labels=torch.tensor([[*labels, *[IGNORED] * room]]),
-                    past_key_values=PrefixCache(self.encoder().to(self.dtype), 1),
+                    past_key_values=TrainingPrefixCache(self.encoder().to(self.dtype), 1),
                     use_cache=True,
                 ).loss
                 (loss / len(numbers)).backward()

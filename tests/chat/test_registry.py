@@ -10,7 +10,7 @@ from chat.models import Adapter, Checkpoint
 from evaluation.models import EvaluationRun
 from portal.models import Run
 from portal.rest.conventions import Conflict
-from tests.chat.checkpoints.made import PRE_SEQ_LEN, adapter_folder, checkpoint_folder
+from tests.support.folders import PRE_SEQ_LEN, adapter_folder, checkpoint_folder
 
 pytestmark = pytest.mark.django_db
 

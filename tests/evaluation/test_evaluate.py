@@ -14,7 +14,7 @@ from evaluation.predict import predict
 from portal.models import Run
 from portal.runs import lifecycle
 from portal.runs.heartbeat import CANCEL, Asked, RunFailed
-from tests.tuning.datasets.files import lines, upload
+from tests.support.uploads import lines, upload
 from tuning.datasets import store
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]

@@ -12,7 +12,7 @@ import textwrap
 
 import pytest
 
-from tests.running import ROOT
+from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from django.test import override_settings
 
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from portal.models import ApiKey, Run
-from tests.running import ROOT
+from tests.support import ROOT
 from tuning.models import Dataset
 
 pytestmark = pytest.mark.django_db

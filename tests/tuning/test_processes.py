@@ -12,8 +12,8 @@ from contextlib import closing
 
 import pytest
 
-from tests.running import Portal, wait_for
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
+from tests.support.live_portal import Portal, wait_for
 
 pytestmark = pytest.mark.slow
 

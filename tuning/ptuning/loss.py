@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from tuning.ptuning.batches import MicroBatch
-from tuning.ptuning.prefix import PrefixCache
+from tuning.ptuning.prefix import TrainingPrefixCache
 
 _LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 
@@ -84,7 +84,7 @@ class PrefixLoss:
         """
         arguments = {
             "input_ids": batch.input_ids,
-            "past_key_values": PrefixCache(prefix, batch.input_ids.shape[0], dropout),
+            "past_key_values": TrainingPrefixCache(prefix, batch.input_ids.shape[0], dropout),
             "use_cache": True,
         }
         if self._is_plain:
@@ -124,7 +124,7 @@ def gradient_checkpointing(layers: nn.ModuleList, on: bool) -> Iterator[None]:
     """Layers keep only their input and are computed again in the backward pass.
 
     transformers' own switch drops the past that the prefix is given as (and peft refuses,
-    peft#869): PrefixCache may be replayed.
+    peft#869): TrainingPrefixCache may be replayed.
     """
 
     def replayed(forward: Callable) -> Callable:

@@ -84,7 +84,7 @@ class _PrefixLayer(CacheLayerMixin):
         return -1
 
 
-class PrefixCache(Cache):
+class TrainingPrefixCache(Cache):
     """A prefix as `past_key_values` of one forward over a whole batch.
 
     A forward leaves it unchanged, unlike transformers' DynamicCache, so gradient checkpointing may

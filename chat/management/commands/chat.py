@@ -15,7 +15,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.translation import gettext as _
 
-from chat.engine.request import AdapterRef, Event, Request, RequestRefused, Sampling
+from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling, checked
 from chat.text import is_storable
@@ -72,7 +72,7 @@ class Command(BaseCommand):
             sys.exit(1)
 
     async def _converse(
-        self, checkpoint: Checkpoint, adapter: AdapterRef | None, sampling: Sampling
+        self, checkpoint: Checkpoint, adapter: AdapterRef | None, sampling: SamplingParams
     ) -> None:
         model = await self._model(checkpoint)
         self._explain()

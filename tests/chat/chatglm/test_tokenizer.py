@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from chat.chatglm.pieces import WRITTEN
 from chat.engine.prompts import IGNORED, prompter_for
-from tests.chat.chatglm.conftest import golden_folder, vocabulary_folder
+from tests.support.tiny_chatglm import golden_folder, vocabulary_folder
 
 TEXTS = (
     "你好",

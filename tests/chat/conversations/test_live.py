@@ -12,8 +12,8 @@ from chat.conversations.frames import TEXT
 from chat.engine.request import RequestRefused
 from chat.models import Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
-from tests.chat.worker.pretend import text
-from tests.chat.worker.processes import CHECKPOINT, TOKEN, PretendWorker
+from tests.support.pretend_engine import text
+from tests.support.worker_process import CHECKPOINT, TOKEN, PretendWorker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from chat.engine import attention
 from chat.engine.attention import groups_of
 from chat.engine.engine import Engine
-from chat.engine.request import Sampling
-
-from .tiny_models import (
+from chat.engine.request import SamplingParams
+from tests.support.tiny_models import (
     ARCHITECTURES,
     Prefix,
     adapter,
@@ -164,14 +163,14 @@ def test_a_prompt_that_is_being_answered_is_not_computed_again(tmp_path):
     answers = {}
     for name, (ids, tokens, tuned) in asked.items():
         request = greedy(name, ids, tokens, ref if tuned else None)
-        engine._submit(
+        engine.submit(
             request, lambda event: None, lambda sequence: answers.__setitem__(sequence.id, sequence)
         )
         engine.step()
     while len(answers) < len(asked):
         engine.step()
     for name, (ids, tokens, tuned) in asked.items():
-        assert tuple(answers[name].answer) == reference("qwen2", ids, tokens, tuned)
+        assert tuple(answers[name].output_ids) == reference("qwen2", ids, tokens, tuned)
     assert (engine.prompts.hits, engine.prompts.reused_tokens) == (2, len(prompt) - 1 + 30)
 
 
@@ -192,7 +191,7 @@ def schedule(architecture, folder, seed, count):
     step = 0
     while len(ended) < len(requests):
         while waiting and draw.random() < 0.5:
-            engine._submit(
+            engine.submit(
                 waiting.pop(),
                 lambda event: None,
                 lambda sequence: ended.__setitem__(sequence.id, sequence),
@@ -207,15 +206,10 @@ def schedule(architecture, folder, seed, count):
         exact = reference(architecture, *expected[sequence.id])
         if sequence.finish_reason == "abort":
             assert sequence.id in doomed
-            assert tuple(sequence.answer) == exact[: len(sequence.answer)]
+            assert tuple(sequence.output_ids) == exact[: len(sequence.output_ids)]
         else:
-            assert tuple(sequence.answer) == exact
-    assert (
-        not len(engine._rows)
-        and not engine._known
-        and not len(engine._waiting)
-        and engine._rows.decoding == 0
-    )
+            assert tuple(sequence.output_ids) == exact
+    assert engine.idle
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -232,7 +226,7 @@ def test_two_hundred_random_schedules(seed, tmp_path):
 @pytest.mark.parametrize("architecture", ["qwen2", "chatglm"])
 def test_seeded_sampling_does_not_depend_on_the_batch(architecture, tmp_path):
     requests, _ = mixed_requests(architecture, tmp_path, 10, seed=7)
-    sampling = Sampling(
+    sampling = SamplingParams(
         temperature=1.3, top_p=0.9, top_k=40, repetition_penalty=1.1, max_new_tokens=16
     )
     requests = [
@@ -254,8 +248,7 @@ def test_half_precision_differs_only_where_the_best_two_are_close():
     import copy
 
     from chat.engine.loading import from_parts
-
-    from .tiny_models import byte_tokenizer
+    from tests.support.tiny_models import byte_tokenizer
 
     model = copy.deepcopy(plain_model("qwen2")).to(torch.bfloat16)
     loaded = from_parts(model, byte_tokenizer())

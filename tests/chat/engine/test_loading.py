@@ -13,8 +13,7 @@ from chat.engine.engine import Engine
 from chat.engine.loading import load
 from chat.engine.request import AdapterRef
 from chat.ops.cpu_linear import OneDNNLinear, accelerate_linear
-
-from .tiny_models import (
+from tests.support.tiny_models import (
     adapter,
     byte_tokenizer,
     greedy,

@@ -6,12 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat.engine.detokenizer import AnswerCleaner, _WindowStream, clean_chatglm
+from chat.engine.detokenizer import AnswerCleaner, SlowIncrementalDetokenizer, clean_chatglm
 from chat.engine.prompts import IGNORED, TemplatePrompter
 from chat.engine.request import RequestRefused
 from chat.engine.sequence import StopStrings
-
-from .tiny_models import SPECIALS, byte_tokenizer, loaded_model
+from tests.support.tiny_models import SPECIALS, byte_tokenizer, loaded_model
 
 
 @pytest.fixture
@@ -86,7 +85,7 @@ def test_truncation_keeps_template_and_end_token(prompter):
 @pytest.fixture(scope="module")
 def chatglm(tmp_path_factory):
     from chat.engine.loading import load
-    from tests.chat.chatglm.tiny import tiny_folder
+    from tests.support.tiny_chatglm import tiny_folder
 
     return load(tiny_folder(tmp_path_factory.mktemp("chatglm")), device="cpu")
 
@@ -121,10 +120,10 @@ def test_chatglm_training_rows_are_upstreams(chatglm):
 
 def test_chatglm_answers_through_the_engine(chatglm):
     from chat.engine.engine import Engine
-    from chat.engine.request import Request, Sampling
+    from chat.engine.request import Request, SamplingParams
 
     prompt = tuple(chatglm.prompter.prompt_ids([said("你好")]))
-    sampling = Sampling(do_sample=False, max_new_tokens=8)
+    sampling = SamplingParams(do_sample=False, max_new_tokens=8)
     (answer,) = Engine(chatglm, max_rows=1).generate(
         [Request(id="1", messages=(said("你好"),), sampling=sampling)]
     )
@@ -178,16 +177,20 @@ def test_streamed_tokens_decode_as_the_whole_and_never_give_half_a_character(pro
     draw = random.Random(4)
     text = "裙子的颜色是白色 hello，🙂 world"
     for ids in (prompter.response_ids(text), [draw.randrange(4, 320) for _ in range(200)]):
-        tokens = prompter.text_stream() if stream == "backend" else _WindowStream(byte_tokenizer())
+        tokens = (
+            prompter.detokenizer()
+            if stream == "backend"
+            else SlowIncrementalDetokenizer(byte_tokenizer())
+        )
         pieces = [tokens.step(token) for token in ids]
         assert "".join(pieces) + tokens.flush() == prompter.decode(ids)
-    tokens = prompter.text_stream()
+    tokens = prompter.detokenizer()
     pieces = [tokens.step(token) for token in prompter.response_ids(text)[:-1]]
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
 
 
 def test_an_answer_cut_inside_a_character_shows_it_as_replaced(prompter):
     ids = prompter.response_ids("🙂")[:2]
-    tokens = prompter.text_stream()
+    tokens = prompter.detokenizer()
     assert [tokens.step(token) for token in ids] == ["", ""]
     assert tokens.flush() == prompter.decode(ids)

@@ -6,8 +6,7 @@ import pytest
 
 from chat.engine.engine import Engine
 from chat.engine.request import AdapterRef, RequestRefused
-
-from .tiny_models import VOCABULARY, adapter, greedy, loaded_model, random_prompt
+from tests.support.tiny_models import VOCABULARY, adapter, greedy, loaded_model, random_prompt
 
 
 def random_operations(count, seed, folder):
@@ -52,12 +51,7 @@ def random_operations(count, seed, folder):
         pass
     assert sorted(terminal) == sorted(submitted)
     assert all(len(events) == 1 for events in terminal.values())
-    assert (
-        not len(engine._rows)
-        and not engine._known
-        and not len(engine._waiting)
-        and engine._rows.decoding == 0
-    )
+    assert engine.idle
     assert engine.status()["active_rows"] == 0
     assert len(submitted) > count // 10
 

@@ -12,9 +12,8 @@ import torch
 
 from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine
-from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
-
-from .tiny_models import (
+from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
+from tests.support.tiny_models import (
     CONTEXT,
     VOCABULARY,
     adapter,
@@ -86,7 +85,7 @@ def refusal(engine, request):
 )
 def test_a_parameter_out_of_range_is_refused_by_name(engine, parameter, value):
     refused = refusal(
-        engine, Request(id="1", prompt_ids=PROMPT, sampling=Sampling(**{parameter: value}))
+        engine, Request(id="1", prompt_ids=PROMPT, sampling=SamplingParams(**{parameter: value}))
     )
     assert (refused.code, refused.param) == ("invalid_value", parameter)
 
@@ -132,7 +131,9 @@ def test_a_prefix_counts_where_it_shifts_positions(tmp_path):
 
 
 def test_without_a_limit_the_answer_takes_what_the_context_leaves(engine):
-    (reader,) = run(engine, Request(id="1", prompt_ids=PROMPT, sampling=Sampling(do_sample=False)))
+    (reader,) = run(
+        engine, Request(id="1", prompt_ids=PROMPT, sampling=SamplingParams(do_sample=False))
+    )
     assert reader.last.data["usage"]["total_tokens"] <= CONTEXT
     assert reader.last.data["finish_reason"] in ("stop", "length")
 
@@ -259,7 +260,7 @@ def test_logprobs_come_with_their_tokens(engine):
 
 def test_temperature_zero_is_greedy(engine):
     request = Request(
-        id="1", prompt_ids=PROMPT, sampling=Sampling(temperature=0.0, max_new_tokens=8)
+        id="1", prompt_ids=PROMPT, sampling=SamplingParams(temperature=0.0, max_new_tokens=8)
     )
     assert engine.generate([request])[0].token_ids == reference("qwen2", PROMPT, 8, None)
 
@@ -273,7 +274,7 @@ def test_an_aborted_request_ends_within_two_steps_and_frees_its_row(engine):
     engine.step()
     assert reader.last.type == "finished" and reader.last.data["finish_reason"] == "abort"
     assert reader.last.data["usage"]["completion_tokens"] >= 3
-    assert not len(engine._rows) and engine.status()["active_rows"] == 0
+    assert engine.idle and engine.status()["active_rows"] == 0
     engine.abort("1")
     engine.abort("unknown")
 
@@ -358,7 +359,7 @@ def test_a_reader_that_raises_loses_only_its_own_request(engine):
     while engine.step():
         pass
     assert reader.last.type == "finished"
-    assert not engine._known
+    assert engine.idle
 
 
 def test_generate_keeps_order_and_reports_refusals(engine):
@@ -407,7 +408,7 @@ def test_a_row_that_cannot_be_set_up_fails_alone(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(engine.adapters, "on_device", lambda name, host: 1 / 0)
     readers = run(engine, greedy("1", PROMPT, 5, ref), greedy("2", PROMPT, 5))
     assert readers[0].last.type == "failed" and readers[1].last.type == "finished"
-    assert not engine._known and not len(engine._rows)
+    assert engine.idle
 
 
 def test_the_thread_outlives_a_step_that_fails(engine, monkeypatch):

@@ -14,7 +14,8 @@ from urllib.request import HTTPCookieProcessor, build_opener
 import pytest
 from django.core.management import CommandError, call_command
 
-from tests.running import ROOT, Portal, wait_for
+from tests.support import ROOT
+from tests.support.live_portal import Portal, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 

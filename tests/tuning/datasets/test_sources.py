@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from tests.tuning.datasets.files import gzipped, lines, rows, tarred, upload, zipped
+from tests.support.uploads import gzipped, lines, rows, tarred, upload, zipped
 from tuning.datasets.sources import (
     CHUNK,
     GB18030,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chat.engine.prompts import IGNORED
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
 from tuning.ptuning.batches import (
     Encoded,
     MicroBatch,

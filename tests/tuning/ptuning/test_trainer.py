@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PrefixTuningConfig, get_peft_model
 
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
 from tuning.ptuning import loss as loss_module
 from tuning.ptuning.batches import MicroBatch, token_weights
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing

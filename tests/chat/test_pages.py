@@ -4,9 +4,10 @@ import pytest
 from django.core.exceptions import ValidationError
 
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from tests.portal.pages.made import text_of
+from tests.support.page_fixtures import *  # noqa: F403  this page's rows
+from tests.support.page_rows import text_of
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
 
 
 def test_model_output_is_rendered_safely_and_the_question_is_text(client, member, conversation):
@@ -44,6 +45,16 @@ def test_a_refused_message_leaves_nothing_behind(client, member, adapter, other_
         response = client.post("/chat/start/", fields, follow=True)
         assert 'role="alert"' in text_of(response)
     assert not Conversation.objects.exists()
+
+
+def test_the_form_takes_as_long_a_message_as_every_other_door(client, member, checkpoint):
+    client.force_login(member)
+    client.post("/chat/start/", {"text": "字" * 200_000})
+    assert len(Message.objects.get(role="user").content) == 200_000
+    client.cookies["django_language"] = "en"
+    page = client.post("/chat/start/", {"text": "字" * 200_001}, follow=True)
+    assert "200,001 characters; at most 200,000" in text_of(page)
+    assert Conversation.objects.count() == 1
 
 
 def test_answering_again_replaces_the_last_answer_with_the_model_chosen_now(

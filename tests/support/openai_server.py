@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server: `python -m tests.chat.worker.openai_server PORT`. Streams the
+"""A small OpenAI-compatible server: `python -m tests.support.openai_server PORT`. Streams the
 last message back word by word.
 
 "error" answers 400, "busy" 429, "broken" ends in the middle, "slow" pauses between words; GET

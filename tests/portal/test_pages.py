@@ -15,10 +15,11 @@ from django.utils.translation import override
 from chat.models import Conversation
 from portal.models import ApiKey, Run, User
 from portal.templatetags.portal import duration, model_name, person, thousands, when
-from tests.portal.pages.made import text_of
+from tests.support.page_fixtures import *  # noqa: F403  this page's rows
+from tests.support.page_rows import text_of
 from tuning.models import Dataset
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
 
 PAGES = [
     "/",

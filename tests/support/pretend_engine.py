@@ -1,5 +1,5 @@
 """An engine without a model, for tests of everything around the engine. `python -m
-tests.chat.worker.pretend URL TOKEN`.
+tests.support.pretend_engine URL TOKEN`.
 
 The last message steers it: "words N" writes N words; "every S words N" pauses S seconds after each;
 "hang" writes one word and waits for the abort; "die" kills the engine's thread; "refuse CODE"

@@ -10,8 +10,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.chat.worker.processes import CHECKPOINT, TOKEN, PretendWorker
-from tests.running import ROOT, free_port, wait_for
+from tests.support import ROOT
+from tests.support.live_portal import free_port, wait_for
+from tests.support.worker_process import CHECKPOINT, TOKEN, PretendWorker
 
 ROWS = f"""
 from chat.models import Checkpoint

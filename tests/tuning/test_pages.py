@@ -1,18 +1,17 @@
-"""Tuning runs and evaluations: forms, live pages, scores."""
+"""Tuning runs: the form, the live page, stop and go on."""
+
+import re
 
 import pytest
 
 from chat.models import Checkpoint
-from evaluation.models import METRICS, EvaluationRun, Prediction
-from evaluation.views import marked
 from portal.models import Run
-from tests.portal.pages.made import text_of
+from tests.support import ROOT
+from tests.support.page_fixtures import *  # noqa: F403  this page's rows
+from tests.support.page_rows import text_of
 from tuning.models import Dataset, TuningMetric, TuningRun
 
-pytestmark = pytest.mark.django_db
-
-
-# ---- tuning
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
 
 
 def filled(client, path="/tuning/new/", **changes) -> dict:
@@ -106,66 +105,19 @@ def test_stop_asks_the_run_and_go_on_queues_a_failed_one(client, member, tuning_
     assert Run.objects.get().status == Run.Status.QUEUED
 
 
-# ---- evaluation
+PHASES = {
+    phase
+    for part in ("portal/runs", "tuning", "evaluation")
+    for file in (ROOT / part).glob("**/*.py")
+    for phase in re.findall(r'phase="(\w+)"', file.read_text(encoding="utf-8"))
+}
 
 
-def test_an_evaluation_shows_base_beside_tuned_with_intervals_and_a_verdict(
-    client, member, evaluated
-):
+def test_every_phase_that_a_run_tells_is_said_in_the_readers_language(client, member, tuning_run):
     client.force_login(member)
-    response = client.get(f"/evaluations/{evaluated.pk}/")
-    page = text_of(response)
-    assert response.context["verdict"] == "better"
-    assert page.count('class="ci0" y') == page.count('class="ci1" y') == 4
-    assert "10.00 → <strong" in page and "+30.00" in page
-    lines = response.context["scale"]["lines"]
-    assert [mark["tuned"] for mark in lines[0]["marks"]] == [False, True]
-    assert "10.00" in text_of(client.get("/evaluations/")) and "40.00" in text_of(
-        client.get("/evaluations/")
-    )
-
-
-@pytest.mark.parametrize(("low", "high", "verdict"), [(-2, -1, "worse"), (-1, 1, "unclear")])
-def test_the_verdict_follows_the_intervals(client, member, evaluated, low, high, verdict):
-    evaluated.difference = {metric: {"value": 0, "low": low, "high": high} for metric in METRICS}
-    evaluated.save()
-    client.force_login(member)
-    assert client.get(f"/evaluations/{evaluated.pk}/").context["verdict"] == verdict
-
-
-def test_rows_are_ordered_and_marked(client, member, evaluated):
-    Prediction.objects.filter(run=evaluated, row=1).update(scores=dict.fromkeys(METRICS, 1.0))
-    client.force_login(member)
-    worst = client.get(f"/evaluations/{evaluated.pk}/").context["rows"]
-    assert [row["number"] for row in worst] == [2, 1]
-    assert (worst[0]["rouge_l"], worst[0]["base_rouge_l"]) == (1.0, 11.0)
-    in_order = client.get(f"/evaluations/{evaluated.pk}/?order=row").context["rows"]
-    assert [row["number"] for row in in_order] == [1, 2]
-    assert "&lt;b&gt;" in in_order[1]["text"]
-
-
-def test_marks_show_what_a_text_shares_with_the_reference():
-    assert (
-        marked("今天的裙子真好看", "今天的裙子很好看")
-        == '<mark class="same">今天的裙子</mark>很<mark class="same">好看</mark>'
-    )
-    assert marked("a<b>c", "x<b>y") == 'x<mark class="same">&lt;b&gt;</mark>y'
-    assert marked("", "<i>") == "&lt;i&gt;"
-
-
-def test_an_evaluation_is_started_with_its_base(client, member, dataset, adapter):
-    client.force_login(member)
-    form = client.get(f"/evaluations/new/?adapter={adapter.pk}").context["form"]
-    assert form["model"].value() == f"adapter-{adapter.pk}"
-    fields = {
-        "model": f"adapter-{adapter.pk}",
-        "dataset": dataset.pk,
-        "decoding": "greedy",
-        "with_baseline": "on",
-    }
-    refused = client.post("/evaluations/new/", {**fields, "max_examples": "0"})
-    assert refused.context["form"].errors["max_examples"] and not EvaluationRun.objects.exists()
-    response = client.post("/evaluations/new/", {**fields, "max_examples": "5"})
-    run = EvaluationRun.objects.get(adapter=adapter)
-    assert response["Location"] == f"/evaluations/{run.pk}/"
-    assert run.baseline.adapter is None and run.baseline.total == run.total == 5
+    assert {"waiting", "loading", "training", "predicting", "saving"} <= PHASES
+    for phase in PHASES:
+        Run.objects.update(phase=phase)
+        page = text_of(client.get(f"/tuning/{tuning_run.pk}/"))
+        told = re.search(r"20% · ([^<]*?) </span>", page)
+        assert told and re.fullmatch("[\u4e00-\u9fff]+", told[1]), phase

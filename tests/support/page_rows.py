@@ -41,4 +41,5 @@ def evaluation(owner, dataset, checkpoint, adapter=None, value=10.0, baseline=No
 
 
 def text_of(response) -> str:
-    return response.content.decode()
+    """The page, its white space as a browser takes it: one blank wherever a template breaks."""
+    return " ".join(response.content.decode().split())

@@ -5,17 +5,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 from chat.worker.router import CheckpointRef
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "a worker's token"
 CHECKPOINT = CheckpointRef("pretend", "f" * 64)
 
 
 class PretendWorker:
-    """`with PretendWorker(grace=1) as worker`: tests/chat/worker/pretend.py behind the real server,
+    """`with PretendWorker(grace=1) as worker`: a PretendEngine behind the real server,
     on a unix socket.
     """
 
@@ -28,7 +27,7 @@ class PretendWorker:
 
     def start(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chat.worker.pretend", self.url, TOKEN, *self.options],
+            [sys.executable, "-m", "tests.support.pretend_engine", self.url, TOKEN, *self.options],
             cwd=ROOT,
             env={**os.environ},
             stdout=subprocess.PIPE,

@@ -26,7 +26,7 @@ from transformers import (
 
 from chat.engine.adapters import KVPrefix, save
 from chat.engine.loading import Loaded, from_parts
-from chat.engine.request import AdapterRef, Request, Sampling
+from chat.engine.request import AdapterRef, Request, SamplingParams
 
 VOCABULARY = 320
 CONTEXT = 256
@@ -203,5 +203,5 @@ def random_prompt(
 def greedy(
     identity: str, prompt: tuple[int, ...], new_tokens: int, ref: AdapterRef | None = None, **kwargs
 ) -> Request:
-    sampling = Sampling(do_sample=False, max_new_tokens=new_tokens)
+    sampling = SamplingParams(do_sample=False, max_new_tokens=new_tokens)
     return Request(id=identity, prompt_ids=prompt, adapter=ref, sampling=sampling, **kwargs)

@@ -1,4 +1,7 @@
-"""A member's things to look at. No worker is up here."""
+"""A member's things to look at. No worker is up here.
+
+A module of page tests imports all of them; they stand before those of its folder's conftest.
+"""
 
 import pytest
 from django.utils import timezone
@@ -9,12 +12,22 @@ from chat.worker import router
 from chat.worker.router import WorkerUnavailable
 from evaluation.models import METRICS
 from portal.models import Run
-from tests.portal.pages.made import evaluation, json_lines
+from tests.support.page_rows import evaluation, json_lines
 from tuning.datasets import store
 from tuning.models import TuningMetric, TuningRun
 
+__all__ = [
+    "adapter",
+    "checkpoint",
+    "conversation",
+    "dataset",
+    "evaluated",
+    "no_worker",
+    "tuning_run",
+]
 
-@pytest.fixture(autouse=True)
+
+@pytest.fixture
 def no_worker(monkeypatch):
     """The worker does not answer; `generation` notes what it was asked for and finds nobody."""
     asked = []
