@@ -27,6 +27,7 @@ from chat.checkpoints.fetch.progress import Watch
 CHUNK = 1 << 20  # bytes read at a time from a disk
 CONNECT, SILENCE = 15.0, 20.0  # seconds; a server that says nothing for so long counts as cut off
 TRIES = 5  # in a row without a single new byte
+FIRST_PAUSE = 0.5  # seconds before the first of them, doubled every time
 LONGEST_PAUSE = 30.0  # seconds between two tries, also where the server asks for more
 RESERVE = 256 << 20  # bytes of a disk that are left free
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
@@ -269,7 +270,7 @@ def _receive_all(
                     host=_host(address.url),
                     reason=str(cut) or type(cut).__name__,
                 ) from cut
-            _wait(max(getattr(cut, "pause", 0.0), 0.25 * 2**fruitless), watch)
+            _wait(max(getattr(cut, "pause", 0.0), FIRST_PAUSE * 2**fruitless), watch)
         except (
             httpx2.HTTPError,
             httpx2.InvalidURL,

@@ -1,0 +1,17 @@
+"""A server of files, and a hub library that may go out."""
+
+import huggingface_hub.constants
+import pytest
+
+from chat.checkpoints.fetch import transfer
+from tests.support.file_server import FileServer
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    for name in ("HF_ENDPOINT", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(transfer, "FIRST_PAUSE", 0.01)  # the real waits, shorter
+    with FileServer() as server:
+        yield server
