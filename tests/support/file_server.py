@@ -54,7 +54,10 @@ class FileServer:
         self.holding, self.released = threading.Event(), threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+        self._server.handle_error = lambda *_arguments: None  # a client may be killed on purpose
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.02,), daemon=True
+        )
 
     @property
     def url(self) -> str:
@@ -95,7 +98,14 @@ class FileServer:
                 entry["lfs"] = {"sha256": digest, "size": len(content), "pointerSize": 134}
             siblings.append(entry)
             self.answers[f"/{name}/resolve/{COMMIT}/{path}"] = Answer(content)
-        info = {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "gated": False, **about}
+        info = {
+            "id": name,
+            "sha": COMMIT,
+            "siblings": siblings,
+            "tags": [],
+            "gated": False,
+            **about,
+        }
         for suffix in ("", f"/revision/{revision}", f"/revision/{COMMIT}"):
             self.answers[f"/api/models/{name}{suffix}"] = _json(info)
 

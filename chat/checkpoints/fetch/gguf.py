@@ -49,6 +49,7 @@ _NAMES = (
 )
 # Gemma 3 has a norm before and one behind each half of a layer; elsewhere ffn_norm is the second.
 _FFN_NORM = {"gemma3": ".pre_feedforward_layernorm."}
+_FACTORS = "rope_freqs.weight"
 _LLAMA3_POSITIONS = {
     "rope_type": "llama3",
     "low_freq_factor": 1.0,
@@ -131,12 +132,16 @@ def _config(header: GgufHeader, path: Path) -> Any:
         values[f"{key}_token_id"] = header.metadata.get(f"tokenizer.ggml.{token}_token_id")
     if header.architecture == "llama":
         values["attention_bias"] = "blk.0.attn_q.bias" in names
+    if header.architecture == "gemma3":  # as llama.cpp: by the head's size, but for the 27B model
+        by_head = values["num_hidden_layers"] != 62
+        heads = values["hidden_size"] // values["num_attention_heads"]
+        values["query_pre_attn_scalar"] = values["head_dim"] if by_head else heads
     config = AutoConfig.for_model(_MODEL_TYPES[header.architecture], **values)
-    _set_positions(config, header)
+    _set_positions(config, header, path)
     return config
 
 
-def _set_positions(config: Any, header: GgufHeader) -> None:
+def _set_positions(config: Any, header: GgufHeader, path: Path) -> None:
     """The base of rotary positions and their scaling, which llama.cpp says as metadata or (Llama 3)
     as a tensor of factors.
     """
@@ -144,8 +149,9 @@ def _set_positions(config: Any, header: GgufHeader) -> None:
     layers["rope_theta"] = float(header.of_architecture("rope.freq_base", layers["rope_theta"]))
     scaling = header.of_architecture("rope.scaling.type", "none")
     factor = float(header.of_architecture("rope.scaling.factor", 1.0))
-    if any(tensor.name == "rope_freqs.weight" for tensor in header.tensors):
-        layers.update(_LLAMA3_POSITIONS)  # its factor is found when the tensor is read
+    factors = next((one for one in header.tensors if one.name == _FACTORS), None)
+    if factors is not None:
+        _set_llama3_positions(config, factors, path)
     elif scaling == "linear":
         layers.update(rope_type="linear", factor=factor)
     elif scaling == "yarn":
@@ -161,12 +167,18 @@ def _unknown_positions(scaling: str) -> FetchFailed:
     )
 
 
-def _set_llama3_factor(config: Any, factors: Any) -> None:
+def _set_llama3_positions(config: Any, tensor: PackedTensor, path: Path) -> None:
     """Llama 3's rule, found again from the factors that it gave; refused when another made them."""
     import torch
 
+    if tensor.type != 0 or tensor.shape != (config.head_dim // 2,):
+        raise _unknown_positions(_FACTORS)
+    with path.open("rb") as file:
+        file.seek(tensor.start)
+        content = bytearray(file.read(4 * tensor.shape[0]))
+    factors = torch.frombuffer(content, dtype=torch.float32)
     rule = config.rope_parameters
-    rule["factor"] = float(factors.max())
+    rule.update(_LLAMA3_POSITIONS, factor=float(factors.max()))
     length = rule["original_max_position_embeddings"]
     halves = torch.arange(0, config.head_dim, 2).float() / config.head_dim
     waves = 2 * torch.pi * rule["rope_theta"] ** halves
@@ -175,8 +187,8 @@ def _set_llama3_factor(config: Any, factors: Any) -> None:
     between = 1.0 / ((1 - smooth) / rule["factor"] + smooth)
     expected = torch.where(waves < length / high, torch.ones_like(waves), between)
     expected = torch.where(waves > length / low, torch.full_like(waves, rule["factor"]), expected)
-    if factors.shape != expected.shape or not torch.allclose(factors, expected, rtol=1e-3):
-        raise _unknown_positions("rope_freqs.weight")
+    if not torch.allclose(factors, expected, rtol=1e-3):
+        raise _unknown_positions(_FACTORS)
 
 
 # ---------------------------------------------------------------- weights
@@ -241,10 +253,9 @@ def _tensors(
             if packed.start + size > len(content):
                 raise _damaged(path, "it has been cut off")
             raw = content[packed.start : packed.start + size]
-            weights = _dequantised(raw, packed, path, dtype)
-            if packed.name == "rope_freqs.weight":
-                _set_llama3_factor(model.config, weights.float())
+            if packed.name == _FACTORS:
                 continue
+            weights = _dequantised(raw, packed, path, dtype)
             name = _name(packed.name, header.architecture)
             if name not in shapes:
                 raise _damaged(path, f"the model has no place for {packed.name}")
@@ -262,7 +273,9 @@ def _packed_bytes(tensor: PackedTensor, path: Path) -> int:
     try:
         block, width = GGML_QUANT_SIZES[GGMLQuantizationType(tensor.type)]
     except (ValueError, KeyError) as error:
-        raise _damaged(path, f"{tensor.name} is packed in an unknown way ({tensor.type})") from error
+        raise _damaged(
+            path, f"{tensor.name} is packed in an unknown way ({tensor.type})"
+        ) from error
     if tensor.shape[-1] % block:
         raise _damaged(path, f"{tensor.name} does not fill its blocks")
     return math.prod(tensor.shape) // block * width
@@ -355,7 +368,9 @@ def _write_tokenizer(header: GgufHeader, path: Path, folder: Path, config: Any) 
     )
     tokenizer.chat_template = header.metadata.get("tokenizer.chat_template")
     tokenizer.save_pretrained(folder)
-    ends = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = [
+        header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")
+    ]
     ends = list(dict.fromkeys(end for end in ends if isinstance(end, int)))
     generation = {"bos_token_id": config.bos_token_id, "eos_token_id": ends or None}
     text = json.dumps(generation, indent=2) + "\n"

