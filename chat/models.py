@@ -8,6 +8,7 @@ from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
+from chat.engine.families import Family, family_named
 from portal.access import AccessQuerySet, Owned, Private, TeamWide
 from portal.models import Run, User
 
@@ -45,6 +46,10 @@ class Checkpoint(TeamWide, models.Model):
     def sampling(self) -> dict:
         """What its folder wishes in place of the engine's own defaults (generation_config.json)."""
         return self.description.get("sampling") or {}
+
+    @property
+    def family(self) -> Family:
+        return family_named(self.description.get("family"))
 
     @classmethod
     def default(cls):

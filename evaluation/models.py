@@ -72,7 +72,7 @@ class EvaluationRun(Run):
         """The adapter's name when the run was made, None for the bare checkpoint; outlives the
         adapter.
         """
-        return self.recipe.get("adapter")
+        return self.recipe.get("adapter", {}).get("name")
 
 
 class Prediction(models.Model):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded
 from chat.engine.prompts import IGNORED
 from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
@@ -46,8 +46,8 @@ def messages_of(prompt: str, history: Sequence[Sequence[str]] = ()) -> Messages:
 def sampling_of(decoding: str, max_target_length: int, seed: int) -> SamplingParams:
     """greedy: the most likely token each time, so scores can be compared between runs.
 
-    upstream: sampled as ChatGLM-6B's evaluate.sh does (SPEC 9), so scores can be compared with its
-    table.
+    upstream: sampled as ChatGLM-6B's evaluate.sh does (docs/chatglm.md#11-evaluation),
+    so scores can be compared with its table.
     """
     if decoding == GREEDY:
         return SamplingParams(do_sample=False, max_new_tokens=max_target_length, seed=seed)
@@ -75,10 +75,12 @@ def engine_for(
     prompter.cleaner = lambda: None
     return Engine(
         replace(loaded, prompter=prompter),
-        max_length=max_source_length + max_target_length,
-        prefix_room=pre_seq_len,
-        queue_limit=2 * IN_FLIGHT,
-        reuse_prompts=False,
+        EngineConfig(
+            max_length=max_source_length + max_target_length,
+            prefix_room=pre_seq_len,
+            queue_limit=2 * IN_FLIGHT,
+            reuse_prompts=False,
+        ),
     )
 
 

@@ -21,7 +21,7 @@ EXPLANATIONS = {
         "message or lower the longest answer."
     ),
     "invalid_adapter": _("This tuned model does not fit the base."),
-    # a tuning run (tuning/train.py, tuning/ptuning/trainer.py)
+    # a tuning run (tuning/work.py, tuning/ptuning/trainer.py)
     "loss_not_finite": _(
         "The loss is no longer a number. Lower the learning rate and start a new run."
     ),
@@ -33,7 +33,7 @@ EXPLANATIONS = {
         "There is too little free memory. Lower the batch size or the length limits."
     ),
     "file_missing": _("A file that the run needs is gone."),
-    # an evaluation (evaluation/evaluate.py)
+    # an evaluation (evaluation/work.py)
     "adapter_deleted": _("The tuned model has been deleted."),
     "dataset_missing": _("The dataset's files are gone."),
     "all_rows_failed": _("The model gave no answer to any row; the log names the reasons."),

@@ -1,8 +1,5 @@
 """Dataset and DatasetVersion (metadata; the rows are files), TuningRun and TuningMetric."""
 
-from pathlib import Path
-
-from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -133,11 +130,6 @@ class TuningRun(Run):
             self.recipe["per_device_train_batch_size"] * self.recipe["gradient_accumulation_steps"]
         )
         return (self.total - self.progress) * per_step / self.samples_per_second
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        """Where the trainer keeps what it needs to resume."""
-        return settings.DATA_DIR / "runs" / str(self.pk) / "checkpoint"
 
 
 class TuningMetric(models.Model):

@@ -13,7 +13,7 @@ from chat.engine.request import AdapterRef, Event, Request
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling
 from chat.worker import router
-from chat.worker.event_log import coalesced
+from chat.worker.router import coalesced
 
 FRAME_INTERVAL = 0.05  # seconds between two deltas to one client; the first one goes out at once
 

@@ -1,4 +1,4 @@
-"""ChatGLM-6B (v1.1.0) on transformers 5: the same numbers, no remote code (SPEC 3 to 5).
+"""ChatGLM-6B (v1.1.0) on transformers 5: the same numbers, no remote code (docs/chatglm.md).
 
 One forward serves `generate`, the engine and the trainer. Module names are the published
 checkpoint's.
@@ -24,7 +24,7 @@ from .pretrained import ChatGLMPreTrainedModel
 from .quantization import linear
 
 # The residual branch's weight: sqrt(2 * 28). Upstream never hands the number of layers to its
-# blocks, so it is that of the 28-layer model at any depth (SPEC 3.2).
+# blocks, so it is that of the 28-layer model at any depth (docs/chatglm.md#2-layers).
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 
 
@@ -84,7 +84,7 @@ class ChatGLMFeedForward(nn.Module):
 
 
 class ChatGLMBlock(GradientCheckpointingLayer):
-    """One layer. The residual is the normalised input, scaled, not the input itself (SPEC 3.2)."""
+    """One layer (docs/chatglm.md#2-layers): the residual is the normalised input, scaled."""
 
     def __init__(self, config: ChatGLMConfig, layer_index: int):
         super().__init__()
@@ -297,8 +297,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
 
 class TiedHead(nn.Module):
-    """The output projection, which has no weights of its own: it is the embedding, transposed (SPEC
-    3.6).
+    """The output projection, which has no weights of its own: it is the embedding, transposed
+    (docs/chatglm.md#5-head-and-loss).
 
     Official files repeat the embedding as lm_head.weight; without a parameter of that name it is
     not even read.
@@ -346,7 +346,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """As `ChatGLMModel.forward`, and:
 
-        labels: [b, s], -100 = no loss. loss: fp32 mean cross-entropy of the next token (SPEC 3.7).
+        labels: [b, s], -100 = no loss. loss: fp32 mean cross-entropy of the next token.
         logits_to_keep: 0 all positions, n the last n, or a tensor of positions; logits are [b,
         kept, vocabulary].
         """

@@ -1,5 +1,5 @@
 """Where ChatGLM's tokens stand and what they may see: 2-D positions, the prefix-LM mask and rotary
-tables (SPEC 3.5, 4).
+tables (docs/chatglm.md#3-attention, #4-masks-and-positions).
 """
 
 from __future__ import annotations

@@ -7,23 +7,25 @@ shows.
 
 from __future__ import annotations
 
-import ast
 import fnmatch
 import hashlib
-import importlib.util
 import json
 import math
 import os
-from functools import lru_cache
+import re
 from pathlib import Path
 from typing import Any
 
+from chat.checkpoints import adapter_files
 from chat.checkpoints.safe_files import (
     UnsafeFile,
     file_sizes,
     open_inside,
+    read_inside,
     read_json_inside,
 )
+from chat.engine.families import Family, family_of
+from chat.engine.request import LIMITS
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = (
@@ -49,15 +51,12 @@ VOCABULARY_FILES = (
     "vocab.txt",
 )
 CONTEXT_NAMES = ("max_sequence_length", "max_position_embeddings", "n_positions", "seq_length")
-SAMPLING_WISHES = {  # name -> lowest, highest, types
-    "temperature": (0, 2, (int, float)),
-    "top_p": (0.01, 1, (int, float)),
-    "top_k": (0, 1_000_000, (int,)),
-    "repetition_penalty": (0.1, 10, (int, float)),
-}
+# what a folder's generation_config.json may say in place of the engine's own defaults
+SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "repetition_penalty")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 # Largest files of each kind in bytes, far above any real one, low enough to be read in a second.
 CONFIG_BYTES, JSON_BYTES, TOKENIZER_BYTES = 4 << 20, 16 << 20, 64 << 20
+SOURCE_FILE = "source.json"  # where the folder was fetched from (chat/checkpoints/fetch)
 # KV caches that are not plain keys and values per token cannot take a prefix.
 PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -115,7 +114,7 @@ def weight_files(folder: str | Path) -> list[Path]:
         found = [
             folder / name
             for name in names
-            if fnmatch.fnmatchcase(name, pattern) and name != "adapter.safetensors"
+            if fnmatch.fnmatchcase(name, pattern) and name != adapter_files.WEIGHTS
         ]
         if found:
             return found
@@ -168,45 +167,15 @@ def _digest_samples(folder: Path, name: str, digest: Any) -> None:
             digest.update(file.read(SAMPLE_BYTES))
 
 
-@lru_cache
-def _causal_model_types() -> frozenset[str]:
-    """model_type values that the installed transformers can load as a causal language model, read
-    from its source.
-    """
-    spec = importlib.util.find_spec("transformers")
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    for root in roots:
-        source = Path(root, "models", "auto", "modeling_auto.py")
-        if not source.is_file():
-            continue
-        for node in ast.parse(source.read_text(encoding="utf-8")).body:
-            targets = [
-                target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)
-            ]
-            if "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES" in targets:
-                entries = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
-                return frozenset(model_type for model_type, _ in entries)
-    return frozenset()
-
-
-def is_chatglm_v1(config: dict[str, Any]) -> bool:
-    """ChatGLM-6B. ChatGLM2 and 3 carry the same model_type over another architecture."""
-    return (
-        config.get("model_type") == "chatglm"
-        and "ffn_hidden_size" not in config
-        and "inner_hidden_size" in config
-    )
-
-
-def _check_architecture(config: dict[str, Any]) -> None:
+def _family(config: dict[str, Any]) -> Family:
+    """Raises CheckpointInvalid for an architecture that cannot be served."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise CheckpointInvalid(
             "config_invalid", "config.json names no model_type", reason="model_type"
         )
-    if is_chatglm_v1(config):
-        return
-    if model_type not in _causal_model_types():
+    family = family_of(config)
+    if family is None:
         if config.get("auto_map"):
             raise CheckpointInvalid(
                 "remote_code_only",
@@ -228,6 +197,7 @@ def _check_architecture(config: dict[str, Any]) -> None:
             "no prefix fits before them",
             layers=", ".join(sorted(unusual)),
         )
+    return family
 
 
 def _safetensors_parameters(path: Path) -> int:
@@ -272,15 +242,16 @@ def _parameters(files: list[Path], dtype: str) -> int | None:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """architecture, layers, hidden_size, vocabulary, context_length, parameters, dtype,
-    quantization_bit, bytes, sampling, note.
+    """family, architecture, layers, hidden_size, intermediate_size, heads, kv_heads, head_dim,
+    vocabulary, context_length, parameters, dtype, quantization_bit, bytes, sampling, note,
+    chat_template (whether it has one), licence ("" = not said), source (source.json, or {}).
 
     `parameters` counts stored numbers (packed ones as stored), `None` if unknown. Raises
     CheckpointInvalid.
     """
     folder = Path(folder)
     config = read_config(folder)
-    _check_architecture(config)
+    family = _family(config)
     files = weight_files(folder)
     if not files:
         raise CheckpointInvalid(
@@ -305,7 +276,9 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "bits"
     )
     contexts = (config.get(name) for name in CONTEXT_NAMES)
+    source = _source(folder)
     return {
+        "family": family.name,
         "architecture": (config.get("architectures") or [config["model_type"]])[0],
         "layers": config.get("num_hidden_layers")
         or config.get("num_layers")
@@ -320,6 +293,10 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "quantization_bit": int(quantization) if quantization else None,
         "bytes": sum(path.stat().st_size for path in files),
         "sampling": _sampling(folder),
+        **_attention_shape(config),
+        "chat_template": family.name == "chatglm" or _has_chat_template(folder),
+        "source": source,
+        "licence": str(source.get("licence") or "") or _licence(folder),
         "note": str(config.get("portal_note", "")),
     }
 
@@ -344,11 +321,11 @@ def _sampling(folder: Path) -> dict[str, float]:
     there is passed over.
     """
     try:
-        wishes = read_json_inside(folder, "generation_config.json", CONFIG_BYTES)
+        told = read_json_inside(folder, "generation_config.json", CONFIG_BYTES)
         return {
-            name: wishes[name]
-            for name, (low, high, kind) in SAMPLING_WISHES.items()
-            if type(wishes.get(name)) in kind and low <= wishes[name] <= high
+            name: told[name]
+            for name in SAMPLING_DEFAULTS
+            if type(told.get(name)) in (LIMITS[name].kind, int) and told[name] in LIMITS[name]
         }
     except (OSError, ValueError, AttributeError, UnsafeFile):
         # most folders have such a file, none needs it
@@ -374,3 +351,60 @@ def _check_shards(folder: Path, files: list[Path]) -> None:
             f"{len(missing)} weight files are missing, the first is {missing[0]}",
             folder=str(folder),
         )
+
+
+def _attention_shape(config: dict[str, Any]) -> dict[str, int | None]:
+    """What keys, values and activations take, as far as config.json says it."""
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    width = config.get("hidden_size") or config.get("n_embd")
+    numbers = (int, float)
+    head_dim = config.get("head_dim") or (
+        width // heads if isinstance(width, numbers) and isinstance(heads, numbers) else None
+    )
+    return {
+        "intermediate_size": config.get("intermediate_size") or config.get("inner_hidden_size"),
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": head_dim,
+    }
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        told = read_json_inside(folder, "tokenizer_config.json", JSON_BYTES)
+        return bool(told.get("chat_template"))
+    except (OSError, ValueError, AttributeError, UnsafeFile):
+        return False
+
+
+def _source(folder: Path) -> dict[str, Any]:
+    try:
+        told = read_json_inside(folder, SOURCE_FILE, CONFIG_BYTES)
+    except (OSError, ValueError, UnsafeFile):
+        return {}
+    wanted = ("source", "revision", "licence", "fetched_at", "converted_to")
+    return {name: told[name] for name in wanted if name in told} if isinstance(told, dict) else {}
+
+
+def _licence(folder: Path) -> str:
+    """From the model card's head, or from what a licence's text begins with; "" when neither
+    says it.
+    """
+    try:
+        card = read_inside(folder, "README.md", CONFIG_BYTES).decode("utf-8", "replace")
+    except (OSError, UnsafeFile):
+        card = ""
+    head = card[3:].partition("\n---")[0] if card.startswith("---") else ""
+    said = re.search(r"^license:[ \t]*([\w.+-]{1,60})[ \t]*$", head, re.MULTILINE)
+    if said:
+        return said[1]
+    for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
+        try:
+            text = read_inside(folder, name, CONFIG_BYTES).decode("utf-8", "replace")
+        except (OSError, UnsafeFile):
+            continue
+        begins = {"Apache License": "apache-2.0", "MIT License": "mit"}
+        return next((id for words, id in begins.items() if words in text[:300]), "")
+    return ""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+EventType = Literal["queued", "started", "delta", "finished", "failed"]
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -20,12 +21,13 @@ DEFAULT_NEW_TOKENS = 512
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How the next token is chosen. The defaults are ChatGLM-6B's (SPEC 5, "Chat")."""
+    """How the next token is chosen. The defaults are ChatGLM-6B's
+    (docs/chatglm.md#7-chat-format)."""
 
     do_sample: bool = True
     temperature: float = 0.95  # 0 means greedy, as do_sample=False
     top_p: float = 0.7
-    top_k: int = 50  # 0 means off; upstream's chat has 50 without saying so
+    top_k: int = 50  # 0 means off; its own chat has 50 without saying so
     repetition_penalty: float = 1.0
     # None: DEFAULT_NEW_TOKENS or what the context leaves; a number must fit
     max_new_tokens: int | None = None
@@ -86,7 +88,7 @@ class Event:
 
     id: str
     seq: int
-    type: Literal["queued", "started", "delta", "finished", "failed"]
+    type: EventType
     data: dict[str, Any]
 
     @property

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from secrets import randbits
-from typing import Any
 
 from chat.engine.adapters import AdapterPool
 from chat.engine.loading import Loaded
+from chat.engine.positions import Positions
 from chat.engine.request import DEFAULT_NEW_TOKENS, Request, RequestRefused, SamplingParams, Sink
 from chat.engine.sampler import SamplerState
 from chat.engine.sequence import OnEnd, Sequence
@@ -25,7 +25,7 @@ class RequestValidator:
     def __init__(
         self,
         loaded: Loaded,
-        positions: Any,
+        positions: Positions,
         adapters: AdapterPool,
         max_length: int,
         prefix_room: int,
@@ -98,7 +98,7 @@ class RequestValidator:
                 param="messages" if prompt + 1 > limit else "max_new_tokens",
             )
         if wanted is None and sampling.max_length is not None:
-            # one token at least, as upstream's generate
+            # one token at least, as ChatGLM's own generate
             return max(1, min(sampling.max_length, limit) - prompt)
         return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
 

@@ -37,7 +37,6 @@ def run(member):
         owner=member,
         kind="tuning",
         name="r",
-        task="t",
         status=Run.Status.FAILED,
         dataset_version=version,
         checkpoint=checkpoint,

@@ -89,7 +89,6 @@ def tuning_run(member, dataset, checkpoint):
         owner=member,
         kind=Run.Kind.TUNING,
         name="my run",
-        task="t",
         status=Run.Status.RUNNING,
         progress=20,
         total=100,

@@ -19,7 +19,6 @@ def evaluation(owner, dataset, checkpoint, adapter=None, value=10.0, baseline=No
         owner=owner,
         kind=Run.Kind.EVALUATION,
         name="scores",
-        task="t",
         status=Run.Status.SUCCEEDED,
         recipe={},
         dataset_version=dataset.current,

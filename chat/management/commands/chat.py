@@ -15,6 +15,7 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.translation import gettext as _
 
+from chat.checkpoints import adapter_files
 from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling, checked
@@ -186,10 +187,10 @@ def _chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, Adapte
         adapter = Adapter.objects.filter(name=adapter_name).select_related("checkpoint").first()
         if adapter is not None:
             reference = AdapterRef(adapter.sha256, str(adapter.path))
-        elif (Path(adapter_name) / "adapter.json").is_file():
+        elif (Path(adapter_name) / adapter_files.DESCRIPTION).is_file():
             folder = Path(adapter_name).resolve()
             reference = AdapterRef(
-                f"{folder} {(folder / 'adapter.safetensors').stat().st_mtime_ns}", str(folder)
+                f"{folder} {(folder / adapter_files.WEIGHTS).stat().st_mtime_ns}", str(folder)
             )
         else:
             known = ", ".join(Adapter.objects.values_list("name", flat=True)[:20]) or "-"
@@ -225,11 +226,13 @@ class _LoadedHere:
 
     def __init__(self, checkpoint: Checkpoint):
         from chat.checkpoints.describe import CheckpointInvalid
-        from chat.engine.engine import Engine
+        from chat.engine.engine import Engine, EngineConfig
         from chat.engine.loading import load
 
         try:
-            self._engine = Engine(load(checkpoint.path, device=settings.DEVICE or None), max_rows=1)
+            self._engine = Engine(
+                load(checkpoint.path, device=settings.DEVICE or None), EngineConfig(max_rows=1)
+            )
         except CheckpointInvalid as error:
             raise CommandError(error.message) from error
         self._engine.start()

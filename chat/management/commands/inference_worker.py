@@ -78,7 +78,7 @@ def _load(checkpoint: Checkpoint):
     """(engine, fingerprint of what was really loaded)."""
     import torch
 
-    from chat.engine.engine import Engine
+    from chat.engine.engine import Engine, EngineConfig
     from chat.engine.loading import load
 
     threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
@@ -90,7 +90,7 @@ def _load(checkpoint: Checkpoint):
             "the files of checkpoint %s have changed since it was registered; register them again",
             checkpoint.name,
         )
-    return Engine(loaded, cache_share=settings.CACHE_SHARE), loaded.fingerprint
+    return Engine(loaded, EngineConfig(cache_share=settings.CACHE_SHARE)), loaded.fingerprint
 
 
 def _replaced(served: Checkpoint, *, following_default: bool) -> str:

@@ -17,7 +17,7 @@ from evaluation.models import METRICS, EvaluationRun
 from evaluation.plan import SEED, create_evaluation
 from portal.models import Run
 from portal.runs import lifecycle
-from portal.runs.heartbeat import stamped
+from portal.runs.process import carry_out, stamped
 from tuning.datasets import store
 from tuning.models import Dataset
 from tuning.terminal import ForegroundCommand, lines
@@ -79,8 +79,6 @@ class Command(ForegroundCommand):
             if not options["dataset"]:
                 store.delete(dataset)  # nobody asked for more than the run
             raise CommandError("\n".join(lines(fault))) from fault
-
-        from evaluation.evaluate import carry_out  # brings torch, which --help does without
 
         carry_out(run.pk, token, lambda line: print(stamped(line), file=sys.stderr, flush=True))
         run.refresh_from_db()

@@ -253,7 +253,7 @@ def test_anothers_checkpoint_is_refused(tmp_path):
     Trainer(tiny.loaded(), RECIPE, tiny.examples(), tmp_path).train()
     with pytest.raises(TrainingFailed) as failed:
         Trainer(tiny.loaded(), replace(RECIPE, seed=8), tiny.examples(), tmp_path).train()
-    assert failed.value.code == "checkpoint_mismatch"
+    assert failed.value.code == "state_mismatch"
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_reason():

@@ -6,14 +6,15 @@ from functools import partial
 
 import pytest
 
-from evaluation import evaluate as process
+from evaluation import metrics
+from evaluation import predict as predicting
 from evaluation.comparison import compare, update_differences
 from evaluation.models import METRICS, EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
-from evaluation.predict import predict
+from evaluation.work import EvaluationWork
 from portal.models import Run
 from portal.runs import lifecycle
-from portal.runs.heartbeat import CANCEL, Asked, RunFailed
+from portal.runs.heartbeat import CANCEL, RunFailed, StopRequested
 from tests.support.uploads import lines, upload
 from tuning.datasets import store
 
@@ -21,14 +22,16 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
 SHORT = {"max_source_length": 48, "max_target_length": 12}
 
 
-class QuietHeart:
-    """Heart without its thread, which writes at once; `stop_after` rows somebody asks to stop."""
+class QuietHeartbeat:
+    """Heartbeat without its thread, which writes at once; after `stop_after` rows somebody asks to
+    stop.
+    """
 
     def __init__(self, stop_after: int | None = None):
         self.progress, self.stop_after = 0, stop_after
 
     @property
-    def wish(self) -> str | None:
+    def stop_requested(self) -> str | None:
         return CANCEL if self.stop_after is not None and self.progress >= self.stop_after else None
 
     def tell(self, *writes, progress=None, **more) -> None:
@@ -37,10 +40,10 @@ class QuietHeart:
             write()
 
     def check(self) -> None:
-        if self.wish:
-            raise Asked(self.wish)
+        if self.stop_requested:
+            raise StopRequested(self.stop_requested)
 
-    def wait(self) -> None:
+    def waiting(self) -> None:
         self.check()
 
     def flush(self) -> None:
@@ -50,18 +53,18 @@ class QuietHeart:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, scorer):
     """jieba's dictionary is loaded once for all tests."""
-    monkeypatch.setattr(process, "Scorer", lambda folder: scorer)
+    monkeypatch.setattr(metrics, "Scorer", lambda folder: scorer)
 
 
-def evaluate(run, heart=None) -> None:
-    process._evaluate(run, heart or QuietHeart(), print)
+def evaluate(run, heartbeat=None) -> None:
+    EvaluationWork(run.pk, print).work(heartbeat or QuietHeartbeat())
 
 
-def carry_out(run, heart=None) -> EvaluationRun:
+def carry_out(run, heartbeat=None) -> EvaluationRun:
     """As the process does it, in this one and without threads."""
     token = lifecycle.claim(run.pk)
     try:
-        evaluate(run, heart)
+        evaluate(run, heartbeat)
     except RunFailed as failure:
         lifecycle.fail(run.pk, token, failure.code, str(failure))
     else:
@@ -102,7 +105,7 @@ def test_a_baseline_that_ends_later_fills_the_difference_in(member, dataset, che
 
 
 def test_a_stopped_run_goes_on_behind_its_rows(member, dataset, checkpoint, monkeypatch):
-    monkeypatch.setattr(process, "predict", partial(predict, in_flight=2))
+    monkeypatch.setattr(predicting, "predict", partial(predicting.predict, in_flight=2))
     whole = carry_out(
         create_evaluation(
             member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT
@@ -111,14 +114,14 @@ def test_a_stopped_run_goes_on_behind_its_rows(member, dataset, checkpoint, monk
     run = create_evaluation(
         member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT
     )
-    with pytest.raises(Asked):
-        evaluate(run, QuietHeart(stop_after=3))
+    with pytest.raises(StopRequested):
+        evaluate(run, QuietHeartbeat(stop_after=3))
     done = set(run.predictions.values_list("row", flat=True))
     assert 3 <= len(done) < 8
     before = dict(run.predictions.values_list("row", "pk"))
-    heart = QuietHeart()
-    run = carry_out(run, heart)
-    assert heart.progress == 8  # nothing was done twice
+    heartbeat = QuietHeartbeat()
+    run = carry_out(run, heartbeat)
+    assert heartbeat.progress == 8  # nothing was done twice
     assert {
         row: pk for row, pk in run.predictions.values_list("row", "pk") if row in done
     } == before
@@ -133,20 +136,22 @@ def test_rows_that_fail_count_as_empty_and_all_of_them_fail_the_run(member, chec
     error = {"message": "not finite", "type": "server_error", "param": None, "code": "nan_logits"}
 
     def some(engine, rows, **options):
-        yield process.Predicted(0, "b")
-        yield process.Predicted(1, "", error)
+        yield predicting.Predicted(0, "b")
+        yield predicting.Predicted(1, "", error)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(process, "predict", some)
+        patch.setattr(predicting, "predict", some)
         run = carry_out(run)
     assert (run.status, run.failed_rows) == (Run.Status.SUCCEEDED, 1)
     assert run.scores["rouge-1"]["value"] == 50.0
     run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, **SHORT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            process,
+            predicting,
             "predict",
-            lambda engine, rows, **options: (process.Predicted(row, "", error) for row, _ in rows),
+            lambda engine, rows, **options: (
+                predicting.Predicted(row, "", error) for row, _ in rows
+            ),
         )
         run = carry_out(run)
     assert run.status == Run.Status.FAILED and run.error["code"] == "all_rows_failed"
@@ -160,7 +165,7 @@ def test_what_cannot_work_fails_with_a_reason(member, dataset, checkpoint, adapt
         member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT
     )
     if code == "checkpoint_changed":
-        run.recipe["checkpoint_fingerprint"] = "another"
+        run.recipe["checkpoint"]["fingerprint"] = "another"
     elif code == "adapter_deleted":
         adapter.delete()
     elif code == "dataset_missing":
