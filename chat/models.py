@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
 from chat.engine.families import Family, family_named
+from chat.engine.request import AdapterRef, CheckpointRef
 from portal.access import AccessQuerySet, Owned, Private, TeamWide
 from portal.models import Run, User
 
@@ -50,6 +51,9 @@ class Checkpoint(TeamWide, models.Model):
     @property
     def family(self) -> Family:
         return family_named(self.description.get("family"))
+
+    def ref(self) -> CheckpointRef:
+        return CheckpointRef(self.name, self.fingerprint)
 
     @classmethod
     def default(cls):
@@ -108,6 +112,9 @@ class Adapter(Owned, models.Model):
     @property
     def path(self) -> Path:
         return settings.DATA_DIR / self.folder
+
+    def ref(self) -> AdapterRef:
+        return AdapterRef(self.sha256, str(self.path))
 
 
 class Conversation(Private, models.Model):

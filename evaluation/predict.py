@@ -8,7 +8,7 @@ goes on and ends with the same predictions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded
 from chat.engine.prompts import IGNORED
 from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
+from tuning.datasets.examples import messages_of
 
 GREEDY, UPSTREAM = "greedy", "upstream"
 # rows given to the engine at once; it runs as many of them as fit and keeps the rest queued
@@ -33,16 +34,6 @@ class Predicted:
     error: dict[str, Any] | None = None
 
 
-def messages_of(prompt: str, history: Sequence[Sequence[str]] = ()) -> Messages:
-    """A dataset row as the conversation that the model is asked to continue. history: [[question,
-    answer], ...].
-    """
-    turns = [
-        turn for question, answer in history for turn in (("user", question), ("assistant", answer))
-    ]
-    return tuple({"role": role, "content": content} for role, content in [*turns, ("user", prompt)])
-
-
 def sampling_of(decoding: str, max_target_length: int, seed: int) -> SamplingParams:
     """greedy: the most likely token each time, so scores can be compared between runs.
 
@@ -52,14 +43,8 @@ def sampling_of(decoding: str, max_target_length: int, seed: int) -> SamplingPar
     if decoding == GREEDY:
         return SamplingParams(do_sample=False, max_new_tokens=max_target_length, seed=seed)
     if decoding == UPSTREAM:
-        return SamplingParams(
-            do_sample=True,
-            temperature=0.95,
-            top_p=0.7,
-            top_k=50,
-            max_new_tokens=max_target_length,
-            seed=seed,
-        )
+        # the engine's defaults are ChatGLM-6B's, also those of that script
+        return SamplingParams(max_new_tokens=max_target_length, seed=seed)
     raise ValueError(f"decoding is {GREEDY} or {UPSTREAM}, not {decoding!r}")
 
 
@@ -72,7 +57,7 @@ def engine_for(
     post-processing, as upstream does.
     """
     prompter = copy.copy(loaded.prompter)
-    prompter.cleaner = lambda: None
+    prompter.cleaner = lambda: None  # type: ignore[method-assign]
     return Engine(
         replace(loaded, prompter=prompter),
         EngineConfig(

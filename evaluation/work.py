@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from django.conf import settings
 from django.db.models import F
 
-from chat.engine.request import AdapterRef
 from chat.model_work import ModelWork
 from evaluation.comparison import update_differences
 from evaluation.models import EvaluationRun, Prediction
 from portal.models import Run
 from portal.runs.heartbeat import STEP_ASIDE, Heartbeat, RunFailed, StopRequested
+from tuning.datasets.examples import messages_of
 from tuning.datasets.store import Split, open_split
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class EvaluationWork(ModelWork):
         lengths = recipe["max_source_length"], recipe["max_target_length"]
         adapter, pre_seq_len = None, 0
         if run.adapter is not None:
-            adapter = AdapterRef(name=run.adapter.sha256, folder=str(run.adapter.path))
+            adapter = run.adapter.ref()
             pre_seq_len = recipe["adapter"]["pre_seq_len"]
         engine = predict.engine_for(loaded, *lengths, pre_seq_len=pre_seq_len)
         scorer = Scorer(settings.DATA_DIR / "cache")
@@ -85,8 +85,7 @@ class EvaluationWork(ModelWork):
         heartbeat.work_asks = True
         heartbeat.tell(phase=Run.Phase.PREDICTING)
         examples = (
-            (row, predict.messages_of(split[row]["prompt"], split[row]["history"]))
-            for row in waiting
+            (row, messages_of(split[row]["prompt"], split[row]["history"])) for row in waiting
         )
         predictions = predict.predict(
             engine,

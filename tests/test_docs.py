@@ -6,7 +6,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 
+from portal import __version__
+from portal.checks import VARIABLES
 from tests.support import ROOT
 
 PACKAGES = ("portal", "chat", "tuning", "evaluation", "tests")
@@ -96,3 +99,15 @@ def test_what_docs_mention_exists(path):
     names = {file.name for package in PACKAGES for file in (ROOT / package).rglob("*.py")}
     alone = set(re.findall(r"`(\w+\.py)`|^\| (\w+\.py)\b", text, re.M))
     assert {one or other for one, other in alone} - names - NOT_OURS == set()
+
+
+def test_every_variable_is_read_checked_and_documented():
+    read = set(re.findall(r'"(PORTAL_[A-Z_]+)"', (ROOT / "portal/settings.py").read_text()))
+    table = (ROOT / "docs/operations.md").read_text("utf-8")
+    documented = set(re.findall(r"^\| `(PORTAL_[A-Z_]+)`", table, re.M))
+    assert read == VARIABLES == documented
+
+
+def test_the_version_is_that_of_the_newest_release():
+    releases = re.findall(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
+    assert releases[0] == __version__ == settings.SPECTACULAR_SETTINGS["VERSION"]

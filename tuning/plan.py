@@ -18,11 +18,10 @@ from django.utils.translation import gettext as _
 from chat.models import Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
+from tuning import methods
 from tuning.datasets.store import TRAIN
 from tuning.models import Dataset, DatasetVersion, TuningRun
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
-
-METHOD = "ptuning_v2"
 
 # name -> hyper-parameters. The first is for the embedded model (measured: docs/benchmarks.md), the
 # others are the scripts of ChatGLM-6B's ptuning/ (docs/chatglm.md#8-training-rows).
@@ -134,6 +133,7 @@ def create_run(
     checkpoint: Checkpoint,
     name: str = "",
     preset: str | None = None,
+    method: str = methods.DEFAULT,
     in_queue: bool = True,
     **hyper: Any,
 ) -> TuningRun:
@@ -169,7 +169,7 @@ def create_run(
         total=recipe.max_steps,
         recipe={
             **recipe.as_dict(),
-            "method": METHOD,
+            "method": method,
             "preset": preset or default_preset(checkpoint),
             **frozen_inputs(version, TRAIN, checkpoint),
         },

@@ -4,7 +4,7 @@ happens.
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 
 from django.http import StreamingHttpResponse
 
@@ -12,7 +12,7 @@ from django.http import StreamingHttpResponse
 KEEPALIVE = 15.0
 
 
-async def kept_alive(chunks: AsyncGenerator[str, None]) -> AsyncIterator[str]:
+async def kept_alive(chunks: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     """`chunks`, with a comment whenever none comes for KEEPALIVE seconds; closes `chunks` when the
     reader leaves.
     """

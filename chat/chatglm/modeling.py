@@ -178,13 +178,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             hidden.dtype,
         )
 
-        states, attentions = (
-            (hidden,) if output_hidden_states else None,
-            () if output_attentions else None,
-        )
+        states: list[Tensor] = []  # what each layer starts from
+        attentions: list[Tensor] = []
         frozen = self._frozen_past(past_key_values, len(hidden)) if self._checkpoints() else None
         cache = past_key_values if frozen is None else None
         for index, layer in enumerate(self.layers):
+            if output_hidden_states:
+                states.append(hidden)
             past_key, past_value = (None, None) if frozen is None else frozen[index]
             hidden, weights = layer(
                 hidden,
@@ -196,15 +196,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 want_weights=bool(output_attentions),
             )
             if output_attentions:
-                attentions += (weights,)
-            if output_hidden_states and index + 1 < len(self.layers):
-                states += (hidden,)
+                attentions.append(weights)
         hidden = self.final_layernorm(hidden)
         output = BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=past_key_values if use_cache else None,
             hidden_states=(*states, hidden) if output_hidden_states else None,
-            attentions=attentions,
+            attentions=tuple(attentions) if output_attentions else None,
         )
         return output if return_dict is not False else output.to_tuple()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint, read_config
@@ -38,7 +38,7 @@ class Loaded:
     context_length: tokens of prompt and answer together.
     """
 
-    model: torch.nn.Module
+    model: PreTrainedModel
     tokenizer: Any
     prompter: Prompter
     folder: str
@@ -140,7 +140,7 @@ def load(
 
 
 def from_parts(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     *,
     folder: str = "",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chat.engine.positions import PositionPlan
 from chat.engine.prompts import Prompter
-from chat.engine.request import Event, EventType, FinishReason, Request, Sink
+from chat.engine.request import Event, EventType, FinishReason, Request, Sink, error_object
 
 if TYPE_CHECKING:
     import torch
@@ -216,7 +216,7 @@ class Sequence:
         if self.finished:
             return
         self.finish_reason = "error"
-        self.error = {"message": message, "type": kind, "param": None, "code": code}
+        self.error = error_object(message, code, kind)
         self._close("failed", {"error": self.error})
 
     def _close(self, kind: EventType, data: dict[str, Any]) -> None:

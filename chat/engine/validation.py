@@ -10,7 +10,16 @@ from secrets import randbits
 from chat.engine.adapters import AdapterPool
 from chat.engine.loading import Loaded
 from chat.engine.positions import Positions
-from chat.engine.request import DEFAULT_NEW_TOKENS, Request, RequestRefused, SamplingParams, Sink
+from chat.engine.request import (
+    DEFAULT_NEW_TOKENS,
+    DEFAULTS,
+    LIMITS,
+    MOST_STOPS,
+    Request,
+    RequestRefused,
+    SamplingParams,
+    Sink,
+)
 from chat.engine.sampler import SamplerState
 from chat.engine.sequence import OnEnd, Sequence
 
@@ -105,28 +114,16 @@ class RequestValidator:
 
 def _check_sampling(sampling: SamplingParams) -> None:
     """Raises RequestRefused("invalid_value") naming the parameter."""
-    rules: list[tuple[str, bool, str]] = [
-        ("temperature", 0 <= sampling.temperature <= 100, "0 to 100"),
-        ("top_p", 0 < sampling.top_p <= 1, "more than 0, at most 1"),
-        ("top_k", sampling.top_k >= 0, "0 (off) or more"),
-        ("repetition_penalty", 0 < sampling.repetition_penalty <= 100, "more than 0, at most 100"),
-        (
-            "max_new_tokens",
-            sampling.max_new_tokens is None or sampling.max_new_tokens >= 1,
-            "1 or more",
-        ),
-        ("max_length", sampling.max_length is None or sampling.max_length >= 1, "1 or more"),
-        ("logprobs", sampling.logprobs is None or 0 <= sampling.logprobs <= 20, "0 to 20"),
-        (
-            "stop",
-            len(sampling.stop) <= 16 and all(sampling.stop),
-            "at most 16 strings, none of them empty",
-        ),
-    ]
-    for name, good, range_ in rules:
-        if not good:
-            raise RequestRefused(
-                "invalid_value",
-                f"{name} must be {range_}, not {getattr(sampling, name)!r}",
-                param=name,
-            )
+
+    def refuse(name: str, allowed: object) -> None:
+        message = f"{name} must be {allowed}, not {getattr(sampling, name)!r}"
+        raise RequestRefused("invalid_value", message, param=name)
+
+    for name, limits in LIMITS.items():
+        value = getattr(sampling, name)
+        if value is None and DEFAULTS[name] is None:
+            continue
+        if value not in limits:
+            refuse(name, limits)
+    if len(sampling.stop) > MOST_STOPS or not all(sampling.stop):
+        refuse("stop", f"at most {MOST_STOPS} strings, none of them empty")

@@ -13,12 +13,17 @@ import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-from chat.engine.request import Event, Request, RequestRefused
+from chat.engine.request import (
+    CheckpointRef,
+    Event,
+    GenerationRefused,
+    Request,
+    RequestRefused,
+)
 from chat.worker import wire
 from chat.worker.wire import Address
 
@@ -30,7 +35,7 @@ RECONNECT_FOR = 30.0  # seconds of failing to reach a worker until its sequences
 LONGEST_PAUSE = 1.0  # seconds between two attempts
 
 
-class WorkerUnavailable(Exception):
+class WorkerUnavailable(GenerationRefused):
     """Nobody can take or go on with the request now.
 
     `code`: worker_unavailable (not there) | worker_loading | no_worker_for_checkpoint |
@@ -38,12 +43,7 @@ class WorkerUnavailable(Exception):
     """
 
     def __init__(self, message: str, code: str = "worker_unavailable"):
-        super().__init__(message)
-        self.message, self.code = message, code
-
-    def as_error(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        return {"message": self.message, "type": "server_error", "param": None, "code": self.code}
+        super().__init__(code, message)
 
 
 class SequenceLost(WorkerUnavailable):
@@ -51,14 +51,6 @@ class SequenceLost(WorkerUnavailable):
 
     def __init__(self, message: str):
         super().__init__(message, "sequence_lost")
-
-
-@dataclass(frozen=True)
-class CheckpointRef:
-    """Which base weights a request needs."""
-
-    name: str
-    fingerprint: str
 
 
 class _Reading:

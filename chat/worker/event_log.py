@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from chat.engine.request import Event
@@ -65,7 +65,7 @@ class FollowedLog(EventLog):
         for follower in tuple(self.followers):
             follower()
 
-    async def follow(self, after: int = 0) -> AsyncIterator[list[Event]]:
+    async def follow(self, after: int = 0) -> AsyncGenerator[list[Event], None]:
         """The events after number `after` as they come, in handfuls, up to the terminal one."""
         grown = asyncio.Event()
         self.followers.add(grown.set)

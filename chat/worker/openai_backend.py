@@ -17,8 +17,15 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from chat.engine.request import Event, EventType, Request, RequestRefused
-from chat.worker.client import CheckpointRef, SequenceLost, WorkerUnavailable
+from chat.engine.request import (
+    CheckpointRef,
+    Event,
+    EventType,
+    Request,
+    RequestRefused,
+    error_object,
+)
+from chat.worker.client import SequenceLost, WorkerUnavailable
 from chat.worker.event_log import FollowedLog
 
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -224,13 +231,8 @@ class OpenAIBackend:
         except asyncio.CancelledError:
             reason = "abort"
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            detail = {
-                "message": f"{self.name}: {error}",
-                "type": "server_error",
-                "param": None,
-                "code": "upstream_error",
-            }
-            sequence.add("failed", {"error": detail})
+            failed = error_object(f"{self.name}: {error}", "upstream_error")
+            sequence.add("failed", {"error": failed})
             return
         finally:
             asyncio.get_running_loop().call_later(

@@ -17,8 +17,14 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from chat.engine.request import Event, Request, RequestRefused
-from chat.worker.client import CheckpointRef, SequenceLost, WorkerClient, WorkerUnavailable
+from chat.engine.request import (
+    CheckpointRef,
+    Event,
+    GenerationRefused,
+    Request,
+    RequestRefused,
+)
+from chat.worker.client import SequenceLost, WorkerClient, WorkerUnavailable
 from chat.worker.event_log import coalesced
 from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.wire import Address
@@ -75,7 +81,7 @@ class Router:
             self._backends_by_id[request.id] = backend
             try:
                 return await backend.submit(request)
-            except (RequestRefused, WorkerUnavailable) as error:
+            except GenerationRefused as error:
                 del self._backends_by_id[request.id]
                 full = isinstance(error, WorkerUnavailable) or error.code == "queue_full"
                 if not full or i + 1 == len(candidates):

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from typing import ClassVar
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
@@ -12,7 +13,9 @@ from chat.models import Checkpoint
 
 
 class Command(BaseCommand):
-    requires_system_checks = []  # `up` has made them; the worker is to listen at once
+    requires_system_checks: ClassVar[
+        list
+    ] = []  # `up` has made them; the worker is to listen at once
     help = (
         "Serve a checkpoint to the portal until stopped. Without --checkpoint the default one is "
         "served, and the process ends "
