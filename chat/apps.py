@@ -12,8 +12,14 @@ class ChatConfig(AppConfig):
     verbose_name = _("Chat")
 
     def ready(self):
+        from chat.fetching.explanations import EXPLANATIONS as FETCHING
+        from chat.fetching.work import FetchWork
+        from portal.runs.work import register
+
         router.configure(_worker_settings)
         explain(EXPLANATIONS)
+        explain(FETCHING)
+        register(FetchWork)
 
 
 def _worker_settings() -> router.WorkerSettings:

