@@ -1,4 +1,4 @@
-"""A server of files, and a hub library that may go out."""
+"""A server of files for whatever downloads."""
 
 import huggingface_hub.constants
 import pytest
@@ -9,6 +9,7 @@ from tests.support.file_server import FileServer
 
 @pytest.fixture
 def server(monkeypatch):
+    """Hub and package index on a port of this machine; the hub's library may go out."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     for name in ("HF_ENDPOINT", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
