@@ -144,7 +144,7 @@ def _from_index(
 
 
 def _recommend(made: Path, model: CatalogueModel) -> None:
-    """What a GGUF file does not say: how its makers would have it sampled."""
+    """What a GGUF file does not say: how the model is sampled best."""
     path = made / "generation_config.json"
     said = json.loads(path.read_text(encoding="utf-8")) | dict(model.sampling)
     path.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")
