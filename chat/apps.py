@@ -12,6 +12,7 @@ class ChatConfig(AppConfig):
     verbose_name = _("Chat")
 
     def ready(self):
+        from chat import checks  # noqa: F401  registers them
         from chat.fetching.explanations import EXPLANATIONS as FETCHING
         from chat.fetching.work import FetchWork
         from portal.runs.work import register

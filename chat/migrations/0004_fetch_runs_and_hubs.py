@@ -8,7 +8,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('chat', '0003_checkpoint_family'),
-        ('portal', '0003_run_fetch_kind'),
+        ('portal', '0004_run_fetch_kind'),
     ]
 
     operations = [

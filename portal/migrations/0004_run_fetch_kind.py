@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('portal', '0002_run_phases_and_kinds'),
+        ('portal', '0003_run_key_and_interruption'),
     ]
 
     operations = [
