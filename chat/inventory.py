@@ -16,15 +16,29 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from chat.checkpoints.fetch.failures import FetchFailed
-from chat.checkpoints.fetch.fetch import work_folder
-from chat.checkpoints.fetch.sources import LocalPath, PackagedModel, Source, parse_source
-from chat.fetching.work import home, incoming
+from chat.checkpoints.fetch.sources import (
+    LocalPath,
+    PackagedModel,
+    Source,
+    parse_source,
+    work_folder,
+)
 from chat.models import Adapter, Checkpoint, FetchRun
 from chat.registry import remove_checkpoint
 from portal.models import Run
 from portal.rest.conventions import Conflict
 
 ENTRIES = 20_000  # files that are counted in one folder at most
+
+
+def home() -> Path:
+    """Where fetched checkpoints lie."""
+    return settings.DATA_DIR / "checkpoints"
+
+
+def incoming() -> Path:
+    """Where they are made."""
+    return home() / ".incoming"
 
 
 @dataclass

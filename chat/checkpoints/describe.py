@@ -12,16 +12,14 @@ import hashlib
 import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from chat.checkpoints import adapter_files
+from chat.checkpoints import adapter_files, provenance
 from chat.checkpoints.safe_files import (
     UnsafeFile,
     file_sizes,
     open_inside,
-    read_inside,
     read_json_inside,
 )
 from chat.engine.families import Family, family_of
@@ -56,7 +54,6 @@ SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "repetition_penalty")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 # Largest files of each kind in bytes, far above any real one, low enough to be read in a second.
 CONFIG_BYTES, JSON_BYTES, TOKENIZER_BYTES = 4 << 20, 16 << 20, 64 << 20
-SOURCE_FILE = "source.json"  # where the folder was fetched from (chat/checkpoints/fetch)
 # KV caches that are not plain keys and values per token cannot take a prefix.
 PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -276,7 +273,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "bits"
     )
     contexts = (config.get(name) for name in CONTEXT_NAMES)
-    source = _source(folder)
+    source = provenance.source(folder)
     return {
         "family": family.name,
         "architecture": (config.get("architectures") or [config["model_type"]])[0],
@@ -296,7 +293,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
         **_attention_shape(config),
         "chat_template": family.name == "chatglm" or _has_chat_template(folder),
         "source": source,
-        "licence": str(source.get("licence") or "") or _licence(folder),
+        "licence": str(source.get("licence") or "") or provenance.licence(folder),
         "note": str(config.get("portal_note", "")),
     }
 
@@ -353,7 +350,7 @@ def _check_shards(folder: Path, files: list[Path]) -> None:
         )
 
 
-def _attention_shape(config: dict[str, Any]) -> dict[str, int | None]:
+def _attention_shape(config: dict[str, Any]) -> dict[str, Any]:
     """What keys, values and activations take, as far as config.json says it."""
     heads = config.get("num_attention_heads") or config.get("n_head")
     width = config.get("hidden_size") or config.get("n_embd")
@@ -377,34 +374,3 @@ def _has_chat_template(folder: Path) -> bool:
         return bool(told.get("chat_template"))
     except (OSError, ValueError, AttributeError, UnsafeFile):
         return False
-
-
-def _source(folder: Path) -> dict[str, Any]:
-    try:
-        told = read_json_inside(folder, SOURCE_FILE, CONFIG_BYTES)
-    except (OSError, ValueError, UnsafeFile):
-        return {}
-    wanted = ("source", "revision", "licence", "fetched_at", "converted_to")
-    return {name: told[name] for name in wanted if name in told} if isinstance(told, dict) else {}
-
-
-def _licence(folder: Path) -> str:
-    """From the model card's head, or from what a licence's text begins with; "" when neither
-    says it.
-    """
-    try:
-        card = read_inside(folder, "README.md", CONFIG_BYTES).decode("utf-8", "replace")
-    except (OSError, UnsafeFile):
-        card = ""
-    head = card[3:].partition("\n---")[0] if card.startswith("---") else ""
-    said = re.search(r"^license:[ \t]*([\w.+-]{1,60})[ \t]*$", head, re.MULTILINE)
-    if said:
-        return said[1]
-    for name in ("LICENSE", "LICENSE.txt", "LICENSE.md"):
-        try:
-            text = read_inside(folder, name, CONFIG_BYTES).decode("utf-8", "replace")
-        except (OSError, UnsafeFile):
-            continue
-        begins = {"Apache License": "apache-2.0", "MIT License": "mit"}
-        return next((id for words, id in begins.items() if words in text[:300]), "")
-    return ""

@@ -1,7 +1,8 @@
-"""Reading files of folders that somebody else filled: bounded in time and memory, and never outside the folder.
+"""Reading files of folders that somebody else filled: bounded in time and memory, and never outside
+the folder.
 
-A pipe would be waited for without end, a link to a device read without end, a sparse file has any size it likes: only regular
-files count, read up to a limit, and a link only where it stays inside.
+A pipe would be waited for without end, a link to a device read without end, a sparse file has any
+size it likes: only regular files count, read up to a limit, and a link only where it stays inside.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class UnsafeFile(Exception):
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """{name: bytes} of the regular files directly in `folder`, and of links to such that lie where `open_inside` reads.
+    """{name: bytes} of the regular files directly in `folder`, and of links to such that lie where
+    `open_inside` reads.
 
     UnsafeFile for more entries than a checkpoint can have, OSError when the folder cannot be read.
     """
@@ -43,7 +45,9 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 
 def open_inside(folder: Path, name: str) -> BinaryIO:
-    """The regular file `name` of `folder`, opened to be read. FileNotFoundError, or UnsafeFile for what is no plain file in there."""
+    """The regular file `name` of `folder`, opened to be read. FileNotFoundError, or UnsafeFile for
+    what is no plain file in there.
+    """
     path = folder / name
     if path.is_symlink() and not _stays_inside(folder, path):
         raise UnsafeFile(name, "is a link out of the folder")

@@ -1,5 +1,6 @@
 """The shape of downloads in the REST API."""
 
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from chat.checkpoints.fetch.catalogue import CATALOGUE
@@ -35,7 +36,8 @@ class FetchRunSerializer(RunSerializer):
         ]
         read_only_fields = fields
 
-    def get_files(self, run) -> list[FileSerializer]:
+    @extend_schema_field(FileSerializer(many=True))
+    def get_files(self, run):
         return FileSerializer(run.transfer.get("files", []), many=True).data
 
     def get_bytes_done(self, run) -> int:
@@ -51,8 +53,9 @@ class FetchRunSerializer(RunSerializer):
 class NewFetchRunSerializer(serializers.Serializer):
     source = serializers.CharField(
         max_length=4096,
-        help_text=f"{', '.join(CATALOGUE)}, hf:ORG/NAME[@REVISION], modelscope:ORG/NAME[@REVISION], "
-        "a folder, an archive or a .gguf file on the portal's machine",
+        help_text=f"{', '.join(CATALOGUE)}, hf:ORG/NAME[@REVISION], "
+        "modelscope:ORG/NAME[@REVISION], a folder, an archive or a .gguf file on the portal's "
+        "machine",
     )
     name = serializers.CharField(max_length=100, required=False, allow_blank=True)
     default = serializers.BooleanField(required=False, default=False)

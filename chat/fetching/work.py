@@ -16,12 +16,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.conf import settings
 from django.core.exceptions import ValidationError
 
-from chat.checkpoints.describe import SOURCE_FILE, CheckpointInvalid
+from chat.checkpoints.describe import CheckpointInvalid
 from chat.checkpoints.fetch.failures import FetchFailed
-from chat.checkpoints.fetch.sources import HubRepository, Source, parse_source
+from chat.checkpoints.fetch.progress import Watch
+from chat.checkpoints.fetch.sources import HubRepository, Source, parse_source, work_folder
+from chat.checkpoints.provenance import SOURCE_FILE
+from chat.inventory import home, incoming
 from chat.models import FetchRun
 from chat.registry import free_name, register_checkpoint
 from portal.models import Run
@@ -31,23 +33,13 @@ from portal.runs.work import RunWork
 TELL = 0.5  # seconds between two words about the transfer
 
 
-def home() -> Path:
-    """Where fetched checkpoints lie."""
-    return settings.DATA_DIR / "checkpoints"
-
-
-def incoming() -> Path:
-    """Where they are made."""
-    return home() / ".incoming"
-
-
 class FetchWork(RunWork):
-    kind = Run.Kind.FETCH
+    kind = Run.Kind.FETCH  # type: ignore[assignment]  # a member, which mypy takes for its value
     model = FetchRun
     queue = "default"
 
     def work(self, heartbeat: Heartbeat) -> None:
-        from chat.checkpoints.fetch import fetch
+        from chat.checkpoints.fetch.fetch import fetch
 
         # one line per request would fill the log
         logging.getLogger("httpx2").setLevel(logging.WARNING)
@@ -58,11 +50,11 @@ class FetchWork(RunWork):
         if place is None:
             try:
                 source = parse_source(run.recipe["source"])
-                work = fetch.work_folder(incoming(), source)
-                folder = fetch.fetch(
+                work = work_folder(incoming(), source)
+                folder = fetch(
                     source,
                     work,
-                    fetch.Watch(Teller(heartbeat, run, self.log), heartbeat.check),
+                    Watch(Teller(heartbeat, run, self.log), heartbeat.check),
                     self._settings(source),
                 )
             except (FetchFailed, CheckpointInvalid) as fault:

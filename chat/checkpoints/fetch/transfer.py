@@ -1,7 +1,9 @@
-"""One file over HTTP, to the byte: resumed after a cut, a kill or a restart, checked against its size and digest.
+"""One file over HTTP, to the byte: resumed after a cut, a kill or a restart, checked against its
+size and digest.
 
-Bytes go to NAME.part and are renamed when they are complete and right. A later attempt goes on behind the bytes that are there:
-the digest tells in the end whether the two parts belong together, and without one the server is asked by If-Range.
+Bytes go to NAME.part and are renamed when they are complete and right. A later attempt goes on
+behind the bytes that are there: the digest tells in the end whether the two parts belong together,
+and without one the server is asked by If-Range.
 """
 
 from __future__ import annotations
@@ -13,11 +15,9 @@ import json
 import os
 import re
 import shutil
-import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,7 +27,6 @@ from chat.checkpoints.fetch.failures import FetchFailed
 from chat.checkpoints.fetch.progress import Watch
 
 CHUNK = 1 << 20  # bytes read at a time from a disk
-CONNECT, SILENCE = 15.0, 20.0  # seconds; a server that says nothing for so long counts as cut off
 TRIES = 5  # in a row without a single new byte
 FIRST_PAUSE = 0.5  # seconds before the first of them, doubled every time
 LONGEST_PAUSE = 30.0  # seconds between two tries, also where the server asks for more
@@ -37,7 +36,9 @@ _BUSY = {408, 425, 429, 500, 502, 503, 504}
 
 @dataclass(frozen=True)
 class Address:
-    """Where a file can be had. Headers go to this host alone: the client drops Authorization when it is sent to another."""
+    """Where a file can be had. Headers go to this host alone: the client drops Authorization when
+    it is sent to another.
+    """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +46,8 @@ class Address:
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that is wanted: its name below the target folder, its size in bytes, and where to get it, tried in order.
+    """A file that is wanted: its name below the target folder, its size in bytes, and where to get
+    it, tried in order.
 
     `digest` is "sha256:HEX", "git-sha1:HEX" (a git blob's name) or "" when nobody told one.
     """
@@ -57,54 +59,17 @@ class RemoteFile:
 
 
 class _Cut(Exception):
-    """The connection ended too early or the server was busy: what has arrived stays, another try may go on."""
+    """The connection ended too early or the server was busy: what has arrived stays, another try
+    may go on.
+    """
 
     def __init__(self, reason: str, pause: float = 0.0):
         super().__init__(reason)
         self.pause = pause
 
 
-@lru_cache
-def _trust(certificate: str | None, environment: str) -> ssl.SSLContext:
-    """Reading all certificates takes a while; once is enough."""
-    if certificate:
-        return ssl.create_default_context(cafile=certificate)
-    return httpx2.create_ssl_context()
-
-
-def open_client(
-    *, proxy: str | None = None, certificate: str | None = None, verify: bool = True
-) -> httpx2.Client:
-    """An HTTP client with limits on every wait. Proxies and CA bundle come from the environment unless they are given."""
-    return httpx2.Client(
-        timeout=httpx2.Timeout(SILENCE, connect=CONNECT),
-        follow_redirects=True,
-        max_redirects=5,
-        proxy=proxy,
-        verify=verify and _trust(certificate, os.environ.get("SSL_CERT_FILE", "")),
-        headers={
-            "Accept-Encoding": "identity"
-        },  # a packed answer could not be resumed by its bytes
-    )
-
-
-def read_answer(
-    client: httpx2.Client, url: str, *, most: int, headers: Mapping[str, str] | None = None
-) -> tuple[int, bytes, httpx2.Response]:
-    """(status, body, response without body) of a GET whose answer has at most `most` bytes, however
-    it is packed. httpx2.HTTPError, or ValueError for a longer one.
-    """
-    with client.stream("GET", url, headers=headers) as response:
-        body = bytearray()
-        for chunk in response.iter_bytes():
-            body += chunk
-            if len(body) > most:
-                raise ValueError("an answer without end")
-        return response.status_code, bytes(body), response
-
-
 def require_space(folder: Path, wanted: int) -> None:
-    """FetchFailed("disk_full") unless `wanted` more bytes fit on the folder's disk, with a reserve."""
+    """FetchFailed("disk_full") unless `wanted` bytes and a reserve are free on the folder's disk."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -153,7 +118,9 @@ class _Part:
             self._git = hashlib.sha1(b"blob %d\0" % self.file.size, usedforsecurity=False)
 
     def _read_what_is_there(self) -> None:
-        """Goes on only with bytes that this very file began with: the note beside them says which it was."""
+        """Goes on only with bytes that this very file began with: the note beside them says which
+        it was.
+        """
         try:
             note = json.loads(self._note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -227,10 +194,12 @@ class _Part:
 
 
 def fetch_file(client: httpx2.Client, file: RemoteFile, path: Path, watch: Watch) -> str:
-    """Makes `path` the wanted file and returns its sha256 (hex). A complete one is read and checked, not fetched again.
+    """Makes `path` the wanted file and returns its sha256 (hex). A complete one is read and
+    checked, not fetched again.
 
-    Raises FetchFailed: not_found | access_denied | connection_lost | unexpected_answer | size_mismatch | checksum_mismatch |
-    disk_full; whatever `watch.check` raises passes through, and the bytes stay for the next attempt.
+    Raises FetchFailed: not_found | access_denied | connection_lost | unexpected_answer |
+    size_mismatch | checksum_mismatch | disk_full; whatever `watch.check` raises passes through, and
+    the bytes stay for the next attempt.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() and not path.is_symlink():
@@ -266,7 +235,7 @@ def _complete(client: httpx2.Client, file: RemoteFile, part: _Part, watch: Watch
             part.restart()
             failure = FetchFailed(
                 "checksum_mismatch",
-                f"{file.name} from {_host(address.url)} does not have the checksum that it must have",
+                f"{file.name} from {_host(address.url)} does not have the right checksum",
                 file=file.name,
                 host=_host(address.url),
             )
@@ -277,7 +246,9 @@ def _complete(client: httpx2.Client, file: RemoteFile, part: _Part, watch: Watch
 def _receive_all(
     client: httpx2.Client, file: RemoteFile, address: Address, part: _Part, watch: Watch
 ) -> None:
-    """Receives from one address until all bytes are there, going on behind a cut as long as anything comes."""
+    """Receives from one address until all bytes are there, going on behind a cut as long as
+    anything comes.
+    """
     fruitless = 0
     while part.have < file.size or file.size == 0:
         before = part.have
@@ -292,7 +263,8 @@ def _receive_all(
             if fruitless >= TRIES:
                 raise FetchFailed(
                     "connection_lost",
-                    f"{_host(address.url)} cannot be reached or breaks off ({cut or type(cut).__name__})",
+                    f"{_host(address.url)} cannot be reached or breaks off "
+                    f"({cut or type(cut).__name__})",
                     host=_host(address.url),
                     reason=str(cut) or type(cut).__name__,
                 ) from cut
@@ -350,7 +322,8 @@ def _receive(client: httpx2.Client, file: RemoteFile, address: Address, part: _P
         if length.isdigit() and part.have + int(length) != file.size:
             raise FetchFailed(
                 "size_mismatch",
-                f"{file.name} should have {file.size} bytes, {_host(address.url)} has {part.have + int(length)}",
+                f"{file.name} should have {file.size} bytes, {_host(address.url)} has "
+                f"{part.have + int(length)}",
                 file=file.name,
             )
         validator = response.headers.get("etag", "")

@@ -1,4 +1,6 @@
-"""Which files of a model's folder are needed, told from their names and sizes: at a hub, on a disk and in an archive alike."""
+"""Which files of a model's folder are needed, told from their names and sizes: at a hub, on a disk
+and in an archive alike.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from collections.abc import Mapping
 from chat.checkpoints.describe import TOKENIZER_FILES, VOCABULARY_FILES
 from chat.checkpoints.fetch.failures import FetchFailed
 
-# Weights in the order of preference: safetensors cannot run code; of several spellings only one is needed.
+# Weights in the order of preference: safetensors cannot run code; of several spellings only one is
+# needed.
 _WEIGHTS = (
     re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors"),
     re.compile(r"(?!.*adapter)(?!consolidated)[\w.-]+\.safetensors"),
@@ -22,9 +25,11 @@ TEXT_BYTES, CONFIG_BYTES = 2 << 20, 128 << 20  # a vocabulary may be large, a li
 
 
 def needed_files(sizes: Mapping[str, int]) -> list[str]:
-    """Of {name: bytes}, the names that make the checkpoint: config, tokenizer, one format of weights, licence. Or one GGUF file.
+    """Of {name: bytes}, the names that make the checkpoint: config, tokenizer, one format of
+    weights, licence. Or one GGUF file.
 
-    No Python file is ever among them. FetchFailed: no_weights | no_config | no_tokenizer | file_too_large | several_gguf.
+    No Python file is ever among them. FetchFailed: no_weights | no_config | no_tokenizer |
+    file_too_large | several_gguf.
     """
     weights = next(
         (found for pattern in _WEIGHTS if (found := sorted(filter(pattern.fullmatch, sizes)))), []

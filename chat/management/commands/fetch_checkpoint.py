@@ -84,9 +84,9 @@ class Command(BaseCommand):
             raise CommandError(run.error["message"] if run.error else run.get_status_display())
         told = run.checkpoint.description
         self.stdout.write(
-            f"{run.checkpoint.name}: {told['architecture']}, {told['parameters'] or 0:,} parameters, "
-            f"context {told['context_length']}, licence {told.get('licence') or '?'}, "
-            f"in {run.checkpoint.path}"
+            f"{run.checkpoint.name}: {told['architecture']}, "
+            f"{told['parameters'] or 0:,} parameters, context {told['context_length']}, "
+            f"licence {told.get('licence') or '?'}, in {run.checkpoint.path}"
         )
 
     def _owner(self, username: str | None) -> User:

@@ -73,7 +73,8 @@ def test_a_real_folder_has_estimates(tmp_path):
 @pytest.mark.slow
 def test_the_program_takes_about_what_is_assumed():
     code = (
-        "import psutil, chat.engine.engine, transformers, torch; torch.ones(64, 64) @ torch.ones(64, 64);"
+        "import psutil, chat.engine.engine, transformers, torch;"
+        "torch.ones(64, 64) @ torch.ones(64, 64);"
         "print(psutil.Process().memory_info().rss)"
     )
     took = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)

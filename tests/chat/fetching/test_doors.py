@@ -8,7 +8,7 @@ import pytest
 from django.test import Client
 
 from chat.fetching.plan import endpoints
-from chat.fetching.work import home, incoming
+from chat.inventory import home, incoming
 from chat.models import Adapter, Checkpoint, Conversation, FetchRun
 from chat.registry import make_default, publish_adapter, register_checkpoint
 from portal.models import ApiKey, Run

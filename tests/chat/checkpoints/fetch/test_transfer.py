@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 
-from chat.checkpoints.fetch import transfer
+from chat.checkpoints.fetch import client, transfer
+from chat.checkpoints.fetch.client import open_client
 from chat.checkpoints.fetch.failures import FetchFailed
 from chat.checkpoints.fetch.progress import Watch
-from chat.checkpoints.fetch.transfer import Address, RemoteFile, fetch_file, open_client
+from chat.checkpoints.fetch.transfer import Address, RemoteFile, fetch_file
 from tests.support.file_server import Answer, Fault, git_blob
 
 CONTENT = random.Random(7).randbytes(600_000)
@@ -159,7 +160,7 @@ def test_a_host_that_is_not_there_is_named(server, tmp_path):
 
 
 def test_silence_counts_as_a_cut(server, wanted, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "SILENCE", 0.2)
+    monkeypatch.setattr(client, "SILENCE", 0.2)
     server.fault("/file", Fault(hold=100_000))
     assert get(wanted, tmp_path / "file") == DIGEST
     assert ranges(server) == [None, "bytes=100000-"]
