@@ -9,8 +9,7 @@ class FetchFailed(Exception):
     """The checkpoint cannot be fetched; trying again without a change would not help, or has been
     tried.
 
-    `code` is stable and has a text in both languages (chat/fetching/explanations.py), which `parameters`
-    fill in.
+    `code` is stable and has a sentence in both languages (chat/fetching/explanations.py).
     """
 
     def __init__(self, code: str, message: str, **parameters: Any):

@@ -69,7 +69,7 @@ class _Cut(Exception):
 
 
 def require_space(folder: Path, wanted: int) -> None:
-    """FetchFailed("disk_full") unless `wanted` bytes and a reserve are free on the folder's disk."""
+    """FetchFailed("disk_full") unless `wanted` bytes and a reserve are free on the disk."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
