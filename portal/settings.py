@@ -188,10 +188,10 @@ Q_CLUSTER = {
     "name": "portal",
     "cluster_name": "default",
     "orm": "default",
-    "workers": 1,
+    "workers": 2,  # a small download need not wait for a large one
     "poll": 0.5,
-    "timeout": 3600,
-    "retry": 3700,
+    "timeout": 30 * 86400,
+    "retry": 31 * 86400,
     "ack_failures": True,
     "max_attempts": 1,
     "scheduler": False,
