@@ -3,7 +3,7 @@
 A request carries P placeholder ids before its prompt, `kv_transfer_params={"prefix": NAME, "length": P}` and `cache_salt=NAME`;
 NAME is the sha256 (hex) of the prefix's file. For the placeholders the connector writes the learned keys and values into the
 paged cache; they are never computed. vLLM's own prefix cache knows them by placeholder ids and salt, so all requests of one
-prefix share one copy of its full blocks. P may be any number: of a last, partial block every request gets its own copy, as of any prompt.
+prefix share one copy of its full blocks. P may be any number: of a last, partial block every request has a copy of its own.
 
 A prefix that cannot be loaded fails its request (`kv_load_failure_policy` must be "fail": vLLM would else compute the placeholders
 as if they were text and answer without the prefix). Written for vLLM 0.32; the interface is called experimental there.

@@ -7,7 +7,7 @@ alternating; answer tokens per CPU-second, ratios are medians over rounds. `c16`
 at once, CPU time to the median request's first token (smaller is better). `mixed8`: a quarter of the rows bare, the others with
 8 prefixes of 16 to 256 tokens. `connector`: the same through vLLM, and how many answers are ours, token for token.
 
-The first run installs vLLM in an environment of its own in the data folder (tests/vllm_environment.py); where that cannot be
+The first run installs vLLM in an environment of its own in the data folder (tests/environment.py); where that cannot be
 done, the benchmark says why and measures nothing.
 """
 
@@ -33,7 +33,7 @@ from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine
 from chat.engine.loading import Loaded, load
 from chat.engine.request import AdapterRef, Request, Sampling
-from tests import vllm_environment
+from tests.vllm import environment
 from tests.bench import report
 
 PREFIX_LENGTHS = (16, 20, 64, 100, 128, 130, 200, 256)
@@ -117,12 +117,12 @@ class Theirs:
     def __init__(self, folder: Path, dtype: str, **settings):
         settings = {"model": str(folder), "dtype": dtype, "max_model_len": 1024, "max_num_seqs": 32, **settings}
         self._process = subprocess.Popen(
-            [vllm_environment.python(), Path(__file__).with_name("vllm_child.py"), json.dumps(settings)],
+            [environment.python(), Path(__file__).with_name("vllm_child.py"), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=vllm_environment.environment(VLLM_ENABLE_V1_MULTIPROCESSING="0"),
+            env=environment.variables(VLLM_ENABLE_V1_MULTIPROCESSING="0"),
         )
         self._answer()
 
@@ -180,7 +180,7 @@ def measure(quick: bool, rounds: int, only: set[str] | None) -> dict[str, list[f
         return only is None or key in only
 
     count, tokens = (16, 24) if quick else (32, 96)
-    model = vllm_environment.model()
+    model = environment.model()
     with tempfile.TemporaryDirectory(prefix="bench-vllm-") as place:
         folder = Path(place)
         for name, dtype in DTYPES.items():
@@ -208,9 +208,9 @@ def measure(quick: bool, rounds: int, only: set[str] | None) -> dict[str, list[f
 
 
 def _measure_connector(add, folder: Path, count: int, tokens: int, rounds: int) -> None:
-    ours = Ours(vllm_environment.model(), folder, "float32")
+    ours = Ours(environment.model(), folder, "float32")
     adapters = make_adapters(ours.loaded, folder)
-    theirs = Theirs(vllm_environment.model(), "float32", kv_transfer_config=vllm_environment.kv_transfer_config(folder))
+    theirs = Theirs(environment.model(), "float32", kv_transfer_config=environment.kv_transfer_config(folder))
     theirs.run(jobs(ours.loaded, 2, 8, 99), 2)
     for number in range(rounds):
         plain = theirs.run(jobs(ours.loaded, count, tokens, 1000 * number + 40), 32)
@@ -228,8 +228,8 @@ def main() -> None:
     parser.add_argument("--only", help="comma-separated: fp32, bf16, connector")
     arguments = parser.parse_args()
     try:
-        vllm_environment.install()
-    except vllm_environment.NotInstalled as reason:
+        environment.install()
+    except environment.NotInstalled as reason:
         print(f"skipped: {reason}")
         return
     torch.set_num_threads(1)
@@ -240,7 +240,7 @@ def main() -> None:
     results = report.medians(samples)
     report.tell(
         "vllm", results, rounds=rounds, packages=packages, as_json=arguments.json, samples=samples,
-        threads=1, vllm=vllm_environment.VLLM[0],
+        threads=1, vllm=environment.VLLM[0],
     )  # fmt: skip
 
 

