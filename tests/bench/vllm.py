@@ -7,7 +7,7 @@ alternating; answer tokens per CPU-second, ratios are medians over rounds. `c16`
 at once, CPU time to the median request's first token (smaller is better). `mixed8`: a quarter of the rows bare, the others with
 8 prefixes of 16 to 256 tokens. `connector`: the same through vLLM, and how many answers are ours, token for token.
 
-The first run installs vLLM in an environment of its own in the data folder (tests/environment.py); where that cannot be
+The first run installs vLLM in an environment of its own in the data folder (tests/vllm/environment.py); where that cannot be
 done, the benchmark says why and measures nothing.
 """
 
@@ -33,8 +33,8 @@ from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine
 from chat.engine.loading import Loaded, load
 from chat.engine.request import AdapterRef, Request, Sampling
-from tests.vllm import environment
 from tests.bench import report
+from tests.vllm import environment
 
 PREFIX_LENGTHS = (16, 20, 64, 100, 128, 130, 200, 256)
 WORDS = """
@@ -116,11 +116,13 @@ class Theirs:
 
     def __init__(self, folder: Path, dtype: str, **settings):
         settings = {"model": str(folder), "dtype": dtype, "max_model_len": 1024, "max_num_seqs": 32, **settings}
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
-            [environment.python(), Path(__file__).with_name("vllm_child.py"), json.dumps(settings)],
+            # -P: the folder of the script has a vllm.py of its own
+            [environment.python(), "-P", Path(__file__).with_name("vllm_child.py"), json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._log,
             text=True,
             env=environment.variables(VLLM_ENABLE_V1_MULTIPROCESSING="0"),
         )
@@ -134,13 +136,16 @@ class Theirs:
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"vLLM ended with {self._process.wait()}")
+            self._process.wait()
+            self._log.seek(0)
+            raise SystemExit(f"vLLM ended:\n{self._log.read()[-3000:]}")
         return json.loads(line)
 
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
+        self._log.close()
 
 
 def jobs(loaded: Loaded, count: int, tokens: int, seed: int) -> list[Job]:
