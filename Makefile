@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 PORT   ?= 8000
 HOST   ?= 127.0.0.1
 
+TEMPLATES := templates evaluation/templates
+
 .PHONY: up test test-all test-postgres check bench messages clean
 
 up: $(VENV)/.runtime  ## set up what is missing, then run the portal
@@ -19,8 +21,9 @@ test-all: $(VENV)/.dev  ## with the slow ones and PostgreSQL (TEST_POSTGRES_URL)
 test-postgres: $(VENV)/.dev  ## the model tests on the server that TEST_POSTGRES_URL names
 	$(BIN)/python -m pytest -m postgres
 
-check: $(VENV)/.dev  ## style, import contracts, Django's own checks
+check: $(VENV)/.dev  ## style, templates, import contracts, Django's own checks
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/python manage.py check
+	$(BIN)/djangofmt --check $(TEMPLATES) && $(BIN)/djangofmt check $(TEMPLATES)
 
 bench: $(VENV)/.dev  ## one benchmark: make bench NAME=engine
 	$(BIN)/python -m tests.bench.$(NAME) --json

@@ -10,10 +10,13 @@ class ChatConfig(AppConfig):
     verbose_name = _("Chat")
 
     def ready(self):
-        router.configure(_places)
+        router.configure(_worker_settings)
 
 
-def _places() -> router.Places:
-    return router.Places(
-        tuple(settings.WORKER_URLS), settings.WORKER_TOKEN, tuple(settings.UPSTREAMS), settings.UPSTREAM_KEY
+def _worker_settings() -> router.WorkerSettings:
+    return router.WorkerSettings(
+        tuple(settings.WORKER_URLS),
+        settings.WORKER_TOKEN,
+        tuple(settings.UPSTREAMS),
+        settings.UPSTREAM_KEY,
     )

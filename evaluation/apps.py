@@ -5,3 +5,9 @@ from django.utils.translation import gettext_lazy as _
 class EvaluationConfig(AppConfig):
     name = "evaluation"
     verbose_name = _("Evaluation")
+
+    def ready(self):
+        from evaluation.work import EvaluationWork
+        from portal.runs.work import register
+
+        register(EvaluationWork)

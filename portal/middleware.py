@@ -7,8 +7,10 @@ from django.utils.decorators import sync_and_async_middleware
 
 @sync_and_async_middleware
 def head_without_body(get_response):
-    """A HEAD's response ends with its headers. Django leaves that to the server, and daphne drops only the first piece of a
-    body: the rest of a stream, a download or a long page would be taken for the next response on the connection."""
+    """A HEAD's response ends with its headers. Django leaves that to the server, and daphne drops
+    only the first piece of a body: the rest of a stream, a download or a long page would be taken
+    for the next response on the connection.
+    """
     if iscoroutinefunction(get_response):
 
         async def middleware(request):
@@ -25,7 +27,9 @@ def head_without_body(get_response):
 def _without_body(request, response):
     if request.method != "HEAD":
         return response
-    bare = HttpResponse(status=response.status_code, reason=response.reason_phrase, headers=dict(response.items()))
+    bare = HttpResponse(
+        status=response.status_code, reason=response.reason_phrase, headers=dict(response.items())
+    )
     bare.cookies = response.cookies
     response.close()  # a file that would have been sent
     return bare

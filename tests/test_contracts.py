@@ -1,4 +1,6 @@
-"""Who may import whom, run by the tests; each rule is proved by planting a violation in a copy of the tree."""
+"""Who may import whom, run by the tests; each rule is proved by planting a violation in a copy of
+the tree.
+"""
 
 import os
 import shutil
@@ -8,14 +10,20 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
+
 PACKAGES = ("portal", "chat", "tuning", "evaluation")
 BANNED_NAMES = {"utils.py", "helpers.py", "common.py", "services.py", "misc.py"}
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [Path(sys.executable).parent / "lint-imports", "--config", folder / "pyproject.toml", "--no-cache"],
+        [
+            Path(sys.executable).parent / "lint-imports",
+            "--config",
+            folder / "pyproject.toml",
+            "--no-cache",
+        ],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
@@ -37,13 +45,19 @@ def test_the_contracts_hold():
         ("chat/engine/engine.py", "import django", "pure cores"),
         ("chat/worker/router.py", "import portal.models", "pure cores"),
         ("evaluation/metrics.py", "import torch", "Scores need no torch"),
-        ("chat/conversations/live.py", "import chat.engine.engine", "only through chat.worker.router"),
+        (
+            "chat/conversations/live.py",
+            "import chat.engine.engine",
+            "only through chat.worker.router",
+        ),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path, module, line, contract):
     for package in PACKAGES:
         shutil.copytree(
-            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__", "static")
+            ROOT / package,
+            tmp_path / package,
+            ignore=shutil.ignore_patterns("*.safetensors", "__pycache__", "static"),
         )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     planted = tmp_path / module
@@ -55,5 +69,26 @@ def test_a_planted_violation_is_found(tmp_path, module, line, contract):
     assert any(contract in row for row in broken), result.stdout
 
 
+def test_the_web_process_imports_neither_torch_nor_the_scores():
+    """The kinds of work are registered in every process; what is heavy waits for its run."""
+    script = (
+        "import django, sys; django.setup(); import portal.urls, chat.api.routing;"
+        "print([m for m in ('torch', 'transformers', 'jieba') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "portal.settings"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
 def test_modules_are_named_after_ideas():
-    assert not [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.name in BANNED_NAMES]
+    assert not [
+        path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name in BANNED_NAMES
+    ]

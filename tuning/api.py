@@ -1,6 +1,7 @@
 """/api/v1/tuning-runs/. Rules are in plan.py and portal/runs/lifecycle.py; here is only HTTP."""
 
 from collections import deque
+from io import StringIO
 
 from django.http import HttpResponse
 from django.utils.translation import gettext as _
@@ -16,7 +17,6 @@ from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 from portal.runs import lifecycle
-from portal.runs.children import run_folder
 from tuning.models import TuningRun
 from tuning.plan import create_run
 from tuning.serializers import NewTuningRunSerializer, TuningMetricSerializer, TuningRunSerializer
@@ -33,7 +33,9 @@ class BySteps(Pages):
 
 
 class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
-    """P-tuning v2 runs. What the user does not see is 404; what they see but may not change is 403."""
+    """P-tuning v2 runs. What the user does not see is 404; what they see but may not change is
+    403.
+    """
 
     queryset = TuningRun.objects.all()
     serializer_class = TuningRunSerializer
@@ -43,13 +45,17 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         wanted = self.action == "list" and self.request and self.request.query_params.get("status")
         if wanted:
             if wanted not in Run.Status.values:
-                message = _("Must be one of: %(choices)s.") % {"choices": ", ".join(Run.Status.values)}
+                message = _("Must be one of: %(choices)s.") % {
+                    "choices": ", ".join(Run.Status.values)
+                }
                 raise exceptions.ValidationError({"status": [message]})
             found = found.filter(status=wanted)
         return found.select_related("owner", "dataset_version").prefetch_related("adapters")
 
     def _answer(self, run: TuningRun, http_status: int = status.HTTP_200_OK) -> Response:
-        return Response(TuningRunSerializer(self.get_queryset().get(pk=run.pk)).data, status=http_status)
+        return Response(
+            TuningRunSerializer(self.get_queryset().get(pk=run.pk)).data, status=http_status
+        )
 
     @extend_schema(parameters=[OpenApiParameter("status", str, enum=Run.Status.values)])
     def list(self, request, *args, **kwargs):
@@ -57,7 +63,9 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
 
     @extend_schema(request=NewTuningRunSerializer, responses={201: TuningRunSerializer})
     def create(self, request):
-        """Checks the plan, freezes it and puts the run into the queue. All problems of a body are named at once."""
+        """Checks the plan, freezes it and puts the run into the queue. All problems of a body are
+        named at once.
+        """
         body = NewTuningRunSerializer(data=request.data, context={"request": request})
         body.is_valid(raise_exception=True)
         fields = {name: value for name, value in body.validated_data.items() if name != "method"}
@@ -82,19 +90,20 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         run = self.get_object()
         tail = whole_number(request.query_params.get("tail") or MOST_LOG_LINES)
         if tail is None or not 0 < tail <= MOST_LOG_LINES:
-            message = _("Must lie between %(low)s and %(high)s.") % {"low": 1, "high": MOST_LOG_LINES}
+            message = _("Must lie between %(low)s and %(high)s.") % {
+                "low": 1,
+                "high": MOST_LOG_LINES,
+            }
             raise exceptions.ValidationError({"tail": [message]})
-        try:
-            with open(run_folder(run.pk) / "run.log", encoding="utf-8", errors="replace") as file:
-                text = "".join(deque(file, tail))
-        except FileNotFoundError:
-            text = ""
+        text = "".join(deque(StringIO(run.log_tail()), tail))
         return HttpResponse(text, content_type="text/plain; charset=utf-8")
 
     @extend_schema(request=None, responses=TuningRunSerializer)
     @action(detail=True, methods=["post"])
     def cancel(self, request, pk=None):
-        """A queued run ends at once, a running one after its step, with a checkpoint. An ended run stays as it is."""
+        """A queued run ends at once, a running one after its step, with its state saved. An ended
+        run stays as it is.
+        """
         run = self.get_changeable()
         lifecycle.cancel(run)
         return self._answer(run)
@@ -102,7 +111,7 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
     @extend_schema(request=None, responses=TuningRunSerializer)
     @action(detail=True, methods=["post"])
     def resume(self, request, pk=None):
-        """A failed or cancelled run goes on from its last checkpoint; 409 for any other."""
+        """A failed or cancelled run goes on from its saved state; 409 for any other."""
         run = self.get_changeable()
         if not lifecycle.resume(run):
             raise Conflict(_("Only a failed or cancelled run can go on."), "not_resumable")

@@ -5,3 +5,9 @@ from django.utils.translation import gettext_lazy as _
 class TuningConfig(AppConfig):
     name = "tuning"
     verbose_name = _("Tuning")
+
+    def ready(self):
+        from portal.runs.work import register
+        from tuning.work import TuningWork
+
+        register(TuningWork)

@@ -1,7 +1,5 @@
 """Pages of tuning runs."""
 
-import os
-
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
@@ -15,7 +13,6 @@ from portal.forms import add_errors
 from portal.models import Run
 from portal.numbers import whole_number
 from portal.runs import lifecycle
-from portal.runs.children import run_folder
 from tuning.forms import LABELS, TuningRunForm, as_shown
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, default_preset, is_chatglm
@@ -27,7 +24,9 @@ LOG_BYTES = 16_000  # of the log's end on the page
 
 @require_GET
 def run_list(request):
-    found = TuningRun.objects.visible_to(request.user).select_related("owner", "checkpoint", "dataset_version__dataset")
+    found = TuningRun.objects.visible_to(request.user).select_related(
+        "owner", "checkpoint", "dataset_version__dataset"
+    )
     page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
     live = 3 if any(run.is_active for run in page) else None
     return render(request, "tuning/tuningrun_list.html", {"page": page, "page_is_live": live})
@@ -42,15 +41,22 @@ def detail(request, pk):
         "run": run,
         "mine": TuningRun.objects.changeable_by(request.user).filter(pk=pk).exists(),
         "adapters": [
-            (adapter, adapter.evaluation_runs.visible_to(request.user).filter(status=Run.Status.SUCCEEDED)[:3])
+            (
+                adapter,
+                adapter.evaluation_runs.visible_to(request.user).filter(
+                    status=Run.Status.SUCCEEDED
+                )[:3],
+            )
             for adapter in run.adapters.visible_to(request.user)
         ],
         "hyper": [
-            (label, name, as_shown(name, run.recipe[name])) for name, label in LABELS.items() if name in run.recipe
+            (label, name, as_shown(name, run.recipe[name]))
+            for name, label in LABELS.items()
+            if name in run.recipe
         ],
         "chart": {"total": run.total or run.recipe.get("max_steps", 0), "points": _thinned(points)},
         "first": points[0] if points else None,
-        "log": _tail(run.pk),
+        "log": run.log_tail(LOG_BYTES),
         "page_is_live": 2 if run.is_active else None,
     }
     return render(request, "tuning/tuningrun_detail.html", context)
@@ -60,18 +66,6 @@ def _thinned(points: list) -> list:
     """At most about CHART_POINTS of them, the last one always among them."""
     stride = len(points) // CHART_POINTS + 1
     return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
-
-
-def _tail(run_id: int) -> str:
-    """The end of the run's log, from a line's beginning; empty before there is one."""
-    try:
-        with open(run_folder(run_id) / "run.log", "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - LOG_BYTES))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    return text if size <= LOG_BYTES else text.partition("\n")[2]
 
 
 def new_run(request):
@@ -112,10 +106,18 @@ def new_run(request):
 
 def _initial(request, presets: dict) -> dict:
     checkpoint = Checkpoint.objects.visible_to(request.user).first()
-    dataset = Dataset.objects.visible_to(request.user).filter(status=Dataset.Status.READY)
+    dataset = Dataset.objects.visible_to(request.user)
     wanted = dataset.filter(pk=whole_number(request.GET.get("dataset"))).first()
-    initial = {"dataset": wanted or dataset.first(), "checkpoint": checkpoint, "preset": request.GET.get("preset", "")}
-    earlier = TuningRun.objects.visible_to(request.user).filter(pk=whole_number(request.GET.get("like"))).first()
+    initial = {
+        "dataset": wanted or dataset.first(),
+        "checkpoint": checkpoint,
+        "preset": request.GET.get("preset", ""),
+    }
+    earlier = (
+        TuningRun.objects.visible_to(request.user)
+        .filter(pk=whole_number(request.GET.get("like")))
+        .first()
+    )
     if earlier:
         initial |= {
             "checkpoint": earlier.checkpoint,

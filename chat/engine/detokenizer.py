@@ -1,4 +1,6 @@
-"""Answers' tokens to text as they come: incremental decoding, and ChatGLM's cleaning of what was decoded."""
+"""Answers' tokens to text as they come: incremental decoding, and ChatGLM's cleaning of what was
+decoded.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,17 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 
-def text_stream(tokenizer: Any) -> TextStream:
+def detokenizer(tokenizer: Any) -> IncrementalDetokenizer:
     """An incremental decode of one answer."""
     if hasattr(tokenizer, "stream"):  # ChatGLM's own
         return tokenizer.stream()
     backend = getattr(tokenizer, "_tokenizer", None)
     if backend is not None and type(backend).__module__.startswith("tokenizers"):
-        return _BackendStream(backend, tokenizer)
-    return _WindowStream(tokenizer)
+        return FastIncrementalDetokenizer(backend, tokenizer)
+    return SlowIncrementalDetokenizer(tokenizer)
 
 
-class TextStream(ABC):
+class IncrementalDetokenizer(ABC):
     """Tokens to text, one by one: never half a character, constant time a token."""
 
     @abstractmethod
@@ -32,8 +34,10 @@ class TextStream(ABC):
         """What was held back at the end, incomplete characters as U+FFFD."""
 
 
-class _WindowStream(TextStream):
-    """Decodes a short window twice and gives out the difference: right for any tokenizer, about 5 microseconds a token."""
+class SlowIncrementalDetokenizer(IncrementalDetokenizer):
+    """Decodes a short window twice and gives out the difference: right for any tokenizer, about 5
+    microseconds a token.
+    """
 
     def __init__(self, tokenizer: Any, ids: Sequence[int] = ()):
         self._tokenizer = tokenizer
@@ -57,15 +61,18 @@ class _WindowStream(TextStream):
         return now[len(before) :]
 
 
-class _BackendStream(TextStream):
-    """tokenizers' own DecodeStream: about 1 microsecond a token at any length (design measurement: 23-102 for a re-decode)."""
+class FastIncrementalDetokenizer(IncrementalDetokenizer):
+    """tokenizers' own DecodeStream: about 1 microsecond a token at any length (design measurement:
+    23-102 for a re-decode).
+    """
 
     def __init__(self, backend: Any, tokenizer: Any):
         self._stream = DecodeStream(skip_special_tokens=True)
         self._backend, self._tokenizer = backend, tokenizer
         self._held: list[int] = []  # since the last text that came out, for the flush
-        self._last: list[int] = []  # the tokens of that text: context in which the held ones are spelled
-        self._fallback: _WindowStream | None = None
+        # the tokens of that text: context in which the held ones are spelled
+        self._last: list[int] = []
+        self._fallback: SlowIncrementalDetokenizer | None = None
 
     def step(self, token_id: int) -> str:
         if self._fallback is not None:
@@ -73,7 +80,8 @@ class _BackendStream(TextStream):
         self._held.append(token_id)
         try:
             text = self._stream.step(self._backend, token_id)
-        except Exception:  # the stream raises a bare Exception on a decoder that rewrites its own prefix
+        except Exception:
+            # the stream raises a bare Exception on a decoder that rewrites its own prefix
             self._fallback = self._window()
             return self._fallback._advance(final=False)
         if not text:
@@ -88,8 +96,8 @@ class _BackendStream(TextStream):
             self._fallback = self._window()
         return self._fallback.flush()
 
-    def _window(self) -> _WindowStream:
-        window = _WindowStream(self._tokenizer, [*self._last, *self._held])
+    def _window(self) -> SlowIncrementalDetokenizer:
+        window = SlowIncrementalDetokenizer(self._tokenizer, [*self._last, *self._held])
         window._read = len(self._last)
         return window
 
@@ -99,7 +107,9 @@ _MARKS = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 
 
 def clean_chatglm(text: str) -> str:
-    """Upstream's process_response (SPEC 5): strip, fill in the training time, full-width marks beside Chinese characters."""
+    """Upstream's process_response (SPEC 5): strip, fill in the training time, full-width marks
+    beside Chinese characters.
+    """
     return _widen(text.strip().replace(TRAINING_TIME, TRAINING_TIME_ANSWER))
 
 

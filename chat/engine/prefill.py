@@ -7,36 +7,43 @@ from typing import Any
 
 import torch
 
-from chat.engine.kv_cache import SlotCache
+from chat.engine.kv_cache import KVCache
 from chat.engine.positions import prefill_mask
 from chat.engine.sequence import Sequence
 
-PADDING_WASTE = 1.15  # padded / real tokens that a batched prefill may cost on a CPU; a GPU is idle on small forwards
+# padded / real tokens that a batched prefill may cost on a CPU; a GPU is idle on small forwards
+PADDING_WASTE = 1.15
 PADDING_WASTE_ON_GPU = 4.0
 
 
 class Prefiller:
-    """Rows that are neighbours in the cache, each with its next prompt tokens, right aligned in a rectangle."""
+    """Rows that are neighbours in the cache, each with its next prompt tokens, right aligned in a
+    rectangle.
+    """
 
-    def __init__(self, loaded: Any, cache: SlotCache, positions: Any):
+    def __init__(self, loaded: Any, cache: KVCache, positions: Any):
         self._loaded, self._cache, self._positions = loaded, cache, positions
         self.slack = PADDING_WASTE if loaded.device.type == "cpu" else PADDING_WASTE_ON_GPU
 
     def run(self, rows: Several[Sequence], counts: Several[int]) -> torch.Tensor:
-        """Feed rows[i] its next counts[i] prompt tokens; logits [rows, vocabulary] of the last one of each."""
+        """Feed rows[i] its next counts[i] prompt tokens; logits [rows, vocabulary] of the last one
+        of each.
+        """
         queries, device = max(counts), self._loaded.device
         ids: list[int] = []
         positions: list[Any] = []
         for row, count in zip(rows, counts, strict=True):
             pad = queries - count
-            ids += [0] * pad + row.prompt[row.done : row.done + count]
-            positions += [self._positions.padding] * pad + self._positions.prefill(row.places, row.done, count)
-        places, starts = [row.places for row in rows], [row.columns for row in rows]
-        width = self._cache.aim_prefill(rows[0].slot, starts, counts)
+            ids += [0] * pad + row.prompt[row.num_computed_tokens : row.num_computed_tokens + count]
+            positions += [self._positions.padding] * pad + self._positions.prefill(
+                row.positions, row.num_computed_tokens, count
+            )
+        plans, starts = [row.positions for row in rows], [row.kv_length for row in rows]
+        width = self._cache.set_prefill_target(rows[0].slot, starts, counts)
         output = self._loaded.model(
             input_ids=torch.tensor(ids, device=device).view(len(rows), queries),
             position_ids=self._positions.shape(torch.tensor(positions, device=device), len(rows)),
-            attention_mask=prefill_mask(places, starts, counts, width, self._loaded.dtype, device),
+            attention_mask=prefill_mask(plans, starts, counts, width, self._loaded.dtype, device),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
@@ -45,7 +52,9 @@ class Prefiller:
 
 
 def groups(counts: Several[int], slack: float) -> list[int]:
-    """Borders of neighbouring rows that share a padded forward: padded tokens stay below `slack` times the real ones."""
+    """Borders of neighbouring rows that share a padded forward: padded tokens stay below `slack`
+    times the real ones.
+    """
     borders, real = [0], 0
     for i, count in enumerate(counts):
         start = borders[-1]

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from chat.engine.positions import Places
+from chat.engine.positions import PositionPlan
 from chat.engine.prompts import Prompter
 from chat.engine.request import Event, FinishReason, Request, Sink
-from chat.engine.sampler import Choice, Chosen
+from chat.engine.sampler import SampledToken, SamplerState
 
-Ended = Callable[["Sequence"], None]
+OnEnd = Callable[["Sequence"], None]
 
 
 class StopStrings:
@@ -34,8 +34,8 @@ class StopStrings:
         if found:
             text, self._pending, self.hit = self._pending[: min(found)], "", True
             return text
-        held = max((self._overlap(stop) for stop in self._stops), default=0)
-        end = len(self._pending) - held
+        held_back = max((self._overlap(stop) for stop in self._stops), default=0)
+        end = len(self._pending) - held_back
         text, self._pending = self._pending[:end], self._pending[end:]
         return text
 
@@ -54,28 +54,29 @@ class StopStrings:
 class Sequence:
     """Belongs to the engine's thread once it is submitted.
 
-    columns: slot columns filled so far (prefix included). done: prompt tokens whose keys and values are in the slot.
+    kv_length: columns of the slot that are filled (prefix included). num_computed_tokens: prompt
+    tokens whose keys and values are in the slot. positions: where its tokens stand.
     """
 
     request: Request
     prompt: list[int]
     sink: Sink
     prompter: Prompter
-    choice: Choice
-    places: Places
+    sampler_state: SamplerState
+    positions: PositionPlan
     new_tokens_limit: int
     prefix: torch.Tensor | None = None
-    ended: Ended | None = None
+    on_end: OnEnd | None = None
     slot: int = -1
-    columns: int = 0
-    done: int = 0
-    answer: list[int] = field(default_factory=list)
+    kv_length: int = 0
+    num_computed_tokens: int = 0
+    output_ids: list[int] = field(default_factory=list)
     aborted: bool = False
     finished: bool = False
     finish_reason: FinishReason | None = None
     error: dict[str, Any] | None = None
-    pieces: list[str] = field(default_factory=list)
-    position_told: int | None = None
+    text_pieces: list[str] = field(default_factory=list)
+    reported_queue_position: int | None = None
     submitted_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     first_token_at: float | None = None
@@ -85,8 +86,10 @@ class Sequence:
     _silent_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self._stream = self.prompter.text_stream()
-        self._stops = StopStrings(self.request.sampling.stop) if self.request.sampling.stop else None
+        self._stream = self.prompter.detokenizer()
+        self._stops = (
+            StopStrings(self.request.sampling.stop) if self.request.sampling.stop else None
+        )
         self._cleaner = self.prompter.cleaner()
 
     @property
@@ -103,16 +106,16 @@ class Sequence:
 
     @property
     def prefilled(self) -> bool:
-        return self.done == len(self.prompt)
+        return self.num_computed_tokens == len(self.prompt)
 
     @property
     def computed(self) -> list[int]:
         """The tokens, prompt and answer, whose keys and values are in the slot."""
-        return (self.prompt + self.answer)[: self.columns - self.places.prefix]
+        return (self.prompt + self.output_ids)[: self.kv_length - self.positions.prefix]
 
     @property
     def text(self) -> str:
-        return "".join(self.pieces)
+        return "".join(self.text_pieces)
 
     # -- events
 
@@ -124,35 +127,37 @@ class Sequence:
         except Exception:
             self.aborted = True
 
-    def tell_position(self, position: int) -> None:
-        if position != self.position_told:
-            self.position_told = position
+    def report_queue_position(self, position: int) -> None:
+        if position != self.reported_queue_position:
+            self.reported_queue_position = position
             self.emit("queued", {"position": position})
 
-    def started(self) -> None:
+    def start(self) -> None:
         self.started_at = time.monotonic()
         self.emit("started", {"prompt_tokens": len(self.prompt)})
 
-    def take(self, chosen: Chosen) -> None:
+    def append_token(self, sampled: SampledToken) -> None:
         """One more token of the answer, which may complete it."""
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
-        token = chosen.token
+        token = sampled.token
         if token is None:
-            self.fail("the model's output for this request is not finite", "server_error", "nan_logits")
+            self.fail(
+                "the model's output for this request is not finite", "server_error", "nan_logits"
+            )
             return
-        self.answer.append(token)
-        self.choice.ids.append(token)
+        self.output_ids.append(token)
+        self.sampler_state.ids.append(token)
         self._silent_tokens += 1
-        if chosen.logprobs is not None:
-            self._undelivered.append(self._logprob_entry(chosen.logprobs))
+        if sampled.logprobs is not None:
+            self._undelivered.append(self._logprob_entry(sampled.logprobs))
         if token in self.prompter.end_ids:
             self.finish("stop")
             return
         self._deliver(self._stream.step(token))
         if self._stops is not None and self._stops.hit:
             self.finish("stop")
-        elif len(self.answer) >= self.new_tokens_limit:
+        elif len(self.output_ids) >= self.new_tokens_limit:
             self.finish("length")
 
     def _deliver(self, text: str, final: bool = False) -> None:
@@ -169,7 +174,7 @@ class Sequence:
                 text += self._cleaner.flush()
         if not text and not (final and self._undelivered):
             return
-        self.pieces.append(text)
+        self.text_pieces.append(text)
         data: dict[str, Any] = {"text": text, "tokens": self._silent_tokens}
         if self._undelivered:
             data["logprobs"], self._undelivered = self._undelivered, []
@@ -181,7 +186,12 @@ class Sequence:
 
         def spelled(token: int, logprob: float) -> dict[str, Any]:
             text = self.prompter.token_text(token)
-            return {"token": text, "token_id": token, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+            return {
+                "token": text,
+                "token_id": token,
+                "logprob": max(logprob, -9999.0),
+                "bytes": list(text.encode()),
+            }
 
         return {**spelled(*entries[0]), "top_logprobs": [spelled(*entry) for entry in entries[1:]]}
 
@@ -204,23 +214,29 @@ class Sequence:
     def _close(self, kind: str, data: dict[str, Any]) -> None:
         self.finished, self.ended_at = True, time.monotonic()
         self.emit(kind, {**data, "usage": self.usage(), "timings": self.timings()})
-        if self.ended is not None:
-            self.ended(self)
+        if self.on_end is not None:
+            self.on_end(self)
 
     def usage(self) -> dict[str, int]:
-        prompt, completion = len(self.prompt), len(self.answer)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        prompt, completion = len(self.prompt), len(self.output_ids)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
 
     def timings(self) -> dict[str, float]:
-        """Seconds spent waiting, in prefill (to the first token) and decoding; tokens per second of decoding."""
+        """Seconds spent waiting, in prefill (to the first token) and decoding; tokens per second of
+        decoding.
+        """
         now = self.ended_at or time.monotonic()
-        started = self.started_at if self.started_at is not None else now
+        start = self.started_at if self.started_at is not None else now
         first = self.first_token_at if self.first_token_at is not None else now
         decode = now - first
-        after_first = max(0, len(self.answer) - 1)
+        after_first = max(0, len(self.output_ids) - 1)
         return {
-            "queued_s": started - self.submitted_at,
-            "prefill_s": first - started,
+            "queued_s": start - self.submitted_at,
+            "prefill_s": first - start,
             "decode_s": decode,
             "tokens_per_second": after_first / decode if decode > 0 else 0.0,
         }

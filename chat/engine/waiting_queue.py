@@ -1,4 +1,6 @@
-"""Who is next: a bounded waiting line, fair between users (round-robin), first come first served for each."""
+"""Who is next: a bounded waiting line, fair between users (round-robin), first come first served
+for each.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ class Waiting(Protocol):
 T = TypeVar("T", bound=Waiting)
 
 
-class FairQueue(Generic[T]):
+class WaitingQueue(Generic[T]):
     """Not thread-safe: its owner holds a lock."""
 
     def __init__(self) -> None:

@@ -1,7 +1,9 @@
-"""The web tier's only door to inference: submit, events, abort and status, over one or several workers. No torch, no Django.
+"""The web tier's only door to inference: submit, events, abort and status, over one or several
+workers. No torch, no Django.
 
-A `Router` chooses among workers (chat/worker/client.py) and OpenAI-compatible servers (chat/worker/openai_backend.py) by
-checkpoint, then by load. It belongs to one event loop; `get_router()` gives the running loop's own.
+A `Router` chooses among workers (chat/worker/client.py) and OpenAI-compatible servers
+(chat/worker/openai_backend.py) by checkpoint, then by load. It belongs to one event loop;
+`get_router()` gives the running loop's own.
 """
 
 from __future__ import annotations
@@ -17,17 +19,25 @@ from typing import Any, Protocol
 
 from chat.engine.request import Event, Request, RequestRefused
 from chat.worker.client import CheckpointRef, SequenceLost, WorkerClient, WorkerUnavailable
-from chat.worker.openai_backend import Upstream
+from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.wire import Address
 
 __all__ = [
-    "CheckpointRef", "Places", "RequestRefused", "Router", "SequenceLost", "WorkerClient", "WorkerUnavailable",
-    "configure", "get_router", "status_sync",
-]  # fmt: skip
+    "CheckpointRef",
+    "RequestRefused",
+    "Router",
+    "SequenceLost",
+    "WorkerClient",
+    "WorkerSettings",
+    "WorkerUnavailable",
+    "configure",
+    "get_router",
+    "status_sync",
+]
 
 
 class Backend(Protocol):
-    """A server of sequences: a WorkerClient or an upstream. Methods may raise WorkerUnavailable."""
+    """A server of sequences: WorkerClient or OpenAIBackend. Methods may raise WorkerUnavailable."""
 
     name: str
 
@@ -43,30 +53,38 @@ class Backend(Protocol):
 class Router:
     """Several backends as one: by checkpoint, then by load."""
 
-    def __init__(self, urls: Sequence[str], token: str, upstreams: Sequence[str] = (), upstream_key: str = ""):
-        self.workers = [WorkerClient(url, token, name) for name, url in map(_named, urls)]
-        self.backends: list[Backend] = [*self.workers, *(Upstream.parse(entry, upstream_key) for entry in upstreams)]
-        self._home: dict[str, Backend] = {}  # of sequences submitted here, until their events have been read
+    def __init__(
+        self, urls: Sequence[str], token: str, remotes: Sequence[str] = (), remote_key: str = ""
+    ):
+        self.workers = [WorkerClient(url, token, name) for name, url in map(_name_and_url, urls)]
+        self.backends: list[Backend] = [
+            *self.workers,
+            *(OpenAIBackend.parse(entry, remote_key) for entry in remotes),
+        ]
+        # of sequences submitted here, until their events have been read
+        self._backend_of: dict[str, Backend] = {}
 
     async def submit(self, request: Request, checkpoint: CheckpointRef) -> None:
-        """Gives the request to the least loaded backend that serves `checkpoint`; RequestRefused, WorkerUnavailable."""
+        """Gives the request to the least loaded backend that serves `checkpoint`; RequestRefused,
+        WorkerUnavailable.
+        """
         candidates = await self._candidates(checkpoint, with_adapter=request.adapter is not None)
         for i, backend in enumerate(candidates):
-            self._home[request.id] = backend
+            self._backend_of[request.id] = backend
             try:
                 return await backend.submit(request)
             except (RequestRefused, WorkerUnavailable) as error:
-                del self._home[request.id]
+                del self._backend_of[request.id]
                 full = isinstance(error, WorkerUnavailable) or error.code == "queue_full"
                 if not full or i + 1 == len(candidates):
                     raise
 
     async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
         """As WorkerClient.events, wherever the sequence is. SequenceLost when nobody knows it."""
-        home = self._home.get(id)
+        known = self._backend_of.get(id)
         error: WorkerUnavailable = SequenceLost(f"nobody knows the sequence {id}")
-        for backend in [home] if home else self.backends:
-            self._home[id] = backend
+        for backend in [known] if known else self.backends:
+            self._backend_of[id] = backend
             begun = False
             try:
                 async with contextlib.aclosing(backend.events(id, after)) as handfuls:
@@ -75,20 +93,20 @@ class Router:
                         yield news
                 return
             except SequenceLost:
-                if begun or home:
+                if begun or known:
                     raise
             except WorkerUnavailable as unavailable:
                 if begun:
                     raise
                 error = unavailable  # it may know the sequence; only when all deny it, it is lost
             finally:
-                self._home.pop(id, None)
+                self._backend_of.pop(id, None)
         raise error
 
     async def abort(self, id: str) -> None:
-        home = self._home.get(id)
-        for backend in [home] if home else self.backends:
-            with contextlib.suppress(*([] if home else [WorkerUnavailable])):
+        known = self._backend_of.get(id)
+        for backend in [known] if known else self.backends:
+            with contextlib.suppress(*([] if known else [WorkerUnavailable])):
                 await backend.abort(id)
 
     async def status(self) -> list[dict[str, Any]]:
@@ -103,7 +121,11 @@ class Router:
             *(backend.serves(checkpoint, with_adapter=with_adapter) for backend in self.backends),
             return_exceptions=True,
         )
-        fitting = [backend for backend, answer in zip(self.backends, answers, strict=True) if answer is True]
+        fitting = [
+            backend
+            for backend, answer in zip(self.backends, answers, strict=True)
+            if answer is True
+        ]
         if fitting:
             return sorted(fitting, key=lambda backend: backend.load())
         states = await self.status()
@@ -111,7 +133,8 @@ class Router:
             raise WorkerUnavailable("the worker is loading its checkpoint", "worker_loading")
         ready = [state.get("checkpoint") for state in states if state["state"] == "ready"]
         if ready:
-            message = f"no worker serves the checkpoint {checkpoint.name}; served: {', '.join(map(str, ready))}"
+            served = ", ".join(map(str, ready))
+            message = f"no worker serves the checkpoint {checkpoint.name}; served: {served}"
             raise WorkerUnavailable(message, "no_worker_for_checkpoint")
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -121,7 +144,7 @@ class Router:
         )
 
 
-def _named(entry: str) -> tuple[str, str]:
+def _name_and_url(entry: str) -> tuple[str, str]:
     """("name", "url") of `URL` or `NAME=URL`."""
     if entry.startswith(("unix:", "http:")):
         return "", entry
@@ -140,53 +163,59 @@ async def _status_or_reason(backend: Backend) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Places:
+class WorkerSettings:
     """Where the workers are: the portal's settings of the same names."""
 
     worker_urls: tuple[str, ...]
     worker_token: str
-    upstreams: tuple[str, ...] = ()
-    upstream_key: str = ""
+    remotes: tuple[str, ...] = ()
+    remote_key: str = ""
 
 
-_places: Callable[[], Places] | None = None
-_routers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Places, Router]] = weakref.WeakKeyDictionary()
+_worker_settings: Callable[[], WorkerSettings] | None = None
+_routers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[WorkerSettings, Router]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def configure(places: Callable[[], Places]) -> None:
+def configure(settings: Callable[[], WorkerSettings]) -> None:
     """Says where `get_router` and `status_sync` find the workers; asked anew each time."""
-    global _places
-    _places = places
+    global _worker_settings
+    _worker_settings = settings
 
 
-def places() -> Places:
-    if _places is None:
+def _settings() -> WorkerSettings:
+    if _worker_settings is None:
         raise RuntimeError("chat.worker.router.configure() has not been called")
-    return _places()
+    return _worker_settings()
 
 
 def get_router() -> Router:
     """The running event loop's router to the configured workers."""
-    loop, now = asyncio.get_running_loop(), places()
+    loop, now = asyncio.get_running_loop(), _settings()
     known, router = _routers.get(loop, (None, None))
     if known != now:
         if router is not None:
             loop.create_task(router.close())
-        router = Router(now.worker_urls, now.worker_token, now.upstreams, now.upstream_key)
+        router = Router(now.worker_urls, now.worker_token, now.remotes, now.remote_key)
         _routers[loop] = (now, router)
     return router
 
 
 def status_sync(timeout: float = 2.0) -> dict[str, Any]:
-    """What the configured workers say, without an event loop. Raises WorkerUnavailable when none answers.
+    """What the configured workers say, without an event loop. Raises WorkerUnavailable when none
+    answers.
 
-    With one worker its own status; with several the first ready one's, and all of them under "workers".
+    With one worker its own status; with several the first ready one's, and all of them under
+    "workers".
     """
-    now, answers, reasons = places(), [], []
-    for name, url in map(_named, now.worker_urls):
+    now, answers, reasons = _settings(), [], []
+    for name, url in map(_name_and_url, now.worker_urls):
         address = Address.parse(url)
         try:
-            answers.append({**_get_status(address, now.worker_token, timeout), "name": name or str(address)})
+            answers.append(
+                {**_get_status(address, now.worker_token, timeout), "name": name or str(address)}
+            )
         except (OSError, http.client.HTTPException, ValueError) as error:
             reasons.append(f"{name or address}: {getattr(error, 'strerror', None) or error}")
     if not answers:

@@ -1,8 +1,10 @@
-"""The worker's server: lets many clients submit, follow and abort sequences of one engine. The protocol is in wire.py.
+"""The worker's server: lets many clients submit, follow and abort sequences of one engine. The
+protocol is in wire.py.
 
-The socket is bound before the model is loaded, so that whoever asks is told "loading" instead of finding nobody. The engine's
-thread only appends to logs and rings a bell; it never waits for a reader. Each client's frames are made when that client can
-take them, from the logs, so a slow reader gets fewer, larger frames and costs no memory.
+The socket is bound before the model is loaded, so that whoever asks is told "loading" instead of
+finding nobody. The engine's thread only appends to logs and rings a bell; it never waits for a
+reader. Each client's frames are made when that client can take them, from the logs, so a slow
+reader gets fewer, larger frames and costs no memory.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ log = logging.getLogger(__name__)
 GRACE = 30.0  # seconds that a sequence goes on without a reader
 KEEP_ENDED = 300.0  # seconds that an ended log can still be read
 KEEP_CHARACTERS = 64_000_000  # of text in ended logs; the oldest go first
-FRAME_GAP = 0.003  # seconds between two frames to one client: joins what other threads deliver one by one
+# seconds between two frames to one client: joins what other threads deliver one by one
+FRAME_GAP = 0.003
 STATUS_INTERVAL = 1.0
 
 # Exit codes of the worker's process; the supervisor starts it again after each.
@@ -48,35 +51,39 @@ class EngineLike(Protocol):
     def close(self) -> None: ...
 
 
-class Held:
-    """A sequence's log with its readers. `cause`: why the worker itself ended the sequence, added to its terminal event."""
+class SequenceState:
+    """A sequence's log with its readers. `cause`: why the worker itself ended the sequence, added
+    to its terminal event.
+    """
 
-    __slots__ = ("cause", "ended_at", "log", "readers", "unread_since")
+    __slots__ = ("cause", "ended_at", "log", "subscriptions", "unread_since")
 
     def __init__(self, id: str):
         self.log = EventLog(id)
-        self.readers: set[Reader] = set()
+        self.subscriptions: set[Subscription] = set()
         self.unread_since: float | None = None
         self.ended_at: float | None = None
         self.cause: str | None = None
 
 
-class Reader:
-    """One reading of a sequence by a client; `after` is the last event that was put into a frame for it."""
+class Subscription:
+    """One reading of a sequence by a client; `after` is the last event that was put into a frame
+    for it.
+    """
 
-    __slots__ = ("after", "client", "held", "number")
+    __slots__ = ("after", "client", "number", "sequence")
 
-    def __init__(self, client: Client, number: int, held: Held, after: int):
-        self.client, self.number, self.held, self.after = client, number, held, after
-        client.readers[number] = self
-        held.readers.add(self)
-        held.unread_since = None
+    def __init__(self, client: Client, number: int, sequence: SequenceState, after: int):
+        self.client, self.number, self.sequence, self.after = client, number, sequence, after
+        client.subscriptions[number] = self
+        sequence.subscriptions.add(self)
+        sequence.unread_since = None
 
     def leave(self) -> None:
-        self.client.readers.pop(self.number, None)
-        self.held.readers.discard(self)
-        if not self.held.readers and not self.held.log.ended:
-            self.held.unread_since = time.monotonic()
+        self.client.subscriptions.pop(self.number, None)
+        self.sequence.subscriptions.discard(self)
+        if not self.sequence.subscriptions and not self.sequence.log.ended:
+            self.sequence.unread_since = time.monotonic()
 
 
 class Client:
@@ -84,8 +91,9 @@ class Client:
 
     def __init__(self, socket: web.WebSocketResponse):
         self.socket = socket
-        self.readers: dict[int, Reader] = {}
-        self.news: dict[Reader, None] = {}  # those that may have something to read, in order of arrival
+        self.subscriptions: dict[int, Subscription] = {}
+        # those that may have something to read, in order of arrival
+        self.pending: dict[Subscription, None] = {}
         self.control: list[dict[str, Any]] = []  # frames other than events
         self.wake = asyncio.Event()
 
@@ -93,8 +101,8 @@ class Client:
         self.control.append(frame)
         self.wake.set()
 
-    def notice(self, reader: Reader) -> None:
-        self.news[reader] = None
+    def notice(self, subscription: Subscription) -> None:
+        self.pending[subscription] = None
         self.wake.set()
 
     async def write(self) -> None:
@@ -104,25 +112,29 @@ class Client:
             control, self.control = self.control, []
             for frame in control:
                 await self.socket.send_str(wire.encode(frame))
-            news, self.news = self.news, {}
+            pending, self.pending = self.pending, {}
             events = []
-            for reader in news:
-                if reader not in reader.held.readers:
+            for subscription in pending:
+                if subscription not in subscription.sequence.subscriptions:
                     continue
-                for event in reader.held.log.since(reader.after):
-                    events.append([reader.number, event.seq, event.type, event.data])
-                    reader.after = event.seq
-                if reader.held.log.ended:
-                    reader.leave()
+                for event in subscription.sequence.log.since(subscription.after):
+                    events.append([subscription.number, event.seq, event.type, event.data])
+                    subscription.after = event.seq
+                if subscription.sequence.log.ended:
+                    subscription.leave()
             if events:
                 await self.socket.send_str(wire.encode({"events": events}))
                 await asyncio.sleep(FRAME_GAP)
 
 
 class Server:
-    """All of the worker but its engine. Everything runs on the event loop's thread except `_sink` and `_submit`."""
+    """All of the worker but its engine. Everything runs on the event loop's thread except `_sink`
+    and `_submit`.
+    """
 
-    def __init__(self, token: str, *, name: str = "", grace: float = GRACE, keep_ended: float = KEEP_ENDED):
+    def __init__(
+        self, token: str, *, name: str = "", grace: float = GRACE, keep_ended: float = KEEP_ENDED
+    ):
         self.token, self.name, self.grace, self.keep_ended = token, name, grace, keep_ended
         self.state = "loading"  # -> ready | failed | closing
         self.reason = ""
@@ -132,24 +144,27 @@ class Server:
         self.ended = asyncio.Event()  # set when the worker should stop
         self.exit_code = EXIT_STOPPED
         self._loop = asyncio.get_running_loop()
-        self._held: dict[str, Held] = {}
+        self._sequences: dict[str, SequenceState] = {}
         self._ended_characters = 0
         self._clients: set[Client] = set()
-        self._arrived: deque[Held] = deque()
+        self._arrived: deque[SequenceState] = deque()
         self._bell_rung = False
         self._stop_engine = threading.Event()
         self._engine_thread: threading.Thread | None = None
-        self._door = ThreadPoolExecutor(1, thread_name_prefix="submit")  # tokenising and adapter loading, in order
-        self._housekeeping: asyncio.Task | None = None
+        # tokenising and adapter loading, in order
+        self._submissions = ThreadPoolExecutor(1, thread_name_prefix="submit")
+        self._supervision: asyncio.Task | None = None
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[self._authenticate], client_max_size=wire.LARGEST_FRAME)
+        application = web.Application(
+            middlewares=[self._authenticate], client_max_size=wire.LARGEST_FRAME
+        )
         application.router.add_get("/status", self._get_status)
         application.router.add_get("/stream", self._stream)
         return application
 
     def begin(self) -> None:
-        self._housekeeping = asyncio.create_task(self._keep_house())
+        self._supervision = asyncio.create_task(self._supervise())
 
     def ready(self, engine: EngineLike, fingerprint: str) -> None:
         """The model is loaded: take requests."""
@@ -172,26 +187,31 @@ class Server:
         self.state, self.reason = "closing", "the worker is about to serve another checkpoint"
         self._tell_status()
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and any(not held.log.ended for held in self._held.values()):
+        while time.monotonic() < deadline and any(
+            not sequence.log.ended for sequence in self._sequences.values()
+        ):
             await asyncio.sleep(0.1)
 
     async def close(self) -> None:
         """Ends what runs (its readers are told), then the connections."""
         self.state = "closing"
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-        for held in self._held.values():
-            if not held.log.ended:
-                held.cause = held.cause or "shutdown"
+        if self._supervision is not None:
+            self._supervision.cancel()
+        for sequence in self._sequences.values():
+            if not sequence.log.ended:
+                sequence.cause = sequence.cause or "shutdown"
         if self._engine_thread is not None:
             self._stop_engine.set()
             await asyncio.to_thread(self._engine_thread.join)
             await asyncio.to_thread(self.engine.close)
         self._deliver()
-        self._door.shutdown(wait=False, cancel_futures=True)
+        self._submissions.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
-                while any(client.news or client.control or client.wake.is_set() for client in self._clients):
+                while any(
+                    client.pending or client.control or client.wake.is_set()
+                    for client in self._clients
+                ):
                     await asyncio.sleep(0.02)
         for client in list(self._clients):
             with contextlib.suppress(Exception):
@@ -206,12 +226,12 @@ class Server:
             log.exception("the engine's thread has died; ending the worker")
             self._loop.call_soon_threadsafe(self.failed, "the engine's thread has died")
 
-    def _sink(self, held: Held, event: Event) -> None:
+    def _sink(self, sequence: SequenceState, event: Event) -> None:
         """On the engine's thread."""
-        if event.terminal and held.cause:
-            event = replace(event, data={**event.data, "cause": held.cause})
-        held.log.append(event)
-        self._arrived.append(held)
+        if event.terminal and sequence.cause:
+            event = replace(event, data={**event.data, "cause": sequence.cause})
+        sequence.log.append(event)
+        self._arrived.append(sequence)
         if not self._bell_rung:
             self._bell_rung = True
             # After the end of the loop there is nobody left to tell.
@@ -221,12 +241,12 @@ class Server:
     def _deliver(self) -> None:
         self._bell_rung = False  # before looking: a later event rings again
         while self._arrived:
-            held = self._arrived.popleft()
-            for reader in held.readers:
-                reader.client.notice(reader)
-            if held.log.ended and held.ended_at is None:
-                held.ended_at = time.monotonic()
-                self._ended_characters += held.log.characters
+            sequence = self._arrived.popleft()
+            for subscription in sequence.subscriptions:
+                subscription.client.notice(subscription)
+            if sequence.log.ended and sequence.ended_at is None:
+                sequence.ended_at = time.monotonic()
+                self._ended_characters += sequence.log.characters
 
     # -- the clients' side
 
@@ -234,15 +254,23 @@ class Server:
     async def _authenticate(self, request: web.Request, handler):
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self.token.encode()):
-            return web.json_response({"error": "the worker's token is missing or wrong"}, status=401)
+            return web.json_response(
+                {"error": "the worker's token is missing or wrong"}, status=401
+            )
         return await handler(request)
 
     async def _get_status(self, _request: web.Request) -> web.Response:
         return web.json_response(self.status())
 
     def status(self) -> dict[str, Any]:
-        """The engine's figures, and who this worker is. state: loading | ready | failed | closing."""
-        figures = self.engine.status() if self.engine is not None and self.state in ("ready", "closing") else {}
+        """The engine's figures, and who this worker is. state: loading | ready | failed |
+        closing.
+        """
+        figures = (
+            self.engine.status()
+            if self.engine is not None and self.state in ("ready", "closing")
+            else {}
+        )
         return {
             **figures,
             "state": self.state,
@@ -252,7 +280,7 @@ class Server:
             "pid": os.getpid(),
             "boot": self.boot,
             "clients": len(self._clients),
-            "sequences": sum(not held.log.ended for held in self._held.values()),
+            "sequences": sum(not sequence.log.ended for sequence in self._sequences.values()),
         }
 
     def _tell_status(self) -> None:
@@ -261,7 +289,9 @@ class Server:
             client.tell({"status": status})
 
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(compress=False, heartbeat=20.0, max_msg_size=wire.LARGEST_FRAME)
+        socket = web.WebSocketResponse(
+            compress=False, heartbeat=20.0, max_msg_size=wire.LARGEST_FRAME
+        )
         try:
             await socket.prepare(request)
         except ConnectionError:  # the client has given up meanwhile
@@ -280,8 +310,8 @@ class Server:
         finally:
             self._clients.discard(client)
             writer.cancel()
-            for reader in tuple(client.readers.values()):
-                reader.leave()
+            for subscription in tuple(client.subscriptions.values()):
+                subscription.leave()
         return socket
 
     async def _write(self, client: Client) -> None:
@@ -303,8 +333,8 @@ class Server:
             elif operation == "attach":
                 self._attach(client, frame["reading"], frame["id"], int(frame.get("after", 0)))
             elif operation == "detach":
-                if frame["reading"] in client.readers:
-                    client.readers[frame["reading"]].leave()
+                if frame["reading"] in client.subscriptions:
+                    client.subscriptions[frame["reading"]].leave()
             elif operation == "abort":
                 self._abort(frame["id"])
             else:
@@ -315,7 +345,9 @@ class Server:
         return True
 
     def _accept(self, client: Client, call: int, fields: dict[str, Any]) -> None:
-        """Starts a sequence with `client` as its reader. Sending the same id again only attaches: a lost reply can be repeated."""
+        """Starts a sequence with `client` as its reader. Sending the same id again only attaches: a
+        lost reply can be repeated.
+        """
         try:
             request = wire.request_from_dict(fields)
         except (KeyError, TypeError, ValueError) as error:
@@ -323,49 +355,61 @@ class Server:
             return
         if self.state != "ready":
             reason = f": {self.reason}" if self.reason else ""
-            client.tell(_reply(call, RequestRefused("unavailable", f"the worker is {self.state}{reason}", None, 5)))
+            client.tell(
+                _reply(
+                    call,
+                    RequestRefused("unavailable", f"the worker is {self.state}{reason}", None, 5),
+                )
+            )
             return
-        if request.id in self._held:
+        if request.id in self._sequences:
             self._attach(client, call, request.id, 0)
             client.tell(_reply(call, None))
             return
-        held = self._held[request.id] = Held(request.id)
-        reader = Reader(client, call, held, 0)
-        future = self._loop.run_in_executor(self._door, self.engine.submit, request, lambda e: self._sink(held, e))
-        future.add_done_callback(lambda done: self._accepted(client, call, reader, done))
+        sequence = self._sequences[request.id] = SequenceState(request.id)
+        subscription = Subscription(client, call, sequence, 0)
+        future = self._loop.run_in_executor(
+            self._submissions, self.engine.submit, request, lambda e: self._sink(sequence, e)
+        )
+        future.add_done_callback(lambda done: self._accepted(client, call, subscription, done))
 
-    def _accepted(self, client: Client, call: int, reader: Reader, done: asyncio.Future) -> None:
-        held, error = reader.held, None if done.cancelled() else done.exception()
+    def _accepted(
+        self, client: Client, call: int, subscription: Subscription, done: asyncio.Future
+    ) -> None:
+        sequence, error = subscription.sequence, None if done.cancelled() else done.exception()
         if error is not None:
-            self._held.pop(held.log.id, None)
-            for each in tuple(held.readers):
+            self._sequences.pop(sequence.log.id, None)
+            for each in tuple(sequence.subscriptions):
                 each.leave()
             if not isinstance(error, RequestRefused):
-                log.error("submitting %s failed", held.log.id, exc_info=error)
-                error = RequestRefused("internal_error", f"the engine could not take the request: {error}")
+                log.error("submitting %s failed", sequence.log.id, exc_info=error)
+                error = RequestRefused(
+                    "internal_error", f"the engine could not take the request: {error}"
+                )
         client.tell(_reply(call, error))
 
     def _attach(self, client: Client, number: int, id: str, after: int) -> None:
-        held = self._held.get(id)
-        if held is None:
+        sequence = self._sequences.get(id)
+        if sequence is None:
             client.tell({"unknown": number})
         else:
-            client.notice(Reader(client, number, held, after))
+            client.notice(Subscription(client, number, sequence, after))
 
     def _abort(self, id: str) -> None:
-        if id in self._held:  # by the same door as submissions, or an abort could overtake the one that it means
-            self._door.submit(self.engine.abort, id)
+        # by the same door as submissions, or an abort could overtake the one that it means
+        if id in self._sequences:
+            self._submissions.submit(self.engine.abort, id)
 
-    async def _keep_house(self) -> None:
+    async def _supervise(self) -> None:
         told: dict[str, Any] = {}
         while True:
             await asyncio.sleep(min(STATUS_INTERVAL, self.grace / 4))
             now = time.monotonic()
-            for held in list(self._held.values()):
-                unread = held.unread_since
-                if unread is not None and not held.log.ended and now - unread > self.grace:
-                    held.cause, held.unread_since = "no_reader", None
-                    self._abort(held.log.id)
+            for sequence in list(self._sequences.values()):
+                unread = sequence.unread_since
+                if unread is not None and not sequence.log.ended and now - unread > self.grace:
+                    sequence.cause, sequence.unread_since = "no_reader", None
+                    self._abort(sequence.log.id)
             self._forget(now)
             status = self.status()
             if status != told:
@@ -373,17 +417,27 @@ class Server:
                 self._tell_status()
 
     def _forget(self, now: float) -> None:
-        """Drops ended logs that are old, and the oldest ones when they hold too much text. `_held` is in order of submission."""
-        for id, held in list(self._held.items()):
-            if held.ended_at is None or held.readers:
+        """Drops ended logs that are old, and the oldest ones when they hold too much text. `_held`
+        is in order of submission.
+        """
+        for id, sequence in list(self._sequences.items()):
+            if sequence.ended_at is None or sequence.subscriptions:
                 continue
-            if now - held.ended_at > self.keep_ended or self._ended_characters > KEEP_CHARACTERS:
-                del self._held[id]
-                self._ended_characters -= held.log.characters
+            if (
+                now - sequence.ended_at > self.keep_ended
+                or self._ended_characters > KEEP_CHARACTERS
+            ):
+                del self._sequences[id]
+                self._ended_characters -= sequence.log.characters
 
 
 def _reply(call: int, error: RequestRefused | None) -> dict[str, Any]:
     if error is None:
         return {"call": call, "error": None}
-    fields = {"code": error.code, "message": error.message, "param": error.param, "retry_after": error.retry_after}
+    fields = {
+        "code": error.code,
+        "message": error.message,
+        "param": error.param,
+        "retry_after": error.retry_after,
+    }
     return {"call": call, "error": fields}

@@ -22,7 +22,9 @@ class BearerAuthentication(BaseAuthentication):
             return None
         user = ApiKey.user_of(secret)
         if user is None:
-            raise AuthenticationFailed(_("The API key is unknown or has been revoked."), code="invalid_api_key")
+            raise AuthenticationFailed(
+                _("The API key is unknown or has been revoked."), code="invalid_api_key"
+            )
         return user, secret
 
     def authenticate_header(self, request):
@@ -40,7 +42,9 @@ class BearerScheme(OpenApiAuthenticationExtension):
 
 
 async def user_of_request(request, *, session: bool = False):
-    """The user behind a key (or, with `session`, behind the login cookie) of an async view's request; None when there is none."""
+    """The user behind a key (or, with `session`, behind the login cookie) of an async view's
+    request; None when there is none.
+    """
     secret = bearer(request.headers.get("Authorization", ""))
     if secret is not None:
         return await sync_to_async(ApiKey.user_of)(secret)
@@ -51,9 +55,11 @@ async def user_of_request(request, *, session: bool = False):
 
 
 def key_first(sockets, *, without_key):
-    """An ASGI application: `sockets` with the user of the key (None: unknown) as scope["user"]; `without_key` where none was sent.
+    """An ASGI application: `sockets` with the user of the key (None: unknown) as scope["user"];
+    `without_key` where none was sent.
 
-    A page cannot make a browser send the header, so unlike the cookie it needs no check of where the page came from.
+    A page cannot make a browser send the header, so unlike the cookie it needs no check of where
+    the page came from.
     """
 
     async def application(scope, receive, send):

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 REAP_EVERY = 5.0  # seconds
 LONGEST_PAUSE = 30.0  # between two starts of a child that keeps dying
-STOP_GRACE = 15.0  # a trainer saves its checkpoint in this time
+STOP_GRACE = 15.0  # a trainer saves its state in this time
 
 
 @dataclass
@@ -38,11 +38,15 @@ class Child:
     def start(self) -> None:
         if self.queue:
             lifecycle.forget_deliveries(self.queue)
-        self.process = children.spawn(self.argv, env={**os.environ, **self.environment}, cwd=settings.BASE_DIR)
+        self.process = children.spawn(
+            self.argv, env={**os.environ, **self.environment}, cwd=settings.BASE_DIR
+        )
         self.started = time.monotonic()
 
     def died(self) -> bool:
-        """True once per death; then what is left of its group is killed and the next start is planned."""
+        """True once per death; then what is left of its group is killed and the next start is
+        planned.
+        """
         if self.process is None or self.process.poll() is None:
             return False
         children.kill_group(self.process)
@@ -51,7 +55,10 @@ class Child:
         self.start_at = time.monotonic() + self.pause
         # No exit code is a good one here: a queue cluster that lost its sentinel exits with 0.
         logger.warning(
-            "%s ended with code %s; starting again in %.1f s", self.name, self.process.returncode, self.pause
+            "%s ended with code %s; starting again in %.1f s",
+            self.name,
+            self.process.returncode,
+            self.pause,
         )
         self.process = None
         return True
@@ -63,12 +70,25 @@ def child_processes(host: str, port: int, worker: bool) -> list[Child]:
     # A backlog of 1024: Twisted's own 50 refuses connections when a room reconnects at once.
     endpoint = f"tcp:port={port}:interface={interface}:backlog=1024"
     proxy = ["--proxy-headers"] if settings.HTTPS else []
-    web = [sys.executable, "-m", "daphne", "-e", endpoint, "--application-close-timeout", "5", "-v", "0", *proxy]
+    web = [
+        sys.executable,
+        "-m",
+        "daphne",
+        "-e",
+        endpoint,
+        "--application-close-timeout",
+        "5",
+        "-v",
+        "0",
+        *proxy,
+    ]
     found = [Child("web", [*web, "portal.asgi:application"])]
     if worker:
         found.append(Child("worker", [*manage, "inference_worker"]))
     for queue in ("default", "gpu"):
-        found.append(Child(f"queue {queue}", [*manage, "qcluster"], {"Q_CLUSTER_NAME": queue}, queue))
+        found.append(
+            Child(f"queue {queue}", [*manage, "qcluster"], {"Q_CLUSTER_NAME": queue}, queue)
+        )
     return found
 
 
@@ -105,7 +125,7 @@ class Supervisor:
         self.stopping = True
 
     def _reap(self) -> None:
-        self._bury_adopted()
+        self._collect_exit_codes()
         close_old_connections()
         try:
             deaf = lifecycle.reap()
@@ -113,12 +133,17 @@ class Supervisor:
             logger.exception("the reaper could not reach the database")
             return
         for child in self.children:
-            # A cluster whose idle worker was killed hangs for ever on a lock that the dead process holds (django-q2 #23).
-            if child.queue in deaf and child.process is not None and time.monotonic() - child.started > 30:
+            # A cluster whose idle worker was killed hangs for ever on a lock that the dead process
+            # holds (django-q2 #23).
+            if (
+                child.queue in deaf
+                and child.process is not None
+                and time.monotonic() - child.started > 30
+            ):
                 logger.warning("%s does not answer: restarting it", child.name)
                 children.kill_group(child.process)
 
-    def _bury_adopted(self) -> None:
+    def _collect_exit_codes(self) -> None:
         """Collects the exit codes of adopted orphans, which would stay as zombies otherwise."""
         own = {child.process.pid for child in self.children if child.process is not None}
         for process in psutil.Process().children():
@@ -128,10 +153,15 @@ class Supervisor:
     def _end(self) -> None:
         for child in self.children:
             if child.process is not None:
-                # A cluster told to end politely waits for its task, or hangs; killed, it loses nothing: the rows are the truth,
-                # and a trainer gets SIGTERM when its queue worker dies, saves its checkpoint and steps aside.
-                children.kill_group(child.process, signal.SIGKILL if child.queue else signal.SIGTERM)
-        _gone, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=STOP_GRACE)
+                # A cluster told to end politely waits for its task, or hangs; killed, it loses
+                # nothing: the rows are the truth, and a trainer gets SIGTERM when its queue worker
+                # dies, saves its state and steps aside.
+                children.kill_group(
+                    child.process, signal.SIGKILL if child.queue else signal.SIGTERM
+                )
+        _gone, alive = psutil.wait_procs(
+            psutil.Process().children(recursive=True), timeout=STOP_GRACE
+        )
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

@@ -7,8 +7,8 @@ from chat.checkpoints import describe
 from chat.engine import adapters
 from chat.models import Adapter, Checkpoint
 from evaluation.metrics import Scorer
-from tests.tuning import tiny
-from tests.tuning.datasets.files import lines, upload
+from tests.support import tiny_training as tiny
+from tests.support.uploads import lines, upload
 from tuning.datasets.store import add_split, ingest
 
 PRE_SEQ_LEN = 4
@@ -42,7 +42,12 @@ def adapter(checkpoint, member, data_dir):
     folder = data_dir / "adapters" / "one"
     sha256 = adapters.save(adapters.KVPrefix(tensor, True, checkpoint.fingerprint, {}), folder)
     return Adapter.objects.create(
-        name="tuned", checkpoint=checkpoint, owner=member, folder="adapters/one", sha256=sha256, pre_seq_len=PRE_SEQ_LEN
+        name="tuned",
+        checkpoint=checkpoint,
+        owner=member,
+        folder="adapters/one",
+        sha256=sha256,
+        pre_seq_len=PRE_SEQ_LEN,
     )
 
 

@@ -7,11 +7,11 @@ import torch
 
 from chat.engine import capacity, kv_cache
 from chat.engine.engine import Engine
-from chat.engine.kv_cache import SlotCache
-from chat.engine.waiting_queue import FairQueue
+from chat.engine.kv_cache import KVCache
+from chat.engine.waiting_queue import WaitingQueue
+from tests.support.tiny_models import CONTEXT, loaded_model
 
 from .test_exact import check, mixed_requests
-from .tiny_models import CONTEXT, loaded_model
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "chatglm"])
@@ -26,22 +26,25 @@ def test_a_cache_that_grows_while_rows_run_changes_nothing(architecture, tmp_pat
 
 def small_cache(**kwargs):
     shape = {"kv_heads": 2, "head_dim": 4, "rows": 3, "columns": 20, "dtype": torch.float32}
-    return SlotCache(devices=[torch.device("cpu")] * 2, **{**shape, **kwargs})
+    return KVCache(devices=[torch.device("cpu")] * 2, **{**shape, **kwargs})
 
 
 def test_rows_are_written_where_they_belong_and_survive_moves():
     cache = small_cache()
     states = torch.randn(2, 2, 5, 4)  # [rows, kv_heads, queries, head_dim]
-    assert cache.aim_prefill(1, [3, 0], [2, 5]) == 5
+    assert cache.set_prefill_target(1, [3, 0], [2, 5]) == 5
     keys, values = cache.update(states, -states, 0)
     assert keys.shape == (2, 2, 5, 4)
-    assert torch.equal(keys[0, :, 3:5], states[0, :, 3:])  # right-aligned queries: padding is not stored
+    # right-aligned queries: padding is not stored
+    assert torch.equal(keys[0, :, 3:5], states[0, :, 3:])
     assert torch.equal(values[1], -states[1])
     cache.move(2, 0, 5)
     assert torch.equal(cache.take(0, 0, 5)[0, 0], states[1])
-    cache.aim_decode(torch.arange(2), torch.tensor([5, 7]), 8)
+    cache.set_decode_target(torch.arange(2), torch.tensor([5, 7]), 8)
     keys, _ = cache.update(states[:, :, :1], states[:, :, :1], 0)
-    assert torch.equal(keys[0, :, 5], states[0, :, 0]) and torch.equal(keys[1, :, 7], states[1, :, 0])
+    assert torch.equal(keys[0, :, 5], states[0, :, 0]) and torch.equal(
+        keys[1, :, 7], states[1, :, 0]
+    )
     cache.wipe(0)
     assert not cache.take(0, 0, 20).any()
 
@@ -53,19 +56,22 @@ def test_a_request_beyond_the_largest_row_is_an_error():
 
 def test_rows_follow_from_free_memory(monkeypatch):
     loaded = loaded_model("qwen2")
-    one = SlotCache.bytes_per_row(layers=3, kv_heads=2, head_dim=8, columns=CONTEXT + 64, dtype=torch.float32)
+    one = KVCache.bytes_per_row(
+        layers=3, kv_heads=2, head_dim=8, columns=CONTEXT + 64, dtype=torch.float32
+    )
     monkeypatch.setattr(capacity, "free_memory", lambda device: int(one * 5.5 / 0.4))
     assert capacity.capacity_for(loaded, None, None, 64).rows == 5
     assert capacity.capacity_for(loaded, 2, None, 64).rows == 2
     monkeypatch.setattr(capacity, "free_memory", lambda device: int(one * 1.3))
-    assert capacity.capacity_for(loaded, None, None, 64).rows == 1  # beyond the share, rather than none
+    # beyond the share, rather than none
+    assert capacity.capacity_for(loaded, None, None, 64).rows == 1
     monkeypatch.setattr(capacity, "free_memory", lambda device: one)
     with pytest.raises(ValueError, match="one request of 256 tokens"):
         capacity.capacity_for(loaded, None, None, 64)
 
 
 def test_the_line_serves_users_in_turn():
-    queue = FairQueue()
+    queue = WaitingQueue()
     items = [SimpleNamespace(id=str(number), user=user) for number, user in enumerate("aaabbc")]
     for item in items:
         queue.push(item)

@@ -1,4 +1,6 @@
-"""`manage.py up` as people meet it: set-up, one account, children that come back, nothing left behind."""
+"""`manage.py up` as people meet it: set-up, one account, children that come back, nothing left
+behind.
+"""
 
 import os
 import re
@@ -12,14 +14,17 @@ from urllib.request import HTTPCookieProcessor, build_opener
 import pytest
 from django.core.management import CommandError, call_command
 
-from tests.running import ROOT, Portal, wait_for
+from tests.support import ROOT
+from tests.support.live_portal import Portal, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 @pytest.fixture(scope="module")
 def portal(tmp_path_factory):
-    with Portal(tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example") as running:
+    with Portal(
+        tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example"
+    ) as running:
         wait_for(running.healthy, 60, "the portal with its model")
         yield running
 
@@ -28,7 +33,9 @@ def test_the_first_administrator_can_log_in_with_the_printed_password(portal):
     browser = build_opener(HTTPCookieProcessor(CookieJar()))
     page = browser.open(f"{portal.url}/login/").read().decode()
     token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page).group(1)
-    form = urlencode({"username": "admin", "password": portal.password(), "csrfmiddlewaretoken": token}).encode()
+    form = urlencode(
+        {"username": "admin", "password": portal.password(), "csrfmiddlewaretoken": token}
+    ).encode()
     assert browser.open(f"{portal.url}/login/", form).url == f"{portal.url}/"
     assert browser.open(f"{portal.url}/admin/").status == 200
 
@@ -42,7 +49,11 @@ def test_under_a_public_name_it_still_tells_when_it_is_ready(portal):
 def test_a_killed_web_process_comes_back(portal):
     killed = portal.pid_of("daphne")
     os.kill(killed, signal.SIGKILL)
-    wait_for(lambda: portal.healthy() and portal.pid_of("daphne") != killed, 20, "the web process to come back")
+    wait_for(
+        lambda: portal.healthy() and portal.pid_of("daphne") != killed,
+        20,
+        "the web process to come back",
+    )
 
 
 def test_the_portal_answers_while_the_worker_restarts(portal):
@@ -79,7 +90,9 @@ def test_a_port_that_is_none_is_named():
 
 
 def test_outside_the_virtual_environment_it_says_what_to_do():
-    bare = subprocess.run([sys.executable, "-S", "manage.py", "check"], cwd=ROOT, capture_output=True, text=True)
+    bare = subprocess.run(
+        [sys.executable, "-S", "manage.py", "check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert bare.returncode == 1 and "make up" in bare.stderr and "Traceback" not in bare.stderr
 
 

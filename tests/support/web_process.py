@@ -1,4 +1,6 @@
-"""The web process as people run it (daphne, its own database), in front of a worker process that needs no model."""
+"""The web process as people run it (daphne, its own database), in front of a worker process that
+needs no model.
+"""
 
 import os
 import subprocess
@@ -8,8 +10,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.chat.worker.processes import CHECKPOINT, TOKEN, PretendWorker
-from tests.running import ROOT, free_port, wait_for
+from tests.support import ROOT
+from tests.support.live_portal import free_port, wait_for
+from tests.support.worker_process import CHECKPOINT, TOKEN, PretendWorker
 
 ROWS = f"""
 from chat.models import Checkpoint
@@ -17,7 +20,10 @@ from importlib import import_module
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from portal.models import ApiKey, User
-Checkpoint.objects.create(name={CHECKPOINT.name!r}, path="/nowhere", fingerprint={CHECKPOINT.fingerprint!r}, is_default=True)
+Checkpoint.objects.create(
+    name={CHECKPOINT.name!r}, path="/nowhere",
+    fingerprint={CHECKPOINT.fingerprint!r}, is_default=True
+)
 user = User.objects.create(username="member")
 session = import_module(settings.SESSION_ENGINE).SessionStore()
 session[SESSION_KEY], session[HASH_SESSION_KEY] = str(user.pk), user.get_session_auth_hash()
@@ -48,8 +54,11 @@ class Web:
         endpoint = f"tcp:port={self.port}:interface=127.0.0.1"
         self.process = subprocess.Popen(
             [sys.executable, "-m", "daphne", "-e", endpoint, "-v", "0", "portal.asgi:application"],
-            cwd=ROOT, env=self.environment, stdout=self.log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=self.environment,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
         wait_for(self.answers, 60, "the web process")
         return self
 

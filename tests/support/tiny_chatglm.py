@@ -1,19 +1,25 @@
-"""Tiny ChatGLM checkpoint folders in the official layout, for any test that needs one (random weights, our vocabulary)."""
+"""Tiny ChatGLM checkpoint folders in the official layout, for any test that needs one (random
+weights, our vocabulary).
+"""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
-DATA = Path(__file__).parents[2] / "data" / "chatglm"
+from tests import support
+
+DATA = support.DATA / "chatglm"
 
 
 def tiny_folder(folder: Path, weights: str = "fp32") -> Path:
     """Write an official-layout folder into `folder` (made if missing) and return it.
 
-    weights: "fp32" one pytorch_model.bin, "fp16" the same in three shards with an index, or "int4" packed (1.2, 0.6, 0.5 MB).
-    Shape: vocabulary 1,408, hidden 64, 4 layers, 4 heads, 128 positions.
+    weights: "fp32" one pytorch_model.bin, "fp16" the same in three shards with an index, or "int4"
+    packed (1.2, 0.6, 0.5 MB). Shape: vocabulary 1,408, hidden 64, 4 layers, 4 heads, 128 positions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = DATA / ("tiny_int4" if weights == "int4" else "tiny")
@@ -43,3 +49,21 @@ def write_shards(folder: Path, state: dict[str, torch.Tensor], shards: int) -> N
     # Official indexes hold a stale total; it is not validated, so any number will do.
     index = {"metadata": {"total_size": 13744473856}, "weight_map": weight_map}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def golden_folder():
+    """Reference files that may not be in this repository; the folder is named by CHATGLM_GOLDEN."""
+    folder = os.environ.get("CHATGLM_GOLDEN")
+    if not folder:
+        pytest.skip("CHATGLM_GOLDEN names no folder with the reference files")
+    return folder
+
+
+def vocabulary_folder():
+    """The published vocabulary and its tokenizer_config.json; the folder is named by
+    CHATGLM_VOCABULARY.
+    """
+    folder = os.environ.get("CHATGLM_VOCABULARY")
+    if not folder:
+        pytest.skip("CHATGLM_VOCABULARY names no folder with the published vocabulary")
+    return folder

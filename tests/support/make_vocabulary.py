@@ -1,18 +1,22 @@
-"""Makes tests/data/chatglm/vocabulary.model: a small vocabulary with the published one's layout, from project-written text.
+"""Makes tests/data/chatglm/vocabulary.model: a small vocabulary with the published one's layout,
+from project-written text.
 
-Layout: 0-4 <unk> <s> </s> <pad> <n>, then 995 ordinary pieces, 1000-1007 control pieces, 1008 <|tab|>, 1009-1087 blanks of
-2 to 80 spaces, 1088-1343 bytes. Run from the repository root:  python -m tests.chat.chatglm.make_vocabulary
+Layout: 0-4 <unk> <s> </s> <pad> <n>, then 995 ordinary pieces, 1000-1007 control pieces,
+1008 <|tab|>, 1009-1087 blanks of 2 to 80 spaces, 1088-1343 bytes. Run from the repository root:
+
+    python -m tests.support.make_vocabulary
+
 """
 
 import io
 import struct
-from pathlib import Path
 
 import sentencepiece
 
 from chat.starter.corpus import conversations
+from tests.support import DATA, ROOT
 
-TARGET = Path(__file__).parents[2] / "data" / "chatglm" / "vocabulary.model"
+TARGET = DATA / "chatglm" / "vocabulary.model"
 CONTROLS = ["[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>"]
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6  # ModelProto.SentencePiece.Type
 ORDINARY = 995
@@ -20,9 +24,10 @@ ORDINARY = 995
 
 def texts() -> list[str]:
     spoken = [message["content"] for talk in conversations(3000, seed=1) for message in talk]
-    root = Path(__file__).parents[3]
     sources = [
-        line for path in sorted((root / "chat" / "chatglm").glob("*.py")) for line in path.open(encoding="utf-8")
+        line
+        for path in sorted((ROOT / "chat" / "chatglm").glob("*.py"))
+        for line in path.open(encoding="utf-8")
     ]
     return [*spoken, *sources]
 
@@ -68,7 +73,11 @@ def field(number: int, wire: int, value: bytes) -> bytes:
 
 
 def piece(text: str, score: float, kind: int) -> bytes:
-    body = field(1, 2, text.encode()) + field(2, 5, struct.pack("<f", score)) + field(3, 0, varint(kind))
+    body = (
+        field(1, 2, text.encode())
+        + field(2, 5, struct.pack("<f", score))
+        + field(3, 0, varint(kind))
+    )
     return field(1, 2, body)
 
 

@@ -5,29 +5,34 @@ import signal
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 from chat.worker.router import CheckpointRef
+from tests.support import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 TOKEN = "a worker's token"
 CHECKPOINT = CheckpointRef("pretend", "f" * 64)
 
 
 class PretendWorker:
-    """`with PretendWorker(grace=1) as worker`: tests/chat/worker/pretend.py behind the real server, on a unix socket."""
+    """`with PretendWorker(grace=1) as worker`: a PretendEngine behind the real server,
+    on a unix socket.
+    """
 
     def __init__(self, url: str = "", **options):
-        self.folder = tempfile.TemporaryDirectory(prefix="worker-")  # short: a socket's path is limited
+        # short: a socket's path is limited
+        self.folder = tempfile.TemporaryDirectory(prefix="worker-")
         self.url = url or f"unix:{self.folder.name}/worker.sock"
         self.options = [f"{name}={value}" for name, value in options.items()]
         self.process: subprocess.Popen | None = None
 
     def start(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.chat.worker.pretend", self.url, TOKEN, *self.options],
-            cwd=ROOT, env={**os.environ}, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "tests.support.pretend_engine", self.url, TOKEN, *self.options],
+            cwd=ROOT,
+            env={**os.environ},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self.process.stdout.readline() == "listening\n"
         return self
 
