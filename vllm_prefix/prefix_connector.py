@@ -1,12 +1,15 @@
 """A learned KV prefix (P-tuning v2, prefix tuning) in front of any request to vLLM: a KV connector.
 
-A request carries P placeholder ids before its prompt, `kv_transfer_params={"prefix": NAME, "length": P}` and `cache_salt=NAME`;
-NAME is the sha256 (hex) of the prefix's file. For the placeholders the connector writes the learned keys and values into the
-paged cache; they are never computed. vLLM's own prefix cache knows them by placeholder ids and salt, so all requests of one
-prefix share one copy of its full blocks. P may be any number: of a last, partial block every request has a copy of its own.
+A request carries P placeholder ids before its prompt, `kv_transfer_params={"prefix": NAME,
+"length": P}` and `cache_salt=NAME`; NAME is the sha256 (hex) of the prefix's file. For the
+placeholders the connector writes the learned keys and values into the paged cache; they are never
+computed. vLLM's own prefix cache knows them by placeholder ids and salt, so all requests of one
+prefix share one copy of its full blocks. P may be any number: of a last, partial block every
+request has a copy of its own.
 
-A prefix that cannot be loaded fails its request (`kv_load_failure_policy` must be "fail": vLLM would else compute the placeholders
-as if they were text and answer without the prefix). Written for vLLM 0.32; the interface is called experimental there.
+A prefix that cannot be loaded fails its request (`kv_load_failure_policy` must be "fail": vLLM
+would else compute the placeholders as if they were text and answer without the prefix). Written for
+vLLM 0.32; the interface is called experimental there.
 """
 
 from __future__ import annotations
@@ -22,7 +25,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from vllm.distributed import get_tensor_model_parallel_rank, get_tensor_model_parallel_world_size
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata, KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+)
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
@@ -39,7 +46,8 @@ class PrefixInvalid(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """Tokens `start` to `stop` of the prefix `name`, to be written into the blocks that hold a request's first tokens.
+    """Tokens `start` to `stop` of the prefix `name`, to be written into the blocks that hold a
+    request's first tokens.
 
     problem: why the request must fail instead, or "".
     """
@@ -62,8 +70,9 @@ class Loads(KVConnectorMetadata):
 class PrefixConnector(KVConnectorBase_V1):
     """`--kv-transfer-config` names this class and gives `folder` in kv_connector_extra_config.
 
-    folder: FOLDER/<sha256>/adapter.safetensors holds one tensor "prefix" of [layers, 2 (key, value), kv_heads, P, head_dim]; keys
-    are not rotated, the prompt's first position is P (peft's rule). Files may be added while the server runs.
+    folder: FOLDER/<sha256>/adapter.safetensors holds one tensor "prefix" of [layers, 2 (key,
+    value), kv_heads, P, head_dim]; keys are not rotated, the prompt's first position is P (peft's
+    rule). Files may be added while the server runs.
     """
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any):
@@ -71,13 +80,19 @@ class PrefixConnector(KVConnectorBase_V1):
         config = self._kv_transfer_config
         folder = config.get_from_extra_config("folder", "")
         if not folder or not Path(folder).is_dir():
-            raise ValueError(f"PrefixConnector needs kv_connector_extra_config.folder; {folder!r} is not a folder")
+            raise ValueError(
+                f"PrefixConnector needs kv_connector_extra_config.folder; {folder!r} is not a "
+                "folder"
+            )
         if config.kv_load_failure_policy != "fail":
             raise ValueError(
-                'PrefixConnector needs kv_load_failure_policy "fail": answers would silently lack the prefix'
+                'PrefixConnector needs kv_load_failure_policy "fail": with any other, '
+                "answers would silently lack the prefix"
             )
         if len(kv_cache_config.kv_cache_groups) > 1:
-            raise ValueError("PrefixConnector serves models with one kind of KV cache; this one mixes several")
+            raise ValueError(
+                "PrefixConnector serves models with one kind of KV cache; this one mixes several"
+            )
         self._block_size = vllm_config.cache_config.block_size
         self._prefixes = _Prefixes(Path(folder), vllm_config.model_config.dtype)
         self._planned: list[Load] = []
@@ -86,11 +101,15 @@ class PrefixConnector(KVConnectorBase_V1):
     # -- scheduler
 
     def on_new_request(self, request: Any) -> None:
-        """vLLM asks no connector for a request with prompt_logprobs; one that also wants a prefix must come by, to fail."""
+        """vLLM asks no connector for a request with prompt_logprobs; one that also wants a prefix
+        must come by, to fail.
+        """
         if _Wish.of(request) is not None:
             request.skip_reading_prefix_cache = False
 
-    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+    def get_num_new_matched_tokens(
+        self, request: Any, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
         """Placeholders that are not in vLLM's own cache. Asked again after a preemption."""
         wish = _Wish.of(request)
         if wish is None:
@@ -98,7 +117,10 @@ class PrefixConnector(KVConnectorBase_V1):
         # One that must fail claims a token, so that there is a load that can fail.
         missing = 1 if wish.problem else max(0, wish.length - num_computed_tokens)
         if num_computed_tokens + missing >= request.num_tokens:
-            return None, False  # one token and nothing to fail with: never scheduled, until its client gives up
+            return (
+                None,
+                False,
+            )  # one token and nothing to fail with: never scheduled, until its client gives up
         return missing, False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
@@ -110,7 +132,9 @@ class PrefixConnector(KVConnectorBase_V1):
         start = stop - num_external_tokens
         if wish.problem:
             start, stop = 0, len(block_ids) * self._block_size
-        self._planned.append(Load(wish.name, wish.length, start, stop, tuple(block_ids), wish.problem))
+        self._planned.append(
+            Load(wish.name, wish.length, start, stop, tuple(block_ids), wish.problem)
+        )
 
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         planned, self._planned = self._planned, []
@@ -144,7 +168,8 @@ class PrefixConnector(KVConnectorBase_V1):
         heads = _heads_of_this_rank(tensor.shape[2])
         for index, layer in layers:
             cache = layer.kv_cache
-            # [tokens, heads, head_dim], as the layer hands them over; how a backend packs its cache is its own business.
+            # [tokens, heads, head_dim], as the layer hands them over; how a backend packs its cache
+            # is its own business.
             keys, values = (
                 part.transpose(0, 1).contiguous().to(cache.device)
                 for part in tensor[index, :, heads, load.start : load.stop]
@@ -158,7 +183,9 @@ class PrefixConnector(KVConnectorBase_V1):
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Everything is there when the forward begins."""
 
-    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
         """Prefixes are only read."""
 
     def wait_for_save(self) -> None:
@@ -182,19 +209,29 @@ class _Wish:
             return cls(str(name), 0, "kv_transfer_params.prefix is a sha256 in hex")
         if type(length) is not int or not 0 < length < request.num_prompt_tokens:
             return cls(
-                name, 0, f"kv_transfer_params.length is the number of placeholders before the prompt, not {length!r}"
+                name,
+                0,
+                "kv_transfer_params.length is the number of placeholders before the prompt, not "
+                f"{length!r}",
             )
         if request.cache_salt != name:
             return cls(
-                name, length, "cache_salt must be the prefix's name, or another's keys could be taken from the cache"
+                name,
+                length,
+                "cache_salt must be the prefix's name, or another's keys could be taken from the "
+                "cache",
             )
         if request.sampling_params is None or request.sampling_params.prompt_logprobs is not None:
-            return cls(name, length, "a prefix goes before a text to be continued, without prompt_logprobs")
+            return cls(
+                name, length, "a prefix goes before a text to be continued, without prompt_logprobs"
+            )
         return cls(name, length)
 
 
 class _Prefixes:
-    """Prefixes by name, checked once and kept in the model's dtype; the least recently used ones are dropped."""
+    """Prefixes by name, checked once and kept in the model's dtype; the least recently used ones
+    are dropped.
+    """
 
     def __init__(self, folder: Path, dtype: torch.dtype):
         self._folder, self._dtype = folder, dtype
@@ -205,7 +242,10 @@ class _Prefixes:
         if name not in self._kept:
             self._kept[name] = self._read(name)
         self._kept.move_to_end(name)
-        while len(self._kept) > 1 and sum(tensor.nbytes for tensor in self._kept.values()) > HOST_BYTES:
+        while (
+            len(self._kept) > 1
+            and sum(tensor.nbytes for tensor in self._kept.values()) > HOST_BYTES
+        ):
             self._kept.popitem(last=False)
         return self._kept[name]
 
@@ -226,14 +266,23 @@ def _check_shape(load: Load, tensor: torch.Tensor, layers: list[tuple[int, Any]]
     ranks = get_tensor_model_parallel_world_size()
     for index, layer in layers:
         has = tuple(tensor.shape)
-        fits = len(has) == 5 and has[0] > index and has[1] == 2 and has[3:] == (load.length, layer.head_size)
+        fits = (
+            len(has) == 5
+            and has[0] > index
+            and has[1] == 2
+            and has[3:] == (load.length, layer.head_size)
+        )
         if not fits or max(1, has[2] // ranks) != layer.num_kv_heads:
-            needed = f"[more than {index}, 2, {layer.num_kv_heads} on each rank, {load.length}, {layer.head_size}]"
-            raise PrefixInvalid(f"its tensor is {list(has)}; this model and this request need {needed}")
+            raise PrefixInvalid(
+                f"its tensor is {list(has)}, needed is [more than {index}, 2, {layer.num_kv_heads} "
+                f"on each rank, {load.length}, {layer.head_size}]"
+            )
 
 
 def _heads_of_this_rank(heads: int) -> slice:
-    """Under tensor parallelism a rank holds a share of the heads, or, with more ranks than heads, a copy of one."""
+    """Under tensor parallelism a rank holds a share of the heads, or, with more ranks than heads, a
+    copy of one.
+    """
     rank, ranks = get_tensor_model_parallel_rank(), get_tensor_model_parallel_world_size()
     if heads < ranks:
         return slice(first := rank // (ranks // heads), first + 1)

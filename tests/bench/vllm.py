@@ -1,14 +1,16 @@
-"""The engine against vLLM on the same prompts, and prefixes through vLLM's KV connector (vllm_prefix/) against none.
+"""The engine against vLLM on the same prompts, and prefixes through vLLM's KV connector
+(vllm_prefix/) against none.
 
     python -m tests.bench.vllm [--quick] [--json]
 
-SmolLM2-135M-Instruct, 32 prompts of 16-80 words, 96 tokens each, greedy; one process and one thread on each side,
-alternating; answer tokens per CPU-second, ratios are medians over rounds. `c16`: at most 16 requests in flight. `ttft32`: 32
-at once, CPU time to the median request's first token (smaller is better). `mixed8`: a quarter of the rows bare, the others with
-8 prefixes of 16 to 256 tokens. `connector`: the same through vLLM, and how many answers are ours, token for token.
+SmolLM2-135M-Instruct, 32 prompts of 16-80 words, 96 tokens each, greedy; one process and one thread
+on each side, alternating; answer tokens per CPU-second, ratios are medians over rounds. `c16`: at
+most 16 requests in flight. `ttft32`: 32 at once, CPU time to the median request's first token
+(smaller is better). `mixed8`: a quarter of the rows bare, the others with 8 prefixes of 16 to 256
+tokens. `connector`: the same through vLLM, and how many answers are ours, token for token.
 
-The first run installs vLLM in an environment of its own in the data folder (tests/vllm/environment.py); where that cannot be
-done, the benchmark says why and measures nothing.
+The first run installs vLLM in an environment of its own in the data folder
+(tests/vllm/environment.py); where that cannot be done, the benchmark says why and measures nothing.
 """
 
 from __future__ import annotations
@@ -32,15 +34,16 @@ import transformers
 from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine
 from chat.engine.loading import Loaded, load
-from chat.engine.request import AdapterRef, Request, Sampling
+from chat.engine.request import AdapterRef, Request, SamplingParams
 from tests.bench import report
 from tests.vllm import environment
 
 PREFIX_LENGTHS = (16, 20, 64, 100, 128, 130, 200, 256)
 WORDS = """
-    time year people way day man thing woman life child world school state family student group country problem hand part
-    place case week company system program question work government number night point home water room mother area money
-    story fact month lot right study book eye job word business issue side kind head house service friend father power hour
+    time year people way day man thing woman life child world school state family student group
+    country problem hand part place case week company system program question work government number
+    night point home water room mother area money story fact month lot right study book eye job word
+    business issue side kind head house service friend father power hour
 """.split()  # noqa: SIM905
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -74,7 +77,9 @@ class Ours:
 
     def __init__(self, folder: Path, adapters: Path, dtype: str):
         self.loaded = load(folder, device="cpu", dtype=getattr(torch, dtype))
-        self.loaded.prompter.end_ids = frozenset()  # every answer has the length that its job asks for
+        self.loaded.prompter.end_ids = (
+            frozenset()
+        )  # every answer has the length that its job asks for
         self.adapters = adapters
 
     def run(self, jobs: list[Job], concurrent: int) -> Run:
@@ -107,19 +112,32 @@ class Ours:
 
     def _request(self, number: int, job: Job) -> Request:
         adapter = AdapterRef(job.prefix, str(self.adapters / job.prefix)) if job.prefix else None
-        sampling = Sampling(do_sample=False, max_new_tokens=job.tokens)
-        return Request(str(number), prompt_ids=tuple(job.prompt), adapter=adapter, sampling=sampling)
+        sampling = SamplingParams(do_sample=False, max_new_tokens=job.tokens)
+        return Request(
+            str(number), prompt_ids=tuple(job.prompt), adapter=adapter, sampling=sampling
+        )
 
 
 class Theirs:
     """vLLM in a process of its own (tests/bench/vllm_child.py)."""
 
     def __init__(self, folder: Path, dtype: str, **settings):
-        settings = {"model": str(folder), "dtype": dtype, "max_model_len": 1024, "max_num_seqs": 32, **settings}
+        settings = {
+            "model": str(folder),
+            "dtype": dtype,
+            "max_model_len": 1024,
+            "max_num_seqs": 32,
+            **settings,
+        }
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
             # -P: the folder of the script has a vllm.py of its own
-            [environment.python(), "-P", Path(__file__).with_name("vllm_child.py"), json.dumps(settings)],
+            [
+                environment.python(),
+                "-P",
+                Path(__file__).with_name("vllm_child.py"),
+                json.dumps(settings),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -129,7 +147,9 @@ class Theirs:
         self._answer()
 
     def run(self, jobs: list[Job], concurrent: int) -> Run:
-        self._process.stdin.write(json.dumps({"jobs": [asdict(job) for job in jobs], "concurrent": concurrent}) + "\n")
+        self._process.stdin.write(
+            json.dumps({"jobs": [asdict(job) for job in jobs], "concurrent": concurrent}) + "\n"
+        )
         self._process.stdin.flush()
         return Run(**self._answer())
 
@@ -155,14 +175,20 @@ def jobs(loaded: Loaded, count: int, tokens: int, seed: int) -> list[Job]:
 
 
 def make_adapters(loaded: Loaded, folder: Path) -> list[tuple[str, int]]:
-    """(name, length) of prefixes that change answers and do not wreck them: keys and values of texts."""
+    """(name, length) of prefixes that change answers and do not wreck them: keys and values of
+    texts.
+    """
     made = []
     for number, length in enumerate(PREFIX_LENGTHS):
         draw = random.Random(number)
-        ids = loaded.tokenizer.encode(" ".join(draw.choices(WORDS, k=length)), add_special_tokens=False)[:length]
+        ids = loaded.tokenizer.encode(
+            " ".join(draw.choices(WORDS, k=length)), add_special_tokens=False
+        )[:length]
         with torch.no_grad():
             cache = loaded.model(input_ids=torch.tensor([ids]), use_cache=True).past_key_values
-        tensor = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]).float()
+        tensor = torch.stack(
+            [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
+        ).float()
         name = save(KVPrefix(tensor, True, loaded.fingerprint), folder / "new")
         (folder / "new").replace(folder / name)
         made.append((name, length))
@@ -171,8 +197,12 @@ def make_adapters(loaded: Loaded, folder: Path) -> list[tuple[str, int]]:
 
 def mixed(work: list[Job], adapters: list[tuple[str, int]]) -> list[Job]:
     """Every fourth row stays bare."""
-    tuned = [Job(job.prompt, job.tokens, *adapters[i % len(adapters)]) for i, job in enumerate(work)]
-    return [bare if i % 4 == 3 else job for i, (bare, job) in enumerate(zip(work, tuned, strict=True))]
+    tuned = [
+        Job(job.prompt, job.tokens, *adapters[i % len(adapters)]) for i, job in enumerate(work)
+    ]
+    return [
+        bare if i % 4 == 3 else job for i, (bare, job) in enumerate(zip(work, tuned, strict=True))
+    ]
 
 
 def measure(quick: bool, rounds: int, only: set[str] | None) -> dict[str, list[float]]:
@@ -197,14 +227,24 @@ def measure(quick: bool, rounds: int, only: set[str] | None) -> dict[str, list[f
             adapters = make_adapters(ours.loaded, folder / name) if name == "fp32" else []
             for number in range(rounds):
                 for concurrent in (1, 16, 32):
-                    work = jobs(ours.loaded, 4 if concurrent == 1 else count, tokens, 1000 * number + concurrent)
+                    work = jobs(
+                        ours.loaded,
+                        4 if concurrent == 1 else count,
+                        tokens,
+                        1000 * number + concurrent,
+                    )
                     mine, other = ours.run(work, concurrent), theirs.run(work, concurrent)
                     add(f"{name}_c{concurrent}_vs_vllm", mine.rate / other.rate)
                     add(f"{name}_c{concurrent}_tok_per_cpu_s", mine.rate)
                     add(f"vllm_{name}_c{concurrent}_tok_per_cpu_s", other.rate)
                 if adapters:
-                    add("ttft32_vs_vllm", statistics.median(mine.first_s) / statistics.median(other.first_s))
-                    tuned = ours.run(mixed(jobs(ours.loaded, count, tokens, 1000 * number + 33), adapters), 32)
+                    add(
+                        "ttft32_vs_vllm",
+                        statistics.median(mine.first_s) / statistics.median(other.first_s),
+                    )
+                    tuned = ours.run(
+                        mixed(jobs(ours.loaded, count, tokens, 1000 * number + 33), adapters), 32
+                    )
                     add("mixed8_vs_plain", tuned.rate / mine.rate)
             theirs.close()
         if wanted("connector"):
@@ -215,14 +255,18 @@ def measure(quick: bool, rounds: int, only: set[str] | None) -> dict[str, list[f
 def _measure_connector(add, folder: Path, count: int, tokens: int, rounds: int) -> None:
     ours = Ours(environment.model(), folder, "float32")
     adapters = make_adapters(ours.loaded, folder)
-    theirs = Theirs(environment.model(), "float32", kv_transfer_config=environment.kv_transfer_config(folder))
+    theirs = Theirs(
+        environment.model(), "float32", kv_transfer_config=environment.kv_transfer_config(folder)
+    )
     theirs.run(jobs(ours.loaded, 2, 8, 99), 2)
     for number in range(rounds):
         plain = theirs.run(jobs(ours.loaded, count, tokens, 1000 * number + 40), 32)
         work = mixed(jobs(ours.loaded, count, tokens, 1000 * number + 41), adapters)
         tuned = theirs.run(work, 32)
         add("connector_mixed8_vs_plain", tuned.rate / plain.rate)
-        same = sum(ours == theirs for ours, theirs in zip(ours.answers(work), tuned.answers, strict=True))
+        same = sum(
+            ours == theirs for ours, theirs in zip(ours.answers(work), tuned.answers, strict=True)
+        )
         add("connector_identical_fraction", same / len(work))
     theirs.close()
 
@@ -240,7 +284,9 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     rounds = arguments.rounds or (1 if arguments.quick else 3)
-    samples = measure(arguments.quick, rounds, set(arguments.only.split(",")) if arguments.only else None)
+    samples = measure(
+        arguments.quick, rounds, set(arguments.only.split(",")) if arguments.only else None
+    )
     packages = ("torch", "transformers")
     results = report.medians(samples)
     report.tell(

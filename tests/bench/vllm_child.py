@@ -1,7 +1,7 @@
 """The other side of tests.bench.vllm: vLLM in its own environment, in one process with one thread.
 
-Started with one line of JSON as argument (LLM's settings); answers each line of JSON on stdin with one on stdout. It imports
-nothing of this project, whose packages are not installed there.
+Started with one line of JSON as argument (LLM's settings); answers each line of JSON on stdin with
+one on stdout. It imports nothing of this project, whose packages are not installed there.
 """
 
 from __future__ import annotations
@@ -28,10 +28,17 @@ def run(llm, jobs: list[dict], concurrent: int) -> dict:
             prompt, extra = {"prompt_token_ids": job["prompt"]}, None
             if job.get("prefix"):
                 length = job["length"]
-                prompt = {"prompt_token_ids": job["prompt"][:1] * length + job["prompt"], "cache_salt": job["prefix"]}
+                prompt = {
+                    "prompt_token_ids": job["prompt"][:1] * length + job["prompt"],
+                    "cache_salt": job["prefix"],
+                }
                 extra = {"kv_transfer_params": {"prefix": job["prefix"], "length": length}}
             sampling = SamplingParams(
-                temperature=0, max_tokens=job["tokens"], ignore_eos=True, detokenize=True, extra_args=extra
+                temperature=0,
+                max_tokens=job["tokens"],
+                ignore_eos=True,
+                detokenize=True,
+                extra_args=extra,
             )
             llm.llm_engine.add_request(str(number), prompt, sampling)
             in_flight += 1

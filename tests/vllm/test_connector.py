@@ -1,4 +1,6 @@
-"""Prefixes through a real vLLM server: what it answers must be what our own engine answers, token for token."""
+"""Prefixes through a real vLLM server: what it answers must be what our own engine answers, token
+for token.
+"""
 
 import shutil
 
@@ -9,9 +11,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine
 from chat.engine.loading import Loaded, load
-from chat.engine.request import AdapterRef, Request, Sampling
-from tests.chat.engine.tiny_models import byte_tokenizer
-from tests.running import wait_for
+from chat.engine.request import AdapterRef, Request, SamplingParams
+from tests.support.live_portal import wait_for
+from tests.support.tiny_models import byte_tokenizer
 from tests.vllm import environment
 from tests.vllm.server import Ask, VllmServer
 
@@ -35,24 +37,32 @@ class Checkpoint:
         self.prefixes = [self.add(length, seed) for seed, length in enumerate(lengths)]
 
     def add(self, length: int, seed: int, dtype=torch.float32) -> tuple[str, int]:
-        """(sha256, length) of a prefix that changes answers and keeps them sensible: keys and values of random tokens."""
+        """(sha256, length) of a prefix that changes answers and keeps them sensible: keys and
+        values of random tokens.
+        """
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(5, self.loaded.vocabulary, (1, length), generator=generator)
         with torch.no_grad():
             cache = self.loaded.model(input_ids=ids, use_cache=True).past_key_values
-        tensor = torch.stack([torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]).to(dtype)
+        tensor = torch.stack(
+            [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
+        ).to(dtype)
         name = save(KVPrefix(tensor, True, self.loaded.fingerprint), self.adapters / "new")
         (self.adapters / "new").rename(self.adapters / name)
         return name, length
 
     def prompt(self, words: int, seed: int) -> tuple[int, ...]:
         generator = torch.Generator().manual_seed(1000 + seed)
-        return tuple(torch.randint(5, self.loaded.vocabulary, (words,), generator=generator).tolist())
+        return tuple(
+            torch.randint(5, self.loaded.vocabulary, (words,), generator=generator).tolist()
+        )
 
     def asks(self) -> list[Ask]:
         """Twenty: every prefix twice, and four bare ones between them."""
         prefixes = [*self.prefixes[:4], None, *self.prefixes[4:], None]
-        return [Ask(self.prompt(3 + 5 * i, i), ANSWER, prefixes[i % len(prefixes)]) for i in range(20)]
+        return [
+            Ask(self.prompt(3 + 5 * i, i), ANSWER, prefixes[i % len(prefixes)]) for i in range(20)
+        ]
 
     def ours(self, asks: list[Ask]) -> list[tuple[int, ...]]:
         engine = Engine(self.loaded, max_rows=16)
@@ -60,8 +70,10 @@ class Checkpoint:
             Request(
                 str(number),
                 prompt_ids=ask.prompt,
-                adapter=AdapterRef(ask.prefix[0], str(self.adapters / ask.prefix[0])) if ask.prefix else None,
-                sampling=Sampling(do_sample=False, max_new_tokens=ask.tokens),
+                adapter=AdapterRef(ask.prefix[0], str(self.adapters / ask.prefix[0]))
+                if ask.prefix
+                else None,
+                sampling=SamplingParams(do_sample=False, max_new_tokens=ask.tokens),
             )
             for number, ask in enumerate(asks)
         )
@@ -80,10 +92,19 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(7)
     config = Qwen2Config(
-        vocab_size=320, hidden_size=128, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.25, tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=0, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=128,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.25,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=None,
+    )
     Qwen2ForCausalLM(config).save_pretrained(folder / "model")
     byte_tokenizer().save_pretrained(folder / "model")
     return Checkpoint(folder / "model", folder / "adapters", LENGTHS)
@@ -92,21 +113,33 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(smol, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "smol.log"
-    with VllmServer(smol.folder, smol.adapters, "--enable-prompt-tokens-details", log=log) as server:
+    with VllmServer(
+        smol.folder, smol.adapters, "--enable-prompt-tokens-details", log=log
+    ) as server:
         yield server
 
 
 def test_eight_prefixes_and_bare_rows_in_one_batch_are_our_engines_answers(smol, server):
     asks = smol.asks()
     assert server.all_tokens(asks) == smol.ours(asks)
-    assert len(set(smol.ours([Ask(asks[0].prompt, ANSWER, prefix) for prefix in (*smol.prefixes, None)]))) > 5
+    assert (
+        len(
+            set(
+                smol.ours(
+                    [Ask(asks[0].prompt, ANSWER, prefix) for prefix in (*smol.prefixes, None)]
+                )
+            )
+        )
+        > 5
+    )
 
 
 def test_rows_of_one_prefix_share_its_full_blocks(smol, server):
     """The second request finds the 128 tokens of the first full block in vLLM's own cache."""
     prefix = smol.add(200, seed=77)
     first, second = (Ask(smol.prompt(30, seed), 1, prefix) for seed in (501, 502))
-    # The placeholders are the prompt's first token, so the prompts must share it to share the blocks.
+    # The placeholders are the prompt's first token, so the prompts must share it to share the
+    # blocks.
     second = Ask((first.prompt[0], *second.prompt), 1, prefix)
     server.tokens(first)
     _, answer = server.post(second.body())
@@ -123,11 +156,19 @@ def spoiled(smol, what: str, ask: Ask) -> dict:
     name, length = ask.prefix
     if what == "unknown":
         other = "0" * 64
-        return {**body, "kv_transfer_params": {"prefix": other, "length": length}, "cache_salt": other}
+        return {
+            **body,
+            "kv_transfer_params": {"prefix": other, "length": length},
+            "cache_salt": other,
+        }
     if what == "another content":
         other = "1" * 64
         shutil.copytree(smol.adapters / name, smol.adapters / other, dirs_exist_ok=True)
-        return {**body, "kv_transfer_params": {"prefix": other, "length": length}, "cache_salt": other}
+        return {
+            **body,
+            "kv_transfer_params": {"prefix": other, "length": length},
+            "cache_salt": other,
+        }
     changes = {
         "no salt": {"cache_salt": None},
         "another salt": {"cache_salt": smol.prefixes[0][0]},
@@ -135,7 +176,8 @@ def spoiled(smol, what: str, ask: Ask) -> dict:
         "a length beyond the prompt": {"kv_transfer_params": {"prefix": name, "length": 100_000}},
         "no length": {"kv_transfer_params": {"prefix": name}},
         "a path": {"kv_transfer_params": {"prefix": f"../adapters/{name}", "length": length}},
-        "nothing but one token": {"prompt": [5, 6], "kv_transfer_params": {"prefix": name, "length": length}},
+        "nothing but one "
+        "token": {"prompt": [5, 6], "kv_transfer_params": {"prefix": name, "length": length}},
         "an echo": {"echo": True, "logprobs": 1},
         "prompt logprobs": {"prompt_logprobs": 1},
     }  # fmt: skip
@@ -143,8 +185,9 @@ def spoiled(smol, what: str, ask: Ask) -> dict:
 
 
 SPOILED = (
-    "unknown", "another content", "no salt", "another salt", "a wrong length", "a length beyond the prompt", "no length",
-    "a path", "nothing but one token", "an echo", "prompt logprobs",
+    "unknown", "another content", "no salt", "another salt", "a wrong length",
+    "a length beyond the prompt", "no length", "a path", "nothing but one token", "an echo",
+    "prompt logprobs",
 )  # fmt: skip
 
 
@@ -180,16 +223,21 @@ def test_half_precision_casts_the_prefix(tiny, tmp_path):
     wide, narrow = tiny.add(40, seed=9), tiny.add(40, seed=9, dtype=torch.bfloat16)
     assert wide != narrow
     prompts = [tiny.prompt(10 + i, 700 + i) for i in range(6)]
-    with VllmServer(tiny.folder, tiny.adapters, "--dtype", "bfloat16", log=tmp_path / "tiny.log") as server:
+    with VllmServer(
+        tiny.folder, tiny.adapters, "--dtype", "bfloat16", log=tmp_path / "tiny.log"
+    ) as server:
         with_wide, with_narrow, bare = (
-            [server.tokens(Ask(prompt, ANSWER, prefix)) for prompt in prompts] for prefix in (wide, narrow, None)
+            [server.tokens(Ask(prompt, ANSWER, prefix)) for prompt in prompts]
+            for prefix in (wide, narrow, None)
         )
     assert with_wide == with_narrow
     assert all(tuned != plain for tuned, plain in zip(with_wide, bare, strict=True))
 
 
 def test_a_server_that_would_answer_without_the_prefix_does_not_start(tiny, tmp_path):
-    server = VllmServer(tiny.folder, tiny.adapters, log=tmp_path / "tiny.log", kv_load_failure_policy="recompute")
+    server = VllmServer(
+        tiny.folder, tiny.adapters, log=tmp_path / "tiny.log", kv_load_failure_policy="recompute"
+    )
     with pytest.raises(AssertionError, match="kv_load_failure_policy"), server:
         pass
     server.stop()
