@@ -78,11 +78,12 @@ def worker_addresses(**kwargs):
     return [
         Error(
             f"PORTAL_WORKERS: {address!r} is not an address.",
-            hint="unix:/folder/worker.sock or http://host:port, with NAME= in front if you like.",
+            hint="unix:/folder/worker.sock, http://host:port or vllm+http://host:port, with NAME= "
+            "in front if you like.",
             id="portal.E003",
         )
         for address in settings.WORKER_URLS
-        if not re.fullmatch(r"([\w.-]+=)?(unix:/\S+|https?://\S+)", address)
+        if not re.fullmatch(r"([\w.-]+=)?(unix:/\S+|(vllm\+)?https?://\S+)", address)
     ]
 
 

@@ -279,9 +279,10 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = None
 DATASET_MAX_BYTES = _parsed("PORTAL_DATASET_MAX_MB", "200", int) * 1024 * 1024
 
-# Inference workers, "URL" or "NAME=URL", comma separated: unix:/path.sock, http://host:port.
-# Default: one on a socket in DATA_DIR.
+# Inference workers, "URL" or "NAME=URL", comma separated: unix:/path.sock, http://host:port, or
+# vllm+http://host:port for a vLLM server. Default: one on a socket in DATA_DIR.
 WORKER_URLS = _list("PORTAL_WORKERS") or [f"unix:{DATA_DIR / 'worker.sock'}"]
+OWN_WORKER_URLS = [url for url in WORKER_URLS if "vllm+" not in url]
 WORKER_TOKEN = os.environ.get("PORTAL_WORKER_TOKEN") or _secret("worker_token")
 # OpenAI-compatible servers (vLLM, SGLang) that serve a base checkpoint:
 # "CHECKPOINT_NAME=URL|MODEL", comma separated.

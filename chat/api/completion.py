@@ -49,7 +49,7 @@ async def stream(
     goes away.
     """
     workers = router.get_router()
-    needed = router.CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+    needed = router.CheckpointRef(checkpoint.name, checkpoint.fingerprint, checkpoint.path)
     arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
 
     async def read(index: int, request: Request) -> None:

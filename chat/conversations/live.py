@@ -375,7 +375,7 @@ def _request_for(message_id: int) -> tuple[Request, CheckpointRef]:
         sampling=as_sampling(message.sampling),
         user=str(message.conversation.owner_id),
     )
-    return request, CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+    return request, CheckpointRef(checkpoint.name, checkpoint.fingerprint, checkpoint.path)
 
 
 def _with_connection(function, *arguments):

@@ -7,10 +7,13 @@ pieces.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from chat.engine.detokenizer import (
@@ -305,3 +308,19 @@ def prompter_for(tokenizer: Any, config: Any, generation_config: Any = None) -> 
         getattr(config, "eos_token_id", None)
     )
     return TemplatePrompter(tokenizer, frozenset(end_ids | _ids(tokenizer.eos_token_id)))
+
+
+def load_prompter(folder: str | Path) -> Prompter:
+    """The prompter of a checkpoint folder, without its weights. Raises what transformers raises on
+    files that are missing or broken.
+    """
+    from transformers import AutoTokenizer
+
+    config, generation_config = (
+        SimpleNamespace(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        for path in (Path(folder, "config.json"), Path(folder, "generation_config.json"))
+    )
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+    return prompter_for(tokenizer, config, generation_config)

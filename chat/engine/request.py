@@ -39,6 +39,52 @@ class SamplingParams:
     # number of alternatives to report with each token; None: no logprobs
     logprobs: int | None = None
 
+    def check(self) -> None:
+        """Raises RequestRefused("invalid_value") naming the parameter."""
+        rules: list[tuple[str, bool, str]] = [
+            ("temperature", 0 <= self.temperature <= 100, "0 to 100"),
+            ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
+            ("top_k", self.top_k >= 0, "0 (off) or more"),
+            ("repetition_penalty", 0 < self.repetition_penalty <= 100, "more than 0, at most 100"),
+            (
+                "max_new_tokens",
+                self.max_new_tokens is None or self.max_new_tokens >= 1,
+                "1 or more",
+            ),
+            ("max_length", self.max_length is None or self.max_length >= 1, "1 or more"),
+            ("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "0 to 20"),
+            (
+                "stop",
+                len(self.stop) <= 16 and all(self.stop),
+                "at most 16 strings, none of them empty",
+            ),
+        ]
+        for name, good, range_ in rules:
+            if not good:
+                raise RequestRefused(
+                    "invalid_value",
+                    f"{name} must be {range_}, not {getattr(self, name)!r}",
+                    param=name,
+                )
+
+    def new_tokens_limit(self, prompt: int, room: int) -> int:
+        """Tokens the answer to a prompt of `prompt` tokens may have, where both have `room`.
+
+        An explicit number that does not fit is refused; the default takes what there is.
+        """
+        wanted = self.max_new_tokens
+        if prompt + (wanted or 1) > room:
+            asked = f" and up to {wanted} tokens of answer were asked for" if wanted else ""
+            raise RequestRefused(
+                "context_length_exceeded",
+                f"the context holds {room} tokens; the prompt has {prompt}{asked}",
+                param="messages" if prompt + 1 > room else "max_new_tokens",
+            )
+        if wanted is None and self.max_length is not None:
+            # one token at least, as upstream's generate
+            return max(1, min(self.max_length, room) - prompt)
+        return wanted or min(DEFAULT_NEW_TOKENS, room - prompt)
+
 
 @dataclass(frozen=True)
 class AdapterRef:

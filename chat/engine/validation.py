@@ -10,7 +10,7 @@ from typing import Any
 
 from chat.engine.adapters import AdapterPool
 from chat.engine.loading import Loaded
-from chat.engine.request import DEFAULT_NEW_TOKENS, Request, RequestRefused, SamplingParams, Sink
+from chat.engine.request import Request, RequestRefused, Sink
 from chat.engine.sampler import SamplerState
 from chat.engine.sequence import OnEnd, Sequence
 
@@ -35,7 +35,7 @@ class RequestValidator:
 
     def prepare(self, request: Request, sink: Sink, on_end: OnEnd | None) -> Sequence:
         """Raises RequestRefused."""
-        _check_sampling(request.sampling)
+        request.sampling.check()
         prompt = self._prompt(request)
         prefix = self._adapters.fetch(request.adapter) if request.adapter else None
         pre_seq_len = prefix.shape[3] if prefix is not None else 0
@@ -47,6 +47,7 @@ class RequestValidator:
                 param="adapter",
             )
         plan = self._positions.plan(prompt, pre_seq_len)
+        room = min(self._max_length, self._loaded.context_length - plan.offset)
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
         return Sequence(
@@ -56,7 +57,7 @@ class RequestValidator:
             prompter=self._loaded.prompter,
             sampler_state=SamplerState.of(sampling, prompt),
             positions=plan,
-            new_tokens_limit=self._new_tokens(sampling, len(prompt), plan.offset),
+            new_tokens_limit=sampling.new_tokens_limit(len(prompt), room),
             prefix=prefix,
             on_end=on_end,
         )
@@ -83,50 +84,3 @@ class RequestValidator:
         if not prompt:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
         return prompt
-
-    def _new_tokens(self, sampling: SamplingParams, prompt: int, shift: int) -> int:
-        """Tokens the answer may have. An explicit number that does not fit is refused; the
-        default takes what there is.
-        """
-        limit = min(self._max_length, self._loaded.context_length - shift)
-        wanted = sampling.max_new_tokens
-        if prompt + (wanted or 1) > limit:
-            asked = f" and up to {wanted} tokens of answer were asked for" if wanted else ""
-            raise RequestRefused(
-                "context_length_exceeded",
-                f"the context holds {limit} tokens; the prompt has {prompt}{asked}",
-                param="messages" if prompt + 1 > limit else "max_new_tokens",
-            )
-        if wanted is None and sampling.max_length is not None:
-            # one token at least, as upstream's generate
-            return max(1, min(sampling.max_length, limit) - prompt)
-        return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
-
-
-def _check_sampling(sampling: SamplingParams) -> None:
-    """Raises RequestRefused("invalid_value") naming the parameter."""
-    rules: list[tuple[str, bool, str]] = [
-        ("temperature", 0 <= sampling.temperature <= 100, "0 to 100"),
-        ("top_p", 0 < sampling.top_p <= 1, "more than 0, at most 1"),
-        ("top_k", sampling.top_k >= 0, "0 (off) or more"),
-        ("repetition_penalty", 0 < sampling.repetition_penalty <= 100, "more than 0, at most 100"),
-        (
-            "max_new_tokens",
-            sampling.max_new_tokens is None or sampling.max_new_tokens >= 1,
-            "1 or more",
-        ),
-        ("max_length", sampling.max_length is None or sampling.max_length >= 1, "1 or more"),
-        ("logprobs", sampling.logprobs is None or 0 <= sampling.logprobs <= 20, "0 to 20"),
-        (
-            "stop",
-            len(sampling.stop) <= 16 and all(sampling.stop),
-            "at most 16 strings, none of them empty",
-        ),
-    ]
-    for name, good, range_ in rules:
-        if not good:
-            raise RequestRefused(
-                "invalid_value",
-                f"{name} must be {range_}, not {getattr(sampling, name)!r}",
-                param=name,
-            )

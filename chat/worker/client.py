@@ -55,10 +55,11 @@ class SequenceLost(WorkerUnavailable):
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """Which base weights a request needs."""
+    """Which base weights a request needs. folder: where they lie on this machine, if they do."""
 
     name: str
     fingerprint: str
+    folder: str = ""
 
 
 class _Reading:

@@ -1,9 +1,9 @@
 """The web tier's only door to inference: submit, events, abort and status, over one or several
 workers. No torch, no Django.
 
-A `Router` chooses among workers (chat/worker/client.py) and OpenAI-compatible servers
-(chat/worker/openai_backend.py) by checkpoint, then by load. It belongs to one event loop;
-`get_router()` gives the running loop's own.
+A `Router` chooses among workers (chat/worker/client.py), vLLM servers (vllm_backend.py) and other
+OpenAI-compatible servers (openai_backend.py) by checkpoint, then by load. It belongs to one event
+loop; `get_router()` gives the running loop's own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import urllib.request
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from typing import Any, Protocol
 from chat.engine.request import Event, Request, RequestRefused
 from chat.worker.client import CheckpointRef, SequenceLost, WorkerClient, WorkerUnavailable
 from chat.worker.openai_backend import OpenAIBackend
+from chat.worker.prompt_renderer import PromptRenderer, Renderer
+from chat.worker.vllm_backend import SCHEME, VllmBackend, models_in, status_of
 from chat.worker.wire import Address
 
 __all__ = [
@@ -37,7 +40,9 @@ __all__ = [
 
 
 class Backend(Protocol):
-    """A server of sequences: WorkerClient or OpenAIBackend. Methods may raise WorkerUnavailable."""
+    """A server of sequences: WorkerClient, VllmBackend or OpenAIBackend. Methods may raise
+    WorkerUnavailable.
+    """
 
     name: str
 
@@ -54,13 +59,23 @@ class Router:
     """Several backends as one: by checkpoint, then by load."""
 
     def __init__(
-        self, urls: Sequence[str], token: str, remotes: Sequence[str] = (), remote_key: str = ""
+        self,
+        urls: Sequence[str],
+        token: str,
+        remotes: Sequence[str] = (),
+        remote_key: str = "",
+        renderer: Renderer | None = None,
     ):
-        self.workers = [WorkerClient(url, token, name) for name, url in map(_name_and_url, urls)]
+        """renderer: of prompts for vLLM servers; None: a process of ours."""
+        self._own_renderer = None if renderer else PromptRenderer()
+        renderer = renderer or self._own_renderer
         self.backends: list[Backend] = [
-            *self.workers,
-            *(OpenAIBackend.parse(entry, remote_key) for entry in remotes),
+            VllmBackend(url, token, renderer, name)
+            if url.startswith(SCHEME)
+            else WorkerClient(url, token, name)
+            for name, url in map(_name_and_url, urls)
         ]
+        self.backends += (OpenAIBackend.parse(entry, remote_key) for entry in remotes)
         # of sequences submitted here, until their events have been read
         self._backend_of: dict[str, Backend] = {}
 
@@ -115,6 +130,8 @@ class Router:
 
     async def close(self) -> None:
         await asyncio.gather(*(backend.close() for backend in self.backends))
+        if self._own_renderer is not None:
+            await self._own_renderer.close()
 
     async def _candidates(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> list[Backend]:
         answers = await asyncio.gather(
@@ -128,6 +145,9 @@ class Router:
         ]
         if fitting:
             return sorted(fitting, key=lambda backend: backend.load())
+        for answer in answers:
+            if getattr(answer, "code", "") == "no_worker_for_checkpoint":
+                raise answer  # it says why, of this very checkpoint
         states = await self.status()
         if any(state["state"] == "loading" for state in states):
             raise WorkerUnavailable("the worker is loading its checkpoint", "worker_loading")
@@ -146,7 +166,7 @@ class Router:
 
 def _name_and_url(entry: str) -> tuple[str, str]:
     """("name", "url") of `URL` or `NAME=URL`."""
-    if entry.startswith(("unix:", "http:")):
+    if entry.startswith(("unix:", "http:", SCHEME)):
         return "", entry
     name, _equals, url = entry.partition("=")
     return name, url
@@ -211,13 +231,14 @@ def status_sync(timeout: float = 2.0) -> dict[str, Any]:
     """
     now, answers, reasons = _settings(), [], []
     for name, url in map(_name_and_url, now.worker_urls):
-        address = Address.parse(url)
         try:
-            answers.append(
-                {**_get_status(address, now.worker_token, timeout), "name": name or str(address)}
-            )
+            if url.startswith(SCHEME):
+                status = _get_vllm_status(url.removeprefix(SCHEME), now.worker_token, timeout)
+            else:
+                status = _get_status(Address.parse(url), now.worker_token, timeout)
+            answers.append({**status, "name": name or url.removeprefix(SCHEME)})
         except (OSError, http.client.HTTPException, ValueError) as error:
-            reasons.append(f"{name or address}: {getattr(error, 'strerror', None) or error}")
+            reasons.append(f"{name or url}: {getattr(error, 'strerror', None) or error}")
     if not answers:
         raise WorkerUnavailable("; ".join(reasons) or "no worker is configured")
     answers.sort(key=lambda status: status["state"] != "ready")
@@ -235,3 +256,11 @@ def _get_status(address: Address, token: str, timeout: float) -> dict[str, Any]:
         return json.load(answer)
     finally:
         connection.close()
+
+
+def _get_vllm_status(url: str, key: str, timeout: float) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/v1/models", headers={"Authorization": f"Bearer {key}"}
+    )
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        return status_of(url, models_in(json.load(answer)))

@@ -202,11 +202,11 @@ def test_a_prefix_that_cannot_be_put_there_fails_its_request_and_nothing_else(sm
 
 
 def test_a_reader_that_goes_away_frees_its_row(smol, server):
-    before = server.metric("request_success_total", finished_reason="abort")
+    before = server.metric("generation_tokens_total")
     with server.stream(Ask(smol.prompt(12, 600), 900, smol.prefixes[2]).body()) as answer:
         assert answer.readline().startswith(b"data:")
     wait_for(lambda: server.metric("num_requests_running") == 0, 60, "the row to be free")
-    assert server.metric("request_success_total", finished_reason="abort") == before + 1
+    assert server.metric("generation_tokens_total") < before + 900
 
 
 def test_a_prefix_is_put_back_after_a_preemption(tiny, tmp_path):

@@ -123,7 +123,7 @@ class Command(BaseCommand):
         loop.add_signal_handler(signal.SIGINT, explain)
 
     async def _model(self, checkpoint: Checkpoint):
-        reference = CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+        reference = CheckpointRef(checkpoint.name, checkpoint.fingerprint, checkpoint.path)
         router = get_router()
         served = await asyncio.gather(
             *(backend.serves(reference, with_adapter=False) for backend in router.backends),

@@ -49,7 +49,9 @@ class Command(BaseCommand):
             raise CommandError(
                 f"{named} Register one with: python manage.py add_checkpoint PATH", returncode=3
             )
-        url = listen or _url(settings.WORKER_URLS[0])
+        if not listen and not settings.OWN_WORKER_URLS:
+            raise CommandError("PORTAL_WORKERS names no worker of this kind; give --listen.")
+        url = listen or _url(settings.OWN_WORKER_URLS[0])
         try:
             listening = process.bind(Address.parse(url))
         except (process.AlreadyServed, ValueError) as error:

@@ -42,8 +42,9 @@ class Command(BaseCommand):
             import_string(function)()
         self.first_admin()
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-        announcement = Announcement(self.stdout, url, worker=not no_worker)
-        Supervisor(child_processes(host, port, worker=not no_worker)).run(announcement)
+        worker = bool(settings.OWN_WORKER_URLS) and not no_worker
+        announcement = Announcement(self.stdout, url, worker=worker)
+        Supervisor(child_processes(host, port, worker=worker)).run(announcement)
 
     def first_admin(self) -> None:
         """A staff account with a random password, printed this once, when there is no account at

@@ -1,0 +1,44 @@
+"""`python -m chat.worker.prompt_process`: renders prompts until its input ends.
+
+One JSON object a line: {"call", "folder", "messages"} in, {"call", "ids", "end_ids"} or {"call",
+"refused": {...}} or {"call", "error"} out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import lru_cache
+
+from chat.engine.prompts import Prompter, load_prompter
+from chat.engine.request import RequestRefused
+
+
+@lru_cache(maxsize=16)
+def _prompter(folder: str) -> Prompter:
+    return load_prompter(folder)
+
+
+def answer(call: dict) -> dict:
+    try:
+        prompter = _prompter(call["folder"])
+        ids = prompter.prompt_ids(call["messages"]) if call["messages"] else []
+        return {"ids": ids, "end_ids": sorted(prompter.end_ids)}
+    except RequestRefused as refusal:
+        fields = ("code", "message", "param")
+        return {"refused": {name: getattr(refusal, name) for name in fields}}
+    except Exception as error:  # whatever a broken folder makes a tokenizer raise
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    for line in sys.stdin:
+        call = json.loads(line)
+        print(json.dumps({"call": call["call"], **answer(call)}), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
