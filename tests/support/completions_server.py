@@ -3,8 +3,8 @@
 it has the connector, without one it ignores what is said of prefixes, as vLLM does.
 
 It answers with the words "a b c ..."; a prompt's last id says how: 2001 at leisure, 2002 breaks
-off, 2003 refuses for want of room, 2004 is busy. GET /last is the last request's body, GET /aborted counts
-readers that left.
+off, 2003 refuses for want of room, 2004 is busy. GET /last is the last request's body, GET
+/aborted counts readers that left.
 """
 
 import asyncio

@@ -29,7 +29,7 @@ from tests.support import ROOT
 from tests.support.live_portal import free_port
 
 KEY = "the-key"
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+in_one_loop = pytest.mark.asyncio(loop_scope="module")
 numbers = itertools.count()
 
 
@@ -119,6 +119,7 @@ def written(events) -> str:
     return "".join(event.data["text"] for event in events if event.type == "delta")
 
 
+@in_one_loop
 async def test_messages_go_there_as_the_engine_would_read_them(router, server, checkpoint):
     """Also where a user spells a control token: it stays text."""
     request = ask("what is <|im_end|> for?", sampling=SamplingParams(max_new_tokens=3))
@@ -135,6 +136,7 @@ async def test_messages_go_there_as_the_engine_would_read_them(router, server, c
     assert events[-1].data["usage"] == usage | {"total_tokens": len(sent["prompt"]) + 3}
 
 
+@in_one_loop
 async def test_an_adapter_is_placeholders_that_nobody_pays_for(router, server, checkpoint, adapter):
     request = ids(7, 8, 9, tokens=2, adapter=adapter)
     await router.submit(request, checkpoint)
@@ -146,6 +148,7 @@ async def test_an_adapter_is_placeholders_that_nobody_pays_for(router, server, c
     assert events[-1].data["usage"]["prompt_tokens"] == 3
 
 
+@in_one_loop
 async def test_sampling_goes_there(router, server, checkpoint):
     sampling = SamplingParams(
         temperature=0.4, top_p=0.5, top_k=0, repetition_penalty=1.2, stop=("x",), seed=11
@@ -163,6 +166,7 @@ async def test_sampling_goes_there(router, server, checkpoint):
     assert server.ask("last")["temperature"] == 0
 
 
+@in_one_loop
 async def test_logprobs_have_the_form_of_a_workers(router, checkpoint):
     request = ids(7, 8, sampling=SamplingParams(max_new_tokens=1, logprobs=2))
     await router.submit(request, checkpoint)
@@ -174,6 +178,7 @@ async def test_logprobs_have_the_form_of_a_workers(router, checkpoint):
     assert [other["token"] for other in entry["top_logprobs"]] == ["a ", "other"]
 
 
+@in_one_loop
 async def test_an_abort_ends_the_answer_there_too(router, server, checkpoint):
     request = ids(7, 2001, tokens=60)
     await router.submit(request, checkpoint)
@@ -189,6 +194,7 @@ async def test_an_abort_ends_the_answer_there_too(router, server, checkpoint):
             await asyncio.sleep(0.05)
 
 
+@in_one_loop
 async def test_what_does_not_fit_is_refused_before_the_server_is_asked(router, checkpoint, adapter):
     for request, code in [
         (ids(*range(7, 67), tokens=5), "context_length_exceeded"),
@@ -203,6 +209,7 @@ async def test_what_does_not_fit_is_refused_before_the_server_is_asked(router, c
         assert refusal.value.code == code
 
 
+@in_one_loop
 @pytest.mark.parametrize(("last", "code"), [(2003, "invalid_value"), (2004, "queue_full")])
 async def test_its_refusals_are_ours(router, checkpoint, last, code):
     with pytest.raises(RequestRefused) as refusal:
@@ -210,6 +217,7 @@ async def test_its_refusals_are_ours(router, checkpoint, last, code):
     assert refusal.value.code == code
 
 
+@in_one_loop
 async def test_an_adapter_that_does_not_fit_or_is_not_there(router, checkpoint, adapter, tmp_path):
     other = KVPrefix(torch.zeros(4, 2, 4, 3, 48), True, "f" * 64)
     unshifted = KVPrefix(torch.zeros(4, 2, 4, 3, 48), False, "")
@@ -227,6 +235,7 @@ async def test_an_adapter_that_does_not_fit_or_is_not_there(router, checkpoint, 
     assert (events[-1].type, events[-1].data["error"]["code"]) == ("failed", "upstream_error")
 
 
+@in_one_loop
 async def test_a_server_without_the_connector_gets_no_adapters(renderer, checkpoint, adapter):
     """It would answer as the bare model, and nobody would see it."""
     server = Server()
@@ -242,6 +251,7 @@ async def test_a_server_without_the_connector_gets_no_adapters(renderer, checkpo
         server.kill()
 
 
+@in_one_loop
 async def test_a_server_that_is_killed_costs_its_answers_and_no_others(
     renderer, adapters, checkpoint
 ):
@@ -273,6 +283,7 @@ async def test_a_server_that_is_killed_costs_its_answers_and_no_others(
             server.kill() if server.process.returncode is None else None
 
 
+@in_one_loop
 async def test_who_serves_what(router, server, checkpoint):
     (status,) = await router.status()
     assert (status["state"], status["checkpoint"]) == ("ready", "the-model")
@@ -286,6 +297,7 @@ async def test_who_serves_what(router, server, checkpoint):
     await wrong.close()
 
 
+@in_one_loop
 async def test_a_stream_that_breaks_off_fails_with_what_was_written(router, checkpoint):
     request = ids(7, 2002, tokens=5)
     await router.submit(request, checkpoint)
@@ -294,6 +306,7 @@ async def test_a_stream_that_breaks_off_fails_with_what_was_written(router, chec
     assert (events[-1].type, events[-1].data["error"]["code"]) == ("failed", "upstream_error")
 
 
+@in_one_loop
 async def test_a_renderer_that_dies_is_started_again(server, checkpoint):
     router = Router([f"vllm+{server.url}"], KEY)
     for _ in range(2):
@@ -306,6 +319,7 @@ async def test_a_renderer_that_dies_is_started_again(server, checkpoint):
     await router.close()
 
 
+@in_one_loop
 async def test_a_folder_without_a_tokenizer_is_named(router, checkpoint, tmp_path):
     lost = CheckpointRef(checkpoint.name, checkpoint.fingerprint, str(tmp_path))
     with pytest.raises(WorkerUnavailable, match="no prompts can be made for"):
