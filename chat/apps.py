@@ -2,7 +2,9 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.utils.translation import gettext_lazy as _
 
+from chat.explanations import EXPLANATIONS
 from chat.worker import router
+from portal.explanations import explain
 
 
 class ChatConfig(AppConfig):
@@ -11,6 +13,7 @@ class ChatConfig(AppConfig):
 
     def ready(self):
         router.configure(_worker_settings)
+        explain(EXPLANATIONS)
 
 
 def _worker_settings() -> router.WorkerSettings:

@@ -1,6 +1,9 @@
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
+from evaluation.explanations import EXPLANATIONS
+from portal.explanations import explain
+
 
 class EvaluationConfig(AppConfig):
     name = "evaluation"
@@ -11,3 +14,4 @@ class EvaluationConfig(AppConfig):
         from portal.runs.work import register
 
         register(EvaluationWork)
+        explain(EXPLANATIONS)

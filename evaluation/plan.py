@@ -58,6 +58,7 @@ def create_evaluation(
     )
     if problems:
         raise ValidationError(problems)
+    assert version is not None  # or there was a problem
     available = version.splits[split]["rows"]
     rows = min(max_examples or available, available)
     recipe = {

@@ -4,7 +4,8 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from chat.models import Adapter, Checkpoint
-from evaluation.models import METRICS, EvaluationRun, Prediction
+from evaluation.intervals import METRICS
+from evaluation.models import EvaluationRun, Prediction
 from portal.rest.conventions import RunSerializer
 from tuning.models import Dataset
 

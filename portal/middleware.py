@@ -13,13 +13,13 @@ def head_without_body(get_response):
     """
     if iscoroutinefunction(get_response):
 
-        async def middleware(request):
+        async def async_middleware(request):
             return _without_body(request, await get_response(request))
 
-    else:
+        return async_middleware
 
-        def middleware(request):
-            return _without_body(request, get_response(request))
+    def middleware(request):
+        return _without_body(request, get_response(request))
 
     return middleware
 

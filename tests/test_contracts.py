@@ -45,11 +45,15 @@ def test_the_contracts_hold():
         ("chat/engine/engine.py", "import django", "pure cores"),
         ("chat/worker/router.py", "import portal.models", "pure cores"),
         ("evaluation/metrics.py", "import torch", "Scores need no torch"),
-        (
-            "chat/conversations/live.py",
-            "import chat.engine.engine",
-            "only through chat.worker.router",
-        ),
+        ("chat/worker/server.py", "import chat.models", "pure cores"),
+        ("chat/engine/scheduler.py", "import aiohttp", "nothing of the network"),
+        ("chat/engine/loading.py", "import chat.chatglm", "independent"),
+        ("chat/chatglm/modeling.py", "import chat.engine.prompts", "independent"),
+        ("chat/ops/cpu_linear.py", "import chat.engine.capacity", "independent"),
+        ("chat/worker/wire.py", "import torch", "need no torch"),
+        ("chat/conversations/live.py", "import chat.engine.engine", "need no torch"),
+        ("chat/views.py", "import chat.worker.client", "only through chat.worker.router"),
+        ("tuning/plan.py", "import chat.worker.server", "only through chat.worker.router"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path, module, line, contract):

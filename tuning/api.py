@@ -68,7 +68,7 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         """
         body = NewTuningRunSerializer(data=request.data, context={"request": request})
         body.is_valid(raise_exception=True)
-        fields = {name: value for name, value in body.validated_data.items() if name != "method"}
+        fields = body.validated_data
         with rules_as_400():
             run = create_run(request.user, **fields)
         return self._answer(run, status.HTTP_201_CREATED)

@@ -1,6 +1,9 @@
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
+from portal.explanations import explain
+from tuning.explanations import EXPLANATIONS
+
 
 class TuningConfig(AppConfig):
     name = "tuning"
@@ -11,3 +14,4 @@ class TuningConfig(AppConfig):
         from tuning.work import TuningWork
 
         register(TuningWork)
+        explain(EXPLANATIONS)

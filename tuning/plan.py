@@ -18,14 +18,13 @@ from django.utils.translation import gettext as _
 from chat.models import Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
+from tuning import methods
 from tuning.datasets.store import TRAIN
 from tuning.models import Dataset, DatasetVersion, TuningRun
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
 
-METHOD = "ptuning_v2"
-
 # name -> hyper-parameters. The first is for the embedded model (measured: docs/benchmarks.md), the
-# others are the scripts of ChatGLM-6B's ptuning/ (SPEC 8).
+# others are the scripts of ChatGLM-6B's ptuning/ (docs/chatglm.md#8-training-rows).
 PRESETS: dict[str, Recipe] = {
     "starter": Recipe(
         pre_seq_len=64,
@@ -50,12 +49,8 @@ PRESETS: dict[str, Recipe] = {
 HYPER_PARAMETERS = tuple(field.name for field in fields(Recipe))
 
 
-def is_chatglm(checkpoint: Checkpoint) -> bool:
-    return str(checkpoint.description.get("architecture", "")).startswith("ChatGLM")
-
-
 def default_preset(checkpoint: Checkpoint) -> str:
-    return "starter" if checkpoint.is_starter else "chatglm-6b-train.sh"
+    return "starter" if checkpoint.is_starter else checkpoint.family.presets_key
 
 
 def recipe_for(checkpoint: Checkpoint, preset: str | None = None, **hyper: Any) -> Recipe:
@@ -77,7 +72,7 @@ def recipe_for(checkpoint: Checkpoint, preset: str | None = None, **hyper: Any) 
         message = _("There is no such hyper-parameter.")
         raise ValidationError({name: ValidationError(message, "unknown_field") for name in unknown})
     values = PRESETS[preset].as_dict()
-    if not is_chatglm(checkpoint):
+    if not checkpoint.family.can_quantize:
         values["quantization_bit"] = None  # of the presets' base alone
     # a short run shall save once and log some steps
     if "max_steps" in hyper and isinstance(hyper["max_steps"], int):
@@ -110,20 +105,18 @@ def worded(problem: Problem) -> str:
 def _misfits(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list]:
     """What this checkpoint cannot do."""
     problems: dict[str, list] = {}
-    chatglm = is_chatglm(checkpoint)
     if not checkpoint.path:
         message = _("“%(name)s” is served by another server; its weights are not here to be tuned.")
         problems["checkpoint"] = [
             ValidationError(message % {"name": checkpoint.name}, "no_weights")
         ]
-    if recipe.quantization_bit and not chatglm:
+    if recipe.quantization_bit and not checkpoint.family.can_quantize:
         message = _("Only ChatGLM-6B checkpoints can be quantised on loading.")
         problems["quantization_bit"] = [ValidationError(message, "not_supported")]
     context = checkpoint.description.get("context_length")
-    # ChatGLM's prefix takes no positions (SPEC 6)
-    needed = (
-        recipe.max_source_length + recipe.max_target_length + (0 if chatglm else recipe.pre_seq_len)
-    )
+    needed = recipe.max_source_length + recipe.max_target_length
+    if checkpoint.family.shifts_positions:
+        needed += recipe.pre_seq_len
     if context and needed > context:
         message = _(
             "Prefix, prompt and response need %(needed)s positions; “%(name)s” has %(context)s."
@@ -140,6 +133,7 @@ def create_run(
     checkpoint: Checkpoint,
     name: str = "",
     preset: str | None = None,
+    method: str = methods.DEFAULT,
     in_queue: bool = True,
     **hyper: Any,
 ) -> TuningRun:
@@ -175,7 +169,7 @@ def create_run(
         total=recipe.max_steps,
         recipe={
             **recipe.as_dict(),
-            "method": METHOD,
+            "method": method,
             "preset": preset or default_preset(checkpoint),
             **frozen_inputs(version, TRAIN, checkpoint),
         },

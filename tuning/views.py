@@ -15,7 +15,7 @@ from portal.numbers import whole_number
 from portal.runs import lifecycle
 from tuning.forms import LABELS, TuningRunForm, as_shown
 from tuning.models import Dataset, TuningRun
-from tuning.plan import PRESETS, create_run, default_preset, is_chatglm
+from tuning.plan import PRESETS, create_run, default_preset
 
 PER_PAGE = 20
 CHART_POINTS = 600  # more than the chart has pixels to show
@@ -95,7 +95,9 @@ def new_run(request):
         "chosen_preset": form["preset"].value(),
         "page_data": {
             "presets": presets,
-            "chatglm": [row.pk for row in form.fields["checkpoint"].queryset if is_chatglm(row)],
+            "chatglm": [
+                row.pk for row in form.fields["checkpoint"].queryset if row.family.can_quantize
+            ],
             "checkpoints": {row.pk: row.name for row in form.fields["checkpoint"].queryset},
             "url": request.build_absolute_uri("/api/v1/tuning-runs/"),
         },
@@ -128,8 +130,8 @@ def _initial(request, presets: dict) -> dict:
     if initial["preset"] not in presets:
         initial["preset"] = default_preset(checkpoint) if checkpoint else next(iter(presets))
     values = dict(presets[initial["preset"]])
-    if not (checkpoint and is_chatglm(checkpoint)):
-        values["quantization_bit"] = None  # only ChatGLM-6B is quantised on loading
+    if not (checkpoint and checkpoint.family.can_quantize):
+        values["quantization_bit"] = None  # of the presets' base alone
     return initial | values
 
 

@@ -13,6 +13,7 @@ from chat.registry import publish_adapter
 from portal.models import Run
 from portal.runs.heartbeat import STEP_ASIDE, Heartbeat, StopRequested
 from tuning.datasets.store import open_split
+from tuning.methods import METHODS
 from tuning.models import TuningMetric, TuningRun
 
 
@@ -59,7 +60,7 @@ class TuningWork(ModelWork):
 
     def _trained(self, loaded, recipe, heartbeat: Heartbeat):
         """The prefix after the last step; goes on from the newest saved state."""
-        from tuning.ptuning.trainer import Progress, Stopped, Trainer
+        from tuning.ptuning.trainer import Progress, Stopped
 
         run = self.run
 
@@ -73,7 +74,8 @@ class TuningWork(ModelWork):
             return heartbeat.stop_requested is not None
 
         with open_split(run.dataset_version, run.recipe["dataset"]["split"]) as examples:
-            trainer = Trainer(loaded, recipe, examples, run.state_folder, report)
+            method = METHODS[run.recipe["method"]]
+            trainer = method.trainer(loaded, recipe, examples, run.state_folder, report)
             self.log(
                 f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen"
             )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from chat.engine.kv_cache import KVCache
+
+if TYPE_CHECKING:
+    from chat.engine.loading import Loaded
 
 MOST_ROWS = {"cpu": 32, "cuda": 128}
 # of free memory; the rest is for activations, adapters, the prompt store and a trainer beside it
@@ -46,7 +49,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def capacity_for(
-    loaded: Any,
+    loaded: Loaded,
     max_rows: int | None,
     max_length: int | None,
     prefix_room: int,

@@ -18,7 +18,9 @@ import torch
 
 from chat.engine.attention import rows_of_similar_length
 from chat.engine.kv_cache import KVCache
-from chat.engine.positions import PositionPlan, decode_mask
+from chat.engine.loading import Loaded
+from chat.engine.masks import decode_mask
+from chat.engine.positions import PositionPlan, Positions
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ WARM_UP = 2
 class EagerDecoder:
     """The plain way: exact shapes, the model's ordinary forward."""
 
-    def __init__(self, loaded: Any, cache: KVCache, positions: Any):
+    def __init__(self, loaded: Loaded, cache: KVCache, positions: Positions):
         self.loaded, self.cache, self.positions = loaded, cache, positions
 
     def run(
@@ -87,7 +89,7 @@ class _Buffers:
 class StaticDecoder(EagerDecoder):
     """Padded to buckets over fixed buffers; captured and replayed when `capture` (CUDA only)."""
 
-    def __init__(self, loaded: Any, cache: KVCache, positions: Any, capture: bool):
+    def __init__(self, loaded: Loaded, cache: KVCache, positions: Positions, capture: bool):
         super().__init__(loaded, cache, positions)
         self.capture = capture
         self.buckets = [bucket for bucket in ROW_BUCKETS if bucket < cache.rows] + [cache.rows]
@@ -165,7 +167,7 @@ class StaticDecoder(EagerDecoder):
         return graph, logits
 
 
-def decoder_for(loaded: Any, cache: KVCache, positions: Any) -> EagerDecoder:
+def decoder_for(loaded: Loaded, cache: KVCache, positions: Positions) -> EagerDecoder:
     """Graphs on one CUDA device; the plain way elsewhere (a model spread over devices cannot be
     captured whole).
     """

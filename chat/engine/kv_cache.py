@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import Cache
@@ -149,14 +150,19 @@ class KVCache(Cache):
         self._row_index, self._column_index = row_index, column_index
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store [batch, kv_heads, queries, head_dim] keys and values; return those of every column
         in use.
         """
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        if self._row_index is not None:
-            rows, columns = self._row_index, self._column_index
+        rows, columns = self._row_index, self._column_index
+        if rows is not None and columns is not None:
             if rows.device != keys.device:
                 rows, columns = rows.to(keys.device), columns.to(keys.device)
             keys[rows, :, columns] = key_states[:, :, 0]

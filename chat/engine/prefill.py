@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from chat.engine.kv_cache import KVCache
-from chat.engine.positions import prefill_mask
+from chat.engine.loading import Loaded
+from chat.engine.masks import prefill_mask
+from chat.engine.positions import Positions
 from chat.engine.sequence import Sequence
 
 # padded / real tokens that a batched prefill may cost on a CPU; a GPU is idle on small forwards
@@ -21,7 +23,7 @@ class Prefiller:
     rectangle.
     """
 
-    def __init__(self, loaded: Any, cache: KVCache, positions: Any):
+    def __init__(self, loaded: Loaded, cache: KVCache, positions: Positions):
         self._loaded, self._cache, self._positions = loaded, cache, positions
         self.slack = PADDING_WASTE if loaded.device.type == "cpu" else PADDING_WASTE_ON_GPU
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from chat.engine.positions import PositionPlan
 from chat.engine.prompts import Prompter
-from chat.engine.request import Event, FinishReason, Request, Sink
-from chat.engine.sampler import SampledToken, SamplerState
+from chat.engine.request import Event, EventType, FinishReason, Request, Sink, error_object
+
+if TYPE_CHECKING:
+    import torch
+
+    from chat.engine.sampler import SampledToken, SamplerState
 
 OnEnd = Callable[["Sequence"], None]
 
@@ -67,6 +69,7 @@ class Sequence:
     new_tokens_limit: int
     prefix: torch.Tensor | None = None
     on_end: OnEnd | None = None
+    waiting: bool = True  # in the scheduler's queue
     slot: int = -1
     kv_length: int = 0
     num_computed_tokens: int = 0
@@ -105,8 +108,13 @@ class Sequence:
         return self.request.adapter.name if self.request.adapter else ""
 
     @property
+    def uncomputed(self) -> int:
+        """Prompt tokens whose keys and values are not in the slot yet."""
+        return len(self.prompt) - self.num_computed_tokens
+
+    @property
     def prefilled(self) -> bool:
-        return self.num_computed_tokens == len(self.prompt)
+        return self.uncomputed == 0
 
     @property
     def computed(self) -> list[int]:
@@ -119,11 +127,11 @@ class Sequence:
 
     # -- events
 
-    def emit(self, kind: str, data: dict[str, Any]) -> None:
+    def emit(self, kind: EventType, data: dict[str, Any]) -> None:
         """Hand an event to the reader. A reader that raises loses its request, nothing else."""
         self._number += 1
         try:
-            self.sink(Event(self.request.id, self._number, kind, data))  # type: ignore[arg-type]
+            self.sink(Event(self.request.id, self._number, kind, data))
         except Exception:
             self.aborted = True
 
@@ -208,10 +216,10 @@ class Sequence:
         if self.finished:
             return
         self.finish_reason = "error"
-        self.error = {"message": message, "type": kind, "param": None, "code": code}
+        self.error = error_object(message, code, kind)
         self._close("failed", {"error": self.error})
 
-    def _close(self, kind: str, data: dict[str, Any]) -> None:
+    def _close(self, kind: EventType, data: dict[str, Any]) -> None:
         self.finished, self.ended_at = True, time.monotonic()
         self.emit(kind, {**data, "usage": self.usage(), "timings": self.timings()})
         if self.on_end is not None:

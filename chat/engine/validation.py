@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from secrets import randbits
-from typing import Any
 
 from chat.engine.adapters import AdapterPool
 from chat.engine.loading import Loaded
+from chat.engine.positions import Positions
 from chat.engine.request import Request, RequestRefused, Sink
 from chat.engine.sampler import SamplerState
 from chat.engine.sequence import OnEnd, Sequence
@@ -25,7 +25,7 @@ class RequestValidator:
     def __init__(
         self,
         loaded: Loaded,
-        positions: Any,
+        positions: Positions,
         adapters: AdapterPool,
         max_length: int,
         prefix_room: int,

@@ -10,8 +10,8 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    id: str
-    user: str
+    @property
+    def user(self) -> str: ...
 
 
 T = TypeVar("T", bound=Waiting)

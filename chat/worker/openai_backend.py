@@ -8,8 +8,7 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from chat.engine.request import Request, RequestRefused
-from chat.worker.client import CheckpointRef
+from chat.engine.request import CheckpointRef, Request, RequestRefused
 from chat.worker.sse_backend import UNREACHABLE, SSEBackend
 
 # beyond OpenAI's fields; vLLM and SGLang know them, `transformers serve` refuses

@@ -11,7 +11,8 @@ import os
 import sys
 from functools import lru_cache
 
-from chat.engine.prompts import Prompter, load_prompter
+from chat.engine.families import load_prompter
+from chat.engine.prompts import Prompter
 from chat.engine.request import RequestRefused
 
 

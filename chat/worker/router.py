@@ -1,4 +1,4 @@
-"""The web tier's only door to inference: submit, events, abort and status, over one or several
+"""The web tier's only way to inference: submit, events, abort and status, over one or several
 workers. No torch, no Django.
 
 A `Router` chooses among workers (chat/worker/client.py), vLLM servers (vllm_backend.py) and other
@@ -14,12 +14,19 @@ import http.client
 import json
 import urllib.request
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from chat.engine.request import Event, Request, RequestRefused
-from chat.worker.client import CheckpointRef, SequenceLost, WorkerClient, WorkerUnavailable
+from chat.engine.request import (
+    CheckpointRef,
+    Event,
+    GenerationRefused,
+    Request,
+    RequestRefused,
+)
+from chat.worker.client import SequenceLost, WorkerClient, WorkerUnavailable
+from chat.worker.event_log import coalesced
 from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.prompt_renderer import PromptRenderer, Renderer
 from chat.worker.vllm_backend import SCHEME, VllmBackend, models_in, status_of
@@ -33,6 +40,7 @@ __all__ = [
     "WorkerClient",
     "WorkerSettings",
     "WorkerUnavailable",
+    "coalesced",
     "configure",
     "get_router",
     "status_sync",
@@ -49,7 +57,7 @@ class Backend(Protocol):
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool: ...
     def load(self) -> int: ...
     async def submit(self, request: Request) -> None: ...
-    def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]: ...
+    def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]: ...
     async def abort(self, id: str) -> None: ...
     async def status(self) -> dict[str, Any]: ...
     async def close(self) -> None: ...
@@ -77,7 +85,7 @@ class Router:
         ]
         self.backends += (OpenAIBackend.parse(entry, remote_key) for entry in remotes)
         # of sequences submitted here, until their events have been read
-        self._backend_of: dict[str, Backend] = {}
+        self._backends_by_id: dict[str, Backend] = {}
 
     async def submit(self, request: Request, checkpoint: CheckpointRef) -> None:
         """Gives the request to the least loaded backend that serves `checkpoint`; RequestRefused,
@@ -85,21 +93,28 @@ class Router:
         """
         candidates = await self._candidates(checkpoint, with_adapter=request.adapter is not None)
         for i, backend in enumerate(candidates):
-            self._backend_of[request.id] = backend
+            self._backends_by_id[request.id] = backend
             try:
                 return await backend.submit(request)
-            except (RequestRefused, WorkerUnavailable) as error:
-                del self._backend_of[request.id]
+            except GenerationRefused as error:
+                del self._backends_by_id[request.id]
                 full = isinstance(error, WorkerUnavailable) or error.code == "queue_full"
                 if not full or i + 1 == len(candidates):
                     raise
 
-    async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+    async def is_served(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
+        """Does any backend have it just now?"""
+        try:
+            return bool(await self._candidates(checkpoint, with_adapter=with_adapter))
+        except WorkerUnavailable:
+            return False
+
+    async def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]:
         """As WorkerClient.events, wherever the sequence is. SequenceLost when nobody knows it."""
-        known = self._backend_of.get(id)
+        known = self.backend_of(id)
         error: WorkerUnavailable = SequenceLost(f"nobody knows the sequence {id}")
         for backend in [known] if known else self.backends:
-            self._backend_of[id] = backend
+            self._backends_by_id[id] = backend
             begun = False
             try:
                 async with contextlib.aclosing(backend.events(id, after)) as handfuls:
@@ -115,11 +130,15 @@ class Router:
                     raise
                 error = unavailable  # it may know the sequence; only when all deny it, it is lost
             finally:
-                self._backend_of.pop(id, None)
+                self._backends_by_id.pop(id, None)
         raise error
 
+    def backend_of(self, id: str) -> Backend | None:
+        """Where a sequence that was submitted here runs, until its events have been read."""
+        return self._backends_by_id.get(id)
+
     async def abort(self, id: str) -> None:
-        known = self._backend_of.get(id)
+        known = self.backend_of(id)
         for backend in [known] if known else self.backends:
             with contextlib.suppress(*([] if known else [WorkerUnavailable])):
                 await backend.abort(id)
@@ -213,12 +232,14 @@ def _settings() -> WorkerSettings:
 def get_router() -> Router:
     """The running event loop's router to the configured workers."""
     loop, now = asyncio.get_running_loop(), _settings()
-    known, router = _routers.get(loop, (None, None))
-    if known != now:
-        if router is not None:
-            loop.create_task(router.close())
-        router = Router(now.worker_urls, now.worker_token, now.remotes, now.remote_key)
-        _routers[loop] = (now, router)
+    known = _routers.get(loop)
+    if known is not None:
+        settings, router = known
+        if settings == now:
+            return router
+        loop.create_task(router.close())
+    router = Router(now.worker_urls, now.worker_token, now.remotes, now.remote_key)
+    _routers[loop] = (now, router)
     return router
 
 
@@ -253,7 +274,8 @@ def _get_status(address: Address, token: str, timeout: float) -> dict[str, Any]:
         answer = connection.getresponse()
         if answer.status != 200:
             raise ValueError(f"the worker answered {answer.status}")
-        return json.load(answer)
+        status: dict[str, Any] = json.load(answer)
+        return status
     finally:
         connection.close()
 

@@ -12,14 +12,21 @@ import contextlib
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import aiohttp
 
-from chat.engine.request import Event, Request, RequestRefused
-from chat.worker.client import CheckpointRef, SequenceLost, WorkerUnavailable
-from chat.worker.event_log import EventLog
+from chat.engine.request import (
+    CheckpointRef,
+    Event,
+    EventType,
+    Request,
+    RequestRefused,
+    error_object,
+)
+from chat.worker.client import SequenceLost, WorkerUnavailable
+from chat.worker.event_log import FollowedLog
 
 CONNECT_TIMEOUT = 10.0  # seconds
 SILENCE = 300.0  # seconds without a byte after which an answer counts as dead
@@ -29,16 +36,16 @@ FINISHED = {"stop": "stop", "length": "length"}
 UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError)
 
 
-class _Sequence:
-    def __init__(self, id: str):
-        self.log = EventLog(id)
-        self.changed = asyncio.Condition()
-        self.task: asyncio.Task | None = None
+class _Sequence(FollowedLog):
+    __slots__ = ("task",)
 
-    async def add(self, kind: str, data: dict[str, Any]) -> None:
-        self.log.append(Event(self.log.id, self.log.last + 1, kind, data))
-        async with self.changed:
-            self.changed.notify_all()
+    def __init__(self, id: str):
+        super().__init__(id)
+        self.task: asyncio.Task[None] | None = None
+
+    def add(self, kind: EventType, data: dict[str, Any]) -> None:
+        self.append(Event(self.id, self.last + 1, kind, data))
+        self.notify()
 
 
 class SSEBackend(ABC):
@@ -65,23 +72,14 @@ class SSEBackend(ABC):
         """A choice of the server's chunk as the data of a `delta` event; None: it says nothing."""
 
     def load(self) -> int:
-        return sum(not sequence.log.ended for sequence in self._sequences.values())
+        return sum(not sequence.ended for sequence in self._sequences.values())
 
-    async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+    async def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]:
         sequence = self._sequences.get(id)
         if sequence is None:
             raise SequenceLost(f"{self.name} does not know the sequence")
-        log = sequence.log
-        while True:
-            async with sequence.changed:
-                while log.last <= after and not log.ended:
-                    await sequence.changed.wait()
-            news = log.since(after)
-            if news:
-                after = news[-1].seq
-                yield news
-            if log.ended and after >= log.last:
-                return
+        async for news in sequence.follow(after):
+            yield news
 
     async def abort(self, id: str) -> None:
         sequence = self._sequences.get(id)
@@ -161,11 +159,11 @@ class SSEBackend(ABC):
                     for choice in chunk.get("choices") or ():
                         if first is None:
                             first = time.monotonic()
-                            await sequence.add("started", {"prompt_tokens": 0})
+                            sequence.add("started", {"prompt_tokens": 0})
                         data = self._delta(choice)
                         if data is not None:
                             tokens += data["tokens"]
-                            await sequence.add("delta", data)
+                            sequence.add("delta", data)
                         if choice.get("finish_reason"):
                             reason = FINISHED.get(choice["finish_reason"], "stop")
             if reason is None:
@@ -173,17 +171,12 @@ class SSEBackend(ABC):
         except asyncio.CancelledError:
             reason = "abort"
         except (*UNREACHABLE, ValueError) as error:
-            detail = {
-                "message": f"{self.name}: {error}",
-                "type": "server_error",
-                "param": None,
-                "code": "upstream_error",
-            }
-            await sequence.add("failed", {"error": detail})
+            failed = error_object(f"{self.name}: {error}", "upstream_error")
+            sequence.add("failed", {"error": failed})
             return
         finally:
             asyncio.get_running_loop().call_later(
-                KEEP_ENDED, self._sequences.pop, sequence.log.id, None
+                KEEP_ENDED, self._sequences.pop, sequence.id, None
             )
         now = time.monotonic()
         spent = now - (first or now)
@@ -203,9 +196,7 @@ class SSEBackend(ABC):
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
         }
-        await sequence.add(
-            "finished", {"finish_reason": reason, "usage": counts, "timings": timings}
-        )
+        sequence.add("finished", {"finish_reason": reason, "usage": counts, "timings": timings})
 
 
 async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from chat.engine.request import AdapterRef, Request, RequestRefused
-from chat.worker.client import CheckpointRef, WorkerUnavailable
+from chat.engine.request import AdapterRef, CheckpointRef, Request, RequestRefused
+from chat.worker.client import WorkerUnavailable
 from chat.worker.prompt_renderer import Renderer
 from chat.worker.sse_backend import UNREACHABLE, SSEBackend
 

@@ -55,7 +55,7 @@ def run_work(work: RunWork, token: str) -> str:
     except StopRequested as request:
         stopped = request.reason
     except Exception as fault:
-        error = _named(fault)
+        error = _code_and_message(fault)
         log(f"failed: {error[1]}" if error[0] != "unexpected" else traceback.format_exc().rstrip())
     heartbeat.close()
 
@@ -82,7 +82,7 @@ def run_work(work: RunWork, token: str) -> str:
     return status
 
 
-def _named(fault: Exception) -> tuple[str, str]:
+def _code_and_message(fault: Exception) -> tuple[str, str]:
     """(code, message) for the run's row."""
     if isinstance(fault, ValidationError):
         return "invalid", "; ".join(fault.messages)

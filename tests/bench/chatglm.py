@@ -37,7 +37,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, PrefixCache
 from chat.chatglm.positions import position_ids
 from chat.engine.adapters import KVPrefix, save
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded, from_parts
 from chat.engine.request import AdapterRef, Request, SamplingParams
 from tests.bench import report
@@ -149,7 +149,10 @@ class Contest:
 
     def _engine(self, rows: int, prefix_room: int = 0) -> Engine:
         return Engine(
-            self.loaded, max_rows=rows, max_length=160, prefix_room=prefix_room, reuse_prompts=False
+            self.loaded,
+            EngineConfig(
+                max_rows=rows, max_length=160, prefix_room=prefix_room, reuse_prompts=False
+            ),
         )
 
     def greedy_ours(self) -> int:

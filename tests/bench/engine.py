@@ -35,7 +35,7 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.generation import ContinuousBatchingConfig, GenerationConfig
 
 from chat.engine.adapters import KVPrefix, save
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded, from_parts
 from chat.engine.request import AdapterRef, Request, SamplingParams
 from tests.bench import engine_sse, report
@@ -125,7 +125,7 @@ class Contestants:
         self.first_tokens: dict[str, list[float]] = {}
 
     def ours(self, work: list[Job], concurrent: int, adapters: bool = False) -> None:
-        engine = Engine(self.loaded, max_rows=concurrent, queue_limit=len(work))
+        engine = Engine(self.loaded, EngineConfig(max_rows=concurrent, queue_limit=len(work)))
         waits: list[float] = []
 
         def sink(event) -> None:
@@ -210,7 +210,7 @@ def join_stall(loaded: Loaded) -> float:
     """p99 / p50 of the CPU time between two tokens of 8 running streams, while 8 prompts of 200-800
     tokens join them.
     """
-    engine = Engine(loaded, max_rows=16, reuse_prompts=False)
+    engine = Engine(loaded, EngineConfig(max_rows=16, reuse_prompts=False))
     draw = random.Random(5)
     seen: dict[str, float] = {}
     gaps: list[float] = []

@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from chat.engine import adapters
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded, load
 from chat.engine.request import AdapterRef, Request, SamplingParams
 from chat.starter import sample
@@ -116,7 +116,7 @@ def small_talk(loaded: Loaded, adapter: AdapterRef | None) -> float:
     percent.
     """
     greedy = SamplingParams(do_sample=False, max_new_tokens=128)
-    engine = Engine(loaded, max_rows=16, max_length=256)
+    engine = Engine(loaded, EngineConfig(max_rows=16, max_length=256))
     answers = engine.generate(
         Request(
             str(number), ({"role": "user", "content": asked[0]},), adapter=adapter, sampling=greedy

@@ -4,11 +4,11 @@ mathematics.
     python -m tests.bench.tuning [--quick] [--json]
 
 The reference loop takes one example at a time, padded to 64 + 64 tokens, 16 accumulated, with
-gradient checkpointing and logits at every position (SPEC 8). Both train a prefix of 128 before the
-same random model on the same examples, whose lengths are drawn as ADGEN's are under the official
-vocabulary (SPEC 9: prompts of 35 tokens, responses of 65, half of them cut). One thread; ours and
-the reference alternate, CPU-seconds, ratios are medians over rounds. Peak memory is that of a
-process of its own.
+gradient checkpointing and logits at every position (docs/chatglm.md#8-training-rows). Both train
+a prefix of 128 before the same random model on the same examples, whose lengths are drawn as
+ADGEN's are under the official vocabulary (docs/chatglm.md#11-evaluation: prompts of 35 tokens,
+responses of 65, half of them cut). One thread; ours and the reference alternate,
+CPU-seconds, ratios are medians over rounds. Peak memory is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def chatglm() -> torch.nn.Module:
 
 
 def drawn_examples(count: int) -> list[tuple[list[int], list[int]]]:
-    """(input_ids, labels) as SPEC 8 builds them: source, [gMASK] <sop>, target, <eop>."""
+    """(input_ids, labels) of docs/chatglm.md#8-training-rows: source, controls, target, <eop>."""
     draw, rows = random.Random(0), []
     for _ in range(count):
         source = [

@@ -32,7 +32,7 @@ import torch
 import transformers
 
 from chat.engine.adapters import KVPrefix, save
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded, load
 from chat.engine.request import AdapterRef, Request, SamplingParams
 from tests.bench import report
@@ -83,7 +83,7 @@ class Ours:
         self.adapters = adapters
 
     def run(self, jobs: list[Job], concurrent: int) -> Run:
-        engine = Engine(self.loaded, max_rows=concurrent, queue_limit=len(jobs))
+        engine = Engine(self.loaded, EngineConfig(max_rows=concurrent, queue_limit=len(jobs)))
         first = [0.0 for _ in jobs]
         written: list[int] = []
         began = time.process_time()
@@ -105,7 +105,7 @@ class Ours:
         return Run(spent, sum(written), first)
 
     def answers(self, jobs: list[Job]) -> list[list[int]]:
-        engine = Engine(self.loaded, max_rows=32, queue_limit=len(jobs))
+        engine = Engine(self.loaded, EngineConfig(max_rows=32, queue_limit=len(jobs)))
         found = engine.generate(self._request(number, job) for number, job in enumerate(jobs))
         engine.close()
         return [list(answer.token_ids) for answer in found]

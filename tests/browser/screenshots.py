@@ -168,7 +168,6 @@ def _datasets(owner):
 def _tuning_runs(owner, dataset, base, adapters):
     from chat.models import Adapter
     from portal.models import Run
-    from portal.runs.children import run_folder
     from tuning.models import TuningMetric, TuningRun
 
     recipe = {
@@ -196,7 +195,6 @@ def _tuning_runs(owner, dataset, base, adapters):
             owner=owner,
             kind=Run.Kind.TUNING,
             name=name,
-            task="t",
             recipe=recipe,
             dataset_version=dataset.current,
             checkpoint=base,
@@ -212,9 +210,9 @@ def _tuning_runs(owner, dataset, base, adapters):
         TuningMetric(run=done, step=step, loss=loss, learning_rate=0.1)
         for step, loss in losses.items()
     )
-    run_folder(done.pk).mkdir(parents=True, exist_ok=True)
+    done.folder.mkdir(parents=True, exist_ok=True)
     log = "".join(f"step {step}  loss {loss:.3f}\n" for step, loss in losses.items())
-    (run_folder(done.pk) / "run.log").write_text(log)
+    done.log_path.write_text(log)
     pages = {f"tuning-{name}": f"/tuning/{run.pk}/" for name, run in runs.items()}
     return pages | {"tuning-like": f"/tuning/new/?like={done.pk}"}
 
@@ -237,7 +235,6 @@ def _evaluations(owner, dataset, base, adapters):
             owner=owner,
             kind=Run.Kind.EVALUATION,
             name=name,
-            task="t",
             status=status,
             recipe={},
             dataset_version=dataset.current,

@@ -3,6 +3,8 @@
 import pytest
 from django.core.exceptions import ValidationError
 
+from chat.engine.request import LIMITS
+from chat.forms import PANEL
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from tests.support.page_fixtures import *  # noqa: F403  this page's rows
 from tests.support.page_rows import text_of
@@ -55,6 +57,24 @@ def test_the_form_takes_as_long_a_message_as_every_other_door(client, member, ch
     page = client.post("/chat/start/", {"text": "字" * 200_001}, follow=True)
     assert "200,001 characters; at most 200,000" in text_of(page)
     assert Conversation.objects.count() == 1
+
+
+@pytest.mark.parametrize("name", PANEL)
+def test_the_form_takes_what_the_one_table_allows_and_nothing_else(
+    client, member, checkpoint, name
+):
+    client.force_login(member)
+    limits = LIMITS[name]
+    step = 1 if limits.kind is int else 0.001
+    lowest = limits.low + step if limits.above else limits.low
+    for value in (lowest, limits.high):
+        client.post("/chat/start/", {"text": "x", name: str(value)})
+        assert Message.objects.last().sampling == {name: value}
+    count = Message.objects.count()
+    for value in (lowest - step, limits.high + step):
+        page = client.post("/chat/start/", {"text": "x", name: str(value)}, follow=True)
+        assert 'role="alert"' in text_of(page)
+    assert Message.objects.count() == count
 
 
 def test_answering_again_replaces_the_last_answer_with_the_model_chosen_now(

@@ -50,7 +50,7 @@ def client(member):
 
 
 def ended(run: EvaluationRun, gain: float) -> EvaluationRun:
-    """As evaluation/evaluate.py leaves a run."""
+    """As evaluation/work.py leaves a run."""
     made = [
         Prediction(
             run=run,

@@ -2,13 +2,10 @@
 apps.
 """
 
-import json
 import re
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
-from django.conf import settings as project
 from django.utils import timezone
 from django.utils.translation import override
 
@@ -200,28 +197,3 @@ def test_durations_times_and_names_as_people_say_them():
     assert person(User(username="u", first_name="予安", last_name="周")) == "周予安"
     assert person(User(username="u", first_name="Ann", last_name="Lee")) == "Ann Lee"
     assert person(User(username="u")) == "u"
-
-
-def test_every_text_has_its_chinese_and_the_compiled_catalogue_is_up_to_date():
-    import gettext
-
-    folder = Path(project.BASE_DIR) / "locale" / "zh_Hans" / "LC_MESSAGES"
-    source = (folder / "django.po").read_text(encoding="utf-8")
-    entries = re.findall(
-        r"^msgid (.+?)^(?:msgid_plural .+?^)?msgstr(?:\[0\])? (.+?)(?=\n\n|\Z)", source, re.S | re.M
-    )
-    told = {joined(text): joined(chinese) for text, chinese in entries}
-    del told[""]
-    assert len(told) > 300
-    assert [text for text, chinese in told.items() if not chinese] == []
-    assert "fuzzy" not in source.split("\n\n", 1)[1]
-    with open(folder / "django.mo", "rb") as file:
-        compiled = gettext.GNUTranslations(file)._catalog
-    assert {
-        text for text in told if compiled.get(text, compiled.get((text, 0))) != told[text]
-    } == set()
-
-
-def joined(quoted: str) -> str:
-    """The string that a run of quoted lines of a .po file means."""
-    return "".join(json.loads(line) for line in quoted.strip().splitlines() if line.startswith('"'))

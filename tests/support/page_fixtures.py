@@ -93,6 +93,7 @@ def tuning_run(member, dataset, checkpoint):
         progress=20,
         total=100,
         recipe={
+            "method": "ptuning_v2",
             "max_steps": 100,
             "pre_seq_len": 8,
             "precision": "auto",

@@ -19,7 +19,7 @@ def chatglm(db):
         name="chatglm-6b",
         path="/nowhere",
         fingerprint="c" * 64,
-        description={"architecture": "ChatGLMModel", "context_length": 2048},
+        description={"family": "chatglm", "architecture": "ChatGLMModel", "context_length": 2048},
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from chat.engine.adapters import KVPrefix, save
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded, load
 from chat.engine.request import AdapterRef, Request, SamplingParams
 from tests.support.live_portal import wait_for
@@ -65,7 +65,7 @@ class Checkpoint:
         ]
 
     def ours(self, asks: list[Ask]) -> list[tuple[int, ...]]:
-        engine = Engine(self.loaded, max_rows=16)
+        engine = Engine(self.loaded, EngineConfig(max_rows=16))
         answers = engine.generate(
             Request(
                 str(number),

@@ -24,7 +24,7 @@ from tuning.ptuning import training_state
 from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, rows_of_step, token_weights
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixEncoder
-from tuning.ptuning.recipe import Recipe
+from tuning.ptuning.recipe import METHOD, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class Trainer:
             tensor=self.encoder().to(self.loaded.dtype).cpu().contiguous(),
             shifts_positions=self.loaded.shifts_positions,
             checkpoint_fingerprint=self.loaded.fingerprint,
-            metadata={"method": "ptuning_v2", "step": self.step, "recipe": self.recipe.as_dict()},
+            metadata={"method": METHOD, "step": self.step, "recipe": self.recipe.as_dict()},
         )
 
     def _update(self, learning_rate: float) -> tuple[float, float]:
@@ -296,6 +296,7 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        assert self._folder is not None
         training_state.save(
             self._folder,
             self.step,

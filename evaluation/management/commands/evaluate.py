@@ -13,7 +13,8 @@ from django.utils.translation import gettext as _
 
 from chat.models import Adapter, Checkpoint
 from evaluation import upstream_files
-from evaluation.models import METRICS, EvaluationRun
+from evaluation.intervals import METRICS
+from evaluation.models import EvaluationRun
 from evaluation.plan import SEED, create_evaluation
 from portal.models import Run
 from portal.runs import lifecycle

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chat.engine import capacity, kv_cache
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.kv_cache import KVCache
 from chat.engine.waiting_queue import WaitingQueue
 from tests.support.tiny_models import CONTEXT, loaded_model
@@ -19,7 +19,7 @@ def test_a_cache_that_grows_while_rows_run_changes_nothing(architecture, tmp_pat
     monkeypatch.setattr(kv_cache, "FIRST_COLUMNS", 16)
     requests, expected = mixed_requests(architecture, tmp_path, 7, seed=11)
     requests.sort(key=lambda request: expected[request.id][1] + len(request.prompt_ids))
-    engine = Engine(loaded_model(architecture), max_rows=4, prefill_tokens=32)
+    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=4, prefill_tokens=32))
     check(architecture, engine.generate(requests), expected)
     assert engine.cache.columns > 32
 

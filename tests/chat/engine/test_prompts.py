@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat.engine.detokenizer import AnswerCleaner, SlowIncrementalDetokenizer, clean_chatglm
-from chat.engine.prompts import IGNORED, TemplatePrompter
+from chat.engine.detokenizer import SlowIncrementalDetokenizer
+from chat.engine.families.causal import TemplatePrompter
+from chat.engine.families.chatglm import ChatGLMCleaner, clean_chatglm
+from chat.engine.prompts import IGNORED
 from chat.engine.request import RequestRefused
 from chat.engine.sequence import StopStrings
 from tests.support.tiny_models import SPECIALS, byte_tokenizer, loaded_model
@@ -107,8 +109,8 @@ def test_chatglm_writes_rounds_and_ends_in_gmask_sop(chatglm):
 
 
 def test_chatglm_training_rows_are_upstreams(chatglm):
-    """SPEC 8: source cut to max_source - 1, target to max_target - 2, and <sop> is a label
-    itself.
+    """docs/chatglm.md#8-training-rows: source cut to max_source - 1, target to
+    max_target - 2, and <sop> is a label itself.
     """
     prompter, config = chatglm.prompter, chatglm.model.config
     ids, labels = prompter.training_ids([said("颜色白色风格简约" * 10)], "裙子白色" * 20, 16, 12)
@@ -119,12 +121,12 @@ def test_chatglm_training_rows_are_upstreams(chatglm):
 
 
 def test_chatglm_answers_through_the_engine(chatglm):
-    from chat.engine.engine import Engine
+    from chat.engine.engine import Engine, EngineConfig
     from chat.engine.request import Request, SamplingParams
 
     prompt = tuple(chatglm.prompter.prompt_ids([said("你好")]))
     sampling = SamplingParams(do_sample=False, max_new_tokens=8)
-    (answer,) = Engine(chatglm, max_rows=1).generate(
+    (answer,) = Engine(chatglm, EngineConfig(max_rows=1)).generate(
         [Request(id="1", messages=(said("你好"),), sampling=sampling)]
     )
     assert answer.usage["prompt_tokens"] == len(prompt)
@@ -141,7 +143,7 @@ MARKED = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(PIECES | MARKED)
 def test_a_streamed_answer_is_cleaned_as_the_whole(pieces):
-    cleaner = AnswerCleaner()
+    cleaner = ChatGLMCleaner()
     assert "".join([cleaner.feed(piece) for piece in pieces]) + cleaner.flush() == clean_chatglm(
         "".join(pieces)
     )

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.request import AdapterRef, RequestRefused
 from tests.support.tiny_models import VOCABULARY, adapter, greedy, loaded_model, random_prompt
 
@@ -14,7 +14,9 @@ def random_operations(count, seed, folder):
     and nothing is kept.
     """
     draw = random.Random(seed)
-    engine = Engine(loaded_model("qwen2"), max_rows=4, queue_limit=12, prefill_tokens=64)
+    engine = Engine(
+        loaded_model("qwen2"), EngineConfig(max_rows=4, queue_limit=12, prefill_tokens=64)
+    )
     refs = [
         None,
         adapter("qwen2", folder, 9, 2),

@@ -340,10 +340,10 @@ async def test_the_router_chooses_by_checkpoint_then_by_load():
             await router.submit(request, a)
         other = ask("hang")
         await router.submit(other, b)
-        homes = [router._backend_of[request.id] for request in busy]
+        homes = [router.backend_of(request.id) for request in busy]
         assert {home.name for home in homes} == {first.url, "zwei"}
         assert [homes.count(client) for client in router.backends] == [3, 3, 0]
-        assert router._backend_of[other.id] is router.backends[2]
+        assert router.backend_of(other.id) is router.backends[2]
         with pytest.raises(WorkerUnavailable) as refusal:
             await router.submit(ask("words 1"), type(CHECKPOINT)("c", "c" * 64))
         assert refusal.value.code == "no_worker_for_checkpoint"

@@ -19,7 +19,7 @@ from django.core.management import CommandError, call_command
 
 from chat.checkpoints.describe import fingerprint
 from chat.engine.adapters import KVPrefix, save
-from chat.engine.prompts import load_prompter
+from chat.engine.families import load_prompter
 from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
 from chat.models import Checkpoint
 from chat.registry import STARTER_FOLDER
@@ -265,7 +265,7 @@ async def test_a_server_that_is_killed_costs_its_answers_and_no_others(
         assert sorted(backend.load() for backend in router.backends) == [1, 1]
         first, second = (router.events(request.id) for request in running)
         await anext(first), await anext(second)
-        home = router._backend_of[running[0].id]
+        home = router.backend_of(running[0].id)
         killed = next(server for server in servers if server.url in home.url)
         killed.kill()
         async with asyncio.timeout(20):

@@ -25,7 +25,7 @@ def portal(tmp_path_factory):
     with Portal(
         tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example"
     ) as running:
-        wait_for(running.healthy, 60, "the portal with its model")
+        wait_for(running.healthy, 180, "the portal with its model")
         yield running
 
 
