@@ -16,7 +16,7 @@ from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded
 from chat.engine.prompts import IGNORED
 from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
-from chat.worker.remote_engine import RemoteEngine
+from chat.remote_engine import RemoteEngine
 from tuning.datasets.examples import messages_of
 
 GREEDY, UPSTREAM = "greedy", "upstream"

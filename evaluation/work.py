@@ -24,7 +24,7 @@ from tuning.datasets.store import Split, open_split
 
 if TYPE_CHECKING:
     from chat.engine.engine import Engine
-    from chat.worker.remote_engine import RemoteEngine
+    from chat.remote_engine import RemoteEngine
     from evaluation.metrics import Scorer
     from evaluation.predict import Predicted
 
@@ -71,7 +71,7 @@ class EvaluationWork(ModelWork):
         """The vLLM servers that have the checkpoint, all of them; else an engine in this
         process.
         """
-        from chat.worker.remote_engine import RemoteEngine
+        from chat.remote_engine import RemoteEngine
         from evaluation import predict
 
         run, recipe = self.run, self.run.recipe

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from chat.engine.request import RequestRefused
 from chat.worker.client import WorkerUnavailable
@@ -48,20 +48,21 @@ class PromptRenderer:
 
     def __init__(self) -> None:
         self._process: asyncio.subprocess.Process | None = None
-        self._reader: asyncio.Task | None = None
+        self._reader: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
-        self._calls: dict[int, asyncio.Future] = {}
+        self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._numbers = itertools.count()
 
     async def render(self, folder: str, messages: Sequence[dict[str, str]]) -> Rendered:
-        process = await self._running()
+        pipe = (await self._running()).stdin
+        assert pipe is not None
         number, future = next(self._numbers), asyncio.get_running_loop().create_future()
         self._calls[number] = future
         call = {"call": number, "folder": folder, "messages": list(messages)}
         try:
-            process.stdin.write(json.dumps(call).encode() + b"\n")
+            pipe.write(json.dumps(call).encode() + b"\n")
             async with asyncio.timeout(PATIENCE):
-                await process.stdin.drain()
+                await pipe.drain()
                 answer = await future
         except (OSError, TimeoutError) as error:
             raise WorkerUnavailable(f"the process that renders prompts hangs: {error!r}") from error
@@ -75,7 +76,7 @@ class PromptRenderer:
 
     async def close(self) -> None:
         process, self._process = self._process, None
-        if process is not None:
+        if process is not None and process.stdin is not None:
             process.stdin.close()  # its signal to end
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5):
@@ -90,7 +91,7 @@ class PromptRenderer:
         async with self._starting:
             if self._process is None or self._process.returncode is not None:
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "chat.worker.prompt_process"),
+                    *(sys.executable, "-m", "chat.engine.prompt_process"),
                     stdin=asyncio.subprocess.PIPE,
                     stdout=asyncio.subprocess.PIPE,
                     cwd=ROOT,
@@ -100,6 +101,7 @@ class PromptRenderer:
             return self._process
 
     async def _read(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
         async for line in process.stdout:
             answer = json.loads(line)
             future = self._calls.get(answer["call"])

@@ -75,8 +75,9 @@ class Router:
         renderer: Renderer | None = None,
     ):
         """renderer: of prompts for vLLM servers; None: a process of ours."""
-        self._own_renderer = None if renderer else PromptRenderer()
-        renderer = renderer or self._own_renderer
+        self._own_renderer: PromptRenderer | None = None
+        if renderer is None:
+            renderer = self._own_renderer = PromptRenderer()
         self.backends: list[Backend] = [
             VllmBackend(url, token, renderer, name)
             if url.startswith(SCHEME)
@@ -165,7 +166,7 @@ class Router:
         if fitting:
             return sorted(fitting, key=lambda backend: backend.load())
         for answer in answers:
-            if getattr(answer, "code", "") == "no_worker_for_checkpoint":
+            if isinstance(answer, WorkerUnavailable) and answer.code == "no_worker_for_checkpoint":
                 raise answer  # it says why, of this very checkpoint
         states = await self.status()
         if any(state["state"] == "loading" for state in states):

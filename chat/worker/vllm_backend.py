@@ -58,7 +58,8 @@ class VllmBackend(SSEBackend):
         ids = rendered.ids if request.prompt_ids is None else list(request.prompt_ids)
         if not ids:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
-        placeholders, fields = 0, {}
+        placeholders = 0
+        fields: dict[str, Any] = {}
         if request.adapter is not None:
             placeholders = await self._pre_seq_len(request.adapter, checkpoint)
             name = request.adapter.name
@@ -170,7 +171,9 @@ def models_in(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:
         raise ValueError("this is no vLLM server") from error
 
 
-def status_of(name: str, models: dict, state: str = "ready", reason: str = "") -> dict[str, Any]:
+def status_of(
+    name: str, models: dict[str, Any], state: str = "ready", reason: str = ""
+) -> dict[str, Any]:
     """As a worker tells its status; the model's first name is the checkpoint's."""
     return {
         "name": name,

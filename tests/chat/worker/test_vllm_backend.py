@@ -19,7 +19,7 @@ from django.core.management import CommandError, call_command
 
 from chat.checkpoints.describe import fingerprint
 from chat.engine.adapters import KVPrefix, save
-from chat.engine.families import load_prompter
+from chat.engine.prompt_process import load_prompter
 from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
 from chat.models import Checkpoint
 from chat.registry import STARTER_FOLDER

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from chat.engine.families import load_prompter
+from chat.engine.prompt_process import load_prompter
 from chat.engine.prompts import Prompter
 from chat.engine.request import CheckpointRef, Event, GenerationRefused, Request, Sink
 from chat.worker.prompt_renderer import Rendered

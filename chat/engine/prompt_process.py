@@ -1,4 +1,4 @@
-"""`python -m chat.worker.prompt_process`: renders prompts until its input ends.
+"""`python -m chat.engine.prompt_process`: renders prompts until its input ends.
 
 One JSON object a line: {"call", "folder", "messages"} in, {"call", "ids", "end_ids"} or {"call",
 "refused": {...}} or {"call", "error"} out.
@@ -10,10 +10,32 @@ import json
 import os
 import sys
 from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
-from chat.engine.families import load_prompter
+from chat.engine.families import FAMILIES, family_of
 from chat.engine.prompts import Prompter
 from chat.engine.request import RequestRefused
+
+
+def load_prompter(folder: str | Path) -> Prompter:
+    """The prompter of a checkpoint folder, without its weights and without torch, of families that
+    transformers knows. Raises what transformers raises on files that are missing or broken.
+    """
+    from transformers import AutoTokenizer
+
+    config, generation_config = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for path in (Path(folder, "config.json"), Path(folder, "generation_config.json"))
+    )
+    tokenizer = AutoTokenizer.from_pretrained(
+        folder, trust_remote_code=False, local_files_only=True
+    )
+    family = family_of(config) or FAMILIES[-1]
+    return family.prompter(
+        tokenizer, SimpleNamespace(**config), SimpleNamespace(**generation_config)
+    )
 
 
 @lru_cache(maxsize=16)
@@ -21,7 +43,7 @@ def _prompter(folder: str) -> Prompter:
     return load_prompter(folder)
 
 
-def answer(call: dict) -> dict:
+def answer(call: dict[str, Any]) -> dict[str, Any]:
     try:
         prompter = _prompter(call["folder"])
         ids = prompter.prompt_ids(call["messages"]) if call["messages"] else []
