@@ -14,6 +14,7 @@ Processes, started for real so that they can be killed for real:
     web_process.py       daphne in front of a pretend worker
     worker_process.py    a worker process around pretend_engine.py
     pretend_engine.py    an engine without a model: the last message says what it does
+    completions_server.py  a small server that speaks vLLM's completions, for the same
     openai_server.py     a small OpenAI-compatible server, for the backend that asks one
 
 Rows of the database:

@@ -2,22 +2,66 @@
 `python -m tests.support.completions_server PORT FINGERPRINT [ADAPTERS]`; with a folder of adapters
 it has the connector, without one it ignores what is said of prefixes, as vLLM does.
 
-It answers with the words "a b c ..."; a prompt's last id says how: 2001 at leisure, 2002 breaks
-off, 2003 refuses for want of room, 2004 is busy. GET /last is the last request's body, GET
-/aborted counts readers that left.
+It answers with the words "a b c ..."; a prompt's last id says how: 2001 at leisure (with
+SLOW_SERVER every one), 2002 breaks off, 2003 refuses for want of room, 2004 is busy. GET /last is
+the last request's body, GET /asked and /aborted count requests and readers that left.
 """
 
 import asyncio
 import json
+import os
 import string
+import subprocess
 import sys
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 from aiohttp import web
 
+from tests.support import ROOT
+from tests.support.live_portal import free_port
+
+KEY = "the-key"
 CONTEXT = 64
-_, PORT, FINGERPRINT, *ADAPTERS = sys.argv if len(sys.argv) > 2 else ("", "0", "")
-seen = {"last": None, "aborted": 0}
+
+
+class CompletionsServer:
+    """`with CompletionsServer(fingerprint, adapters) as server:`"""
+
+    def __init__(self, *arguments, **environment: str):
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(self.port), *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout.readline() == "listening\n"
+
+    def ask(self, path):
+        request = Request(f"{self.url}/{path}", headers={"Authorization": f"Bearer {KEY}"})
+        with urlopen(request) as answer:
+            return json.load(answer)
+
+    def kill(self):
+        if self.process.returncode is None:
+            self.process.kill()
+            self.process.wait()
+            self.process.stdout.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.kill()
+
+
+# -- the process
+
+FINGERPRINT, *ADAPTERS = sys.argv[2:] or [""]
+seen = {"last": None, "asked": 0, "aborted": 0}
 FAILED = {
     "error": {
         "message": "Internal server error",
@@ -30,7 +74,7 @@ FAILED = {
 
 @web.middleware
 async def with_key(request, handler):
-    if request.headers.get("Authorization") != "Bearer the-key":
+    if request.headers.get("Authorization") != f"Bearer {KEY}":
         return web.json_response({"error": "Unauthorized"}, status=401)
     return await handler(request)
 
@@ -43,6 +87,7 @@ async def models(request):
 
 async def completions(request):
     body = seen["last"] = await request.json()
+    seen["asked"] += 1
     prefix = body.get("kv_transfer_params", {}).get("prefix")
     fails = bool(ADAPTERS and prefix) and not Path(ADAPTERS[0], prefix).is_dir()
     if not body.get("stream"):
@@ -81,7 +126,7 @@ async def completions(request):
             if number == count - 1:
                 choice["finish_reason"] = "length" if body["max_tokens"] <= 26 else "stop"
             await send({"object": "text_completion", "choices": [choice]})
-            if last == 2001:
+            if last == 2001 or "SLOW_SERVER" in os.environ:
                 await asyncio.sleep(0.05)
     except (ConnectionError, asyncio.CancelledError):
         seen["aborted"] += 1
@@ -101,12 +146,12 @@ def main():
     application = web.Application(middlewares=[with_key])
     application.router.add_get("/v1/models", models)
     application.router.add_post("/v1/completions", completions)
-    application.router.add_get("/last", tell)
-    application.router.add_get("/aborted", tell)
+    for name in seen:
+        application.router.add_get(f"/{name}", tell)
     web.run_app(
         application,
         host="127.0.0.1",
-        port=int(PORT),
+        port=int(sys.argv[1]),
         print=lambda text: print("listening", flush=True),
     )
 

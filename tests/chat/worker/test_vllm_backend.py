@@ -6,11 +6,7 @@ import asyncio
 import itertools
 import json
 import shlex
-import subprocess
-import sys
 from io import StringIO
-from urllib.request import Request as HttpRequest
-from urllib.request import urlopen
 
 import pytest
 import pytest_asyncio
@@ -25,38 +21,11 @@ from chat.models import Checkpoint
 from chat.registry import STARTER_FOLDER
 from chat.worker.prompt_renderer import PromptRenderer
 from chat.worker.router import CheckpointRef, Router, WorkerUnavailable
-from tests.support import ROOT
+from tests.support.completions_server import KEY, CompletionsServer
 from tests.support.live_portal import free_port
 
-KEY = "the-key"
 in_one_loop = pytest.mark.asyncio(loop_scope="module")
 numbers = itertools.count()
-
-
-class Server:
-    def __init__(self, *adapters):
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "tests.support.completions_server", str(self.port)),
-                *(fingerprint(STARTER_FOLDER), *map(str, adapters)),
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.process.stdout.readline() == "listening\n"
-
-    def ask(self, path):
-        request = HttpRequest(f"{self.url}/{path}", headers={"Authorization": f"Bearer {KEY}"})
-        with urlopen(request) as answer:
-            return json.load(answer)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +45,8 @@ def adapter(adapters):
 
 @pytest.fixture(scope="module")
 def server(adapters):
-    server = Server(adapters)
-    yield server
-    server.kill()
+    with CompletionsServer(fingerprint(STARTER_FOLDER), adapters) as server:
+        yield server
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -238,7 +206,7 @@ async def test_an_adapter_that_does_not_fit_or_is_not_there(router, checkpoint, 
 @in_one_loop
 async def test_a_server_without_the_connector_gets_no_adapters(renderer, checkpoint, adapter):
     """It would answer as the bare model, and nobody would see it."""
-    server = Server()
+    server = CompletionsServer(fingerprint(STARTER_FOLDER))
     router = Router([f"plain=vllm+{server.url}"], KEY, renderer=renderer)
     try:
         with pytest.raises(WorkerUnavailable, match="without vllm_prefix"):
@@ -255,7 +223,7 @@ async def test_a_server_without_the_connector_gets_no_adapters(renderer, checkpo
 async def test_a_server_that_is_killed_costs_its_answers_and_no_others(
     renderer, adapters, checkpoint
 ):
-    servers = [Server(adapters), Server(adapters)]
+    servers = [CompletionsServer(fingerprint(STARTER_FOLDER), adapters) for _ in range(2)]
     router = Router([f"vllm+{server.url}" for server in servers], KEY, renderer=renderer)
     try:
         running = [ids(7, 2001, tokens=60) for _ in servers]
@@ -280,7 +248,7 @@ async def test_a_server_that_is_killed_costs_its_answers_and_no_others(
     finally:
         await router.close()
         for server in servers:
-            server.kill() if server.process.returncode is None else None
+            server.kill()
 
 
 @in_one_loop
