@@ -42,41 +42,25 @@ class Ask:
         return body
 
 
-class VllmServer:
-    """`with VllmServer(model, adapters) as server:`; with `command`, that one is run instead of our
-    own.
-    """
+def command(model: Path, adapters: Path, *arguments: str, **config) -> list[str]:
+    """Of a small server with the connector; `config`: what is otherwise in its settings."""
+    transfer = {**environment.kv_transfer_config(adapters), **config}
+    return [
+        *(str(environment.python()), "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(model), "--dtype", "float32", "--max-model-len", "1024"),
+        *("--max-num-seqs", "32", "--enforce-eager", "--host", "127.0.0.1"),
+        *("--kv-transfer-config", json.dumps(transfer), *arguments),
+    ]
 
-    def __init__(
-        self,
-        model: Path,
-        adapters: Path,
-        *arguments: str,
-        log: Path,
-        command: list[str] | None = None,
-        **config,
-    ):
-        self.port = free_port()
+
+class VllmServer:
+    """`with VllmServer(command, log) as server:`; without `port`, one is put behind the command."""
+
+    def __init__(self, command: list[str], log: Path, port: int | None = None, **variables: str):
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        transfer = {**environment.kv_transfer_config(adapters), **config}
-        self.command = command or [
-            str(environment.python()),
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            "--model",
-            str(model),
-            "--dtype",
-            "float32",
-            "--max-model-len",
-            "1024",
-            "--max-num-seqs",
-            "32",
-            "--enforce-eager",
-            "--kv-transfer-config",
-            json.dumps(transfer),
-            *arguments,
-        ]
-        self.log = log
+        self.command = command if port else [*command, "--port", str(self.port)]
+        self.log, self.variables = log, variables
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> VllmServer:
@@ -87,10 +71,10 @@ class VllmServer:
     def start(self) -> None:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                ["nice", *self.command, "--host", "127.0.0.1", "--port", str(self.port)],
+                ["nice", *self.command],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment.variables(),
+                env=environment.variables(**self.variables),
                 start_new_session=True,
             )
 

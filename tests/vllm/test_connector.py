@@ -15,7 +15,7 @@ from chat.engine.request import AdapterRef, Request, SamplingParams
 from tests.support.live_portal import wait_for
 from tests.support.tiny_models import byte_tokenizer
 from tests.vllm import environment
-from tests.vllm.server import Ask, VllmServer
+from tests.vllm.server import Ask, VllmServer, command
 
 pytestmark = [
     pytest.mark.vllm,
@@ -113,9 +113,8 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(smol, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "smol.log"
-    with VllmServer(
-        smol.folder, smol.adapters, "--enable-prompt-tokens-details", log=log
-    ) as server:
+    details = command(smol.folder, smol.adapters, "--enable-prompt-tokens-details")
+    with VllmServer(details, log) as server:
         yield server
 
 
@@ -213,7 +212,7 @@ def test_a_prefix_is_put_back_after_a_preemption(tiny, tmp_path):
     """A cache too small for the batch: rows are pushed out, and come back with their prefix."""
     asks = tiny.asks()
     few = ("--block-size", "32", "--num-gpu-blocks-override", "40")
-    with VllmServer(tiny.folder, tiny.adapters, *few, log=tmp_path / "tiny.log") as server:
+    with VllmServer(command(tiny.folder, tiny.adapters, *few), tmp_path / "tiny.log") as server:
         assert server.all_tokens(asks) == tiny.ours(asks)
         assert server.metric("num_preemptions_total") > 0
 
@@ -223,9 +222,8 @@ def test_half_precision_casts_the_prefix(tiny, tmp_path):
     wide, narrow = tiny.add(40, seed=9), tiny.add(40, seed=9, dtype=torch.bfloat16)
     assert wide != narrow
     prompts = [tiny.prompt(10 + i, 700 + i) for i in range(6)]
-    with VllmServer(
-        tiny.folder, tiny.adapters, "--dtype", "bfloat16", log=tmp_path / "tiny.log"
-    ) as server:
+    half = command(tiny.folder, tiny.adapters, "--dtype", "bfloat16")
+    with VllmServer(half, tmp_path / "tiny.log") as server:
         with_wide, with_narrow, bare = (
             [server.tokens(Ask(prompt, ANSWER, prefix)) for prompt in prompts]
             for prefix in (wide, narrow, None)
@@ -235,9 +233,8 @@ def test_half_precision_casts_the_prefix(tiny, tmp_path):
 
 
 def test_a_server_that_would_answer_without_the_prefix_does_not_start(tiny, tmp_path):
-    server = VllmServer(
-        tiny.folder, tiny.adapters, log=tmp_path / "tiny.log", kv_load_failure_policy="recompute"
-    )
+    other = command(tiny.folder, tiny.adapters, kv_load_failure_policy="recompute")
+    server = VllmServer(other, tmp_path / "tiny.log")
     with pytest.raises(AssertionError, match="vLLM ended"), server:
         pass
     server.stop()
