@@ -8,6 +8,7 @@ finds wrong ones.
 import logging
 import os
 import secrets
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -293,6 +294,9 @@ UPSTREAMS = _list("PORTAL_UPSTREAMS")
 UPSTREAM_KEY = os.environ.get("PORTAL_UPSTREAM_KEY", "")
 # Where training and evaluation run: "" means cuda when there is one, else cpu.
 DEVICE = os.environ.get("PORTAL_DEVICE", "")
+# What starts the process of a run, for instance "srun --gres=gpu:1": it gets the command behind it,
+# runs it on a machine with the same folders, and forwards signals.
+LAUNCHER = shlex.split(os.environ.get("PORTAL_LAUNCHER", ""))
 # Part of the free memory that a worker's key-value cache may take; what is left is for training
 # beside it.
 CACHE_SHARE = _parsed("PORTAL_CACHE_SHARE", "0.4", float)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 from django.conf import settings
 from django.db import close_old_connections
@@ -80,7 +81,7 @@ def answer_bell(run_id: int) -> str:
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.log_path, "ab") as log:
         child = spawn(
-            [sys.executable, "-m", "portal.runs.process", str(run_id), token],
+            [*settings.LAUNCHER, sys.executable, "-m", "portal.runs.process", str(run_id), token],
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=settings.BASE_DIR,
@@ -99,12 +100,20 @@ def answer_bell(run_id: int) -> str:
 def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
     """Returns when the child has ended; ends it when the run is no longer this child's, or its
     lease is over.
+
+    A launcher may wait for a machine as long as it likes. The lease is kept here until the run's
+    process has begun to keep it itself, somewhere.
     """
+    launching = bool(settings.LAUNCHER)
+    kept = Run.objects.get(pk=run_id).heartbeat_at
     while child.poll() is None:
         time.sleep(1.0)
         close_old_connections()
         run = Run.objects.filter(pk=run_id).only("token", "status", "heartbeat_at").first()
-        if run is None or run.token != token:
+        launching = launching and run is not None and run.heartbeat_at == kept
+        if launching and run.token == token and run.status == Run.Status.RUNNING:
+            kept = _keep_lease(child, run_id, token)
+        elif run is None or run.token != token:
             logger.warning("run %s: fenced off, stopping its process", run_id)
             stop(child, grace=2.0)
         elif run.status != Run.Status.RUNNING:
@@ -117,3 +126,13 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
             logger.warning("run %s: no heartbeat, killing its process", run_id)
             kill_group(child)
             child.wait()
+
+
+def _keep_lease(launcher: subprocess.Popen, run_id: int, token: str) -> datetime | None:
+    """In place of the run's process, which waits to be started. Returns what was written."""
+    with contextlib.suppress(lifecycle.FencedOff):
+        signal_ = lifecycle.heartbeat(run_id, token, phase=Run.Phase.WAITING)
+        if signal_ == lifecycle.Signal.CANCEL:
+            stop(launcher)
+            lifecycle.acknowledge_cancel(run_id, token)
+    return Run.objects.filter(pk=run_id).values_list("heartbeat_at", flat=True).first()

@@ -14,8 +14,9 @@ Processes, started for real so that they can be killed for real:
     web_process.py       daphne in front of a pretend worker
     worker_process.py    a worker process around pretend_engine.py
     pretend_engine.py    an engine without a model: the last message says what it does
-    completions_server.py  a small server that speaks vLLM's completions, for the same
     openai_server.py     a small OpenAI-compatible server, for the backend that asks one
+    completions_server.py   one that speaks vLLM's completions, for the backend of vLLM servers
+    launcher.py          what a cluster puts before a run's process: delays, kills, forwards signals
 
 Rows of the database:
     page_fixtures.py     fixtures of the page tests: a member with one of everything, no worker
