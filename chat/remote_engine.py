@@ -13,9 +13,9 @@ from dataclasses import replace
 from chat.engine.prompt_process import load_prompter
 from chat.engine.prompts import Prompter
 from chat.engine.request import CheckpointRef, Event, GenerationRefused, Request, Sink
+from chat.worker.addresses import WorkerAddress
 from chat.worker.prompt_renderer import Rendered
 from chat.worker.router import Router, WorkerUnavailable
-from chat.worker.vllm_backend import SCHEME
 
 ATTEMPTS = 4  # for a row: its server may be lost, and another may go on
 PAUSE = 2.0  # seconds before a row is asked again where nobody took it
@@ -47,7 +47,7 @@ class RemoteEngine:
         """An engine over those of the workers' `urls` that are vLLM's; None when no such server has
         the checkpoint (with its adapters).
         """
-        urls = [url for url in urls if SCHEME in url]
+        urls = [url for url in urls if WorkerAddress.parse(url).vllm]
         if not urls:
             return None
         prompter = load_prompter(checkpoint.folder)

@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import re
 import shutil
 import stat
 
@@ -18,6 +17,7 @@ VARIABLES = {
     "PORTAL_TRUSTED_ORIGINS",
     "PORTAL_DATABASE_URL",
     "PORTAL_REDIS_URL",
+    "PORTAL_QUEUED_RUNS",
     "PORTAL_TIME_ZONE",
     "PORTAL_HTTPS",
     "PORTAL_DATASET_MAX_MB",
@@ -76,20 +76,6 @@ def data_folder(**kwargs):
 
 
 @register()
-def worker_addresses(**kwargs):
-    return [
-        Error(
-            f"PORTAL_WORKERS: {address!r} is not an address.",
-            hint="unix:/folder/worker.sock, http://host:port or vllm+http://host:port, with NAME= "
-            "in front if you like.",
-            id="portal.E003",
-        )
-        for address in settings.WORKER_URLS
-        if not re.fullmatch(r"([\w.-]+=)?(unix:/\S+|(vllm\+)?https?://\S+)", address)
-    ]
-
-
-@register()
 def launcher(**kwargs):
     if not settings.LAUNCHER or shutil.which(settings.LAUNCHER[0]):
         return []
@@ -111,19 +97,6 @@ def cache_share(**kwargs):
             f"PORTAL_CACHE_SHARE must lie between 0 and 0.95, not {settings.CACHE_SHARE}.",
             id="portal.E006",
         )
-    ]
-
-
-@register()
-def upstreams(**kwargs):
-    return [
-        Error(
-            f"PORTAL_UPSTREAMS: {upstream!r} is not of the form CHECKPOINT=URL|MODEL.",
-            hint="For instance qwen=http://gpu-host:8000/v1|Qwen/Qwen2.5-7B-Instruct",
-            id="portal.E004",
-        )
-        for upstream in settings.UPSTREAMS
-        if not re.fullmatch(r"[^=]+=https?://[^|\s]+\|\S+", upstream)
     ]
 
 

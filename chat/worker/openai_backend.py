@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 from chat.engine.request import CheckpointRef, Request, RequestRefused
+from chat.worker.addresses import RemoteAddress
 from chat.worker.sse_backend import UNREACHABLE, SSEBackend
 
 # beyond OpenAI's fields; vLLM and SGLang know them, `transformers serve` refuses
@@ -28,22 +28,9 @@ class OpenAIBackend(SSEBackend):
 
     @classmethod
     def parse(cls, entry: str, key: str = "") -> OpenAIBackend:
-        """`CHECKPOINT_NAME=URL|MODEL`; ValueError for anything else. Without a path, /v1 is
-        meant.
-        """
-        checkpoint, _equals, rest = entry.partition("=")
-        url, _bar, model = rest.partition("|")
-        parts = urlsplit(url)
-        if (
-            not checkpoint
-            or parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or not model
-        ):
-            raise ValueError(f"{entry!r} is not CHECKPOINT_NAME=URL|MODEL")
-        return cls(
-            checkpoint, url if parts.path.strip("/") else url.rstrip("/") + "/v1", model, key
-        )
+        """An entry of PORTAL_UPSTREAMS; ValueError when it is none."""
+        remote = RemoteAddress.parse(entry)
+        return cls(remote.checkpoint, remote.url, remote.model, key)
 
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
         return checkpoint.name == self.checkpoint and not with_adapter

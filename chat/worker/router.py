@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import socket
 import urllib.request
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -25,11 +26,12 @@ from chat.engine.request import (
     Request,
     RequestRefused,
 )
+from chat.worker.addresses import WorkerAddress
 from chat.worker.client import SequenceLost, WorkerClient, WorkerUnavailable
 from chat.worker.event_log import coalesced
 from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.prompt_renderer import PromptRenderer, Renderer
-from chat.worker.vllm_backend import SCHEME, VllmBackend, models_in, status_of
+from chat.worker.vllm_backend import VllmBackend, models_in, status_of
 from chat.worker.wire import Address
 
 __all__ = [
@@ -79,10 +81,10 @@ class Router:
         if renderer is None:
             renderer = self._own_renderer = PromptRenderer()
         self.backends: list[Backend] = [
-            VllmBackend(url, token, renderer, name)
-            if url.startswith(SCHEME)
-            else WorkerClient(url, token, name)
-            for name, url in map(_name_and_url, urls)
+            VllmBackend(address.url, token, renderer, address.name)
+            if address.vllm
+            else WorkerClient(address.url, token, address.name)
+            for address in map(WorkerAddress.parse, urls)
         ]
         self.backends += (OpenAIBackend.parse(entry, remote_key) for entry in remotes)
         # of sequences submitted here, until their events have been read
@@ -184,14 +186,6 @@ class Router:
         )
 
 
-def _name_and_url(entry: str) -> tuple[str, str]:
-    """("name", "url") of `URL` or `NAME=URL`."""
-    if entry.startswith(("unix:", "http:", SCHEME)):
-        return "", entry
-    name, _equals, url = entry.partition("=")
-    return name, url
-
-
 async def _status_or_reason(backend: Backend) -> dict[str, Any]:
     try:
         return await backend.status()
@@ -244,6 +238,13 @@ def get_router() -> Router:
     return router
 
 
+def connect(timeout: float) -> socket.socket:
+    """A connection to the first configured worker, for `up`, which starts it. OSError."""
+    addresses = map(WorkerAddress.parse, _settings().worker_urls)
+    first = next(address for address in addresses if not address.vllm)
+    return Address.parse(first.url).connect(timeout)
+
+
 def status_sync(timeout: float = 2.0) -> dict[str, Any]:
     """What the configured workers say, without an event loop. Raises WorkerUnavailable when none
     answers.
@@ -252,15 +253,16 @@ def status_sync(timeout: float = 2.0) -> dict[str, Any]:
     "workers".
     """
     now, answers, reasons = _settings(), [], []
-    for name, url in map(_name_and_url, now.worker_urls):
+    for entry in map(WorkerAddress.parse, now.worker_urls):
         try:
-            if url.startswith(SCHEME):
-                status = _get_vllm_status(url.removeprefix(SCHEME), now.worker_token, timeout)
+            if entry.vllm:
+                status = _get_vllm_status(entry.url, now.worker_token, timeout)
             else:
-                status = _get_status(Address.parse(url), now.worker_token, timeout)
-            answers.append({**status, "name": name or url.removeprefix(SCHEME)})
+                status = _get_status(Address.parse(entry.url), now.worker_token, timeout)
+            answers.append({**status, "name": entry.name or entry.url})
         except (OSError, http.client.HTTPException, ValueError) as error:
-            reasons.append(f"{name or url}: {getattr(error, 'strerror', None) or error}")
+            reason = getattr(error, "strerror", None) or error
+            reasons.append(f"{entry.name or entry.url}: {reason}")
     if not answers:
         raise WorkerUnavailable("; ".join(reasons) or "no worker is configured")
     answers.sort(key=lambda status: status["state"] != "ready")

@@ -19,19 +19,17 @@ from chat.worker.client import WorkerUnavailable
 from chat.worker.prompt_renderer import Renderer
 from chat.worker.sse_backend import UNREACHABLE, SSEBackend
 
-SCHEME = "vllm+"
 FRESH = 2.0  # seconds for which what the server said of itself is believed
 NOBODY = "0" * 64  # no file's sha256
 
 
 class VllmBackend(SSEBackend):
-    """`url`: vllm+http://host:port. It serves the checkpoint whose fingerprint is among the names
-    of its model.
+    """`url`: http://host:port. It serves the checkpoint whose fingerprint is among the names of its
+    model.
     """
 
     def __init__(self, url: str, key: str, renderer: Renderer, name: str = ""):
-        address = url.removeprefix(SCHEME).rstrip("/")
-        super().__init__(name or address, f"{address}/v1", key)
+        super().__init__(name or url, f"{url.rstrip('/')}/v1", key)
         self._renderer = renderer
         self._checkpoint: CheckpointRef | None = None  # the one that it serves, once asked for
         self._models: dict[str, dict[str, Any]] = {}  # by name, as the server lists them

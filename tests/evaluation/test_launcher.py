@@ -23,10 +23,10 @@ from portal.runs import children
 
 lifecycle.LEASE = timedelta(seconds=3)
 WATCH = "import django; django.setup(); from portal.runs import children, lifecycle;"
-WATCH += "children.answer_bell({})"
+WATCH += "children.answer_bell('gpu')"
 
-def watcher(run):
-    return subprocess.Popen([sys.executable, "-c", WATCH.format(run.pk)])
+def watcher():
+    return subprocess.Popen([sys.executable, "-c", WATCH])
 
 def until(condition):
     deadline = time.monotonic() + 300
@@ -67,7 +67,7 @@ def test_a_run_that_waits_for_a_machine_keeps_its_lease_and_can_be_cancelled(tmp
         600,
         """
         run = create_evaluation(user, **plan, max_examples=2, max_target_length=8)
-        process = watcher(run)
+        process = watcher()
         until(lambda: EvaluationRun.objects.get(pk=run.pk).phase == "waiting")
         began = EvaluationRun.objects.get(pk=run.pk).heartbeat_at
         until(lambda: EvaluationRun.objects.get(pk=run.pk).heartbeat_at - began > lifecycle.LEASE)
@@ -88,25 +88,25 @@ def test_delays_kills_and_signals_of_a_launcher(tmp_path):
         5,
         """
         short = create_evaluation(user, **plan, max_examples=4, max_target_length=8)
-        children.answer_bell(short.pk)
+        children.answer_bell("gpu")
         said["delayed"] = told(short)
 
         run = create_evaluation(
             user, **plan, split="train", max_examples=300, max_target_length=64
         )
         # Its machine dies: the run is lost, and queued again.
-        process = watcher(run)
+        process = watcher()
         until(lambda: run.predictions.count() >= 1)
         Path(os.environ["LAUNCHER_KILLS"]).touch()
         process.wait()
         said["killed"] = told(run)
         # The queue's process is killed: the launcher forwards the SIGTERM that this sends it.
-        process = watcher(run)
+        process = watcher()
         until(lambda: run.predictions.count() > len(said["killed"]["rows"]))
         process.kill()
         until(lambda: status(run) == "queued")
         said["stopped"] = told(run)
-        children.answer_bell(run.pk)
+        children.answer_bell("gpu")
         said["end"] = told(run)
         """,
     )
