@@ -117,10 +117,8 @@ class PrefixConnector(KVConnectorBase_V1):
         # One that must fail claims a token, so that there is a load that can fail.
         missing = 1 if wish.problem else max(0, wish.length - num_computed_tokens)
         if num_computed_tokens + missing >= request.num_tokens:
-            return (
-                None,
-                False,
-            )  # one token and nothing to fail with: never scheduled, until its client gives up
+            # No token is left to fail with: it is never scheduled, until its client gives up.
+            return None, False
         return missing, False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
