@@ -94,6 +94,7 @@ class PrefixConnector(KVConnectorBase_V1):
                 "PrefixConnector serves models with one kind of KV cache; this one mixes several"
             )
         self._block_size = vllm_config.cache_config.block_size
+        self._layers = vllm_config.model_config.get_total_num_hidden_layers()
         self._prefixes = _Prefixes(Path(folder), vllm_config.model_config.dtype)
         self._planned: list[Load] = []
         self._failed_blocks: set[int] = set()
@@ -159,7 +160,7 @@ class PrefixConnector(KVConnectorBase_V1):
             for name, layer in forward_context.no_compile_layers.items()
             if getattr(layer, "kv_cache", None) is not None
         ]
-        _check_shape(load, tensor, layers)
+        self._check_shape(load, tensor, layers)
         positions = torch.arange(load.start, load.stop)
         blocks = torch.tensor(load.block_ids)[positions // self._block_size]
         slots = blocks * self._block_size + positions % self._block_size
@@ -173,6 +174,17 @@ class PrefixConnector(KVConnectorBase_V1):
                 for part in tensor[index, :, heads, load.start : load.stop]
             )
             layer.impl.do_kv_cache_update(layer, keys, values, cache, slots.to(cache.device))
+
+    def _check_shape(self, load: Load, tensor: torch.Tensor, layers: list[tuple[int, Any]]) -> None:
+        has, ranks = list(tensor.shape), get_tensor_model_parallel_world_size()
+        for _, layer in layers:
+            needed = [self._layers, 2, "kv_heads", load.length, layer.head_size]
+            fits = len(has) == 5 and has[:2] + has[3:] == needed[:2] + needed[3:]
+            if not fits or max(1, has[2] // ranks) != layer.num_kv_heads:
+                raise PrefixInvalid(
+                    f"its tensor is {has}, needed is {needed} with {layer.num_kv_heads} kv_heads "
+                    f"on each of {ranks} ranks"
+                )
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         failed, self._failed_blocks = self._failed_blocks, set()
@@ -258,23 +270,6 @@ class _Prefixes:
         if not torch.isfinite(tensor).all():
             raise PrefixInvalid(f"it holds numbers that are not finite in {self._dtype}")
         return tensor
-
-
-def _check_shape(load: Load, tensor: torch.Tensor, layers: list[tuple[int, Any]]) -> None:
-    ranks = get_tensor_model_parallel_world_size()
-    for index, layer in layers:
-        has = tuple(tensor.shape)
-        fits = (
-            len(has) == 5
-            and has[0] > index
-            and has[1] == 2
-            and has[3:] == (load.length, layer.head_size)
-        )
-        if not fits or max(1, has[2] // ranks) != layer.num_kv_heads:
-            raise PrefixInvalid(
-                f"its tensor is {list(has)}, needed is [more than {index}, 2, {layer.num_kv_heads} "
-                f"on each rank, {load.length}, {layer.head_size}]"
-            )
 
 
 def _heads_of_this_rank(heads: int) -> slice:

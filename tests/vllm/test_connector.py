@@ -47,9 +47,12 @@ class Checkpoint:
         tensor = torch.stack(
             [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
         ).to(dtype)
+        return self.publish(tensor), length
+
+    def publish(self, tensor: torch.Tensor) -> str:
         name = save(KVPrefix(tensor, True, self.loaded.fingerprint), self.adapters / "new")
         (self.adapters / "new").rename(self.adapters / name)
-        return name, length
+        return name
 
     def prompt(self, words: int, seed: int) -> tuple[int, ...]:
         generator = torch.Generator().manual_seed(1000 + seed)
@@ -168,6 +171,15 @@ def spoiled(smol, what: str, ask: Ask) -> dict:
             "kv_transfer_params": {"prefix": other, "length": length},
             "cache_salt": other,
         }
+    if what == "another model":
+        loaded = smol.loaded
+        shape = (loaded.layers + 1, 2, loaded.kv_heads, length, loaded.head_dim)
+        other = smol.publish(torch.zeros(shape))
+        return {
+            **body,
+            "kv_transfer_params": {"prefix": other, "length": length},
+            "cache_salt": other,
+        }
     changes = {
         "no salt": {"cache_salt": None},
         "another salt": {"cache_salt": smol.prefixes[0][0]},
@@ -184,7 +196,7 @@ def spoiled(smol, what: str, ask: Ask) -> dict:
 
 
 SPOILED = (
-    "unknown", "another content", "no salt", "another salt", "a wrong length",
+    "unknown", "another model", "another content", "no salt", "another salt", "a wrong length",
     "a length beyond the prompt", "no length", "a path", "nothing but one token", "an echo",
     "prompt logprobs",
 )  # fmt: skip
