@@ -21,7 +21,7 @@ from datetime import timedelta
 from pathlib import Path
 from portal.runs import children
 
-lifecycle.LEASE = timedelta(seconds=3)
+lifecycle.LEASE = timedelta(seconds=12)
 WATCH = "import django; django.setup(); from portal.runs import children, lifecycle;"
 WATCH += "children.answer_bell('gpu')"
 
@@ -85,7 +85,7 @@ def test_a_run_that_waits_for_a_machine_keeps_its_lease_and_can_be_cancelled(tmp
 def test_delays_kills_and_signals_of_a_launcher(tmp_path):
     said = drive(
         tmp_path,
-        5,
+        16,
         """
         short = create_evaluation(user, **plan, max_examples=4, max_target_length=8)
         children.answer_bell("gpu")
