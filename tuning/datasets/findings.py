@@ -61,8 +61,13 @@ class Findings:
 
     @property
     def problems(self) -> list[dict[str, Any]]:
-        """One entry a kind, errors first, else in the order in which they were met."""
-        return sorted(self._kinds.values(), key=lambda kind: kind["level"] != "error")
+        """One entry a kind: errors first, else in the order in which they were met; that there is
+        no row left comes behind its reasons.
+        """
+        return sorted(
+            self._kinds.values(),
+            key=lambda kind: (kind["code"] == "no_rows", kind["level"] != "error"),
+        )
 
     @property
     def total(self) -> int:
