@@ -79,6 +79,21 @@ MESSAGES = {
     "workbook_too_large": gettext_noop(
         "The workbook is too large to be read safely (about %(rows)s rows). Save it as CSV UTF-8."
     ),
+    "duplicate_row": gettext_noop(
+        "The row repeats another one (the first is line %(first)s). Repeated rows weigh more."
+    ),
+    "conflicting_response": gettext_noop(
+        "The prompt stands in another row too, with another response: the model learns a mixture."
+    ),
+    "seen_in_training": gettext_noop(
+        "The prompt stands in the training rows: scores on this row say nothing about new ones."
+    ),
+    "damaged_text": gettext_noop(
+        "The text looks damaged by a wrong encoding (for instance “�” or “锟斤拷”)."
+    ),
+    "not_compared": gettext_noop(
+        "Only the first %(rows)s rows were compared with each other."
+    ),
     "not_csv": gettext_noop(
         "This line is not CSV: a carriage return stands where no line end may be. Save the file "
         "with the usual line ends."

@@ -15,6 +15,7 @@ from json.encoder import encode_basestring as quoted
 from typing import Any
 
 from tuning.datasets.findings import Findings
+from tuning.datasets.lint import Lint
 from tuning.datasets.parsing import rows_of
 from tuning.datasets.sources import UTF_8, Limits, Source
 
@@ -101,10 +102,14 @@ def _no_object(row: Any) -> BadRow:
 
 
 def examples_of(
-    source: Source, columns: Columns, limits: Limits, findings: Findings
+    source: Source,
+    columns: Columns,
+    limits: Limits,
+    findings: Findings,
+    lint: Lint | None = None,
 ) -> Iterator[bytes]:
     """Each usable row as one canonical line: {"prompt": ..., "response": ..., "history":
-    [[question, answer], ...] if any}.
+    [[question, answer], ...] if any}, which `lint` sees too.
     """
     line = 0
 
@@ -139,6 +144,8 @@ def examples_of(
             findings.add("half_character", line)
         else:
             findings.usable += 1
+            if lint is not None:
+                lint.see(line, encoded, prompt, history, response)
             yield encoded
 
 

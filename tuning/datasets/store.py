@@ -28,6 +28,7 @@ from django.utils.translation import gettext as _
 
 from tuning.datasets.files import Split, Writer, files_locked, paths_of
 from tuning.datasets.findings import DatasetRejected, Findings, printable, problem, rejected
+from tuning.datasets.lint import Lint
 from tuning.datasets.messages import MESSAGES, in_short, worded
 from tuning.datasets.rows import Columns, examples_of, first_row, suggest
 from tuning.datasets.sources import Limits, Source, as_text, open_sources, read_head
@@ -159,6 +160,7 @@ def _store(
     sources: dict[str, Source], columns: Columns, *, name, owner, source_name, skip_bad_rows=False
 ) -> Dataset:
     findings = Findings()
+    lint = Lint(findings)
     for source in sources.values():
         findings.take(source.notes)
     with contextlib.ExitStack() as stack:
@@ -167,7 +169,8 @@ def _store(
             findings.member = source.name if len(sources) > 1 else ""
             before = findings.usable
             writer = stack.enter_context(Writer())
-            writer.write(examples_of(source, columns, limits(), findings))
+            lint.training = split == TRAIN
+            writer.write(examples_of(source, columns, limits(), findings, lint))
             if findings.usable == before:
                 findings.add("no_rows", None)
                 skip_bad_rows = False  # a split without rows is of no use, whatever was asked
