@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 
 import django
 
@@ -46,23 +47,23 @@ def run_work(work: RunWork, token: str) -> str:
     """
     run_id, log = work.run.pk, work.log
     heartbeat = Heartbeat(run_id, token, log)
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     error: tuple[str, str] | None = None
     stopped = None
 
-    heartbeat.start()
-    try:
-        with heartbeat.handling_signals():
-            work.work(heartbeat)
-    except StopRequested as request:
-        stopped = request.reason
-    except Exception as fault:
-        error = _code_and_message(fault)
-        log(f"failed: {error[1]}" if error[0] != "unexpected" else traceback.format_exc().rstrip())
-    heartbeat.close()
+    with _handlers_restored():
+        heartbeat.start()
+        try:
+            with heartbeat.handling_signals():
+                work.work(heartbeat)
+        except StopRequested as request:
+            stopped = request.reason
+        except Exception as fault:
+            error = _code_and_message(fault)
+            unexpected = error[0] == "unexpected"
+            log(traceback.format_exc().rstrip() if unexpected else f"failed: {error[1]}")
+        heartbeat.close()
 
-    close_old_connections()
-    try:
+        close_old_connections()
         if error is not None:
             lifecycle.fail(run_id, token, *error)
         elif stopped == CANCEL:
@@ -71,9 +72,6 @@ def run_work(work: RunWork, token: str) -> str:
             lifecycle.step_aside(run_id, token)
         else:
             lifecycle.succeed(run_id, token)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
     status = Run.objects.only("status").get(pk=run_id).status
     log(
@@ -82,6 +80,17 @@ def run_work(work: RunWork, token: str) -> str:
         )
     )
     return status
+
+
+@contextlib.contextmanager
+def _handlers_restored() -> Iterator[None]:
+    """Signals are heard as before when the block ends, however it ends."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _code_and_message(fault: Exception) -> tuple[str, str]:

@@ -196,9 +196,10 @@ class Supervisor:
 
     def run(self, announce) -> None:
         """`announce()` is called after each round until it returns True."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-                signal.signal(number, self._stop)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
+            signal.signal(number, self._stop)  # also where a shell's `&` has had it ignored
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, self._stop)
         children.adopt_orphans()
         announced, reaped = False, time.monotonic()
         try:

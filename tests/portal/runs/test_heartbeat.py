@@ -89,8 +89,10 @@ def test_who_was_fenced_off_writes_nothing_and_is_gone(run, monkeypatch):
         heartbeat.tell(rename(run, "mine"), progress=9)
         heartbeat.flush()
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Gone) as gone:
         ended(run, work)
+    assert signal.getsignal(signal.SIGTERM) is before
     run.refresh_from_db()
     assert gone.value.args == (heartbeat.EXIT_FENCED_OFF,)
     assert (run.status, run.name, run.progress, run.token) == ("running", "r", 0, "another")
