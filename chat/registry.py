@@ -228,7 +228,7 @@ def publish_adapter(
         found = Adapter.objects.filter(run=run).order_by("-id").first()
         if found is not None:
             return found
-    digest, pre_seq_len = _inspected(source, checkpoint)
+    digest, pre_seq_len, metadata = _inspected(source, checkpoint)
     target = settings.DATA_DIR / "adapters" / digest
     if target.exists():
         if target.resolve() != source.resolve():
@@ -250,6 +250,7 @@ def publish_adapter(
         folder=str(target.relative_to(settings.DATA_DIR)),
         sha256=digest,
         pre_seq_len=pre_seq_len,
+        with_history=metadata.get("with_history"),
     )
 
 
@@ -263,8 +264,8 @@ def _named(name: str, **fields) -> Adapter:
     raise ValidationError(_("The name “%(name)s” is taken.") % {"name": name}, "name_taken")
 
 
-def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
-    """(sha256 of the weights, pre_seq_len); ValidationError when this is no adapter of
+def _inspected(folder: Path, checkpoint) -> tuple[str, int, dict]:
+    """(sha256 of the weights, pre_seq_len, metadata); ValidationError when this is no adapter of
     `checkpoint`.
     """
     try:
@@ -273,6 +274,9 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
             int(description["pre_seq_len"]),
             str(description.get("checkpoint_fingerprint", "")),
         )
+        metadata = dict(description.get("metadata") or {})
+        if not isinstance(metadata.get("with_history"), bool):
+            metadata["with_history"] = None
         with open(folder / adapter_files.WEIGHTS, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -289,7 +293,7 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
             "chosen": checkpoint.fingerprint[:12],
         }
         raise ValidationError(message % parameters, "invalid_adapter")
-    return digest, pre_seq_len
+    return digest, pre_seq_len, metadata
 
 
 def remove_adapter(adapter: Adapter) -> None:

@@ -186,8 +186,7 @@ def _first_turn(user, form, conversation) -> Message:
 
 def _next_turn(user, form, conversation) -> Message:
     """The queued answer to the form's text."""
-    text = form.cleaned_data["text"]
-    return create_turn(conversation, user, text, sampling=form.sampling(), **form.model_choice())[1]
+    return create_turn(conversation, user, form.cleaned_data["text"], **form.asked())[1]
 
 
 @transaction.atomic
@@ -249,7 +248,7 @@ def adapter_list(request):
 
 @require_POST
 def change_adapter(request, pk):
-    """`action`: share or unshare with the team, rename, delete."""
+    """`action`: share or unshare with the team, rename, delete, history (how it was trained)."""
     adapter = get_visible(Adapter.objects.changeable_by(request.user), request.user, pk=pk)
     action = request.POST.get("action")
     try:
@@ -259,6 +258,9 @@ def change_adapter(request, pk):
         elif action == "rename":
             adapter.name = check_name(request.POST.get("name", ""), 120, except_row=adapter)
             adapter.save(update_fields=["name"])
+        elif action == "history":
+            adapter.with_history = {"yes": True, "no": False}.get(request.POST.get("history"))
+            adapter.save(update_fields=["with_history"])
         elif action in ("share", "unshare"):
             adapter.shared = action == "share"
             adapter.save(update_fields=["shared"])

@@ -44,8 +44,8 @@ def texts(path):
 
 
 def texts_of_template(source: str):
-    # Django's own step before xgettext; babel knows no u'...'
-    source = re.sub(r"(?<!\w)u(?=['\"])", "", templatize(source))
+    # Django's own step before xgettext; babel knows no u'...' and minds indentation
+    source = re.sub(r"(?<!\w)u(?=['\"])|^[ \t]+", "", templatize(source), flags=re.M)
     keywords = {"gettext": None, "ngettext": (1, 2), "pgettext": ((1, "c"), 2)}
     for _line, ids, _comments, context in extract("python", io.BytesIO(source.encode()), keywords):
         yield (ids[0] if isinstance(ids, tuple) else ids), context

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
+from chat.conversations.messages import without_history
 from chat.engine.request import MOST_STOPS
 from chat.sampling import number_problem
 from chat.text import is_storable
@@ -67,6 +68,8 @@ def chat_request(body) -> ChatRequest:
     if not isinstance(model, str) or not model:
         refuse("model", _("Name a model; GET /v1/models lists them."), "missing_required_parameter")
     messages = _messages(body.get("messages"), refuse)
+    if body.get("with_history") is not None and not flag(body, "with_history"):
+        messages = without_history(messages)
     values = {}
     for theirs, ours in SAMPLING.items():
         value = body.get(theirs)

@@ -92,6 +92,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             checkpoint=frame.get("checkpoint"),
             adapter=frame.get("adapter", turns.KEEP),
             sampling=frame.get("sampling"),
+            with_history=frame.get("with_history"),
         )
         return answer
 

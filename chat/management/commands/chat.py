@@ -16,6 +16,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils.translation import gettext as _
 
 from chat.checkpoints import adapter_files
+from chat.conversations.messages import without_history
 from chat.engine.request import (
     AdapterRef,
     CheckpointRef,
@@ -46,13 +47,22 @@ class Command(BaseCommand):
         parser.add_argument(
             "--adapter", default="", help="name of an adapter, or its folder (default: prefix off)"
         )
+        parser.add_argument(
+            "--history",
+            choices=["yes", "no"],
+            help="whether the model is shown the earlier turns (default: as it was trained)",
+        )
         parser.add_argument("--temperature", type=float, help="default: what the checkpoint wishes")
         parser.add_argument("--top-p", type=float)
         parser.add_argument("--max-new-tokens", type=int, default=None)
         parser.add_argument("--seed", type=int, default=None)
 
-    def handle(self, *, checkpoint, adapter, temperature, top_p, max_new_tokens, seed, **options):
-        chosen, prefix = _chosen(checkpoint, adapter)
+    def handle(
+        self, *, checkpoint, adapter, history, temperature, top_p, max_new_tokens, seed, **options
+    ):
+        chosen, prefix, self.with_history = _chosen(checkpoint, adapter)
+        if history:
+            self.with_history = history == "yes"
         wishes = {
             "temperature": temperature,
             "top_p": top_p,
@@ -97,8 +107,9 @@ class Command(BaseCommand):
                     self.stdout.write(_("The history is empty again."))
                 elif text:
                     turns = [*history, {"role": "user", "content": text}]
+                    shown = tuple(turns if self.with_history else without_history(turns))
                     answer = await self._answer(
-                        model, Request(str(uuid.uuid4()), tuple(turns), None, adapter, sampling)
+                        model, Request(str(uuid.uuid4()), shown, None, adapter, sampling)
                     )
                     if answer:
                         history = [*turns, {"role": "assistant", "content": answer}]
@@ -110,6 +121,10 @@ class Command(BaseCommand):
 
     def _explain(self) -> None:
         if self.interactive:
+            if not self.with_history:
+                self.stdout.write(
+                    _("The model was trained on single turns: it is not shown the earlier ones.")
+                )
             self.stdout.write(
                 _("“clear” wipes the history, “stop” exits, Ctrl-C stops the answer.")
             )
@@ -189,8 +204,10 @@ def _line(prompt: str) -> str | None:
         return None
 
 
-def _chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, AdapterRef | None]:
-    """Rows by name; CommandError naming what there is otherwise."""
+def _chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, AdapterRef | None, bool]:
+    """(checkpoint, adapter, whether it is shown the earlier turns), by name; CommandError naming
+    what there is otherwise.
+    """
     adapter = reference = None
     if adapter_name:
         adapter = Adapter.objects.filter(name=adapter_name).select_related("checkpoint").first()
@@ -216,7 +233,7 @@ def _chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, Adapte
             f"The adapter {adapter.name} belongs to {adapter.checkpoint.name}, not to "
             f"{checkpoint.name}."
         )
-    return checkpoint, reference
+    return checkpoint, reference, adapter is None or adapter.asks_with_history
 
 
 class _Served:

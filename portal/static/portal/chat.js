@@ -53,7 +53,21 @@ function chosenModel() {
     checkpoint: Number(chip.dataset.checkpoint),
     adapter: chip.dataset.adapter ? Number(chip.dataset.adapter) : null, // null: prefix off
     label: chip.dataset.label,
+    withHistory: chip.dataset.history !== "False", // as it was trained
   };
+}
+
+// Whether the model is shown the earlier turns: what was chosen, or null: as it was trained.
+function withHistory() {
+  return { yes: true, no: false }[composer.elements.history.value] ?? null;
+}
+
+// The choice that is made for the member is told in full: it depends on the model.
+function tellHistory() {
+  const [asTrained] = composer.elements.history.options;
+  const chip = document.querySelector("input[name=model]:checked");
+  const known = { False: "false", unknown: "unknown" }[chip?.dataset.history] ?? "true";
+  asTrained.textContent = asTrained.dataset[known];
 }
 
 // What differs from the defaults.
@@ -81,6 +95,7 @@ function addAnswer(id) {
   const model = chosenModel();
   const turn = addTurn("answer-turn");
   turn.dataset.message = id;
+  part(turn, "alone").hidden = withHistory() ?? model?.withHistory ?? true;
   turn.dataset.seq = 0;
   const now = new Date();
   part(turn, "time").dateTime = now.toISOString();
@@ -235,6 +250,7 @@ composer.addEventListener("submit", (event) => {
   const model = chosenModel();
   const frame = { type: "message.send", content, sampling: sampling() };
   if (model) Object.assign(frame, { checkpoint: model.checkpoint, adapter: model.adapter });
+  if (withHistory() !== null) frame.with_history = withHistory();
   socket.send(JSON.stringify(frame));
   unanswered = content;
   addQuestion(content);
@@ -242,6 +258,11 @@ composer.addEventListener("submit", (event) => {
   busy();
   toBottom(true);
 });
+
+document.addEventListener("change", (event) => {
+  if (event.target.name === "model") tellHistory();
+});
+tellHistory();
 
 say.addEventListener("keydown", (event) => {
   // isComposing: Enter chooses a word in an input method and must not send half a sentence.
