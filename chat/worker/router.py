@@ -213,8 +213,8 @@ def get_router() -> Router:
 
 def connect(timeout: float) -> socket.socket:
     """A connection to the first configured worker, for `up`, which starts it. OSError."""
-    _name, url = _name_and_url(_settings().worker_urls[0])
-    return Address.parse(url).connect(timeout)
+    first = WorkerAddress.parse(_settings().worker_urls[0])
+    return Address.parse(first.url).connect(timeout)
 
 
 def status_sync(timeout: float = 2.0) -> dict[str, Any]:
