@@ -19,6 +19,7 @@ from rest_framework.exceptions import APIException
 
 from chat.conversations import live
 from chat.conversations.rendering import to_html
+from chat.conversations.streaming import StreamedMarkdown
 from chat.conversations.turns import create_turn
 from chat.engine.request import GenerationRefused
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
@@ -55,8 +56,8 @@ def conversation(request, pk):
 def _context(request, conversation) -> dict:
     turns = list(conversation.messages.all()) if conversation else []
     for turn in turns:
-        if turn.role == Message.Role.ASSISTANT and not turn.is_in_flight:
-            turn.html = mark_safe(to_html(turn.content))  # sanitised there
+        if turn.role == Message.Role.ASSISTANT:
+            turn.html, turn.text = _rendered(turn)
     last = next((turn for turn in reversed(turns) if turn.role == Message.Role.ASSISTANT), None)
     starter = Checkpoint.objects.filter(is_starter=True, is_default=True).first()
     picker = _models(request, conversation)
@@ -73,6 +74,16 @@ def _context(request, conversation) -> dict:
             last.sampling if last else {}, panel_of(chosen and chosen["checkpoint"])
         ),
     }
+
+
+def _rendered(answer) -> tuple[str, str]:
+    """(safe HTML, the text behind it that is still being written)."""
+    if not answer.is_in_flight:
+        return mark_safe(to_html(answer.content)), ""  # sanitised there
+    markdown = StreamedMarkdown()
+    markdown.grow(answer.content)
+    html = "".join(html for html, _end in markdown.closed)
+    return mark_safe(html), answer.content[markdown.closed[-1][1] if html else 0 :].lstrip("\n")
 
 
 def _models(request, conversation) -> dict:

@@ -20,7 +20,6 @@ from django.utils import timezone
 
 from chat.conversations.frames import LiveAnswer, Reader
 from chat.conversations.messages import request_for, save_end, save_progress
-from chat.conversations.rendering import to_html
 from chat.engine.request import GenerationRefused, error_object
 from chat.models import Message
 from chat.worker.router import Router, SequenceLost, WorkerUnavailable, get_router
@@ -142,7 +141,7 @@ class GenerationLoop:
 
     async def _end(self, answer: LiveAnswer) -> None:
         """The row first, then the readers: what they see last is true already."""
-        answer.html = await self.loop.run_in_executor(self._database, to_html, answer.content)
+        await self.loop.run_in_executor(self._database, answer.render)
         await self._save(save_end, answer)
         self._leave(answer)
         if not self._done:

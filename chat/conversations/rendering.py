@@ -10,6 +10,7 @@ import re
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from chat.conversations.emphasis import befriend_chinese
 from chat.conversations.formulas import ATTRIBUTES as FORMULA_ATTRIBUTES
@@ -111,9 +112,20 @@ def to_html(text: str) -> str:
     if len(text) > LONGEST:
         return _as_written(text)
     try:
-        return _sanitiser.clean(_markdown.render(text))
+        environment: dict = {}
+        return render(parse(text, environment), environment)
     except (RecursionError, ValueError):  # a malformed address, a depth that no parser likes
         return _as_written(text)
+
+
+def parse(text: str, environment: dict) -> list[Token]:
+    """`environment` keeps what parts of one answer share: links defined somewhere else in it."""
+    return _markdown.parse(text, environment)
+
+
+def render(tokens: list[Token], environment: dict) -> str:
+    """Safe HTML of whole blocks."""
+    return _sanitiser.clean(_markdown.renderer.render(tokens, _markdown.options, environment))
 
 
 def _as_written(text: str) -> str:

@@ -110,14 +110,35 @@ function addAnswer(id) {
 }
 
 // What the server rendered and sanitised becomes nodes without passing through innerHTML: scripts in it would stay inert.
-function showRendered(turn, html) {
-  const parsed = new DOMParser().parseFromString(html, "text/html");
-  part(turn, "text").replaceChildren(...parsed.body.childNodes);
-  dressCode(turn);
+function nodesOf(html) {
+  return [...new DOMParser().parseFromString(html, "text/html").body.childNodes];
+}
+
+// Of an answer that is rendered as it comes: the nodes of its open block, and what takes the next text.
+const open = new WeakMap();
+
+function showRendered(turn, frame) {
+  const place = part(turn, "text");
+  const stream = part(turn, "stream");
+  const closed = nodesOf(frame.html);
+  const nodes = nodesOf(frame.open);
+  if (frame.from === 0) place.replaceChildren(stream);
+  for (const node of open.get(turn)?.nodes ?? []) node.remove();
+  stream.before(...closed, ...nodes);
+  for (const node of [...closed, ...nodes]) if (node instanceof Element) addCopyButtons(node);
+  for (const node of closed) if (node instanceof Element) colourCode(node);
+  stream.hidden = frame.code;
+  const code = frame.code ? nodes.find((node) => node.matches?.(".code")).querySelector("code") : null;
+  stream.textContent = "";
+  (code ?? stream).textContent = frame.text;
+  open.set(turn, { nodes, target: code ?? stream });
 }
 
 function showEnd(turn, frame) {
-  if (frame.html) showRendered(turn, frame.html);
+  if (frame.html) {
+    part(turn, "text").replaceChildren(...nodesOf(frame.html));
+    dressCode(turn);
+  }
   setStatus(turn, frame.status ?? "complete");
   if (frame.finish_reason === "length") turn.dataset.cut = "true";
   const tokens = frame.usage?.completion_tokens;
@@ -138,7 +159,11 @@ const show = {
   },
   "message.delta"(turn, frame) {
     setStatus(turn, "streaming");
-    part(turn, "stream").append(frame.text);
+    (open.get(turn)?.target ?? part(turn, "stream")).append(frame.text);
+  },
+  "message.rendered"(turn, frame) {
+    setStatus(turn, "streaming");
+    showRendered(turn, frame);
   },
   "message.finished": showEnd,
   "message.failed"(turn, frame) {
@@ -186,7 +211,8 @@ function refused(frame) {
 }
 
 function attach(turn) {
-  socket.send(JSON.stringify({ type: "attach", message: Number(turn.dataset.message), after: Number(turn.dataset.seq) }));
+  const [message, after] = [Number(turn.dataset.message), Number(turn.dataset.seq)];
+  socket.send(JSON.stringify({ type: "attach", message, after, render: true }));
 }
 
 // The server's view of the conversation in place of ours.
@@ -248,7 +274,7 @@ composer.addEventListener("submit", (event) => {
   if (!page.dataset.socket || socket?.readyState !== WebSocket.OPEN) return; // a new conversation: the form does it
   event.preventDefault();
   const model = chosenModel();
-  const frame = { type: "message.send", content, sampling: sampling() };
+  const frame = { type: "message.send", content, sampling: sampling(), render: true };
   if (model) Object.assign(frame, { checkpoint: model.checkpoint, adapter: model.adapter });
   if (withHistory() !== null) frame.with_history = withHistory();
   socket.send(JSON.stringify(frame));
@@ -292,10 +318,18 @@ for (const example of document.querySelectorAll("[data-say]")) {
 }
 
 // The renderer marks code blocks and names their languages; the button that copies one and the colours are the page's.
-async function dressCode(place) {
+function dressCode(place) {
+  addCopyButtons(place);
+  colourCode(place);
+}
+
+function addCopyButtons(place) {
   for (const head of place.querySelectorAll(".code-head:not(:has(button))")) {
     head.append(document.getElementById("copy-code").content.firstElementChild.cloneNode(true));
   }
+}
+
+async function colourCode(place) {
   const blocks = place.querySelectorAll("pre > code[class^=language-]:not([data-highlighted])");
   if (blocks.length === 0) return; // most conversations never load the highlighter
   const { default: highlighter } = await import(page.dataset.highlighter);
