@@ -25,6 +25,8 @@ from chat.engine.request import GenerationRefused
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.registry import check_name, register_checkpoint, remove_adapter
+from chat.worker import router
+from chat.worker.router import WorkerUnavailable
 from portal.access import get_visible
 from portal.explanations import EXPLANATIONS
 from portal.page import reason
@@ -36,7 +38,8 @@ EXAMPLES = [
     "类型#裤*版型#宽松*颜色#米白",
     "Who are you?",
 ]
-CHIPS = 4  # adapters shown beside the base; the others are in the menu behind them
+CHIPS = 5  # models that are all shown side by side
+BESIDE = 3  # of more than these: the chosen one, its base, the newest
 LISTED = 200  # conversations in the list
 
 
@@ -87,8 +90,9 @@ def _rendered(answer) -> tuple[str, str]:
 
 
 def _models(request, conversation) -> dict:
-    """The chips: base checkpoints (prefix off) and adapters, one of them chosen; many adapters go
-    into a menu.
+    """Every model that may answer: base checkpoints (prefix off) and adapters, one of them chosen.
+    Few are chips; of many the chosen one, its base and the newest beside it are, and all others
+    are in a list by base.
     """
     user = request.user
     checkpoints = list(Checkpoint.objects.visible_to(user))
@@ -97,27 +101,58 @@ def _models(request, conversation) -> dict:
     chosen_base = (conversation and conversation.checkpoint_id) or (
         checkpoints[0].pk if checkpoints else None
     )
-    chips = [
+    absent = _not_loaded(checkpoints) if len(checkpoints) > 1 else set()
+    bases = [
         {
             "value": f"base-{c.pk}",
             "checkpoint": c,
             "adapter": None,
             "label": _("%(name)s · prefix off") % {"name": c.name},
+            "absent": c.pk in absent,
         }
         for c in checkpoints
     ]
     tuned = [
-        {"value": f"adapter-{a.pk}", "checkpoint": a.checkpoint, "adapter": a, "label": a.name}
+        {
+            "value": f"adapter-{a.pk}",
+            "checkpoint": a.checkpoint,
+            "adapter": a,
+            "label": a.name,
+            "absent": a.checkpoint_id in absent,
+        }
         for a in adapters
     ]
     chosen = next((c for c in tuned if str(c["adapter"].pk) == str(chosen_adapter)), None)
-    chosen = chosen or next((c for c in chips if c["checkpoint"].pk == chosen_base), None)
-    if chosen:
-        chosen["chosen"] = True
-        if chosen in tuned:  # always visible
-            tuned.remove(chosen)
-            tuned.insert(0, chosen)
-    return {"chips": chips + tuned[:CHIPS], "more": tuned[CHIPS:], "chosen": chosen}
+    chosen = chosen or next((c for c in bases if c["checkpoint"].pk == chosen_base), None)
+    if chosen is None:
+        return {"chips": [], "groups": [], "chosen": None}
+    chosen["chosen"] = True
+    if len(bases) + len(tuned) <= CHIPS:
+        return {"chips": bases + tuned, "groups": [], "chosen": chosen}
+    base = next(c for c in bases if c["checkpoint"] == chosen["checkpoint"])
+    beside = [c for c in tuned if c["checkpoint"] == chosen["checkpoint"] and c is not chosen]
+    chips = [base] if chosen is base else [base, chosen]
+    chips += beside[: BESIDE - len(chips)]
+    groups = []
+    for base in bases:
+        of = [c for c in [base, *tuned] if c["checkpoint"] == base["checkpoint"] and c not in chips]
+        if of:
+            groups.append((base["checkpoint"], base["absent"], of))
+    return {"chips": chips, "groups": groups, "chosen": chosen}
+
+
+def _not_loaded(checkpoints) -> set[int]:
+    """Ids of those that no worker has in memory; none when nobody can be asked."""
+    try:
+        status = router.status_sync(timeout=0.3)
+    except WorkerUnavailable:
+        return set()
+    loaded = {worker.get("fingerprint") for worker in status.get("workers", [status])}
+    return {
+        c.pk
+        for c in checkpoints
+        if c.fingerprint not in loaded and not c.description.get("upstream")
+    }
 
 
 def _sampling_fields(used: dict, panel: dict) -> dict:

@@ -6,6 +6,7 @@ from django.core.exceptions import ValidationError
 from chat.engine.request import LIMITS
 from chat.forms import PANEL
 from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.worker import router
 from tests.support.page_fixtures import *  # noqa: F403  this page's rows
 from tests.support.page_rows import text_of
 
@@ -130,9 +131,12 @@ def test_conversations_are_renamed_and_deleted_by_their_owner(client, member, co
     assert not Conversation.objects.exists()
 
 
-def test_many_adapters_go_into_a_menu_with_the_chosen_one_in_front(
-    client, member, adapter, checkpoint
+def test_many_models_are_a_list_by_base_with_the_chosen_one_beside_its_base(
+    client, member, adapter, checkpoint, monkeypatch
 ):
+    other = Checkpoint.objects.create(name="other", path="/x", fingerprint="e" * 64)
+    loaded = {"state": "ready", "fingerprint": checkpoint.fingerprint}
+    monkeypatch.setattr(router, "status_sync", lambda timeout=1: loaded)
     for number in range(9):
         Adapter.objects.create(
             name=f"a{number}",
@@ -143,8 +147,14 @@ def test_many_adapters_go_into_a_menu_with_the_chosen_one_in_front(
         )
     client.force_login(member)
     picker = client.get(f"/chat/?adapter={adapter.pk}").context["picker"]
-    assert picker["chosen"]["adapter"] == adapter and picker["chosen"] in picker["chips"]
-    assert len(picker["chips"]) == 1 + 4 and len(picker["more"]) == 6
+    assert picker["chosen"]["adapter"] == adapter
+    assert [chip["label"] for chip in picker["chips"]] == ["base · 关闭前缀", "tuned", "a8"]
+    assert [(base, absent, len(of)) for base, absent, of in picker["groups"]] == [
+        (checkpoint, False, 8),
+        (other, True, 1),
+    ]
+    page = text_of(client.get("/chat/"))
+    assert page.count('name="model"') == 12 and "未加载" in page
 
 
 def test_only_staff_add_models(client, member, staff, tmp_path):

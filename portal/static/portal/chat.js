@@ -285,6 +285,44 @@ composer.addEventListener("submit", (event) => {
   toBottom(true);
 });
 
+// The list of all models: the search has the focus, Enter takes the first match, arrows walk the rest. What is chosen joins the
+// row above the conversation.
+const picker = document.getElementById("picker");
+const pickable = () => [...picker.querySelectorAll("[data-model]:not([hidden]) input")];
+
+function choose(model) {
+  const label = model.closest("[data-model]");
+  label.className = "chip";
+  document.querySelector(".chat-head .chips").prepend(label);
+  picker.open = false;
+  say.focus();
+}
+
+picker?.addEventListener("toggle", () => {
+  if (picker.open) picker.querySelector("[type=search]").focus();
+});
+picker?.addEventListener("keydown", (event) => {
+  if (event.isComposing || event.keyCode === 229) return;
+  const searching = event.target.type === "search";
+  if (event.key === "Escape") {
+    picker.open = false;
+    picker.querySelector("summary").focus();
+  } else if (event.key === "ArrowDown" && searching) {
+    pickable()[0]?.focus();
+  } else if (event.key === "Enter" && event.target.matches("input")) {
+    const model = searching ? pickable()[0] : event.target;
+    if (!model) return;
+    model.checked = true;
+    model.dispatchEvent(new Event("change", { bubbles: true }));
+    choose(model);
+  } else return;
+  event.preventDefault();
+});
+picker?.addEventListener("click", (event) => {
+  // an arrow key clicks too (detail is 0): it only walks
+  if (event.detail > 0 && event.target.closest("[data-model]")) setTimeout(() => choose(picker.querySelector("input[name=model]:checked")));
+});
+
 document.addEventListener("change", (event) => {
   if (event.target.name === "model") tellHistory();
 });
