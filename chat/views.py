@@ -10,14 +10,18 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import transaction
+from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
+from django.utils.http import content_disposition_header
 from django.utils.safestring import mark_safe
+from django.utils.text import slugify
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 from rest_framework.exceptions import APIException
 
 from chat.conversations import live
+from chat.conversations.export import FORMATS, exported
 from chat.conversations.rendering import to_html
 from chat.conversations.streaming import StreamedMarkdown
 from chat.conversations.turns import create_turn
@@ -29,6 +33,7 @@ from chat.worker import router
 from chat.worker.router import WorkerUnavailable
 from portal.access import get_visible
 from portal.explanations import EXPLANATIONS
+from portal.numbers import whole_number
 from portal.page import reason
 
 # what the starter can answer
@@ -40,6 +45,7 @@ EXAMPLES = [
 ]
 CHIPS = 5  # models that are all shown side by side
 BESIDE = 3  # of more than these: the chosen one, its base, the newest
+SHOWN = 60  # messages of a conversation at once; even, so that questions stay with their answers
 LISTED = 200  # conversations in the list
 
 
@@ -57,7 +63,7 @@ def conversation(request, pk):
 
 
 def _context(request, conversation) -> dict:
-    turns = list(conversation.messages.all()) if conversation else []
+    turns, earlier = _turns(conversation, whole_number(request.GET.get("before")))
     for turn in turns:
         if turn.role == Message.Role.ASSISTANT:
             turn.html, turn.text = _rendered(turn)
@@ -69,6 +75,8 @@ def _context(request, conversation) -> dict:
         "conversation": conversation,
         "conversations": _by_day(request.user),
         "turns": turns,
+        "earlier": earlier,
+        "newest": "before" not in request.GET,
         "picker": picker,
         "starter": starter,
         "examples": EXAMPLES,
@@ -77,6 +85,20 @@ def _context(request, conversation) -> dict:
             last.sampling if last else {}, panel_of(chosen and chosen["checkpoint"])
         ),
     }
+
+
+def _turns(conversation, before: int | None) -> tuple[list[Message], int | None]:
+    """(the newest messages, or those before the one of that id; the id that asks for the ones
+    before them, None when these are the first).
+    """
+    if conversation is None:
+        return [], None
+    messages = conversation.messages.order_by("-id")
+    if before is not None:
+        messages = messages.filter(pk__lt=before)
+    found = list(messages[: SHOWN + 1])
+    shown = found[:SHOWN]
+    return shown[::-1], shown[-1].pk if len(found) > SHOWN else None
 
 
 def _rendered(answer) -> tuple[str, str]:
@@ -244,6 +266,18 @@ def _last_turn_again(user, form, conversation) -> Message:
     conversation.messages.filter(pk__in=[turn.pk for turn in pair]).delete()
     form.cleaned_data["text"] = pair[1].content
     return _next_turn(user, form, conversation)
+
+
+@require_GET
+def export(request, pk, form):
+    """The whole conversation as a file, Markdown or JSON."""
+    found = get_visible(Conversation.objects, request.user, pk=pk)
+    if form not in FORMATS:
+        raise Http404
+    response = HttpResponse(exported(found, form), content_type=FORMATS[form])
+    name = f"{slugify(found.title, allow_unicode=True) or found.pk}.{form}"
+    response["Content-Disposition"] = content_disposition_header(True, name)
+    return response
 
 
 @require_POST

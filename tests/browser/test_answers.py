@@ -2,10 +2,12 @@
 asked to, behind the real web process.
 """
 
+import json
 import re
 
 import pytest
 
+from chat.conversations.frames import LiveAnswer, View
 from tests.browser.test_loop import CHROMIUM, PATIENCE, answers, browser, expect, finished, say
 from tests.support.web_process import Web
 
@@ -41,7 +43,7 @@ def page(web, browser):
     """A member's page; the test fails when a script does, when something is loaded from elsewhere
     or when the page's policy had to stop something.
     """
-    context = browser.new_context(base_url=web.url, viewport={"width": 1280, "height": 800})
+    context = browser.new_context(base_url=web.url, locale="zh-CN")
     context.add_cookies([{"name": "sessionid", "value": web.cookie, "url": web.url}])
     page = context.new_page()
     faults = []
@@ -58,61 +60,82 @@ def page(web, browser):
     assert faults == []
 
 
-LONG = "字" * 240
-WRITTEN = f"""# 标题
+class Writer:
+    """In the place of the page's websocket: the frames of an answer, as the server makes them, one
+    step at a time.
+    """
 
-**注意：**请先登录。{LONG}
+    def __init__(self, page, message: int):
+        self.page, self.sockets = page, []
+        self.answer = LiveAnswer(message, "sequence")
+        self.attach()
 
-1. 一
-2. **二**，{LONG}
+    def attach(self):
+        self.view, self.after = View(), 0
 
-```python
-print("<b>")  # {LONG}
-```
+    def connect(self):
+        self.page.route_web_socket(re.compile("/ws/conversations/"), self.sockets.append)
+        self.page.reload()
+        while not self.sockets:
+            self.page.evaluate("1")
 
-| 甲 | 乙 |
-|---|---|
-| 1 | \\(x^2\\) |
+    def write(self, text: str):
+        self.answer.status = "streaming"
+        self.answer.content += text
+        self.answer.rendered.grow(self.answer.content)
+        self.send()
 
-{LONG}"""
+    def end(self):
+        self.answer.status, self.answer.finish_reason = "complete", "stop"
+        self.answer.render()
+        self.answer.ended = True
+        self.send()
+        self.send()
+
+    def send(self):
+        for frame in self.answer.frames(self.after, self.view):
+            self.after = frame["seq"]
+            self.sockets[-1].send(json.dumps(frame, ensure_ascii=False))
 
 
 def test_blocks_are_rendered_as_they_end_and_stay_where_they_are(page):
     say(page, "words 1")
     page.wait_for_url(re.compile(r"/chat/\d+/"))
-    finished(page, 1)
-    say(page, "write " + WRITTEN)
+    writer = Writer(page, int(finished(page, 1).get_attribute("data-message")) + 1)
+    writer.connect()
+    writer.write("# 标题\n\n**注意：**请")
     answer = answers(page).nth(1)
-    heading = answer.locator("h1")
+    plain, heading = answer.locator(".plain"), answer.locator("h1")
     expect(heading).to_have_text("标题")
-    # nothing that has been rendered is rendered again
     heading.evaluate("node => { node.kept = true; }")
-    expect(answer.locator(".plain")).to_contain_text("**注意：**请")  # open: as it is written
-    expect(answer.locator("strong").first).to_have_text("注意：")
-    expect(answer.locator("pre code")).to_contain_text('print("<b>")')
-    expect(answer).to_have_attribute("data-status", "streaming")
+    expect(plain).to_have_text("**注意：**请")  # open: as it is written
+    writer.write("登录。\n\n1. 一\n2. **二**")
+    expect(answer.locator("strong")).to_have_text("注意：")
+    expect(answer.locator("li")).to_have_text(["一"])
+    expect(plain).to_have_text("2. **二**")
+    writer.write("\n\n```python\nprint('<b>")
+    expect(answer.locator("li")).to_have_text(["一", "二"])
+    expect(answer.locator("pre code")).to_have_text("print('<b>")
+    expect(plain).to_be_hidden()
+    writer.write("')\nx")
+    expect(answer.locator("pre code")).to_have_text("print('<b>')\nx")
+    writer.write(" = 1\n```\n| 甲 |\n|---|\n| \\(x^2\\) |\n\n完")
+    expect(answer.locator(".hljs-string")).to_have_text("'<b>'")
     expect(answer.locator("td math")).to_be_visible()
-    expect(answer).to_have_attribute("data-status", "streaming")
+    expect(plain).to_have_text("完")
+    writer.end()
     finished(page, 2)
+    expect(answer.locator("p").last).to_have_text("完")
+    expect(plain).to_be_hidden()
+    # nothing that has been rendered was rendered again
     assert heading.evaluate("node => node.kept") is True
-    expect(answer.locator(".hljs-string")).to_have_text('"<b>"')
-    expect(answer.locator(".plain")).to_be_hidden()
-    live = answer.locator("[data-part=text]").inner_text()
-    page.reload()
-    assert finished(page, 2).locator("[data-part=text]").inner_text() == live
-
-
-def test_a_reload_in_the_middle_goes_on(page):
-    say(page, "write " + WRITTEN)
-    page.wait_for_url(re.compile(r"/chat/\d+/"))
-    expect(answers(page).locator("strong").first).to_be_visible()
-    page.reload()
-    expect(answers(page)).to_have_attribute("data-status", "streaming")
-    expect(answers(page).locator("h1")).to_have_count(1)
-    answer = finished(page, 1)
     for tag in ("h1", "ol", "pre", "table"):
         expect(answer.locator(tag)).to_have_count(1)
-    assert answer.inner_text().count(LONG) == 4
+    # whoever connects again gets it from the beginning, in place of what there was
+    writer.attach()
+    writer.send()
+    expect(answer.locator("h1")).to_have_count(1)
+    assert heading.evaluate("node => node.isConnected") is False
 
 
 HOSTILE = [
@@ -149,7 +172,7 @@ def test_a_model_is_found_among_fifty_with_the_keyboard_alone(page):
     search = page.locator("#picker [type=search]")
     expect(search).to_be_focused()
     expect(page.locator("#picker legend").nth(0)).to_contain_text("pretend")
-    expect(page.locator("#picker legend").nth(1)).to_contain_text(re.compile("未加载|not loaded"))
+    expect(page.locator("#picker legend").nth(1)).to_contain_text(re.compile("未加载"))
     page.keyboard.type("tuned-1")
     expect(page.locator("#picker [data-model]:visible")).to_have_count(10)
     page.keyboard.press("ArrowDown")

@@ -1,5 +1,7 @@
 """Conversations, models and what the composer sends."""
 
+import re
+
 import pytest
 from django.core.exceptions import ValidationError
 
@@ -121,6 +123,47 @@ def test_an_answer_in_flight_carries_what_the_script_needs_to_go_on(client, memb
     assert f'data-socket="/ws/conversations/{conversation.pk}/"' in page
     assert 'data-status="streaming" data-seq="1017"' in page
     assert "&lt;script&gt;alert(1)" in page  # still text
+
+
+def test_a_long_conversation_opens_with_its_newest_turns(client, member, conversation):
+    Message.objects.bulk_create(
+        Message(
+            conversation=conversation,
+            role="assistant" if number % 2 else "user",
+            content=f"turn {number}.",
+        )
+        for number in range(1000)
+    )
+    client.force_login(member)
+    path, seen, links = f"/chat/{conversation.pk}/", [], 0
+    while path:
+        page = text_of(client.get(path))
+        assert page.count("<article") <= 60 + 2 and len(page) < 250_000  # two are templates
+        assert ("data-socket" in page) == (links == 0)
+        seen = re.findall(r"turn (\d+)\.", page) + seen
+        link = re.search(r'data-earlier href="(\?before=\d+)"', page)
+        path, links = link and f"/chat/{conversation.pk}/{link[1]}", links + 1
+    assert seen == [str(number) for number in range(1000)] and links == 17
+    assert client.get(f"/chat/{conversation.pk}/?before=x").status_code == 200
+
+
+def test_a_conversation_is_saved_as_markdown_and_as_json(
+    client, member, other_member, conversation
+):
+    conversation.title = "说/明"
+    conversation.save()
+    client.force_login(member)
+    response = client.get(f"/chat/{conversation.pk}/export.md")
+    assert "filename*=utf-8''%E8%AF%B4%E6%98%8E.md" in response["Content-Disposition"]
+    text = response.content.decode()
+    assert text.startswith("# 说/明\n") and "**base** · " in text
+    assert "\n\n**bold** <script>alert(1)</script>\n" in text
+    told = client.get(f"/chat/{conversation.pk}/export.json").json()
+    assert [message["role"] for message in told["messages"]] == ["user", "assistant"]
+    assert told["messages"][1]["model"] == "base" and told["messages"][0]["content"] == "<i>ask</i>"
+    assert client.get(f"/chat/{conversation.pk}/export.exe").status_code == 404
+    client.force_login(other_member)
+    assert client.get(f"/chat/{conversation.pk}/export.md").status_code == 404
 
 
 def test_conversations_are_renamed_and_deleted_by_their_owner(client, member, conversation):

@@ -226,6 +226,22 @@ async function reread() {
   toBottom();
 }
 
+// Earlier messages join those that are shown, which stay where they are.
+thread.addEventListener("click", async (event) => {
+  const link = event.target.closest("[data-earlier]");
+  if (!link || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  const answer = await fetch(link.href);
+  if (!answer.ok || answer.redirected) return location.reload();
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("thread");
+  fresh.querySelector(":scope > .earlier:last-child")?.remove(); // the way back to the newest
+  const below = stream.scrollHeight - stream.scrollTop;
+  const nodes = [...fresh.childNodes];
+  link.closest(".earlier").replaceWith(...nodes);
+  stream.scrollTop = stream.scrollHeight - below;
+  for (const node of nodes) if (node instanceof Element) dressCode(node);
+});
+
 // A message was sent and the connection broke before any frame came: the server knows whether it arrived.
 async function resynchronise() {
   const text = unanswered;
