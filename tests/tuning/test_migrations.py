@@ -17,7 +17,7 @@ TRICK = '", "history": [["q", "a"]], "'
 def test_earlier_adapters_learn_from_their_rows_whether_they_had_history(
     member, tuning_run, adapter
 ):
-    migration = import_module("tuning.migrations.0004_adapters_with_history")
+    migration = import_module("tuning.migrations.0006_adapters_with_history")
 
     def learnt(rows, column=""):
         columns = {"prompt_column": "p", "response_column": "r", "history_column": column}

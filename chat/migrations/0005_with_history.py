@@ -2,7 +2,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("chat", "0003_checkpoint_family")]
+    dependencies = [("chat", "0004_fetch_runs_and_hubs")]
 
     operations = [
         migrations.AddField(

@@ -21,8 +21,8 @@ def look_into_the_rows(apps, schema_editor):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("tuning", "0003_dataset_without_status"),
-        ("chat", "0004_with_history"),
+        ("tuning", "0005_metric_divergence"),
+        ("chat", "0005_with_history"),
     ]
 
     operations = [migrations.RunPython(look_into_the_rows, migrations.RunPython.noop)]
