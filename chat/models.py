@@ -53,7 +53,7 @@ class Checkpoint(TeamWide, models.Model):
         return family_named(self.description.get("family"))
 
     def ref(self) -> CheckpointRef:
-        return CheckpointRef(self.name, self.fingerprint)
+        return CheckpointRef(self.name, self.fingerprint, self.path)
 
     @classmethod
     def default(cls):

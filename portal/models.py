@@ -1,5 +1,6 @@
 """User, ApiKey and Run: what every app stands on."""
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -8,7 +9,7 @@ from pathlib import Path
 from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.core.validators import MinValueValidator
-from django.db import models
+from django.db import DatabaseError, models, transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -68,7 +69,9 @@ class ApiKey(Owned, models.Model):
             return None
         now = timezone.now()
         if key.last_used_at is None or (now - key.last_used_at).total_seconds() > 60:
-            cls.objects.filter(pk=key.pk).update(last_used_at=now)
+            # A full disk or a locked database is no reason to turn a reader away.
+            with contextlib.suppress(DatabaseError), transaction.atomic():
+                cls.objects.filter(pk=key.pk).update(last_used_at=now)
         return key.owner
 
 
