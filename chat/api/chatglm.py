@@ -32,7 +32,7 @@ MAX_LENGTH = 2048  # unless the request has another; the rest is as everywhere
 async def answer(request) -> HttpResponseBase:
     user = await user_of_request(request)
     if user is None:
-        return errors.no_key()
+        return errors.no_key(request)
     name = ""
     try:
         body = body_of(request)

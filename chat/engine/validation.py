@@ -8,12 +8,14 @@ from dataclasses import replace
 from secrets import randbits
 
 from chat.engine.adapters import AdapterPool
+from chat.engine.grammars import Grammars
 from chat.engine.loading import Loaded
 from chat.engine.positions import Positions
 from chat.engine.request import (
     DEFAULT_NEW_TOKENS,
     DEFAULTS,
     LIMITS,
+    MOST_BIASES,
     MOST_STOPS,
     Request,
     RequestRefused,
@@ -41,10 +43,11 @@ class RequestValidator:
     ):
         self._loaded, self._positions, self._adapters = loaded, positions, adapters
         self._max_length, self._prefix_room = max_length, prefix_room
+        self._grammars = Grammars(loaded)
 
     def prepare(self, request: Request, sink: Sink, on_end: OnEnd | None) -> Sequence:
         """Raises RequestRefused."""
-        _check_sampling(request.sampling)
+        _check_sampling(request.sampling, self._loaded.vocabulary)
         prompt = self._prompt(request)
         prefix = self._adapters.fetch(request.adapter) if request.adapter else None
         pre_seq_len = prefix.shape[3] if prefix is not None else 0
@@ -58,12 +61,15 @@ class RequestValidator:
         plan = self._positions.plan(prompt, pre_seq_len)
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
+        sampler_state = SamplerState.of(sampling, prompt)
+        if sampling.json_schema is not None:
+            sampler_state.grammar = self._grammars.compile(sampling.json_schema)
         return Sequence(
             request=request,
             prompt=prompt,
             sink=sink,
             prompter=self._loaded.prompter,
-            sampler_state=SamplerState.of(sampling, prompt),
+            sampler_state=sampler_state,
             positions=plan,
             new_tokens_limit=self._new_tokens(sampling, len(prompt), plan.offset),
             prefix=prefix,
@@ -71,14 +77,17 @@ class RequestValidator:
         )
 
     def _prompt(self, request: Request) -> list[int]:
-        if request.prompt_ids is None:
-            prompt = self._loaded.prompter.prompt_ids(request.messages)
-        elif request.messages:
+        given = (bool(request.messages), request.text is not None, request.prompt_ids is not None)
+        if sum(given) > 1:
             raise RequestRefused(
                 "invalid_value",
-                "a request has messages or prompt_ids, not both",
+                "a request has one of messages, text and prompt_ids",
                 param="prompt_ids",
             )
+        if request.text is not None:
+            prompt = self._loaded.prompter.plain_ids(request.text)
+        elif request.prompt_ids is None:
+            prompt = self._loaded.prompter.prompt_ids(request.messages)
         else:
             prompt = list(request.prompt_ids)
             vocabulary = self._loaded.vocabulary
@@ -94,25 +103,24 @@ class RequestValidator:
         return prompt
 
     def _new_tokens(self, sampling: SamplingParams, prompt: int, shift: int) -> int:
-        """Tokens the answer may have. An explicit number that does not fit is refused; the
-        default takes what there is.
+        """Tokens the answer may have: what was asked for, or as many as the prompt leaves. Clients
+        ask for their own default (4096, 32000), so more than fits is no reason to refuse.
         """
         limit = min(self._max_length, self._loaded.context_length - shift)
-        wanted = sampling.max_new_tokens
-        if prompt + (wanted or 1) > limit:
-            asked = f" and up to {wanted} tokens of answer were asked for" if wanted else ""
+        if prompt + 1 > limit:
             raise RequestRefused(
                 "context_length_exceeded",
-                f"the context holds {limit} tokens; the prompt has {prompt}{asked}",
-                param="messages" if prompt + 1 > limit else "max_new_tokens",
+                f"the context holds {limit} tokens; the prompt has {prompt}",
+                param="messages",
             )
+        wanted = sampling.max_new_tokens
         if wanted is None and sampling.max_length is not None:
             # one token at least, as ChatGLM's own generate
             return max(1, min(sampling.max_length, limit) - prompt)
-        return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
+        return min(wanted or DEFAULT_NEW_TOKENS, limit - prompt)
 
 
-def _check_sampling(sampling: SamplingParams) -> None:
+def _check_sampling(sampling: SamplingParams, vocabulary: int) -> None:
     """Raises RequestRefused("invalid_value") naming the parameter."""
 
     def refuse(name: str, allowed: object) -> None:
@@ -127,3 +135,8 @@ def _check_sampling(sampling: SamplingParams) -> None:
             refuse(name, limits)
     if len(sampling.stop) > MOST_STOPS or not all(sampling.stop):
         refuse("stop", f"at most {MOST_STOPS} strings, none of them empty")
+    if len(sampling.logit_bias) > MOST_BIASES or not all(
+        0 <= token < vocabulary and -100 <= bias <= 100 for token, bias in sampling.logit_bias
+    ):
+        tokens = f"token ids (0 to {vocabulary - 1}) with -100 to 100 each"
+        refuse("logit_bias", f"at most {MOST_BIASES} {tokens}")

@@ -15,6 +15,15 @@ def bearer(authorization: str) -> str | None:
     return secret.strip() if scheme.lower() == "bearer" and secret.strip() else None
 
 
+def why_no_key(authorization: str) -> str:
+    """What to tell somebody whose Authorization header lets nobody in."""
+    if bearer(authorization) is not None:
+        return _("The API key is unknown or has been revoked.")
+    if not authorization:
+        return _("Send a key of yours: Authorization: Bearer KEY. The account page makes one.")
+    return _("The Authorization header must be: Bearer KEY. The account page makes a key.")
+
+
 class BearerAuthentication(BaseAuthentication):
     def authenticate(self, request):
         secret = bearer(request.headers.get("Authorization", ""))

@@ -65,6 +65,21 @@ def test_the_official_client_streams(client):
     assert chunks[-1][0] - chunks[0][0] > 0.2  # while it was written, not at the end
 
 
+def test_the_official_client_completes_texts_and_makes_responses(client):
+    completed = client.completions.create(model="pretend", prompt=["words 3", "words 2"])
+    assert [len(choice.text.split()) for choice in completed.choices] == [3, 2]
+    streamed = client.completions.create(model="pretend", prompt="words 4", stream=True)
+    assert len("".join(chunk.choices[0].text for chunk in streamed).split()) == 4
+    response = client.responses.create(model="pretend", input="words 3", instructions="be brief")
+    assert (len(response.output_text.split()), response.usage.output_tokens) == (3, 3)
+    with client.responses.stream(model="pretend", input="words 5") as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        assert "".join(deltas) == stream.get_final_response().output_text
+        assert len("".join(deltas).split()) == 5
+    with pytest.raises(openai.NotFoundError, match="chat/completions"):
+        client.embeddings.create(model="pretend", input="x")
+
+
 def test_the_official_client_lists_models(client):
     assert [model.id for model in client.models.list()] == ["pretend"]
     assert client.models.retrieve("pretend").id == "pretend"
