@@ -12,6 +12,7 @@ import contextlib
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -27,6 +28,7 @@ from chat.engine.request import (
 from chat.worker.addresses import RemoteAddress
 from chat.worker.client import SequenceLost, WorkerUnavailable
 from chat.worker.event_log import FollowedLog
+from chat.worker.openai_stream import Reading, message_of, payloads
 
 CONNECT_TIMEOUT = 10.0  # seconds
 SILENCE = 300.0  # seconds without a byte after which an answer counts as dead
@@ -36,8 +38,6 @@ EXTRAS = (
     "top_k",
     "repetition_penalty",
 )
-# everything else that others invent counts as "stop"
-FINISHED = {"stop": "stop", "length": "length"}
 
 
 class _Sequence(FollowedLog):
@@ -80,19 +80,21 @@ class OpenAIBackend:
 
     async def submit(self, request: Request) -> None:
         """Returns when the server has begun to answer; RequestRefused, WorkerUnavailable."""
-        if request.prompt_ids is not None:
-            raise RequestRefused(
-                "invalid_value", f"{self.name} takes messages, not token ids", "prompt_ids"
-            )
+        if not request.messages:
+            raise RequestRefused("invalid_value", f"{self.name} takes messages only", "prompt")
         started = time.monotonic()
         response = await self._post(request)
         if response.status != 200:
             async with response:
                 status, text = response.status, await response.text(errors="replace")
-            if not (status in (400, 422) and self._extras and any(name in text for name in EXTRAS)):
-                self._refuse(status, text)
-            self._extras = False  # a strict server: OpenAI's own fields only, from now on
-            return await self.submit(request)
+            if status in (400, 422) and self._extras and any(name in text for name in EXTRAS):
+                self._extras = False  # a strict server: OpenAI's own fields only, from now on
+                return await self.submit(request)
+            if status in (400, 422) and request.sampling.max_new_tokens and _too_many(text):
+                # as the engine: what the prompt leaves of the context
+                sampling = replace(request.sampling, max_new_tokens=None)
+                return await self.submit(replace(request, sampling=sampling))
+            self._refuse(status, text)
         sequence = self._sequences[request.id] = _Sequence(request.id)
         sequence.task = asyncio.create_task(self._translate(sequence, response, started))
 
@@ -166,6 +168,10 @@ class OpenAIBackend:
             "max_tokens": sampling.max_new_tokens,
             "seed": sampling.seed,
             "stop": list(sampling.stop) or None,
+            "presence_penalty": sampling.presence_penalty or None,
+            "frequency_penalty": sampling.frequency_penalty or None,
+            "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
+            "response_format": _format(sampling.json_schema),
         }
         if self._extras:
             penalty = sampling.repetition_penalty
@@ -190,34 +196,23 @@ class OpenAIBackend:
         self, sequence: _Sequence, response: aiohttp.ClientResponse, started: float
     ) -> None:
         """The server's SSE stream as events."""
-        reason, usage, tokens, first = None, None, 0, None
+        reading, tokens, first = Reading(), 0, None
         try:
             async with response:
                 async for chunk in _chunks(response):
-                    if "error" in chunk:
-                        raise ValueError(
-                            _message_in(json.dumps(chunk)) or "the server reported an error"
-                        )
-                    usage = chunk.get("usage") or usage
-                    for choice in chunk.get("choices") or ():
-                        text = (choice.get("delta") or {}).get("content")
-                        if first is None:
-                            first = time.monotonic()
-                            sequence.add("started", {"prompt_tokens": 0})
-                        if text:
+                    if first is None:
+                        first = time.monotonic()
+                        sequence.add("started", {"prompt_tokens": 0})
+                    for delta in [reading.end()] if chunk is None else reading.take(chunk):
+                        if delta is not None:
                             tokens += 1
-                            data = {"text": text, "tokens": 1}
-                            logprobs = (choice.get("logprobs") or {}).get("content")
-                            sequence.add(
-                                "delta", data | ({"logprobs": logprobs} if logprobs else {})
-                            )
-                        if choice.get("finish_reason"):
-                            reason = FINISHED.get(choice["finish_reason"], "stop")
-            if reason is None:
+                            sequence.add("delta", delta)
+            if reading.finish_reason is None:
                 raise ValueError("its stream ended in the middle of the answer")
+            reason = reading.finish_reason
         except asyncio.CancelledError:
             reason = "abort"
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except Exception as error:  # whatever a server invents, its readers are told of the end
             failed = error_object(f"{self.name}: {error}", "upstream_error")
             sequence.add("failed", {"error": failed})
             return
@@ -227,12 +222,13 @@ class OpenAIBackend:
             )
         now = time.monotonic()
         spent = now - (first or now)
+        prompt = reading.usage.get("prompt_tokens", 0)
+        written = reading.usage.get("completion_tokens", tokens)
         counts = {
-            name: (usage or {}).get(name, 0)
-            for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+            "prompt_tokens": prompt,
+            "completion_tokens": written,
+            "total_tokens": prompt + written,
         }
-        if usage is None:
-            counts |= {"completion_tokens": tokens, "total_tokens": tokens}
         timings = {
             "queued_s": 0.0,
             "prefill_s": round((first or now) - started, 4),
@@ -242,25 +238,33 @@ class OpenAIBackend:
         sequence.add("finished", {"finish_reason": reason, "usage": counts, "timings": timings})
 
 
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of a server-sent event stream, up to [DONE]."""
-    async for line in response.content:
-        if not line.startswith(b"data:"):
-            continue
-        payload = line[5:].strip()
-        if payload == b"[DONE]":
-            return
-        yield json.loads(payload)
+def _too_many(text: str) -> bool:
+    """Does an error body say that the prompt would fit, had fewer tokens been asked for?"""
+    words = text.lower()
+    return "max_tokens" in words or "max_completion_tokens" in words or "in the completion" in words
+
+
+def _format(schema: str | None) -> dict[str, Any] | None:
+    """A schema as OpenAI's `response_format`."""
+    if schema is None:
+        return None
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": json.loads(schema)},
+    }
+
+
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
+    """The stream's JSON values, None at its end. A server that does not stream has one."""
+    if response.content_type == "application/json":
+        yield await response.json()
+        yield None
+        return
+    async for chunk in payloads(response.content.iter_any()):
+        yield chunk
 
 
 def _message_in(text: str) -> str:
-    """The message of an error body, whichever of the usual forms it has."""
-    with contextlib.suppress(ValueError, AttributeError):
-        body = json.loads(text)
-        error = body.get("error", body)
-        return (
-            str(error.get("message") or error.get("detail") or "")
-            if isinstance(error, dict)
-            else str(error)
-        )
+    with contextlib.suppress(ValueError):
+        return message_of(json.loads(text))
     return ""
