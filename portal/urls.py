@@ -37,6 +37,7 @@ urlpatterns = [
     path("api/v1/", include("tuning.api_urls")),
     path("api/v1/", include("evaluation.api_urls")),
     path("v1/", include("chat.api.openai_urls")),
+    path("v1/", include("tuning.openai_urls")),
     path("api/schema/", login_not_required(SpectacularAPIView.as_view()), name="api-schema"),
     path(
         "api/docs/",

@@ -10,9 +10,10 @@ from collections.abc import AsyncGenerator
 from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import RequestDataTooBig, ValidationError
-from django.http import HttpResponseBase, JsonResponse
+from django.http import Http404, HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
+from rest_framework import exceptions
 
 from chat import registry
 from chat.api import completion, errors, sse
@@ -57,6 +58,35 @@ def for_scripts(*methods: str):
                     405, message, code="method_not_allowed", headers={"Allow": ", ".join(methods)}
                 )
             return await view(request, user, **parts)
+
+        return door
+
+    return decorated
+
+
+def for_scripts_in_thread(*methods: str):
+    """The same for a view that asks the database: it runs on a thread, and what it raises is told
+    in OpenAI's envelope.
+    """
+
+    def decorated(view):
+        @functools.wraps(view)
+        def told(request, user, **parts) -> HttpResponseBase:
+            try:
+                return view(request, user, **parts)
+            except Http404:
+                return json_error(404, _("Not found."), code="not_found")
+            except ValidationError as error:
+                return errors.response_of(error)
+            except exceptions.APIException as error:
+                code = error.get_codes()
+                message = str(error.detail)
+                return json_error(error.status_code, message, code=str(code))
+
+        @for_scripts(*methods)
+        @functools.wraps(view)
+        async def door(request, user, **parts) -> HttpResponseBase:
+            return await sync_to_async(told)(request, user, **parts)
 
         return door
 

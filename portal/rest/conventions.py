@@ -22,7 +22,15 @@ TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-OPENAI_PATHS = ("chat/completions", "completions", "responses", "models")  # what /v1/ does
+# what /v1/ does
+OPENAI_PATHS = (
+    "chat/completions",
+    "completions",
+    "responses",
+    "models",
+    "files",
+    "fine_tuning/jobs",
+)
 READABLE = {"ensure_ascii": False}  # for JsonResponse: Chinese as it is, as DRF writes it
 
 
