@@ -68,6 +68,9 @@ DEBUG = _flag("PORTAL_DEBUG")
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *_list("PORTAL_ALLOWED_HOSTS")]
 CSRF_TRUSTED_ORIGINS = _list("PORTAL_TRUSTED_ORIGINS")
 
+# A key may also come as Basic's password: for clients that cannot set a header but take
+# http://:KEY@host. Off: addresses end up in histories, logs and screenshots.
+KEY_IN_ADDRESS = _flag("PORTAL_KEY_IN_ADDRESS")
 # Pages of other origins that may call the doors for scripts from a browser, with a key: never with
 # the login cookie. "*": any page.
 CORS_ALLOWED_ORIGINS = _list("PORTAL_CORS_ORIGINS")

@@ -232,8 +232,8 @@ def _tensors_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if isinstance(content, Tensor):
             raise AdapterInvalid(
-                f"{path.name} holds a bare tensor {list(content.shape)}: save it under its name, as "
-                f'{{"{_ORIGINAL_KEY}": tensor}}'
+                f"{path.name} holds a bare tensor {list(content.shape)}: save it under its name, "
+                f'as {{"{_ORIGINAL_KEY}": tensor}}'
             )
         if not isinstance(content, Mapping):
             raise AdapterInvalid(f"{path.name} holds a {type(content).__name__}, no named tensors")

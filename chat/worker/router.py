@@ -33,6 +33,7 @@ from chat.worker.wire import Address
 
 __all__ = [
     "CheckpointRef",
+    "OpenAIBackend",
     "RequestRefused",
     "Router",
     "SequenceLost",

@@ -1,5 +1,6 @@
 """Who may do what, over every door of chat: without a key 401, somebody else's object 404."""
 
+import base64
 import json
 
 import pytest
@@ -48,6 +49,21 @@ async def test_without_a_key_it_is_401(base, method, path, header):
         assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
         unknown = header.get("Authorization", "").startswith("Bearer ")
         assert ("Bearer KEY" in error["message"]) != unknown
+
+
+async def test_a_key_in_the_address_is_taken_where_a_setting_says_so(base, key, router, settings):
+    """As clients send http://:KEY@host."""
+    body = {"prompt": "x", "model": "base", "messages": [{"role": "user", "content": "x"}]}
+    for userinfo in (f":{key}", f"{key}:", f"api:{key}"):
+        header = {"Authorization": "Basic " + base64.b64encode(userinfo.encode()).decode()}
+        for path in ("/", "/v1/chat/completions"):
+            settings.KEY_IN_ADDRESS = False
+            assert (await AsyncClient().post(path, body, JSON, headers=header)).status_code == 401
+            settings.KEY_IN_ADDRESS = True
+            assert (await AsyncClient().post(path, body, JSON, headers=header)).status_code == 200
+    for broken in ("Basic ???", "Basic", "Basic " + base64.b64encode(b":sk-wrong").decode()):
+        header = {"Authorization": broken}
+        assert (await AsyncClient().post("/", body, JSON, headers=header)).status_code == 401
 
 
 async def test_a_login_cookie_does_not_open_the_doors_without_csrf_protection(member, base, router):

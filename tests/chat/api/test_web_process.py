@@ -5,6 +5,7 @@ streams and websockets.
 import http.client
 import json
 import subprocess
+import sys
 import time
 
 import openai
@@ -14,6 +15,7 @@ from websockets.sync.client import connect
 
 from chat.worker.router import _get_status
 from chat.worker.wire import Address
+from tests.support import ROOT
 from tests.support.live_portal import wait_for
 from tests.support.web_process import Web
 from tests.support.worker_process import TOKEN
@@ -78,6 +80,21 @@ def test_the_official_client_completes_texts_and_makes_responses(client):
         assert len("".join(deltas).split()) == 5
     with pytest.raises(openai.NotFoundError, match="chat/completions"):
         client.embeddings.create(model="pretend", input="x")
+
+
+def test_the_terminal_talks_to_another_portal(web):
+    command = [sys.executable, "manage.py", "chat", "--url", web.url]
+    said = {
+        "input": "words 3\n/model nobody\nwords 2\nstop\n",
+        "capture_output": True,
+        "text": True,
+    }
+    there = subprocess.run([*command, "--key", web.key], cwd=ROOT, env=web.environment, **said)
+    answers = [len(line.split()) for line in there.stdout.splitlines() if line.strip()]
+    assert (there.returncode, answers) == (0, [3, 2]), there.stderr
+    assert "pretend" in there.stderr, "the models that there are"
+    refused = subprocess.run([*command, "--key", "sk-wrong"], cwd=ROOT, env=web.environment, **said)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
 
 
 def test_the_official_client_lists_models(client):
