@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shutil
 import stat
 
 from django.conf import settings
@@ -22,6 +23,7 @@ VARIABLES = {
     "PORTAL_TIME_ZONE",
     "PORTAL_HTTPS",
     "PORTAL_DATASET_MAX_MB",
+    "PORTAL_LAUNCHER",
     "PORTAL_WORKERS",
     "PORTAL_WORKER_TOKEN",
     "PORTAL_UPSTREAMS",
@@ -29,6 +31,8 @@ VARIABLES = {
     "PORTAL_DEVICE",
     "PORTAL_CACHE_SHARE",
     "PORTAL_LOG_LEVEL",
+    "PORTAL_LOG_FORMAT",
+    "PORTAL_METRICS_FROM",
 }
 LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 
@@ -73,6 +77,19 @@ def data_folder(**kwargs):
                 )
             )
     return found
+
+
+@register()
+def launcher(**kwargs):
+    if not settings.LAUNCHER or shutil.which(settings.LAUNCHER[0]):
+        return []
+    return [
+        Error(
+            f"PORTAL_LAUNCHER: there is no program {settings.LAUNCHER[0]!r} here.",
+            hint="The command that starts a run's process, such as srun --gres=gpu:1",
+            id="portal.E007",
+        )
+    ]
 
 
 @register()

@@ -1,5 +1,6 @@
 """User, ApiKey and Run: what every app stands on."""
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -8,7 +9,7 @@ from pathlib import Path
 from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.core.validators import MinValueValidator
-from django.db import models
+from django.db import DatabaseError, models, transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -68,7 +69,9 @@ class ApiKey(Owned, models.Model):
             return None
         now = timezone.now()
         if key.last_used_at is None or (now - key.last_used_at).total_seconds() > 60:
-            cls.objects.filter(pk=key.pk).update(last_used_at=now)
+            # A full disk or a locked database is no reason to turn a reader away.
+            with contextlib.suppress(DatabaseError), transaction.atomic():
+                cls.objects.filter(pk=key.pk).update(last_used_at=now)
         return key.owner
 
 
@@ -77,8 +80,8 @@ def new_run_key() -> str:
 
 
 class Run(Owned, models.Model):
-    """One piece of long work: a tuning or an evaluation. The queue is a doorbell; this row is the
-    truth.
+    """One piece of long work: a tuning, an evaluation or a download. The queue is a doorbell; this
+    row is the truth.
 
     Status is written only in portal/runs/lifecycle.py. `token` is the fencing token: a process may
     write to the row only while it holds the current one. Statuses, error and times explain the run
@@ -97,6 +100,7 @@ class Run(Owned, models.Model):
     class Kind(models.TextChoices):
         TUNING = "tuning", _("Tuning")
         EVALUATION = "evaluation", _("Evaluation")
+        FETCH = "fetch", _("Download")
 
     class Phase(models.TextChoices):
         """What a running run is doing."""
@@ -107,6 +111,11 @@ class Run(Owned, models.Model):
         TRAINING = "training", _("training")
         PREDICTING = "predicting", _("predicting")
         SAVING = "saving", _("saving")
+        LISTING = "listing", _("looking what there is")
+        DOWNLOADING = "downloading", _("downloading")
+        UNPACKING = "unpacking", _("unpacking")
+        CONVERTING = "converting", _("converting the weights")
+        CHECKING = "checking", _("checking")
 
     owner = models.ForeignKey(User, models.CASCADE, related_name="runs", verbose_name=_("owner"))
     kind = models.CharField(_("kind"), max_length=20, choices=Kind.choices, editable=False)
@@ -128,7 +137,7 @@ class Run(Owned, models.Model):
     )
     cancel_requested = models.BooleanField(default=False, editable=False)
 
-    progress = models.PositiveIntegerField(default=0, editable=False)  # steps or rows done
+    progress = models.PositiveIntegerField(default=0, editable=False)  # steps, rows, KiB
     total = models.PositiveIntegerField(default=0, editable=False)
     # of a running run only
     phase = models.CharField(

@@ -140,6 +140,8 @@ class TuningMetric(models.Model):
     loss = models.FloatField()
     learning_rate = models.FloatField()
     samples_per_second = models.FloatField(null=True)
+    # KL(base || prefixed) on general prompts, where the recipe has a kl_weight
+    divergence = models.FloatField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

@@ -141,8 +141,9 @@ class ForegroundCommand(BaseCommand):
                 self.say(_("%(wish)s is taken as “%(name)s”.") % {"wish": wish, "name": row.name})
                 return row
         message = _(
-            "“%(wish)s” is not registered. Fetch it into a folder, then: python manage.py "
-            "add_checkpoint FOLDER --name %(short)s. There are: %(known)s"
+            "“%(wish)s” is not registered: python manage.py fetch_checkpoint hf:%(wish)s --name "
+            "%(short)s fetches it, add_checkpoint FOLDER takes one that is here. There are: "
+            "%(known)s"
         )
         known = ", ".join(visible.values_list("name", flat=True)[:20]) or "-"
         raise CommandError(message % {"wish": wish, "short": short, "known": known})

@@ -12,6 +12,7 @@ from autobahn.exception import Disconnected
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.core.exceptions import ValidationError
+from django.db import DatabaseError
 from django.utils.translation import gettext as _
 from rest_framework.exceptions import APIException
 
@@ -20,6 +21,7 @@ from chat.conversations import live, turns
 from chat.engine.request import GenerationRefused
 from chat.models import Conversation, Message
 from portal.models import User
+from portal.outages import outage_of
 from portal.rest import conventions
 from portal.rest.json_bodies import json_of
 
@@ -121,6 +123,13 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             await handle(self, frame)
         except Refused as refusal:
             await self.send_frame({"type": "error", "error": refusal.error})
+        except (DatabaseError, OSError) as fault:
+            outage = outage_of(fault)
+            if outage is None:
+                raise
+            logger.warning("a frame was not served: %s", fault)
+            told = conventions.error(outage.message, type="server_error", code=outage.code)
+            await self.send_frame({"type": "error", **told})
 
     # ---- what a client may say
 

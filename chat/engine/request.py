@@ -74,6 +74,46 @@ class SamplingParams:
     # number of alternatives to report with each token; None: no logprobs
     logprobs: int | None = _limited(None, int, 0, 20)
 
+    def check(self, vocabulary: int = 2**31) -> None:
+        """Raises RequestRefused("invalid_value") naming the parameter. vocabulary: how many token
+        ids there are.
+        """
+
+        def refuse(name: str, allowed: object) -> None:
+            message = f"{name} must be {allowed}, not {getattr(self, name)!r}"
+            raise RequestRefused("invalid_value", message, param=name)
+
+        for name, limits in LIMITS.items():
+            value = getattr(self, name)
+            if value is None and DEFAULTS[name] is None:
+                continue
+            if value not in limits:
+                refuse(name, limits)
+        if len(self.stop) > MOST_STOPS or not all(self.stop):
+            refuse("stop", f"at most {MOST_STOPS} strings, none of them empty")
+        if len(self.logit_bias) > MOST_BIASES or not all(
+            0 <= token < vocabulary and -100 <= bias <= 100 for token, bias in self.logit_bias
+        ):
+            tokens = f"token ids (0 to {vocabulary - 1}) with -100 to 100 each"
+            refuse("logit_bias", f"at most {MOST_BIASES} {tokens}")
+
+    def new_tokens_limit(self, prompt: int, room: int) -> int:
+        """Tokens that the answer to a prompt of `prompt` tokens may have, where both have `room`:
+        what was asked for, or as many as the prompt leaves. Clients ask for their own default
+        (4096, 32000), so more than fits is no reason to refuse.
+        """
+        if prompt + 1 > room:
+            raise RequestRefused(
+                "context_length_exceeded",
+                f"the context holds {room} tokens; the prompt has {prompt}",
+                param="messages",
+            )
+        wanted = self.max_new_tokens
+        if wanted is None and self.max_length is not None:
+            # one token at least, as ChatGLM's own generate
+            return max(1, min(self.max_length, room) - prompt)
+        return min(wanted or DEFAULT_NEW_TOKENS, room - prompt)
+
 
 LIMITS: dict[str, Limits] = {
     found.name: found.metadata["limits"]
@@ -97,10 +137,11 @@ class AdapterRef:
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """Which base weights a request needs."""
+    """Which base weights a request needs. folder: where they lie on this machine, if they do."""
 
     name: str
     fingerprint: str
+    folder: str = ""
 
 
 @dataclass(frozen=True)

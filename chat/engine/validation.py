@@ -11,17 +11,7 @@ from chat.engine.adapters import AdapterPool
 from chat.engine.grammars import Grammars
 from chat.engine.loading import Loaded
 from chat.engine.positions import Positions
-from chat.engine.request import (
-    DEFAULT_NEW_TOKENS,
-    DEFAULTS,
-    LIMITS,
-    MOST_BIASES,
-    MOST_STOPS,
-    Request,
-    RequestRefused,
-    SamplingParams,
-    Sink,
-)
+from chat.engine.request import Request, RequestRefused, Sink
 from chat.engine.sampler import SamplerState
 from chat.engine.sequence import OnEnd, Sequence
 
@@ -47,7 +37,7 @@ class RequestValidator:
 
     def prepare(self, request: Request, sink: Sink, on_end: OnEnd | None) -> Sequence:
         """Raises RequestRefused."""
-        _check_sampling(request.sampling, self._loaded.vocabulary)
+        request.sampling.check(self._loaded.vocabulary)
         prompt = self._prompt(request)
         prefix = self._adapters.fetch(request.adapter) if request.adapter else None
         pre_seq_len = prefix.shape[3] if prefix is not None else 0
@@ -59,6 +49,7 @@ class RequestValidator:
                 param="adapter",
             )
         plan = self._positions.plan(prompt, pre_seq_len)
+        room = min(self._max_length, self._loaded.context_length - plan.offset)
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
         sampler_state = SamplerState.of(sampling, prompt)
@@ -71,7 +62,7 @@ class RequestValidator:
             prompter=self._loaded.prompter,
             sampler_state=sampler_state,
             positions=plan,
-            new_tokens_limit=self._new_tokens(sampling, len(prompt), plan.offset),
+            new_tokens_limit=sampling.new_tokens_limit(len(prompt), room),
             prefix=prefix,
             on_end=on_end,
         )
@@ -101,42 +92,3 @@ class RequestValidator:
         if not prompt:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
         return prompt
-
-    def _new_tokens(self, sampling: SamplingParams, prompt: int, shift: int) -> int:
-        """Tokens the answer may have: what was asked for, or as many as the prompt leaves. Clients
-        ask for their own default (4096, 32000), so more than fits is no reason to refuse.
-        """
-        limit = min(self._max_length, self._loaded.context_length - shift)
-        if prompt + 1 > limit:
-            raise RequestRefused(
-                "context_length_exceeded",
-                f"the context holds {limit} tokens; the prompt has {prompt}",
-                param="messages",
-            )
-        wanted = sampling.max_new_tokens
-        if wanted is None and sampling.max_length is not None:
-            # one token at least, as ChatGLM's own generate
-            return max(1, min(sampling.max_length, limit) - prompt)
-        return min(wanted or DEFAULT_NEW_TOKENS, limit - prompt)
-
-
-def _check_sampling(sampling: SamplingParams, vocabulary: int) -> None:
-    """Raises RequestRefused("invalid_value") naming the parameter."""
-
-    def refuse(name: str, allowed: object) -> None:
-        message = f"{name} must be {allowed}, not {getattr(sampling, name)!r}"
-        raise RequestRefused("invalid_value", message, param=name)
-
-    for name, limits in LIMITS.items():
-        value = getattr(sampling, name)
-        if value is None and DEFAULTS[name] is None:
-            continue
-        if value not in limits:
-            refuse(name, limits)
-    if len(sampling.stop) > MOST_STOPS or not all(sampling.stop):
-        refuse("stop", f"at most {MOST_STOPS} strings, none of them empty")
-    if len(sampling.logit_bias) > MOST_BIASES or not all(
-        0 <= token < vocabulary and -100 <= bias <= 100 for token, bias in sampling.logit_bias
-    ):
-        tokens = f"token ids (0 to {vocabulary - 1}) with -100 to 100 each"
-        refuse("logit_bias", f"at most {MOST_BIASES} {tokens}")

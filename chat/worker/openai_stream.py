@@ -34,8 +34,12 @@ class Reading:
         if chunk.get("error"):
             raise ValueError(message_of(chunk) or "the server reported an error")
         self._count(chunk.get("usage"))
-        choices = chunk.get("choices")
-        found = [self._delta(c) for c in choices or () if isinstance(c, dict)]
+        found = []
+        for choice in chunk.get("choices") or ():
+            if isinstance(choice, dict):
+                if choice.get("finish_reason"):
+                    self.finish_reason = FINISHED.get(str(choice["finish_reason"]), "stop")
+                found.append(self.delta(choice))
         return [delta for delta in found if delta is not None]
 
     def end(self) -> dict[str, Any] | None:
@@ -43,7 +47,8 @@ class Reading:
         self.finish_reason = self.finish_reason or "stop"
         return self._text_delta("", {})
 
-    def _delta(self, choice: dict[str, Any]) -> dict[str, Any] | None:
+    def delta(self, choice: dict[str, Any]) -> dict[str, Any] | None:
+        """What a choice says, as the data of a `delta` event; None: nothing."""
         # servers that do not stream answer with the whole message
         said = choice.get("delta") or choice.get("message") or {}
         said = said if isinstance(said, dict) else {"content": said}
@@ -51,8 +56,6 @@ class Reading:
         text = text_of(said.get("content") or choice.get("text"))
         if thought:
             thought, self._thinking = ("" if self._thinking else "<think>\n") + thought, True
-        if choice.get("finish_reason"):
-            self.finish_reason = FINISHED.get(str(choice["finish_reason"]), "stop")
         return self._text_delta(text, choice, thought)
 
     def _text_delta(
@@ -70,6 +73,16 @@ class Reading:
         if isinstance(usage, dict):
             told = {name: usage.get(name) for name in COUNTS}
             self.usage |= {name: n for name, n in told.items() if isinstance(n, int)}
+
+
+def response_format(schema: str | None) -> dict[str, Any] | None:
+    """A JSON schema, as text, in OpenAI's words."""
+    if schema is None:
+        return None
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": json.loads(schema)},
+    }
 
 
 def text_of(content: Any) -> str:

@@ -250,7 +250,10 @@ def test_a_checkpoint_is_named_as_people_have_it_in_their_scripts(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model-name-or-path", "THUDM/chatglm-6b"], "add_checkpoint FOLDER --name chatglm-6b"),
+        (
+            ["--model-name-or-path", "THUDM/chatglm-6b"],
+            "fetch_checkpoint hf:THUDM/chatglm-6b --name chatglm-6b",
+        ),
         (["--model-name-or-path", "{folder}"], "add_checkpoint {folder}"),
         (["--ptuning-checkpoint", "output/x"], "--ptuning-checkpoint: "),
         (["--lora-rank=8"], "--pre-seq-len"),

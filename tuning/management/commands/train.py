@@ -21,7 +21,7 @@ from portal.runs.process import carry_out, print_line
 from tuning.datasets import store
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, recipe_for, steps_of
-from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
+from tuning.ptuning.recipe import BOOLEANS, CHOICES, LIMITS, TEXTS, WHOLE_NUMBERS
 from tuning.terminal import ForegroundCommand, flag, lines
 
 EXAMPLE = (
@@ -69,7 +69,7 @@ class Command(ForegroundCommand):
             kind = int if name in WHOLE_NUMBERS else float
             hyper.add_argument(flag(name), type=kind, default=None, metavar=f"{low:g}..{high:g}")
         for name, choices in CHOICES.items():
-            if name == "prefix_projection":
+            if name in BOOLEANS:
                 hyper.add_argument(flag(name), action="store_true", default=None)
             else:
                 known = [choice for choice in choices if choice is not None]
@@ -81,6 +81,9 @@ class Command(ForegroundCommand):
                     default=None,
                 )
 
+        for name in TEXTS:
+            hyper.add_argument(flag(name), default=None, metavar="TEXT")
+
     def handle(self, **options):
         owner = self.owner(options["user"])
         checkpoint = (
@@ -89,7 +92,9 @@ class Command(ForegroundCommand):
         checkpoint = checkpoint or Checkpoint.default()
         if checkpoint is None:
             raise CommandError(_("There is no checkpoint yet; add one with add_checkpoint."))
-        hyper = {name: options[name] for name in (*LIMITS, *CHOICES) if options[name] is not None}
+        hyper = {
+            name: options[name] for name in (*LIMITS, *CHOICES, *TEXTS) if options[name] is not None
+        }
         if hyper.get("quantization_bit") == 0:
             hyper["quantization_bit"] = None
         for name, precision in (("fp16", "float16"), ("bf16", "bfloat16")):
