@@ -146,6 +146,11 @@ class TuningRunForm(Styled, forms.Form):
 
 class UploadForm(Styled, forms.Form):
     file = forms.FileField(label=_("File"))
+    validation = forms.FileField(
+        label=_("Validation file"),
+        required=False,
+        help_text=_("Only if these rows lie in a file of their own."),
+    )
     name = forms.CharField(
         label=_("Name"), max_length=120, required=False, help_text=_("Empty: the name of the file.")
     )
@@ -162,13 +167,17 @@ class UploadForm(Styled, forms.Form):
         required=False,
         help_text=_("Only for conversations of several turns."),
     )
+    sheet = forms.CharField(
+        label=_("Sheet"), max_length=100, required=False, help_text=_("Empty: the first sheet.")
+    )
     skip_bad_rows = forms.BooleanField(label=_("Leave out rows with errors"), required=False)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for name in ("prompt_column", "response_column", "history_column"):
             self.fields[name].widget.attrs["list"] = "column-names"
-        self.fields["file"].widget.attrs["accept"] = ".json,.jsonl,.csv,.tsv,.gz,.zip,.tgz"
+        for name in ("file", "validation"):
+            self.fields[name].widget.attrs["accept"] = ".json,.jsonl,.csv,.tsv,.xlsx,.gz,.zip,.tgz"
 
 
 class SplitForm(Styled, forms.Form):

@@ -5,8 +5,6 @@ through the queue.
 import json
 import math
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 from django.core.exceptions import ValidationError
@@ -169,20 +167,7 @@ class Command(ForegroundCommand):
     def _dataset(self, options: dict, owner) -> Dataset:
         if options["dataset"]:
             return self.named(Dataset, options["dataset"], owner)
-        train, validation = options["train_file"], options["validation_file"]
-        try:
-            if validation is None:
-                with open(train, "rb") as file:
-                    return self.ingest(file, train, options, owner)
-            with tempfile.NamedTemporaryFile(suffix=".zip") as file:
-                # an upload of two files, as the portal takes it
-                with zipfile.ZipFile(file, "w") as both:
-                    both.write(train, f"train{train.suffix}")
-                    both.write(validation, f"validation{validation.suffix}")
-                file.seek(0)
-                return self.ingest(file, train, options, owner)
-        except OSError as error:
-            raise CommandError(str(error)) from error
+        return self.ingest(options["train_file"], options, owner, options["validation_file"])
 
     def _tell(self, run: TuningRun, as_json: bool) -> None:
         adapter = run.adapters.order_by("-id").first()
