@@ -25,7 +25,7 @@ class TextTooLong(ValueError):
 
 
 def text_ids(
-    loaded: Loaded, instruction: str, examples: Iterable[dict], pre_seq_len: int
+    loaded: Loaded, instruction: str, examples: Iterable[dict[str, str]], pre_seq_len: int
 ) -> list[int]:
     """`pre_seq_len` token ids: the instruction in the checkpoint's own template, filled up with
     answered examples of the task ({"prompt", "response", ...}).

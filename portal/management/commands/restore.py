@@ -11,7 +11,7 @@ from portal.runs.supervisor import AlreadySupervised, only_one
 
 
 class Command(BaseCommand):
-    requires_system_checks = []
+    requires_system_checks: list[str] = []
     help = (
         "Fill an empty portal (no database, no datasets) from a folder that `backup` has made, and "
         "bring it to this version. Example: PORTAL_DATA_DIR=/srv/portal python manage.py restore "
