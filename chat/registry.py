@@ -275,6 +275,12 @@ def _named(name: str, **fields) -> Adapter:
     raise ValidationError(_("The name “%(name)s” is taken.") % {"name": name}, "name_taken")
 
 
+def digest_of(folder: Path) -> str:
+    """sha256 of an adapter folder's weights; OSError."""
+    with open(folder / adapter_files.WEIGHTS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
     """(sha256 of the weights, pre_seq_len); ValidationError when this is no adapter of
     `checkpoint`.
@@ -285,8 +291,7 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
             int(description["pre_seq_len"]),
             str(description.get("checkpoint_fingerprint", "")),
         )
-        with open(folder / adapter_files.WEIGHTS, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = digest_of(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = _("%(folder)s does not hold an adapter: %(reason)s") % {
             "folder": folder,

@@ -32,7 +32,7 @@ MAX_LENGTH = 2048  # unless the request has another; the rest is as everywhere
 async def answer(request) -> HttpResponseBase:
     user = await user_of_request(request)
     if user is None:
-        return errors.no_key()
+        return errors.no_key(request)
     name = ""
     try:
         body = body_of(request)
@@ -97,14 +97,15 @@ def _wanted(body) -> tuple[list[dict], dict]:
     messages = [
         {"role": role, "content": content}
         for turn in history
-        for role, content in zip(("user", "assistant"), turn, strict=True)
+        for role, content in zip(("user", "assistant"), (turn[0] or "", turn[1]), strict=True)
     ]
     return [*messages, {"role": "user", "content": prompt}], values
 
 
 def _is_round(turn) -> bool:
+    """[question, answer]; LangChain's ChatGLM keeps the answers alone, as [null, answer]."""
     return (
         isinstance(turn, list)
         and len(turn) == 2
-        and all(isinstance(text, str) and is_storable(text) for text in turn)
+        and all(isinstance(text, str) and is_storable(text) for text in (turn[0] or "", turn[1]))
     )
