@@ -215,6 +215,7 @@ def _model(checkpoint: Checkpoint, adapter: Adapter | None) -> dict:
         "owned_by": OWNED_BY,
         "root": checkpoint.name,
         "parent": checkpoint.name if adapter else None,
+        "with_history": adapter.with_history if adapter else True,
     }
 
 
