@@ -58,7 +58,6 @@ ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *_list("PORTAL_ALLOWED_HOSTS
 CSRF_TRUSTED_ORIGINS = _list("PORTAL_TRUSTED_ORIGINS")
 
 INSTALLED_APPS = [
-    "daphne",  # before staticfiles: gives runserver its ASGI server
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -245,6 +244,7 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 HTTPS = _flag("PORTAL_HTTPS")  # set behind a TLS proxy
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+PROXIES = _list("PORTAL_PROXIES") or ["127.0.0.1", "::1"]  # whose X-Forwarded-For is believed, with PORTAL_HTTPS
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 
 # Uploads are streamed to disk; forms and JSON bodies stay small.
@@ -272,5 +272,5 @@ LOGGING = {
         "handlers": ["console"],
         "level": _parsed("PORTAL_LOG_LEVEL", "INFO", lambda name: logging.getLevelNamesMapping()[name.upper()]),
     },
-    "loggers": {"httpx": {"level": "WARNING"}, "daphne": {"level": "WARNING"}, "django-q": {"level": "WARNING"}},
+    "loggers": {"httpx": {"level": "WARNING"}, "uvicorn": {"level": "WARNING"}, "django-q": {"level": "WARNING"}},
 }

@@ -6,7 +6,6 @@ import json
 import logging
 from collections import deque
 
-from autobahn.exception import Disconnected
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.core.exceptions import ValidationError
@@ -26,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 WINDOW = (
     256 * 1024
-)  # bytes sent and not acknowledged: daphne has no back-pressure, so this is what bounds a slow reader
+)  # bytes sent and not acknowledged: proxies and kernels buffer, so this is what tells a reader that does not keep up
 LARGEST_FRAME = 1024 * 1024  # characters from a client
 MOST_ATTACHED = 8  # answers that one socket follows at once
 NOT_LOGGED_IN, NOT_YOURS, TOO_SLOW, TOO_LARGE = 4401, 4404, 4408, 1009
@@ -186,5 +185,5 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             size = len(text.encode(errors="replace"))
             self.unacknowledged.append((frame["message"], frame["seq"], size))
             self.window += size
-        with contextlib.suppress(Disconnected):  # the client has left; `disconnect` is on its way
+        with contextlib.suppress(OSError):  # the client has left; `disconnect` is on its way
             await self.send(text_data=text)

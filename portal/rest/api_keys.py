@@ -1,6 +1,11 @@
 """`Authorization: Bearer sk-...`, for DRF views, for plain (async) views and for websockets."""
 
+from importlib import import_module
+
 from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.contrib.auth import get_user
+from django.http import HttpRequest, parse_cookie
 from django.utils.translation import gettext as _
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.authentication import BaseAuthentication
@@ -48,6 +53,19 @@ async def user_of_request(request, *, session: bool = False):
         user = await request.auser()
         return user if user.is_authenticated else None
     return None
+
+
+def user_of_scope(scope):
+    """The user behind the key, or else behind the login cookie, of an ASGI scope; None when there is none. Asks the database."""
+    headers = dict(scope["headers"])
+    secret = bearer(headers.get(b"authorization", b"").decode("latin-1"))
+    if secret is not None:
+        return ApiKey.user_of(secret)
+    cookies = parse_cookie(headers.get(b"cookie", b"").decode("latin-1"))
+    request = HttpRequest()
+    request.session = import_module(settings.SESSION_ENGINE).SessionStore(cookies.get(settings.SESSION_COOKIE_NAME))
+    user = get_user(request)
+    return user if user.is_authenticated else None
 
 
 def key_first(sockets, *, without_key):

@@ -59,12 +59,8 @@ class Child:
 
 def child_processes(host: str, port: int, worker: bool) -> list[Child]:
     manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
-    interface = host.replace(":", r"\:")  # Twisted's endpoint syntax
-    # A backlog of 1024: Twisted's own 50 refuses connections when a room reconnects at once.
-    endpoint = f"tcp:port={port}:interface={interface}:backlog=1024"
-    proxy = ["--proxy-headers"] if settings.HTTPS else []
-    web = [sys.executable, "-m", "daphne", "-e", endpoint, "--application-close-timeout", "5", "-v", "0", *proxy]
-    found = [Child("web", [*web, "portal.asgi:application"])]
+    web = [sys.executable, "-m", "portal.web_server", "--host", host, "--port", str(port)]
+    found = [Child("web", web)]
     if worker:
         found.append(Child("worker", [*manage, "inference_worker"]))
     for queue in ("default", "gpu"):

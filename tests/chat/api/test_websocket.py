@@ -5,7 +5,6 @@ import json
 from contextlib import asynccontextmanager
 
 import pytest
-from autobahn.exception import Disconnected
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 
@@ -115,10 +114,10 @@ async def test_bytes_are_answered_too(member, conversation, base, scripted):
 
 
 async def test_a_client_that_left_before_its_frames_were_read_is_no_fault(member, conversation, base, monkeypatch):
-    """daphne hands on what the client had sent, and refuses to send to it."""
+    """The server hands on what the client had sent, and refuses to send to it."""
 
     async def gone(self, **frame):
-        raise Disconnected
+        raise BrokenPipeError
 
     async with socket(member, conversation.pk) as page:
         with monkeypatch.context() as left:

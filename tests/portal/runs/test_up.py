@@ -40,9 +40,11 @@ def test_under_a_public_name_it_still_tells_when_it_is_ready(portal):
 
 
 def test_a_killed_web_process_comes_back(portal):
-    killed = portal.pid_of("daphne")
+    killed = portal.pid_of("portal.web_server")
     os.kill(killed, signal.SIGKILL)
-    wait_for(lambda: portal.healthy() and portal.pid_of("daphne") != killed, 20, "the web process to come back")
+    wait_for(
+        lambda: portal.healthy() and portal.pid_of("portal.web_server") != killed, 20, "the web process to come back"
+    )
 
 
 def test_the_portal_answers_while_the_worker_restarts(portal):
