@@ -7,13 +7,17 @@ import sys
 
 def main():
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
-    # Must be set before torch is imported, here or in a child process: waiting threads that spin made a training step of the
-    # starter cost 3 to 6 times the CPU time on a busy machine with 2 cores.
+    # Must be set before torch is imported, here or in a child process: waiting threads that spin
+    # made a training step of the starter cost 3 to 6 times the CPU time on a busy machine with 2
+    # cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from django.core.management import execute_from_command_line
     except ImportError:
-        sys.exit("Django is missing: `make up` installs everything into .venv; then `source .venv/bin/activate` once.")
+        sys.exit(
+            "Django is missing: `make up` installs everything into .venv; then `source "
+            ".venv/bin/activate` once."
+        )
 
     execute_from_command_line(sys.argv)
 

@@ -20,9 +20,25 @@ class Named(forms.ModelForm):
 @admin.register(Checkpoint)
 class CheckpointAdmin(admin.ModelAdmin):
     form = Named
-    list_display = ["name", "architecture", "parameters", "is_default", "is_starter", "path", "created_at"]
+    list_display = [
+        "name",
+        "architecture",
+        "parameters",
+        "is_default",
+        "is_starter",
+        "path",
+        "created_at",
+    ]
     search_fields = ["name", "path"]
-    fields = ["name", "path", "fingerprint", "description", "is_default", "is_starter", "created_at"]
+    fields = [
+        "name",
+        "path",
+        "fingerprint",
+        "description",
+        "is_default",
+        "is_starter",
+        "created_at",
+    ]
     readonly_fields = [field for field in fields if field != "name"]
     actions = ["make_default"]
 
@@ -57,11 +73,31 @@ class CheckpointAdmin(admin.ModelAdmin):
 @admin.register(Adapter)
 class AdapterAdmin(admin.ModelAdmin):
     form = Named
-    list_display = ["name", "checkpoint", "owner", "shared", "pre_seq_len", "step", "run", "created_at"]
+    list_display = [
+        "name",
+        "checkpoint",
+        "owner",
+        "shared",
+        "pre_seq_len",
+        "step",
+        "run",
+        "created_at",
+    ]
     list_filter = ["checkpoint", "shared", "owner"]
     list_select_related = ["checkpoint", "owner", "run"]
     search_fields = ["name", "owner__username"]
-    fields = ["name", "checkpoint", "owner", "shared", "run", "pre_seq_len", "step", "sha256", "folder", "created_at"]
+    fields = [
+        "name",
+        "checkpoint",
+        "owner",
+        "shared",
+        "run",
+        "pre_seq_len",
+        "step",
+        "sha256",
+        "folder",
+        "created_at",
+    ]
     readonly_fields = [field for field in fields if field not in ("name", "shared")]
 
     def has_add_permission(self, request):

@@ -15,5 +15,8 @@ class ChatConfig(AppConfig):
 
 def _places() -> router.Places:
     return router.Places(
-        tuple(settings.WORKER_URLS), settings.WORKER_TOKEN, tuple(settings.UPSTREAMS), settings.UPSTREAM_KEY
+        tuple(settings.WORKER_URLS),
+        settings.WORKER_TOKEN,
+        tuple(settings.UPSTREAMS),
+        settings.UPSTREAM_KEY,
     )

@@ -8,20 +8,25 @@ from chat.models import Adapter, Checkpoint, Conversation
 from portal.forms import Styled
 from portal.numbers import whole_number
 
-# The engine's defaults in the sampling panel. A value that equals them is not sent: the engine then makes the best of it, for
-# instance gives the answer what the context has left, while an explicit wish that does not fit is refused.
+# The engine's defaults in the sampling panel. A value that equals them is not sent: the engine then
+# makes the best of it, for instance gives the answer what the context has left, while an explicit
+# wish that does not fit is refused.
 PANEL = {"temperature": 0.95, "top_p": 0.7, "max_new_tokens": 512, "seed": None}
 
 
 def panel_of(checkpoint: Checkpoint | None) -> dict:
-    """What the panel begins with: the engine's defaults, or what the checkpoint wishes in their place."""
+    """What the panel begins with: the engine's defaults, or what the checkpoint wishes in their
+    place.
+    """
     wishes = checkpoint.sampling if checkpoint else {}
     return {name: wishes.get(name, engine) for name, engine in PANEL.items()}
 
 
 def chosen_model(user, value: str):
-    """(checkpoint, adapter or None) that a chip's or an option's value names and `user` may see: `base-3` is checkpoint 3 with
-    the prefix off, `adapter-7` adapter 7. None for an empty value; ValidationError when there is no such model."""
+    """(checkpoint, adapter or None) that a chip's or an option's value names and `user` may see:
+    `base-3` is checkpoint 3 with the prefix off, `adapter-7` adapter 7. None for an empty value;
+    ValidationError when there is no such model.
+    """
     if not value:
         return None
     kind, _dash, number = value.partition("-")
@@ -29,7 +34,9 @@ def chosen_model(user, value: str):
     if kind == "base" and pk is not None:
         found = Checkpoint.objects.visible_to(user).filter(pk=pk).first(), None
     elif kind == "adapter" and pk is not None:
-        adapter = Adapter.objects.visible_to(user).filter(pk=pk).select_related("checkpoint").first()
+        adapter = (
+            Adapter.objects.visible_to(user).filter(pk=pk).select_related("checkpoint").first()
+        )
         found = (adapter and adapter.checkpoint), adapter
     else:
         found = None, None
@@ -45,7 +52,9 @@ class SayForm(forms.Form):
     model = forms.CharField(max_length=40, required=False)
     temperature = forms.FloatField(label=_("Temperature"), min_value=0, max_value=2, required=False)
     top_p = forms.FloatField(label="top_p", min_value=0.01, max_value=1, required=False)
-    max_new_tokens = forms.IntegerField(label=_("Longest answer"), min_value=1, max_value=32768, required=False)
+    max_new_tokens = forms.IntegerField(
+        label=_("Longest answer"), min_value=1, max_value=32768, required=False
+    )
     seed = forms.IntegerField(label=_("Seed"), min_value=0, max_value=2**31 - 1, required=False)
 
     def __init__(self, data, *, user, needs_text=True):
@@ -61,7 +70,9 @@ class SayForm(forms.Form):
         model = self.cleaned_data.get("model")
         defaults = panel_of(model[0] if model else Checkpoint.default())
         chosen = {name: self.cleaned_data.get(name) for name in PANEL}
-        return {name: value for name, value in chosen.items() if value not in (None, defaults[name])}
+        return {
+            name: value for name, value in chosen.items() if value not in (None, defaults[name])
+        }
 
     def model_choice(self) -> dict:
         checkpoint, adapter = self.cleaned_data.get("model") or (None, None)

@@ -17,11 +17,13 @@ class Checkpoint(TeamWide, models.Model):
 
     name = models.CharField(_("name"), max_length=100, unique=True)
     path = models.CharField(_("folder"), max_length=500)
-    fingerprint = models.CharField(_("fingerprint"), max_length=64, editable=False)  # chat.checkpoints.describe
+    # chat.checkpoints.describe
+    fingerprint = models.CharField(_("fingerprint"), max_length=64, editable=False)
     # architecture, parameters ... (checkpoints/describe.py)
     description = models.JSONField(_("description"), default=dict, editable=False)
     is_starter = models.BooleanField(_("built-in starter model"), default=False, editable=False)
-    is_default = models.BooleanField(_("default"), default=False)  # what the worker serves and forms offer first
+    # what the worker serves and forms offer first
+    is_default = models.BooleanField(_("default"), default=False)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     objects = AccessQuerySet.as_manager()
@@ -31,7 +33,9 @@ class Checkpoint(TeamWide, models.Model):
         verbose_name_plural = _("checkpoints")
         ordering = ["-is_default", "name"]
         constraints = [
-            models.UniqueConstraint(fields=["is_default"], condition=Q(is_default=True), name="one_default_checkpoint")
+            models.UniqueConstraint(
+                fields=["is_default"], condition=Q(is_default=True), name="one_default_checkpoint"
+            )
         ]
 
     def __str__(self):
@@ -44,21 +48,34 @@ class Checkpoint(TeamWide, models.Model):
 
     @classmethod
     def default(cls):
-        """The checkpoint that is served unless somebody chooses another; None before first-run set-up."""
+        """The checkpoint that is served unless somebody chooses another; None before first-run
+        set-up.
+        """
         return cls.objects.order_by("-is_default", "id").first()
 
 
 class Adapter(Owned, models.Model):
-    """A tuned artefact: a KV prefix in a folder (chat/engine/adapters.py). Its name is an OpenAI model id, so it is unique."""
+    """A tuned artefact: a KV prefix in a folder (chat/engine/adapters.py). Its name is an OpenAI
+    model id, so it is unique.
+    """
 
     name = models.CharField(_("name"), max_length=120, unique=True)
-    checkpoint = models.ForeignKey(Checkpoint, models.CASCADE, related_name="adapters", verbose_name=_("checkpoint"))
+    checkpoint = models.ForeignKey(
+        Checkpoint, models.CASCADE, related_name="adapters", verbose_name=_("checkpoint")
+    )
     owner = models.ForeignKey(
-        User, models.CASCADE, null=True, blank=True, related_name="adapters", verbose_name=_("owner")
+        User,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="adapters",
+        verbose_name=_("owner"),
     )
     shared = models.BooleanField(_("shared with the team"), default=False)
     # the tuning run that made it; None: imported
-    run = models.ForeignKey(Run, models.SET_NULL, null=True, blank=True, related_name="adapters", verbose_name=_("run"))
+    run = models.ForeignKey(
+        Run, models.SET_NULL, null=True, blank=True, related_name="adapters", verbose_name=_("run")
+    )
     folder = models.CharField(_("folder"), max_length=500, editable=False)  # relative to DATA_DIR
     sha256 = models.CharField(_("fingerprint"), max_length=64, editable=False)
     pre_seq_len = models.PositiveIntegerField(_("prefix length"), editable=False)
@@ -77,7 +94,11 @@ class Adapter(Owned, models.Model):
 
     @classmethod
     def visibility(cls, user) -> Q:
-        return super().visibility(user) if user.is_staff else Q(owner=user) | Q(owner=None) | Q(shared=True)
+        return (
+            super().visibility(user)
+            if user.is_staff
+            else Q(owner=user) | Q(owner=None) | Q(shared=True)
+        )
 
     @property
     def path(self) -> Path:
@@ -87,7 +108,8 @@ class Adapter(Owned, models.Model):
 class Conversation(Private, models.Model):
     owner = models.ForeignKey(User, models.CASCADE, related_name="conversations")
     title = models.CharField(_("title"), max_length=120, blank=True)
-    checkpoint = models.ForeignKey(Checkpoint, models.SET_NULL, null=True, blank=True)  # last chosen, offered next
+    # last chosen, offered next
+    checkpoint = models.ForeignKey(Checkpoint, models.SET_NULL, null=True, blank=True)
     adapter = models.ForeignKey(Adapter, models.SET_NULL, null=True, blank=True)  # None: prefix off
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
@@ -104,7 +126,9 @@ class Conversation(Private, models.Model):
 
 
 class Message(models.Model):
-    """One turn. An answer's row explains the answer: model, prefix, sampling, what was written, how and when it ended."""
+    """One turn. An answer's row explains the answer: model, prefix, sampling, what was written, how
+    and when it ended.
+    """
 
     class Role(models.TextChoices):
         USER = "user", _("user")
@@ -126,14 +150,18 @@ class Message(models.Model):
     status = models.CharField(max_length=12, choices=Status.choices, default=Status.COMPLETE)
     checkpoint = models.ForeignKey(Checkpoint, models.SET_NULL, null=True, blank=True)
     adapter = models.ForeignKey(Adapter, models.SET_NULL, null=True, blank=True)
-    model_label = models.CharField(max_length=240, blank=True)  # what the model was called then; outlives its row
+    # what the model was called then; outlives its row
+    model_label = models.CharField(max_length=240, blank=True)
     sampling = models.JSONField(default=dict, blank=True)
-    sequence = models.UUIDField(default=uuid.uuid4, editable=False)  # the engine's id of this generation
+    # the engine's id of this generation
+    sequence = models.UUIDField(default=uuid.uuid4, editable=False)
     # number of the last frame that `content` includes (chat/conversations/frames.py)
     seq = models.PositiveIntegerField(default=0)
     finish_reason = models.CharField(max_length=10, blank=True)
-    usage = models.JSONField(null=True, blank=True)  # {"prompt_tokens", "completion_tokens", "total_tokens"}
-    timings = models.JSONField(null=True, blank=True)  # {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}
+    # {"prompt_tokens", "completion_tokens", "total_tokens"}
+    usage = models.JSONField(null=True, blank=True)
+    # {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}
+    timings = models.JSONField(null=True, blank=True)
     error = models.JSONField(null=True, blank=True)  # {"message", "type", "param", "code"}
     created_at = models.DateTimeField(auto_now_add=True)
     finished_at = models.DateTimeField(null=True, blank=True)
@@ -145,7 +173,11 @@ class Message(models.Model):
         verbose_name_plural = _("messages")
         ordering = ["id"]
         indexes = [
-            models.Index(fields=["status"], condition=Q(status__in=["queued", "streaming"]), name="messages_in_flight")
+            models.Index(
+                fields=["status"],
+                condition=Q(status__in=["queued", "streaming"]),
+                name="messages_in_flight",
+            )
         ]
 
     def __str__(self):

@@ -1,7 +1,8 @@
-"""How checkpoints and adapters become known to the portal, under which names, and how they leave it.
+"""How checkpoints and adapters become known to the portal, under which names, and how they leave
+it.
 
-Names of checkpoints and adapters are ids of the OpenAI API and share one namespace; `base:adapter` means both at once.
-No torch here: the files tell enough.
+Names of checkpoints and adapters are ids of the OpenAI API and share one namespace; `base:adapter`
+means both at once. No torch here: the files tell enough.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 STARTER = "starter"
 STARTER_FOLDER = settings.BASE_DIR / "chat" / "starter" / "model"
-WEIGHTS_FILE, DESCRIPTION_FILE = "adapter.safetensors", "adapter.json"  # as chat/engine/adapters.py writes them
+# as chat/engine/adapters.py writes them
+WEIGHTS_FILE, DESCRIPTION_FILE = "adapter.safetensors", "adapter.json"
 _NAME = re.compile(r"[^\x00-\x1f\x7f:,|=\\?#%]+")
 
 
@@ -34,10 +36,14 @@ _NAME = re.compile(r"[^\x00-\x1f\x7f:,|=\\?#%]+")
 
 
 def check_name(name: str, longest: int, *, except_row=None) -> str:
-    """`name` stripped, when it may be given to a checkpoint or an adapter; ValidationError otherwise."""
+    """`name` stripped, when it may be given to a checkpoint or an adapter; ValidationError
+    otherwise.
+    """
     name = name.strip() if isinstance(name, str) else ""
     if not name or len(name) > longest:
-        raise ValidationError(_("A name has 1 to %(most)s characters.") % {"most": longest}, "invalid_name")
+        raise ValidationError(
+            _("A name has 1 to %(most)s characters.") % {"most": longest}, "invalid_name"
+        )
     if (
         not _NAME.fullmatch(name)
         or not is_storable(name)
@@ -45,7 +51,10 @@ def check_name(name: str, longest: int, *, except_row=None) -> str:
         or name.startswith((".", "/"))
         or name.endswith("/")
     ):
-        message = _("A name must not contain : , | = ? # %% or \\, nor begin with a dot or slash, nor be only digits.")
+        message = _(
+            "A name must not contain : , | = ? # %% or \\, nor begin with a dot or slash, nor be "
+            "only digits."
+        )
         raise ValidationError(message % {}, "invalid_name")
     for model in (Checkpoint, Adapter):
         taken = model.objects.filter(name=name)
@@ -71,7 +80,9 @@ def free_name(wish: str, longest: int) -> str:
 
 
 def find_model(user, name: str) -> tuple[Checkpoint, Adapter | None]:
-    """The checkpoint and adapter that `checkpoint`, `adapter` or `checkpoint:adapter` names; LookupError when `user` sees none."""
+    """The checkpoint and adapter that `checkpoint`, `adapter` or `checkpoint:adapter` names;
+    LookupError when `user` sees none.
+    """
     if not is_storable(name):
         raise LookupError(name)
     base, colon, tuned = name.partition(":")
@@ -94,7 +105,9 @@ def find_model(user, name: str) -> tuple[Checkpoint, Adapter | None]:
 
 
 def register_checkpoint(path, name: str | None = None, *, default: bool = False) -> Checkpoint:
-    """Makes a local Hugging Face folder known, or reads a known one again. ValidationError({"path" or "name": ...})."""
+    """Makes a local Hugging Face folder known, or reads a known one again. ValidationError({"path"
+    or "name": ...}).
+    """
     try:
         folder = Path(str(path)).expanduser().resolve()
         description, digest = describe(folder), fingerprint(folder)
@@ -140,7 +153,9 @@ def make_default(checkpoint: Checkpoint) -> None:
 
 
 def ensure_starter() -> Checkpoint | None:
-    """The embedded starter model as a checkpoint; called at every start, so that it follows a moved or updated portal."""
+    """The embedded starter model as a checkpoint; called at every start, so that it follows a moved
+    or updated portal.
+    """
     if not STARTER_FOLDER.is_dir():
         logger.warning("the starter model is missing: %s", STARTER_FOLDER)
         return None
@@ -153,13 +168,17 @@ def ensure_starter() -> Checkpoint | None:
 
 
 def ensure_upstreams() -> list[Checkpoint]:
-    """A checkpoint for every OpenAI-compatible server of PORTAL_UPSTREAMS: weights elsewhere, so no folder and no adapters."""
+    """A checkpoint for every OpenAI-compatible server of PORTAL_UPSTREAMS: weights elsewhere, so no
+    folder and no adapters.
+    """
     found = []
     for upstream in settings.UPSTREAMS:
         name, _equals, address = upstream.partition("=")
         url, _bar, model = address.partition("|")
         described = {"upstream": url, "architecture": model}
-        checkpoint, _new = Checkpoint.objects.get_or_create(name=name.strip(), defaults={"description": described})
+        checkpoint, _new = Checkpoint.objects.get_or_create(
+            name=name.strip(), defaults={"description": described}
+        )
         found.append(checkpoint)
     return found
 
@@ -167,15 +186,24 @@ def ensure_upstreams() -> list[Checkpoint]:
 def _reason(error: CheckpointInvalid) -> str:
     texts = {
         "not_a_folder": _("%(folder)s is not a folder."),
-        "config_missing": _("%(folder)s has no config.json: it is not a Hugging Face model folder."),
+        "config_missing": _(
+            "%(folder)s has no config.json: it is not a Hugging Face model folder."
+        ),
         "config_invalid": _("config.json cannot be used: %(reason)s"),
-        "unknown_model_type": _("“%(model_type)s” is not a text generation architecture that the portal knows."),
-        "remote_code_only": _("“%(model_type)s” needs code from the model's folder to run; the portal never runs such code."),
+        "unknown_model_type": _(
+            "“%(model_type)s” is not a text generation architecture that the portal knows."
+        ),
+        "remote_code_only": _(
+            "“%(model_type)s” needs code from the model's folder to run; the portal never runs "
+            "such code."
+        ),
         "unsupported_attention": _("Layers of the kind %(layers)s cannot take a prefix."),
         "weights_missing": _("%(folder)s lacks weight files."),
-        "weights_invalid": _("%(file)s is not a readable weight file; if it is a Git LFS pointer, run git lfs pull."),
+        "weights_invalid": _(
+            "%(file)s is not a readable weight file; if it is a Git LFS pointer, run git lfs pull."
+        ),
         "tokenizer_missing": _("%(folder)s has no tokenizer."),
-    }  # fmt: skip
+    }
     try:
         return texts[error.code] % error.parameters
     except KeyError:
@@ -188,13 +216,16 @@ def _reason(error: CheckpointInvalid) -> str:
 def publish_adapter(
     prefix_folder, *, name: str, checkpoint, owner, run=None, step=None, shared: bool = False
 ) -> Adapter:
-    """Takes over the folder that chat.engine.adapters.save wrote: it moves below DATA_DIR/adapters/<sha256>/ and gets a row.
+    """Takes over the folder that chat.engine.adapters.save wrote: it moves below
+    DATA_DIR/adapters/<sha256>/ and gets a row.
 
-    `name` gets a suffix when it is taken. Publishing the same content for the same run again gives the first row back, so a
-    trainer that was killed after publishing may do it once more. ValidationError when the folder does not fit the checkpoint.
+    `name` gets a suffix when it is taken. Publishing the same content for the same run again gives
+    the first row back, so a trainer that was killed after publishing may do it once more.
+    ValidationError when the folder does not fit the checkpoint.
     """
     source = Path(prefix_folder)
-    if not source.exists() and run is not None:  # moved by an attempt that was killed before it could tell
+    # moved by an attempt that was killed before it could tell
+    if not source.exists() and run is not None:
         found = Adapter.objects.filter(run=run).order_by("-id").first()
         if found is not None:
             return found
@@ -212,9 +243,15 @@ def publish_adapter(
             return found
     return _named(
         name,
-        checkpoint=checkpoint, owner=owner, run_id=run.pk if run is not None else None, step=step, shared=shared,
-        folder=str(target.relative_to(settings.DATA_DIR)), sha256=digest, pre_seq_len=pre_seq_len,
-    )  # fmt: skip
+        checkpoint=checkpoint,
+        owner=owner,
+        run_id=run.pk if run is not None else None,
+        step=step,
+        shared=shared,
+        folder=str(target.relative_to(settings.DATA_DIR)),
+        sha256=digest,
+        pre_seq_len=pre_seq_len,
+    )
 
 
 def _named(name: str, **fields) -> Adapter:
@@ -228,33 +265,52 @@ def _named(name: str, **fields) -> Adapter:
 
 
 def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
-    """(sha256 of the weights, pre_seq_len); ValidationError when this is no adapter of `checkpoint`."""
+    """(sha256 of the weights, pre_seq_len); ValidationError when this is no adapter of
+    `checkpoint`.
+    """
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        pre_seq_len, theirs = int(description["pre_seq_len"]), str(description.get("checkpoint_fingerprint", ""))
+        pre_seq_len, theirs = (
+            int(description["pre_seq_len"]),
+            str(description.get("checkpoint_fingerprint", "")),
+        )
         with open(folder / WEIGHTS_FILE, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = _("%(folder)s does not hold an adapter: %(reason)s") % {"folder": folder, "reason": error}
+        message = _("%(folder)s does not hold an adapter: %(reason)s") % {
+            "folder": folder,
+            "reason": error,
+        }
         raise ValidationError(message, "invalid_adapter") from error
     if theirs and theirs != checkpoint.fingerprint:
         message = _("The adapter was trained on the checkpoint %(its)s; “%(name)s” is %(chosen)s.")
-        parameters = {"its": theirs[:12], "name": checkpoint.name, "chosen": checkpoint.fingerprint[:12]}
+        parameters = {
+            "its": theirs[:12],
+            "name": checkpoint.name,
+            "chosen": checkpoint.fingerprint[:12],
+        }
         raise ValidationError(message % parameters, "invalid_adapter")
     return digest, pre_seq_len
 
 
 def remove_adapter(adapter: Adapter) -> None:
-    """Deletes the row, and the files once no other row has the same content. Conflict while a run is using it."""
+    """Deletes the row, and the files once no other row has the same content. Conflict while a run
+    is using it.
+    """
     # evaluation's foreign key; chat does not import evaluation
     if adapter.evaluation_runs.filter(status__in=Run.ACTIVE).exists():
-        raise Conflict(_("An evaluation is using this adapter. Wait for it or cancel it first."), "adapter_in_use")
+        raise Conflict(
+            _("An evaluation is using this adapter. Wait for it or cancel it first."),
+            "adapter_in_use",
+        )
     adapter.delete()
     _forget_files(adapter)
 
 
 def remove_checkpoint(checkpoint: Checkpoint) -> None:
-    """Deletes the row, its adapters and their files, not the checkpoint's own folder. ProtectedError: runs use it."""
+    """Deletes the row, its adapters and their files, not the checkpoint's own folder.
+    ProtectedError: runs use it.
+    """
     adapters = list(checkpoint.adapters.all())
     checkpoint.delete()
     for adapter in adapters:

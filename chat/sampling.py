@@ -1,4 +1,6 @@
-"""Sampling parameters as people send them: checked here for every door, kept on the answer's row as they were sent."""
+"""Sampling parameters as people send them: checked here for every door, kept on the answer's row as
+they were sent.
+"""
 
 from dataclasses import dataclass
 
@@ -19,7 +21,8 @@ class Number:
     above: bool = False
 
 
-# One table for pages, REST, websocket and the OpenAI API; the names are those of chat.engine.request.Sampling.
+# One table for pages, REST, websocket and the OpenAI API; the names are those of
+# chat.engine.request.Sampling.
 NUMBERS = {
     "temperature": Number(float, 0, 2),
     "top_p": Number(float, 0, 1, above=True),
@@ -31,10 +34,15 @@ NUMBERS = {
 
 
 def number_problem(value, rule: Number) -> str | None:
-    """Why `value` breaks `rule`, in the reader's language; None when it is fine. True and "0.5" are not numbers."""
-    if isinstance(value, bool) or not isinstance(value, (int, float) if rule.kind is float else int):
+    """Why `value` breaks `rule`, in the reader's language; None when it is fine. True and "0.5" are
+    not numbers.
+    """
+    if isinstance(value, bool) or not isinstance(
+        value, (int, float) if rule.kind is float else int
+    ):
         return _("Must be a number.") if rule.kind is float else _("Must be a whole number.")
-    if not rule.least <= value <= rule.most or (rule.above and value == rule.least):  # not-a-number lies nowhere
+    # not-a-number lies nowhere
+    if not rule.least <= value <= rule.most or (rule.above and value == rule.least):
         bounds = {"least": f"{rule.least:,}", "most": f"{rule.most:,}"}
         if rule.above:
             return _("Must be above %(least)s and at most %(most)s.") % bounds
@@ -43,7 +51,9 @@ def number_problem(value, rule: Number) -> str | None:
 
 
 def checked(values) -> dict:
-    """`values` without the Nones, ready for Message.sampling; ValidationError({field: ...}) with every problem at once."""
+    """`values` without the Nones, ready for Message.sampling; ValidationError({field: ...}) with
+    every problem at once.
+    """
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -68,6 +78,8 @@ def checked(values) -> dict:
 
 
 def as_sampling(values: dict, wishes: dict | None = None) -> Sampling:
-    """The engine's Sampling of checked values; what they leave open is as `wishes` (Checkpoint.sampling) or the engine has it."""
+    """The engine's Sampling of checked values; what they leave open is as `wishes`
+    (Checkpoint.sampling) or the engine has it.
+    """
     chosen = {**(wishes or {}), **values}
     return Sampling(**{**chosen, "stop": tuple(chosen.get("stop") or ())})

@@ -2,7 +2,9 @@
 
 
 def is_storable(text: str) -> bool:
-    """JSON can spell a NUL and half a character (a lone surrogate); PostgreSQL takes no NUL, and UTF-8 no half character."""
+    """JSON can spell a NUL and half a character (a lone surrogate); PostgreSQL takes no NUL, and
+    UTF-8 no half character.
+    """
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -1,4 +1,6 @@
-"""Pages of conversations and models. REST and the websocket have their own files: api_urls.py, routing.py."""
+"""Pages of conversations and models. REST and the websocket have their own files: api_urls.py,
+routing.py.
+"""
 
 from django.urls import path
 

@@ -1,4 +1,6 @@
-"""The chat page. Answers stream over the websocket (static/portal/chat.js); every form here also works without it."""
+"""The chat page. Answers stream over the websocket (static/portal/chat.js); every form here also
+works without it.
+"""
 
 import contextlib
 from datetime import timedelta
@@ -27,7 +29,13 @@ from portal.access import get_visible
 from portal.explanations import EXPLANATIONS
 from portal.page import reason
 
-EXAMPLES = ["你好", "你能做什么？", "类型#裤*版型#宽松*颜色#米白", "Who are you?"]  # what the starter can answer
+# what the starter can answer
+EXAMPLES = [
+    "你好",
+    "你能做什么？",
+    "类型#裤*版型#宽松*颜色#米白",
+    "Who are you?",
+]
 CHIPS = 4  # adapters shown beside the base; the others are in the menu behind them
 LISTED = 200  # conversations in the list
 
@@ -39,7 +47,9 @@ def new_conversation(request):
 
 @require_GET
 def conversation(request, pk):
-    found = get_visible(Conversation.objects.select_related("checkpoint", "adapter"), request.user, pk=pk)
+    found = get_visible(
+        Conversation.objects.select_related("checkpoint", "adapter"), request.user, pk=pk
+    )
     return render(request, "chat/conversation_detail.html", _context(request, found))
 
 
@@ -60,17 +70,23 @@ def _context(request, conversation) -> dict:
         "starter": starter,
         "examples": EXAMPLES,
         "explanations": {code: str(text) for code, text in EXPLANATIONS.items()},
-        "sampling": _sampling_fields(last.sampling if last else {}, panel_of(chosen and chosen["checkpoint"])),
+        "sampling": _sampling_fields(
+            last.sampling if last else {}, panel_of(chosen and chosen["checkpoint"])
+        ),
     }
 
 
 def _models(request, conversation) -> dict:
-    """The chips: base checkpoints (prefix off) and adapters, one of them chosen; many adapters go into a menu."""
+    """The chips: base checkpoints (prefix off) and adapters, one of them chosen; many adapters go
+    into a menu.
+    """
     user = request.user
     checkpoints = list(Checkpoint.objects.visible_to(user))
     adapters = list(Adapter.objects.visible_to(user).select_related("checkpoint"))
     chosen_adapter = request.GET.get("adapter") or (conversation and conversation.adapter_id)
-    chosen_base = (conversation and conversation.checkpoint_id) or (checkpoints[0].pk if checkpoints else None)
+    chosen_base = (conversation and conversation.checkpoint_id) or (
+        checkpoints[0].pk if checkpoints else None
+    )
     chips = [
         {
             "value": f"base-{c.pk}",
@@ -80,7 +96,10 @@ def _models(request, conversation) -> dict:
         }
         for c in checkpoints
     ]
-    tuned = [{"value": f"adapter-{a.pk}", "checkpoint": a.checkpoint, "adapter": a, "label": a.name} for a in adapters]
+    tuned = [
+        {"value": f"adapter-{a.pk}", "checkpoint": a.checkpoint, "adapter": a, "label": a.name}
+        for a in adapters
+    ]
     chosen = next((c for c in tuned if str(c["adapter"].pk) == str(chosen_adapter)), None)
     chosen = chosen or next((c for c in chips if c["checkpoint"].pk == chosen_base), None)
     if chosen:
@@ -93,8 +112,14 @@ def _models(request, conversation) -> dict:
 
 def _sampling_fields(used: dict, panel: dict) -> dict:
     """The panel's fields: what the last answer used, else the default, which need not be sent."""
-    fields = {name: {"default": default, "value": used.get(name, default)} for name, default in panel.items()}
-    return {name: {key: "" if value is None else value for key, value in each.items()} for name, each in fields.items()}
+    fields = {
+        name: {"default": default, "value": used.get(name, default)}
+        for name, default in panel.items()
+    }
+    return {
+        name: {key: "" if value is None else value for key, value in each.items()}
+        for name, each in fields.items()
+    }
 
 
 def _by_day(user) -> list[tuple[str, list[Conversation]]]:
@@ -127,14 +152,20 @@ async def say(request, pk):
 
 @require_POST
 async def retry(request, pk):
-    """Answers the last question again, with the model and the sampling chosen now; the last answer is replaced."""
+    """Answers the last question again, with the model and the sampling chosen now; the last answer
+    is replaced.
+    """
     return await _say(request, _last_turn_again, pk)
 
 
 async def _say(request, compose, pk=None):
-    """Has `compose(user, form, conversation)` write the turn and hands it to the worker; refusals go back to the page."""
+    """Has `compose(user, form, conversation)` write the turn and hands it to the worker; refusals
+    go back to the page.
+    """
     user = await request.auser()
-    conversation = await sync_to_async(get_visible)(Conversation.objects, user, pk=pk) if pk else None
+    conversation = (
+        await sync_to_async(get_visible)(Conversation.objects, user, pk=pk) if pk else None
+    )
     form = SayForm(request.POST, user=user, needs_text=compose is not _last_turn_again)
     try:
         if not await sync_to_async(form.is_valid)():
@@ -195,7 +226,9 @@ def new_checkpoint(request):
             raise PermissionDenied
         if form.is_valid():
             try:
-                found = register_checkpoint(form.cleaned_data["path"], form.cleaned_data["name"] or None)
+                found = register_checkpoint(
+                    form.cleaned_data["path"], form.cleaned_data["name"] or None
+                )
             except ValidationError as error:
                 form.add_error(None, error)
             else:

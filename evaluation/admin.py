@@ -1,4 +1,6 @@
-"""Evaluations in Django's admin, for a reviewer: base beside tuned for every metric, and the predictions page by page."""
+"""Evaluations in Django's admin, for a reviewer: base beside tuned for every metric, and the
+predictions page by page.
+"""
 
 from django.contrib import admin
 from django.core.paginator import Paginator
@@ -33,7 +35,10 @@ def _metric_column(metric: str):
             return _score(run.scores, metric)
         base = _score(run.baseline.scores if run.baseline else None, metric)
         return format_html(
-            "{} → <strong>{}</strong><br><small>{}</small>", base, _score(run.scores, metric), _difference(run, metric)
+            "{} → <strong>{}</strong><br><small>{}</small>",
+            base,
+            _score(run.scores, metric),
+            _difference(run, metric),
         )
 
     return column
@@ -42,18 +47,44 @@ def _metric_column(metric: str):
 @admin.register(EvaluationRun)
 class EvaluationRunAdmin(ReadOnly, RunAdmin):
     list_display = [
-        "id", "name", "status", *METRICS, "dataset", "answered_by", "decoding", "predictions_link", "owner", "created_at",
-    ]  # fmt: skip
+        "id",
+        "name",
+        "status",
+        *METRICS,
+        "dataset",
+        "answered_by",
+        "decoding",
+        "predictions_link",
+        "owner",
+        "created_at",
+    ]
     list_display_links = ["id", "name"]
     list_filter = ["status", "decoding", "checkpoint", "adapter", "owner"]
     list_select_related = ["owner", "checkpoint", "adapter", "baseline", "dataset_version__dataset"]
     search_fields = ["name", "owner__username", "dataset_version__dataset__name", "adapter__name"]
     date_hierarchy = "created_at"
     fields = [
-        "name", "owner", "status", "phase", "rows", "failed_rows", "dataset", "split", "checkpoint", "adapter_name",
-        "decoding", *METRICS, "intervals", "baseline", "recipe_lines", "error_line", "attempt", "created_at", "started_at",
+        "name",
+        "owner",
+        "status",
+        "phase",
+        "rows",
+        "failed_rows",
+        "dataset",
+        "split",
+        "checkpoint",
+        "adapter_name",
+        "decoding",
+        *METRICS,
+        "intervals",
+        "baseline",
+        "recipe_lines",
+        "error_line",
+        "attempt",
+        "created_at",
+        "started_at",
         "finished_at",
-    ]  # fmt: skip
+    ]
     readonly_fields = fields
 
     @admin.display(description=_("dataset"), ordering="dataset_version__dataset__name")
@@ -85,7 +116,8 @@ class EvaluationRunAdmin(ReadOnly, RunAdmin):
         if not run.scores:
             return NOTHING
         return "; ".join(
-            f"{metric.upper()} {run.scores[metric]['low']:.2f}–{run.scores[metric]['high']:.2f}" for metric in METRICS
+            f"{metric.upper()} {run.scores[metric]['low']:.2f}–{run.scores[metric]['high']:.2f}"
+            for metric in METRICS
         )
 
     def change_view(self, request, object_id, form_url="", extra_context=None):
@@ -98,7 +130,10 @@ class EvaluationRunAdmin(ReadOnly, RunAdmin):
             for prediction in page:
                 prediction.base_text = beside.get(prediction.row)
         return super().change_view(
-            request, object_id, form_url, {**(extra_context or {}), "predictions": page, "metrics": METRICS}
+            request,
+            object_id,
+            form_url,
+            {**(extra_context or {}), "predictions": page, "metrics": METRICS},
         )
 
 

@@ -36,7 +36,11 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
     serializer_class = EvaluationRunSerializer
 
     def get_queryset(self):
-        return super().get_queryset().select_related("owner", "dataset_version", "checkpoint", "baseline")
+        return (
+            super()
+            .get_queryset()
+            .select_related("owner", "dataset_version", "checkpoint", "baseline")
+        )
 
     def _scored(self) -> EvaluationRun:
         run = self.get_object()
@@ -63,7 +67,11 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
         return self.get_paginated_response(PredictionSerializer(page, many=True).data)
 
     @extend_schema(
-        parameters=[OpenApiParameter("with", int, required=True, description="Another evaluation of the same rows.")],
+        parameters=[
+            OpenApiParameter(
+                "with", int, required=True, description="Another evaluation of the same rows."
+            )
+        ],
         responses=ComparisonSerializer,
     )
     @action(detail=True, pagination_class=None)
@@ -87,15 +95,26 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
     @extend_schema(request=None, responses=EvaluationRunSerializer)
     @action(detail=True, methods=["post"])
     def resume(self, request, pk=None):
-        """Queues a failed or cancelled run again; it goes on behind the rows that it has predicted."""
+        """Queues a failed or cancelled run again; it goes on behind the rows that it has
+        predicted.
+        """
         run = self.get_changeable()
         if not lifecycle.resume(run):
-            raise Conflict(_("Only a failed or cancelled run can be resumed."), code="not_resumable")
+            raise Conflict(
+                _("Only a failed or cancelled run can be resumed."), code="not_resumable"
+            )
         return Response(self._told(run))
 
-    @extend_schema(responses={(200, "text/plain"): OpenApiResponse(OpenApiTypes.STR, "JSON lines {labels, predict}")})
+    @extend_schema(
+        responses={
+            (200, "text/plain"): OpenApiResponse(OpenApiTypes.STR, "JSON lines {labels, predict}")
+        }
+    )
     @action(
-        detail=True, url_path=upstream_files.PREDICTIONS, pagination_class=None, content_negotiation_class=AnyAccept
+        detail=True,
+        url_path=upstream_files.PREDICTIONS,
+        pagination_class=None,
+        content_negotiation_class=AnyAccept,
     )
     def generated_predictions(self, request, pk=None):
         """The predictions in the file format of ChatGLM-6B's evaluate.sh."""
@@ -110,7 +129,9 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
         """The scores in the file format of ChatGLM-6B's evaluate.sh."""
         run = self._scored()
         content = upstream_files.results(run.scores, run.recipe["rows"], run.seconds or 0.0)
-        return _attachment(HttpResponse(content, content_type="application/json"), upstream_files.RESULTS)
+        return _attachment(
+            HttpResponse(content, content_type="application/json"), upstream_files.RESULTS
+        )
 
 
 def _attachment(response, name: str):

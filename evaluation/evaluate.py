@@ -1,7 +1,7 @@
 """`python -m evaluation.evaluate RUN TOKEN`: the process that carries out one evaluation.
 
-Every prediction is a row about a second after it is finished, so a process that is lost, or asked to stop
-(portal/runs/heartbeat.py), costs only what was in flight.
+Every prediction is a row about a second after it is finished, so a process that is lost, or asked
+to stop (portal/runs/heartbeat.py), costs only what was in flight.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ from tuning.datasets.store import Split, open_split
 
 def carry_out(run_id: int, token: str, say: Say) -> str:
     """Carries a claimed run out to its end, whichever that is, and returns its status."""
-    run = EvaluationRun.objects.select_related("dataset_version", "checkpoint", "adapter").get(pk=run_id)
+    run = EvaluationRun.objects.select_related("dataset_version", "checkpoint", "adapter").get(
+        pk=run_id
+    )
     status = heartbeat.carry_out(run_id, token, lambda heart: _evaluate(run, heart, say), say)
     if status == Run.Status.SUCCEEDED:
         update_differences(run_id)
@@ -50,7 +52,9 @@ def _evaluate(run: EvaluationRun, heart: Heart, say: Say) -> None:
     try:
         split = open_split(run.dataset_version, run.split)
     except FileNotFoundError as missing:
-        raise RunFailed("dataset_missing", f"The dataset's files are gone: {missing.filename}") from missing
+        raise RunFailed(
+            "dataset_missing", f"The dataset's files are gone: {missing.filename}"
+        ) from missing
     with split:
         done = set(run.predictions.values_list("row", flat=True))
         waiting = [row for row in range(min(recipe["rows"], len(split))) if row not in done]
@@ -58,7 +62,10 @@ def _evaluate(run: EvaluationRun, heart: Heart, say: Say) -> None:
         if waiting:
             device = settings.DEVICE or str(default_device())
             model = " + ".join(recipe[part] for part in ("checkpoint", "adapter") if part in recipe)
-            say(f"run {run.pk}, attempt {run.attempt}: {model} on {device}, {len(waiting)} rows, {recipe['decoding']}")
+            say(
+                f"run {run.pk}, attempt {run.attempt}: {model} on {device}, {len(waiting)} rows, "
+                f"{recipe['decoding']}"
+            )
             if device == "cpu":
                 os.nice(5)  # chat comes first: its worker shares these processors
             with device_lock.hold(device, heart.wait):
@@ -70,7 +77,9 @@ def _evaluate(run: EvaluationRun, heart: Heart, say: Say) -> None:
     heart.tell(lambda: EvaluationRun.objects.filter(pk=run.pk).update(scores=scores))
 
 
-def _predict(run: EvaluationRun, heart: Heart, split: Split, waiting: list[int], loaded: Loaded, say: Say) -> None:
+def _predict(
+    run: EvaluationRun, heart: Heart, split: Split, waiting: list[int], loaded: Loaded, say: Say
+) -> None:
     """Raises Asked before the end when somebody wants the run to stop."""
     recipe = run.recipe
     lengths = recipe["max_source_length"], recipe["max_target_length"]
@@ -98,26 +107,41 @@ def _predict(run: EvaluationRun, heart: Heart, split: Split, waiting: list[int],
         if predicted.error is not None:
             say(f"row {predicted.row}: {predicted.error['message']}")
         finished += 1
-        prediction = _prediction(run, predicted, split[predicted.row], loaded.prompter, lengths, scorer)
-        heart.tell(partial(_write, prediction, failed=predicted.error is not None), progress=finished)
+        prediction = _prediction(
+            run, predicted, split[predicted.row], loaded.prompter, lengths, scorer
+        )
+        heart.tell(
+            partial(_write, prediction, failed=predicted.error is not None), progress=finished
+        )
     if finished < recipe["rows"]:
         raise Asked(heart.wish or STEP_ASIDE)
 
 
 def _loaded(run: EvaluationRun, device: str) -> Loaded:
     try:
-        loaded = load(run.checkpoint.path, device=device, quantization_bit=run.recipe["quantization_bit"])
+        loaded = load(
+            run.checkpoint.path, device=device, quantization_bit=run.recipe["quantization_bit"]
+        )
     except (CheckpointInvalid, OSError) as fault:
-        raise RunFailed("checkpoint_invalid", f"The checkpoint cannot be loaded: {fault}") from fault
+        raise RunFailed(
+            "checkpoint_invalid", f"The checkpoint cannot be loaded: {fault}"
+        ) from fault
     if loaded.fingerprint != run.recipe["checkpoint_fingerprint"]:
-        raise RunFailed("checkpoint_changed", "The checkpoint's files are not those that the evaluation was made for.")
+        raise RunFailed(
+            "checkpoint_changed",
+            "The checkpoint's files are not those that the evaluation was made for.",
+        )
     return loaded
 
 
-def _prediction(run, predicted: Predicted, example: dict, prompter, lengths, scorer: Scorer) -> Prediction:
+def _prediction(
+    run, predicted: Predicted, example: dict, prompter, lengths, scorer: Scorer
+) -> Prediction:
     """A finished row with its scores. NUL is taken out: PostgreSQL has no room for it."""
     text = predicted.text.replace("\0", "")
-    reference = reference_of(prompter, example["prompt"], example["response"], *lengths).replace("\0", "")
+    reference = reference_of(prompter, example["prompt"], example["response"], *lengths).replace(
+        "\0", ""
+    )
     return Prediction(
         run=run,
         row=predicted.row,
@@ -138,7 +162,9 @@ def _scores(run: EvaluationRun) -> dict:
     """Over all rows."""
     run.refresh_from_db(fields=["failed_rows"])
     if run.failed_rows >= run.recipe["rows"]:
-        raise RunFailed("all_rows_failed", "The model gave no answer to any row; the log names the reasons.")
+        raise RunFailed(
+            "all_rows_failed", "The model gave no answer to any row; the log names the reasons."
+        )
     return average(list(run.predictions.order_by("row").values_list("scores", flat=True)))
 
 

@@ -24,18 +24,30 @@ class EvaluationForm(Styled, forms.Form):
         help_text=_("Greedy is repeatable. Scores of different decodings cannot be compared."),
     )
     max_examples = forms.IntegerField(
-        label=_("Rows at most"), required=False, help_text=_("Empty: all. Fewer are faster, with wider intervals.")
+        label=_("Rows at most"),
+        required=False,
+        help_text=_("Empty: all. Fewer are faster, with wider intervals."),
     )
-    with_baseline = forms.BooleanField(label=_("Evaluate the base on the same rows too"), required=False, initial=True)
+    with_baseline = forms.BooleanField(
+        label=_("Evaluate the base on the same rows too"), required=False, initial=True
+    )
 
     def __init__(self, *args, user, **kwargs):
         super().__init__(*args, **kwargs)
         self.user = user
-        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(status=Dataset.Status.READY)
+        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(
+            status=Dataset.Status.READY
+        )
         adapters = Adapter.objects.visible_to(user).select_related("checkpoint")
         self.fields["model"].choices = [
-            (_("Tuned"), [(f"adapter-{row.pk}", f"{row.name} ({row.checkpoint.name})") for row in adapters]),
-            (_("Base"), [(f"base-{row.pk}", row.name) for row in Checkpoint.objects.visible_to(user)]),
+            (
+                _("Tuned"),
+                [(f"adapter-{row.pk}", f"{row.name} ({row.checkpoint.name})") for row in adapters],
+            ),
+            (
+                _("Base"),
+                [(f"base-{row.pk}", row.name) for row in Checkpoint.objects.visible_to(user)],
+            ),
         ]
 
     def clean_model(self):
@@ -45,4 +57,6 @@ class EvaluationForm(Styled, forms.Form):
         """create_evaluation's arguments."""
         checkpoint, adapter = self.cleaned_data["model"]
         names = ("dataset", "decoding", "max_examples", "with_baseline")
-        return {"checkpoint": checkpoint, "adapter": adapter} | {name: self.cleaned_data[name] for name in names}
+        return {"checkpoint": checkpoint, "adapter": adapter} | {
+            name: self.cleaned_data[name] for name in names
+        }

@@ -1,9 +1,10 @@
 """ROUGE-1/2/L and BLEU-4 as ChatGLM-6B's evaluate.sh counts them. Pure: no torch, no Django.
 
-Per pair of texts: both are cut into words by jieba; ROUGE is rouge_chinese's F measure over those words; BLEU is nltk's sentence
-BLEU over single characters with smoothing method 3. Every score is in percent, rounded to 4 places (upstream's compute_metrics).
-Two differences, on purpose: an empty or blank text scores 0 instead of losing the evaluation, and the longest common
-subsequence behind ROUGE-L is counted with bit operations, so that two texts of thousands of words take milliseconds.
+Per pair of texts: both are cut into words by jieba; ROUGE is rouge_chinese's F measure over those
+words; BLEU is nltk's sentence BLEU over single characters with smoothing method 3. Every score is
+in percent, rounded to 4 places (upstream's compute_metrics). Two differences, on purpose: an empty
+or blank text scores 0 instead of losing the evaluation, and the longest common subsequence behind
+ROUGE-L is counted with bit operations, so that two texts of thousands of words take milliseconds.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ _SMOOTHING = SmoothingFunction().method3
 
 
 class Scorer:
-    """Scores pairs of texts. Loads jieba's dictionary on first use: about a second, or a third of it from `cache_folder`."""
+    """Scores pairs of texts. Loads jieba's dictionary on first use: about a second, or a third of
+    it from `cache_folder`.
+    """
 
     def __init__(self, cache_folder: str | Path | None = None):
-        """`cache_folder`: a folder only this user can write to (jieba's own choice, the shared temporary folder, is not).
+        """`cache_folder`: a folder only this user can write to (jieba's own choice, the shared
+        temporary folder, is not).
 
         None: nothing is written.
         """
@@ -42,7 +46,9 @@ class Scorer:
         """The words of a text, blanks among them, as jieba cuts them."""
         if not self._words.initialized:
             if self._cache_folder is None:
-                self._words.FREQ, self._words.total = self._words.gen_pfdict(self._words.get_dict_file())
+                self._words.FREQ, self._words.total = self._words.gen_pfdict(
+                    self._words.get_dict_file()
+                )
                 self._words.initialized = True
             else:
                 Path(self._cache_folder).mkdir(parents=True, exist_ok=True)
@@ -65,7 +71,9 @@ class Scorer:
 
 
 def _rouge_words(text: str) -> list[str]:
-    """The words that rouge_chinese compares for ROUGE-L: its sentence cut starts some of them anew."""
+    """The words that rouge_chinese compares for ROUGE-L: its sentence cut starts some of them
+    anew.
+    """
     sentences = (" ".join(sentence.split()) for sentence in _NGRAMS.cut_sent(text) if sentence)
     return [word for sentence in sentences for word in sentence.split(" ")]
 
@@ -77,9 +85,11 @@ def _rouge_l(predicted: Sequence[str], expected: Sequence[str]) -> float:
 
 
 def common_subsequence_length(left: Sequence, right: Sequence) -> int:
-    """Length of the longest common subsequence, one bit per element of `left` (Hyyrö 2004, "Bit-parallel LCS-length computation").
+    """Length of the longest common subsequence, one bit per element of `left` (Hyyrö 2004,
+    "Bit-parallel LCS-length computation").
 
-    O(len(left) * len(right) / 64) machine steps; rouge_chinese's table in a Python dict takes 4 s for two texts of 2,000 words.
+    O(len(left) * len(right) / 64) machine steps; rouge_chinese's table in a Python dict takes 4 s
+    for two texts of 2,000 words.
     """
     positions: dict = {}
     for index, element in enumerate(left):

@@ -12,27 +12,41 @@ METRICS = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 
 
 class EvaluationRun(Run):
-    """Predictions of one model (a checkpoint, with or without an adapter) on a dataset split, scored against the references."""
+    """Predictions of one model (a checkpoint, with or without an adapter) on a dataset split,
+    scored against the references.
+    """
 
     class Decoding(models.TextChoices):
         GREEDY = "greedy", _("greedy")
         UPSTREAM = "upstream", _("upstream (sampled, as ChatGLM-6B's evaluate.sh)")
 
-    dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="evaluation_runs")
+    dataset_version = models.ForeignKey(
+        DatasetVersion, models.PROTECT, related_name="evaluation_runs"
+    )
     split = models.CharField(_("split"), max_length=20)
     checkpoint = models.ForeignKey(
         Checkpoint, models.PROTECT, related_name="evaluation_runs", verbose_name=_("checkpoint")
     )
     adapter = models.ForeignKey(
-        Adapter, models.SET_NULL, null=True, blank=True, related_name="evaluation_runs", verbose_name=_("adapter")
+        Adapter,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="evaluation_runs",
+        verbose_name=_("adapter"),
     )
-    decoding = models.CharField(_("decoding"), max_length=10, choices=Decoding.choices, default=Decoding.GREEDY)
+    decoding = models.CharField(
+        _("decoding"), max_length=10, choices=Decoding.choices, default=Decoding.GREEDY
+    )
     max_examples = models.PositiveIntegerField(null=True, blank=True)
     # {"rouge-1": {"value", "low", "high"}, ...} in percent; low and high bound the 95 % interval
     scores = models.JSONField(null=True, editable=False)
     # rows that the model refused or broke on; they count as empty predictions
-    failed_rows = models.PositiveIntegerField(_("rows without an answer"), default=0, editable=False)
-    # the run of the same checkpoint without adapter on the same rows with the same decoding: shown beside this one
+    failed_rows = models.PositiveIntegerField(
+        _("rows without an answer"), default=0, editable=False
+    )
+    # the run of the same checkpoint without adapter on the same rows with the same decoding: shown
+    # beside this one
     baseline = models.ForeignKey(
         "self",
         models.SET_NULL,
@@ -42,7 +56,8 @@ class EvaluationRun(Run):
         related_name="compared",
         verbose_name=_("evaluation of the base"),
     )
-    # this run's scores minus the baseline's, paired by row, in the form of `scores`; null until both have ended
+    # this run's scores minus the baseline's, paired by row, in the form of `scores`; null until
+    # both have ended
     difference = models.JSONField(null=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
@@ -54,7 +69,9 @@ class EvaluationRun(Run):
 
     @property
     def adapter_name(self) -> str | None:
-        """The adapter's name when the run was made, None for the bare checkpoint; outlives the adapter."""
+        """The adapter's name when the run was made, None for the bare checkpoint; outlives the
+        adapter.
+        """
         return self.recipe.get("adapter")
 
 
@@ -70,7 +87,9 @@ class Prediction(models.Model):
 
     class Meta:
         ordering = ["row"]
-        constraints = [models.UniqueConstraint(fields=["run", "row"], name="one_prediction_per_row")]
+        constraints = [
+            models.UniqueConstraint(fields=["run", "row"], name="one_prediction_per_row")
+        ]
 
     def __str__(self):
         return f"row {self.row}"

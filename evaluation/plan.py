@@ -1,4 +1,6 @@
-"""What an evaluation will do, frozen when it is created: rows, model, decoding, lengths. Pages, REST and commands all come here."""
+"""What an evaluation will do, frozen when it is created: rows, model, decoding, lengths. Pages,
+REST and commands all come here.
+"""
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -32,21 +34,29 @@ def create_evaluation(
     name: str = "",
     in_queue: bool = True,
 ) -> EvaluationRun:
-    """Queues an evaluation; with an adapter, the same of the bare checkpoint goes before it unless there is one already.
+    """Queues an evaluation; with an adapter, the same of the bare checkpoint goes before it unless
+    there is one already.
 
-    `split`: default validation, or train where there is no validation split. Lengths in tokens: default the adapter's own from
-    its tuning run, else those that the checkpoint would be tuned with (ChatGLM-6B: evaluate.sh's 64). in_queue=False leaves
-    the bell unrung, for who carries the run out itself. Raises ValidationError with every problem by field.
+    `split`: default validation, or train where there is no validation split. Lengths in tokens:
+    default the adapter's own from its tuning run, else those that the checkpoint would be tuned
+    with (ChatGLM-6B: evaluate.sh's 64). in_queue=False leaves the bell unrung, for who carries the
+    run out itself. Raises ValidationError with every problem by field.
     """
     tuned = adapter.run.recipe if adapter is not None and adapter.run is not None else {}
     usual = PRESETS[default_preset(checkpoint)]
     lengths = (
-        tuned.get("max_source_length", usual.max_source_length) if max_source_length is None else max_source_length,
-        tuned.get("max_target_length", usual.max_target_length) if max_target_length is None else max_target_length,
+        tuned.get("max_source_length", usual.max_source_length)
+        if max_source_length is None
+        else max_source_length,
+        tuned.get("max_target_length", usual.max_target_length)
+        if max_target_length is None
+        else max_target_length,
     )
     version = dataset.current if dataset.deleted_at is None else None
     split = split or (version.split_for_evaluation() if version else "")
-    problems = _problems(dataset, version, split, checkpoint, adapter, decoding, max_examples, lengths, seed)
+    problems = _problems(
+        dataset, version, split, checkpoint, adapter, decoding, max_examples, lengths, seed
+    )
     if problems:
         raise ValidationError(problems)
     available = version.splits[split]["rows"]
@@ -61,7 +71,8 @@ def create_evaluation(
         "checkpoint_fingerprint": checkpoint.fingerprint,
         "decoding": str(decoding),
         "seed": seed,
-        "quantization_bit": tuned.get("quantization_bit"),  # as evaluate.sh: the base as it was tuned on
+        # as evaluate.sh: the base as it was tuned on
+        "quantization_bit": tuned.get("quantization_bit"),
         "max_source_length": lengths[0],
         "max_target_length": lengths[1],
     }
@@ -80,7 +91,9 @@ def create_evaluation(
         baseline = None
         if adapter is not None and with_baseline:
             baseline = _baseline(owner, recipe) or _enqueued(
-                EvaluationRun(**plan, name=f"{checkpoint.name} · {dataset.name}"[:120], recipe=recipe)
+                EvaluationRun(
+                    **plan, name=f"{checkpoint.name} · {dataset.name}"[:120], recipe=recipe
+                )
             )
         if adapter is not None:
             recipe = {
@@ -90,7 +103,9 @@ def create_evaluation(
                 "pre_seq_len": adapter.pre_seq_len,
             }
         name = name.strip() or f"{adapter.name if adapter else checkpoint.name} · {dataset.name}"
-        run = EvaluationRun(**plan, adapter=adapter, baseline=baseline, name=name[:120], recipe=recipe)
+        run = EvaluationRun(
+            **plan, adapter=adapter, baseline=baseline, name=name[:120], recipe=recipe
+        )
         return _enqueued(run, in_queue)
 
 
@@ -105,18 +120,26 @@ def _enqueued(run: EvaluationRun, in_queue: bool = True) -> EvaluationRun:
 def _baseline(owner, recipe: dict) -> EvaluationRun | None:
     """A run of the bare checkpoint that does, or did, exactly this and that `owner` may see."""
     candidates = EvaluationRun.objects.visible_to(owner).filter(
-        adapter=None, status__in=(*Run.ACTIVE, Run.Status.SUCCEEDED), checkpoint__name=recipe["checkpoint"]
+        adapter=None,
+        status__in=(*Run.ACTIVE, Run.Status.SUCCEEDED),
+        checkpoint__name=recipe["checkpoint"],
     )
     return next((run for run in candidates if run.recipe == recipe), None)
 
 
-def _problems(dataset, version, split, checkpoint, adapter, decoding, max_examples, lengths, seed) -> dict:
+def _problems(
+    dataset, version, split, checkpoint, adapter, decoding, max_examples, lengths, seed
+) -> dict:
     problems: dict[str, ValidationError] = {}
     if dataset.status != Dataset.Status.READY or version is None:
-        problems["dataset"] = ValidationError(_("The dataset is not ready, or has been deleted."), code="not_ready")
+        problems["dataset"] = ValidationError(
+            _("The dataset is not ready, or has been deleted."), code="not_ready"
+        )
     elif split not in version.splits:
         problems["split"] = ValidationError(
-            _("There is no such split. There are: %(splits)s.") % {"splits": ", ".join(version.splits)}, code="invalid"
+            _("There is no such split. There are: %(splits)s.")
+            % {"splits": ", ".join(version.splits)},
+            code="invalid",
         )
     if adapter is not None and adapter.checkpoint_id != checkpoint.pk:
         problems["adapter"] = ValidationError(
@@ -130,16 +153,25 @@ def _problems(dataset, version, split, checkpoint, adapter, decoding, max_exampl
         message = _("Must be between %(least)s and %(most)s.") % {"least": 1, "most": 2**31 - 1}
         problems["max_examples"] = ValidationError(message, code="out_of_range")
     if not 0 <= seed < 2**31:
-        problems["seed"] = ValidationError(_("A seed lies between 0 and 2147483647."), code="out_of_range")
+        problems["seed"] = ValidationError(
+            _("A seed lies between 0 and 2147483647."), code="out_of_range"
+        )
     limit = min(int(checkpoint.description.get("context_length") or LONGEST), LONGEST)
-    for field, value, least in (("max_source_length", lengths[0], 4), ("max_target_length", lengths[1], 3)):
+    for field, value, least in (
+        ("max_source_length", lengths[0], 4),
+        ("max_target_length", lengths[1], 3),
+    ):
         if not least <= value <= limit:
             problems[field] = ValidationError(
-                _("Between %(least)s and %(most)s tokens.") % {"least": least, "most": limit}, code="out_of_range"
+                _("Between %(least)s and %(most)s tokens.") % {"least": least, "most": limit},
+                code="out_of_range",
             )
     if not problems and sum(lengths) > limit:
         problems["max_target_length"] = ValidationError(
-            _("Source and target together are longer than the checkpoint's context of %(limit)s tokens.")
+            _(
+                "Source and target together are longer than the checkpoint's context of %(limit)s "
+                "tokens."
+            )
             % {"limit": limit},
             code="out_of_range",
         )

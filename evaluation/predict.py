@@ -1,7 +1,8 @@
 """Predictions for the rows of a dataset through the same engine that serves chat. No Django.
 
-Many rows are in flight at once and the engine batches them; greedy predictions do not depend on what shares the batch, and sampled
-ones have a seed per row, so an evaluation that was interrupted goes on and ends with the same predictions.
+Many rows are in flight at once and the engine batches them; greedy predictions do not depend on
+what shares the batch, and sampled ones have a seed per row, so an evaluation that was interrupted
+goes on and ends with the same predictions.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from chat.engine.prompts import IGNORED
 from chat.engine.request import AdapterRef, Event, Request, RequestRefused, Sampling
 
 GREEDY, UPSTREAM = "greedy", "upstream"
-IN_FLIGHT = 64  # rows given to the engine at once; it runs as many of them as fit and keeps the rest queued
+# rows given to the engine at once; it runs as many of them as fit and keeps the rest queued
+IN_FLIGHT = 64
 
 Messages = tuple[dict[str, str], ...]
 
@@ -32,29 +34,42 @@ class Predicted:
 
 
 def messages_of(prompt: str, history: Sequence[Sequence[str]] = ()) -> Messages:
-    """A dataset row as the conversation that the model is asked to continue. history: [[question, answer], ...]."""
-    turns = [turn for question, answer in history for turn in (("user", question), ("assistant", answer))]
+    """A dataset row as the conversation that the model is asked to continue. history: [[question,
+    answer], ...].
+    """
+    turns = [
+        turn for question, answer in history for turn in (("user", question), ("assistant", answer))
+    ]
     return tuple({"role": role, "content": content} for role, content in [*turns, ("user", prompt)])
 
 
 def sampling_of(decoding: str, max_target_length: int, seed: int) -> Sampling:
     """greedy: the most likely token each time, so scores can be compared between runs.
 
-    upstream: sampled as ChatGLM-6B's evaluate.sh does (SPEC 9), so scores can be compared with its table.
+    upstream: sampled as ChatGLM-6B's evaluate.sh does (SPEC 9), so scores can be compared with its
+    table.
     """
     if decoding == GREEDY:
         return Sampling(do_sample=False, max_new_tokens=max_target_length, seed=seed)
     if decoding == UPSTREAM:
         return Sampling(
-            do_sample=True, temperature=0.95, top_p=0.7, top_k=50, max_new_tokens=max_target_length, seed=seed
+            do_sample=True,
+            temperature=0.95,
+            top_p=0.7,
+            top_k=50,
+            max_new_tokens=max_target_length,
+            seed=seed,
         )
     raise ValueError(f"decoding is {GREEDY} or {UPSTREAM}, not {decoding!r}")
 
 
-def engine_for(loaded: Loaded, max_source_length: int, max_target_length: int, pre_seq_len: int = 0) -> Engine:
+def engine_for(
+    loaded: Loaded, max_source_length: int, max_target_length: int, pre_seq_len: int = 0
+) -> Engine:
     """An engine with rows just long enough, so that as many as possible fit into a batch.
 
-    Its texts are the decoded tokens as they are: scores are counted before the chat's post-processing, as upstream does.
+    Its texts are the decoded tokens as they are: scores are counted before the chat's
+    post-processing, as upstream does.
     """
     prompter = copy.copy(loaded.prompter)
     prompter.cleaner = lambda: None
@@ -67,12 +82,18 @@ def engine_for(loaded: Loaded, max_source_length: int, max_target_length: int, p
     )
 
 
-def reference_of(prompter: Any, prompt: str, response: str, max_source_length: int, max_target_length: int) -> str:
-    """The response as a model could have written it: through the tokenizer, cut to `max_target_length` as in training.
+def reference_of(
+    prompter: Any, prompt: str, response: str, max_source_length: int, max_target_length: int
+) -> str:
+    """The response as a model could have written it: through the tokenizer, cut to
+    `max_target_length` as in training.
 
-    Upstream scores against this too; against the whole text a prediction of 64 tokens could never be complete.
+    Upstream scores against this too; against the whole text a prediction of 64 tokens could never
+    be complete.
     """
-    _, labels = prompter.training_ids(messages_of(prompt), response, max_source_length, max_target_length)
+    _, labels = prompter.training_ids(
+        messages_of(prompt), response, max_source_length, max_target_length
+    )
     return prompter.decode(label for label in labels if label != IGNORED)
 
 
@@ -88,11 +109,13 @@ def predict(
     should_stop: Callable[[], bool] = lambda: False,
     in_flight: int = IN_FLIGHT,
 ) -> Iterator[Predicted]:
-    """Yields each row when it is finished, in any order; steps the engine itself (its own thread must not run).
+    """Yields each row when it is finished, in any order; steps the engine itself (its own thread
+    must not run).
 
-    Prompts are shortened to `max_source_length` tokens by the prompter that also prepares training. When `should_stop` turns true
-    (asked between engine steps) what is in flight is aborted and the rest is left out.
-    Raises RequestRefused when the adapter does not fit the checkpoint; any other refusal or fault ends its row alone.
+    Prompts are shortened to `max_source_length` tokens by the prompter that also prepares training.
+    When `should_stop` turns true (asked between engine steps) what is in flight is aborted and the
+    rest is left out. Raises RequestRefused when the adapter does not fit the checkpoint; any other
+    refusal or fault ends its row alone.
     """
     prompter = engine.loaded.prompter
     waiting = iter(rows)

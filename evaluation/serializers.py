@@ -10,7 +10,11 @@ from tuning.models import Dataset
 
 _INTERVAL = {
     "type": "object",
-    "properties": {"value": {"type": "number"}, "low": {"type": "number"}, "high": {"type": "number"}},
+    "properties": {
+        "value": {"type": "number"},
+        "low": {"type": "number"},
+        "high": {"type": "number"},
+    },
 }
 _SCORES = {"type": "object", "nullable": True, "properties": dict.fromkeys(METRICS, _INTERVAL)}
 
@@ -28,15 +32,30 @@ class EvaluationRunSerializer(RunSerializer):
     adapter_name = serializers.CharField(source="recipe.adapter", allow_null=True, read_only=True)
     scores = ScoresField(read_only=True)
     baseline_scores = ScoresField(source="baseline.scores", allow_null=True, read_only=True)
-    difference = ScoresField(read_only=True, help_text="Scores minus the baseline's, paired by row.")
+    difference = ScoresField(
+        read_only=True, help_text="Scores minus the baseline's, paired by row."
+    )
 
     class Meta(RunSerializer.Meta):
         model = EvaluationRun
         fields = [
             *RunSerializer.Meta.fields,
-            "dataset", "dataset_name", "split", "rows", "checkpoint", "checkpoint_name", "adapter", "adapter_name",
-            "decoding", "max_examples", "scores", "failed_rows", "baseline", "baseline_scores", "difference",
-        ]  # fmt: skip
+            "dataset",
+            "dataset_name",
+            "split",
+            "rows",
+            "checkpoint",
+            "checkpoint_name",
+            "adapter",
+            "adapter_name",
+            "decoding",
+            "max_examples",
+            "scores",
+            "failed_rows",
+            "baseline",
+            "baseline_scores",
+            "difference",
+        ]
         read_only_fields = fields
 
 
@@ -64,14 +83,22 @@ class _Visible(serializers.PrimaryKeyRelatedField):
 
 
 class NewEvaluationSerializer(serializers.Serializer):
-    """The body of POST; what is allowed together is decided by evaluation.plan.create_evaluation."""
+    """The body of POST; what is allowed together is decided by
+    evaluation.plan.create_evaluation.
+    """
 
     dataset = _Visible(queryset=Dataset.objects.all())
     checkpoint = _Visible(queryset=Checkpoint.objects.all())
-    adapter = _Visible(queryset=Adapter.objects.all(), required=False, allow_null=True, default=None)
-    decoding = serializers.CharField(default=EvaluationRun.Decoding.GREEDY, help_text="greedy or upstream")
+    adapter = _Visible(
+        queryset=Adapter.objects.all(), required=False, allow_null=True, default=None
+    )
+    decoding = serializers.CharField(
+        default=EvaluationRun.Decoding.GREEDY, help_text="greedy or upstream"
+    )
     max_examples = serializers.IntegerField(required=False, allow_null=True, default=None)
-    with_baseline = serializers.BooleanField(default=True, help_text="Evaluate the bare checkpoint too.")
+    with_baseline = serializers.BooleanField(
+        default=True, help_text="Evaluate the bare checkpoint too."
+    )
     split = serializers.CharField(required=False, allow_blank=True, default="", max_length=20)
     max_source_length = serializers.IntegerField(required=False, allow_null=True, default=None)
     max_target_length = serializers.IntegerField(required=False, allow_null=True, default=None)

@@ -1,4 +1,6 @@
-"""generated_predictions.txt and predict_results.json as ChatGLM-6B's evaluate.sh leaves them, for scripts that read those."""
+"""generated_predictions.txt and predict_results.json as ChatGLM-6B's evaluate.sh leaves them, for
+scripts that read those.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -10,7 +12,12 @@ PREDICTIONS, RESULTS = "generated_predictions.txt", "predict_results.json"
 def prediction_lines(pairs: Iterable[tuple[str, str]]) -> Iterator[str]:
     """One JSON line per (reference, prediction), in the order of the dataset."""
     for reference, prediction in pairs:
-        yield json.dumps({"labels": reference.strip(), "predict": prediction.strip()}, ensure_ascii=False) + "\n"
+        yield (
+            json.dumps(
+                {"labels": reference.strip(), "predict": prediction.strip()}, ensure_ascii=False
+            )
+            + "\n"
+        )
 
 
 def results(scores: dict[str, dict[str, float]], samples: int, seconds: float) -> str:

@@ -31,10 +31,14 @@ LONGEST_COMPARED = 2000  # characters; difflib is quadratic
 @require_GET
 def run_list(request):
     found = EvaluationRun.objects.visible_to(request.user)
-    found = found.select_related("owner", "adapter", "checkpoint", "baseline", "dataset_version__dataset")
+    found = found.select_related(
+        "owner", "adapter", "checkpoint", "baseline", "dataset_version__dataset"
+    )
     page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
     live = 3 if any(run.is_active for run in page) else None
-    return render(request, "evaluation/evaluationrun_list.html", {"page": page, "page_is_live": live})
+    return render(
+        request, "evaluation/evaluationrun_list.html", {"page": page, "page_is_live": live}
+    )
 
 
 def new_run(request):
@@ -68,13 +72,17 @@ def _initial(request) -> dict:
 
 @require_GET
 def detail(request, pk):
-    found = EvaluationRun.objects.select_related("owner", "adapter", "checkpoint", "dataset_version__dataset")
+    found = EvaluationRun.objects.select_related(
+        "owner", "adapter", "checkpoint", "dataset_version__dataset"
+    )
     run = get_visible(found, request.user, pk=pk)
     # Whoever may see the tuned side may see the base beside it; its owner can be somebody else.
     baseline = run.baseline
     compared = run.difference
     order = request.GET.get("order", "worst" if compared else "row")
-    page = Paginator(_predictions(run, baseline, order), ROWS_PER_PAGE).get_page(request.GET.get("page"))
+    page = Paginator(_predictions(run, baseline, order), ROWS_PER_PAGE).get_page(
+        request.GET.get("page")
+    )
     context = {
         "run": run,
         "baseline": baseline,
@@ -90,7 +98,9 @@ def detail(request, pk):
 
 
 def _verdict(compared: dict | None) -> str | None:
-    """What the differences to the base say together: better or worse when none of their intervals holds 0, else unclear."""
+    """What the differences to the base say together: better or worse when none of their intervals
+    holds 0, else unclear.
+    """
     if not compared:
         return None
     if all(found["low"] > 0 for found in compared.values()):
@@ -101,7 +111,9 @@ def _verdict(compared: dict | None) -> str | None:
 
 
 def _scale(run, baseline, compared) -> dict | None:
-    """The chart of the scores: positions in percent of an axis from 0 to a round number above the largest interval."""
+    """The chart of the scores: positions in percent of an axis from 0 to a round number above the
+    largest interval.
+    """
     sides = [side for side in (baseline, run) if side is not None and side.scores]
     if not sides:
         return None
@@ -122,19 +134,28 @@ def _scale(run, baseline, compared) -> dict | None:
                     **score,
                 }
             )
-        lines.append({"name": metric.upper(), "marks": marks, "difference": (compared or {}).get(metric)})
-    return {"lines": lines, "ticks": [(100 * tick / top, tick) for tick in range(0, int(top) + 1, step)]}
+        lines.append(
+            {"name": metric.upper(), "marks": marks, "difference": (compared or {}).get(metric)}
+        )
+    return {
+        "lines": lines,
+        "ticks": [(100 * tick / top, tick) for tick in range(0, int(top) + 1, step)],
+    }
 
 
 def _predictions(run, baseline, order):
-    """The rows with the base's text and score beside them; `worst`: where tuning lost most ROUGE-L first."""
+    """The rows with the base's text and score beside them; `worst`: where tuning lost most ROUGE-L
+    first.
+    """
     found = run.predictions.annotate(rouge_l=Cast(KT("scores__rouge-l"), FloatField()))
     if baseline is None:
         return found.order_by("rouge_l" if order == "worst" else "row")
     beside = Prediction.objects.filter(run=baseline, row=OuterRef("row"))
     found = found.annotate(
         base_text=Subquery(beside.values("text")[:1]),
-        base_rouge_l=Subquery(beside.annotate(value=Cast(KT("scores__rouge-l"), FloatField())).values("value")[:1]),
+        base_rouge_l=Subquery(
+            beside.annotate(value=Cast(KT("scores__rouge-l"), FloatField())).values("value")[:1]
+        ),
     )
     if order == "worst":
         return found.annotate(gain=F("rouge_l") - F("base_rouge_l")).order_by("gain", "row")
@@ -155,11 +176,15 @@ def _row(prediction) -> dict:
 
 
 def marked(reference: str, text: str, least: int = 2):
-    """`text` as HTML, the runs of at least `least` characters that it shares with the reference, in order, in <mark>."""
+    """`text` as HTML, the runs of at least `least` characters that it shares with the reference, in
+    order, in <mark>.
+    """
     if len(text) > LONGEST_COMPARED or len(reference) > LONGEST_COMPARED:
         return conditional_escape(text)
     pieces, at = [], 0
-    for block in difflib.SequenceMatcher(None, reference, text, autojunk=False).get_matching_blocks():
+    for block in difflib.SequenceMatcher(
+        None, reference, text, autojunk=False
+    ).get_matching_blocks():
         if block.size < least:
             continue
         pieces.append(conditional_escape(text[at : block.b]))
@@ -171,7 +196,9 @@ def marked(reference: str, text: str, least: int = 2):
 
 @require_POST
 def cancel(request, pk):
-    lifecycle.cancel(get_visible(EvaluationRun.objects.changeable_by(request.user), request.user, pk=pk))
+    lifecycle.cancel(
+        get_visible(EvaluationRun.objects.changeable_by(request.user), request.user, pk=pk)
+    )
     messages.success(request, _("The evaluation stops; rows that have been answered are kept."))
     return redirect("evaluation_run", pk=pk)
 

@@ -1,7 +1,8 @@
 """Who may see and change what: the one funnel for pages, REST, SSE, websocket and admin.
 
-A model that people see has `AccessQuerySet` as its manager and says in `visibility(user)` which rows a user may see.
-What is not visible does not exist for that user (404), and nobody learns that it does.
+A model that people see has `AccessQuerySet` as its manager and says in `visibility(user)` which
+rows a user may see. What is not visible does not exist for that user (404), and nobody learns that
+it does.
 """
 
 from django.db import models
@@ -31,7 +32,9 @@ class AccessQuerySet(models.QuerySet):
 
 
 class Owned:
-    """Mixin: seen by the owner and by staff; a row without an owner belongs to the portal and is seen by everybody."""
+    """Mixin: seen by the owner and by staff; a row without an owner belongs to the portal and is
+    seen by everybody.
+    """
 
     @classmethod
     def visibility(cls, user) -> Q:
@@ -63,7 +66,9 @@ class TeamWide:
 
 
 def get_visible(queryset, user, *, pk):
-    """The row with the id that a client sent when `user` may see it; Http404 otherwise, also for what can be no id."""
+    """The row with the id that a client sent when `user` may see it; Http404 otherwise, also for
+    what can be no id.
+    """
     number = whole_number(pk)
     if number is None:
         raise Http404

@@ -40,7 +40,9 @@ def as_lines(values: dict):
 
 
 class RunAdmin(admin.ModelAdmin):
-    """What every kind of run has in common: how long it took, and the two things an admin does to it."""
+    """What every kind of run has in common: how long it took, and the two things an admin does to
+    it.
+    """
 
     actions = ["cancel", "resume"]
 
@@ -67,11 +69,17 @@ class RunAdmin(admin.ModelAdmin):
         active = [run for run in queryset if run.is_active]
         for run in active:
             lifecycle.cancel(run)
-        done = ngettext("%(count)s run is asked to stop.", "%(count)s runs are asked to stop.", len(active))
+        done = ngettext(
+            "%(count)s run is asked to stop.", "%(count)s runs are asked to stop.", len(active)
+        )
         self.message_user(request, done % {"count": len(active)}, messages.SUCCESS)
 
-    @admin.action(description=_("Resume the selected failed or cancelled runs"), permissions=["cancel"])
+    @admin.action(
+        description=_("Resume the selected failed or cancelled runs"), permissions=["cancel"]
+    )
     def resume(self, request, queryset):
         resumed = sum(lifecycle.resume(run) for run in queryset)
-        done = ngettext("%(count)s run is queued again.", "%(count)s runs are queued again.", resumed)
+        done = ngettext(
+            "%(count)s run is queued again.", "%(count)s runs are queued again.", resumed
+        )
         self.message_user(request, done % {"count": resumed}, messages.SUCCESS)

@@ -39,8 +39,9 @@ application = ProtocolTypeRouter(
 
 recover_in_background()  # answers that were in flight when the last web process ended
 
-# A full garbage collection would walk all that the imports left behind (150,000 objects, 0.1 s in which no token moves) every few
-# seconds under load. It lives as long as the process: what is frozen is not looked at again.
+# A full garbage collection would walk all that the imports left behind (150,000 objects, 0.1 s in
+# which no token moves) every few seconds under load. It lives as long as the process: what is
+# frozen is not looked at again.
 resolve("/")  # imports the views, which otherwise the first request does
 gc.collect()
 gc.freeze()

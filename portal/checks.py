@@ -35,11 +35,17 @@ LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 @register()
 def unknown_variables(**kwargs):
     found = []
-    for name in sorted(set(filter(lambda name: name.startswith("PORTAL_"), os.environ)) - VARIABLES):
+    for name in sorted(
+        set(filter(lambda name: name.startswith("PORTAL_"), os.environ)) - VARIABLES
+    ):
         near = difflib.get_close_matches(name, VARIABLES, 1)
         hint = f"Did you mean {near[0]}?" if near else "docs/operations.md lists the variables."
         found.append(
-            Warning(f"The environment variable {name} is not known and has no effect.", hint=hint, id="portal.W001")
+            Warning(
+                f"The environment variable {name} is not known and has no effect.",
+                hint=hint,
+                id="portal.W001",
+            )
         )
     return found
 
@@ -49,14 +55,22 @@ def data_folder(**kwargs):
     if not os.access(settings.DATA_DIR, os.W_OK | os.X_OK):
         return [
             Error(
-                f"The data folder {settings.DATA_DIR} cannot be written.", hint="Set PORTAL_DATA_DIR.", id="portal.E001"
+                f"The data folder {settings.DATA_DIR} cannot be written.",
+                hint="Set PORTAL_DATA_DIR.",
+                id="portal.E001",
             )
         ]
     found = []
     for name in ("secret_key", "worker_token"):
         path = settings.DATA_DIR / name
         if path.exists() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            found.append(Error(f"{path} can be read by other users.", hint=f"chmod 600 {path}", id="portal.E002"))
+            found.append(
+                Error(
+                    f"{path} can be read by other users.",
+                    hint=f"chmod 600 {path}",
+                    id="portal.E002",
+                )
+            )
     return found
 
 
@@ -77,7 +91,12 @@ def worker_addresses(**kwargs):
 def cache_share(**kwargs):
     if 0 < settings.CACHE_SHARE <= 0.95:
         return []
-    return [Error(f"PORTAL_CACHE_SHARE must lie between 0 and 0.95, not {settings.CACHE_SHARE}.", id="portal.E006")]
+    return [
+        Error(
+            f"PORTAL_CACHE_SHARE must lie between 0 and 0.95, not {settings.CACHE_SHARE}.",
+            id="portal.E006",
+        )
+    ]
 
 
 @register()
@@ -100,7 +119,8 @@ def open_to_the_network(**kwargs):
     if settings.DEBUG and public:
         found.append(
             Error(
-                "PORTAL_DEBUG is on while the portal answers to names other than this machine's: tracebacks would be public.",
+                "PORTAL_DEBUG is on while the portal answers to names other than this machine's: "
+                "tracebacks would be public.",
                 id="portal.E005",
             )
         )
@@ -109,7 +129,8 @@ def open_to_the_network(**kwargs):
     if public and not settings.HTTPS:
         found.append(
             Warning(
-                "The portal answers to public names without HTTPS: passwords and keys travel in the clear.",
+                "The portal answers to public names without HTTPS: passwords and keys travel in "
+                "the clear.",
                 hint="Put a TLS proxy in front and set PORTAL_HTTPS=1.",
                 id="portal.W003",
             )

@@ -1,4 +1,6 @@
-"""The look of form fields, how refusals of the rules reach them, and the small forms of the account page."""
+"""The look of form fields, how refusals of the rules reach them, and the small forms of the account
+page.
+"""
 
 from django import forms
 from django.contrib.auth.forms import PasswordChangeForm as DjangoPasswordChangeForm
@@ -7,7 +9,9 @@ from django.utils.translation import gettext_lazy as _
 
 
 class Styled:
-    """Mixin: gives every widget the stylesheet's class; templates/portal/_field.html lays the field out."""
+    """Mixin: gives every widget the stylesheet's class; templates/portal/_field.html lays the field
+    out.
+    """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -17,8 +21,12 @@ class Styled:
 
 
 def add_errors(form, error) -> None:
-    """Puts a ValidationError({field: ...}) of the rules at the form's own fields, what has no field there on top."""
-    by_field = error.error_dict if hasattr(error, "error_dict") else {NON_FIELD_ERRORS: error.error_list}
+    """Puts a ValidationError({field: ...}) of the rules at the form's own fields, what has no field
+    there on top.
+    """
+    by_field = (
+        error.error_dict if hasattr(error, "error_dict") else {NON_FIELD_ERRORS: error.error_list}
+    )
     for field, problems in by_field.items():
         for problem in problems:
             form.add_error(field if field in form.fields else None, problem)
@@ -26,7 +34,10 @@ def add_errors(form, error) -> None:
 
 class KeyForm(Styled, forms.Form):
     name = forms.CharField(
-        label=_("What is the key for?"), max_length=100, required=False, help_text=_("Only a reminder for you.")
+        label=_("What is the key for?"),
+        max_length=100,
+        required=False,
+        help_text=_("Only a reminder for you."),
     )
 
 

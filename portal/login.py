@@ -13,18 +13,24 @@ PAUSE = 300  # seconds, counted from the first of them
 
 
 class Throttled:
-    """Mixin of a login form. Counts per address and name, so that nobody locks a colleague out from elsewhere; an attempt is
-    counted before the password is looked at, so that many at once gain nothing."""
+    """Mixin of a login form. Counts per address and name, so that nobody locks a colleague out from
+    elsewhere; an attempt is counted before the password is looked at, so that many at once gain
+    nothing.
+    """
 
     def clean(self):
-        address, username = self.request.META.get("REMOTE_ADDR", ""), self.cleaned_data.get("username", "")
+        address, username = (
+            self.request.META.get("REMOTE_ADDR", ""),
+            self.cleaned_data.get("username", ""),
+        )
         key = "login:" + hashlib.sha256(f"{address} {username}".encode()).hexdigest()
         cache.add(key, 0, PAUSE)
         if cache.incr(key) > MOST_FAILURES:
             message = _("Too many failed attempts. Try again in %(minutes)s minutes.")
             raise ValidationError(message % {"minutes": PAUSE // 60}, "too_many_attempts")
         cleaned = super().clean()
-        if self.get_user() is not None:  # without a password Django asks nobody and finds nothing wrong here
+        # without a password Django asks nobody and finds nothing wrong here
+        if self.get_user() is not None:
             cache.delete(key)
         return cleaned
 

@@ -25,7 +25,9 @@ def head_without_body(get_response):
 def _without_body(request, response):
     if request.method != "HEAD":
         return response
-    bare = HttpResponse(status=response.status_code, reason=response.reason_phrase, headers=dict(response.items()))
+    bare = HttpResponse(
+        status=response.status_code, reason=response.reason_phrase, headers=dict(response.items())
+    )
     bare.cookies = response.cookies
     response.close()  # a file that would have been sent
     return bare

@@ -17,9 +17,13 @@ class User(AbstractUser):
 
 
 class ApiKey(Owned, models.Model):
-    """A key for scripts. Only its SHA-256 is kept: it has 256 random bits, so a slow password hash would add nothing."""
+    """A key for scripts. Only its SHA-256 is kept: it has 256 random bits, so a slow password hash
+    would add nothing.
+    """
 
-    owner = models.ForeignKey(User, models.CASCADE, related_name="api_keys", verbose_name=_("owner"))
+    owner = models.ForeignKey(
+        User, models.CASCADE, related_name="api_keys", verbose_name=_("owner")
+    )
     name = models.CharField(_("name"), max_length=100, blank=True)
     prefix = models.CharField(_("begins with"), max_length=12, editable=False)  # tells keys apart
     digest = models.CharField(max_length=64, unique=True, editable=False)
@@ -45,12 +49,18 @@ class ApiKey(Owned, models.Model):
     def create_for(cls, user, name="") -> tuple["ApiKey", str]:
         """A new key and its secret, which is shown once and cannot be recovered."""
         secret = "sk-" + secrets.token_urlsafe(32)
-        return cls.objects.create(owner=user, name=name, prefix=secret[:9], digest=cls.digest_of(secret)), secret
+        return cls.objects.create(
+            owner=user, name=name, prefix=secret[:9], digest=cls.digest_of(secret)
+        ), secret
 
     @classmethod
     def user_of(cls, secret: str):
         """The active user whose unrevoked key this is, or None."""
-        key = cls.objects.select_related("owner").filter(digest=cls.digest_of(secret), revoked_at=None).first()
+        key = (
+            cls.objects.select_related("owner")
+            .filter(digest=cls.digest_of(secret), revoked_at=None)
+            .first()
+        )
         if key is None or not key.owner.is_active:
             return None
         now = timezone.now()
@@ -60,10 +70,12 @@ class ApiKey(Owned, models.Model):
 
 
 class Run(Owned, models.Model):
-    """One piece of long work: a tuning or an evaluation. The queue is a doorbell; this row is the truth.
+    """One piece of long work: a tuning or an evaluation. The queue is a doorbell; this row is the
+    truth.
 
-    Status is written only in portal/runs/lifecycle.py. `token` is the fencing token: a process may write to the
-    row only while it holds the current one. Statuses, error and times explain the run without any log.
+    Status is written only in portal/runs/lifecycle.py. `token` is the fencing token: a process may
+    write to the row only while it holds the current one. Statuses, error and times explain the run
+    without any log.
     """
 
     class Status(models.TextChoices):
@@ -82,20 +94,28 @@ class Run(Owned, models.Model):
     owner = models.ForeignKey(User, models.CASCADE, related_name="runs", verbose_name=_("owner"))
     kind = models.CharField(_("kind"), max_length=20, choices=Kind.choices, editable=False)
     name = models.CharField(_("name"), max_length=120)
-    recipe = models.JSONField(_("recipe"), default=dict, editable=False)  # the plan, frozen when the run is created
+    # the plan, frozen when the run is created
+    recipe = models.JSONField(_("recipe"), default=dict, editable=False)
 
-    status = models.CharField(_("status"), max_length=12, choices=Status.choices, default=Status.QUEUED, editable=False)
+    status = models.CharField(
+        _("status"), max_length=12, choices=Status.choices, default=Status.QUEUED, editable=False
+    )
     queue = models.CharField(max_length=20, default="gpu", editable=False)
-    task = models.CharField(max_length=100, editable=False)  # dotted path that django-q2 calls with the run's id
+    # dotted path that django-q2 calls with the run's id
+    task = models.CharField(max_length=100, editable=False)
     token = models.CharField(max_length=32, blank=True, editable=False)
     attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
-    max_attempts = models.PositiveSmallIntegerField(default=3, validators=[MinValueValidator(1)], editable=False)
+    max_attempts = models.PositiveSmallIntegerField(
+        default=3, validators=[MinValueValidator(1)], editable=False
+    )
     cancel_requested = models.BooleanField(default=False, editable=False)
 
     progress = models.PositiveIntegerField(default=0, editable=False)  # steps or rows done
     total = models.PositiveIntegerField(default=0, editable=False)
-    phase = models.CharField(_("phase"), max_length=40, blank=True, editable=False)  # loading, training, saving ...
-    error = models.JSONField(_("error"), null=True, blank=True, editable=False)  # {"code", "message"}
+    # loading, training, saving ...
+    phase = models.CharField(_("phase"), max_length=40, blank=True, editable=False)
+    # {"code", "message"}
+    error = models.JSONField(_("error"), null=True, blank=True, editable=False)
 
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     rung_at = models.DateTimeField(null=True, editable=False)  # when the queue was last told

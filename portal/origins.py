@@ -1,4 +1,4 @@
-"""Which pages may open a websocket with the login cookie: the portal's own, by the rule that holds for its forms."""
+"""Which pages may open a websocket with the login cookie: the portal's own, as for its forms."""
 
 import io
 
@@ -10,9 +10,11 @@ _forms = CsrfViewMiddleware(lambda request: None)
 
 
 class SameOrigin:
-    """ASGI middleware: 403 unless the Origin is the Host's with its scheme and port, or one of PORTAL_TRUSTED_ORIGINS.
+    """ASGI middleware: 403 unless the Origin is the Host's with its scheme and port, or one of
+    PORTAL_TRUSTED_ORIGINS.
 
-    A cookie is sent along from any port of the host, and a websocket has no CSRF token: the Origin is all there is to go by.
+    A cookie is sent along from any port of the host, and a websocket has no CSRF token: the Origin
+    is all there is to go by.
     """
 
     def __init__(self, application):
@@ -26,7 +28,9 @@ class SameOrigin:
 def is_own(scope) -> bool:
     scheme = scope.get("scheme", "ws").replace("ws", "http")
     try:
-        request = ASGIRequest({**scope, "type": "http", "method": "GET", "scheme": scheme}, io.BytesIO())
+        request = ASGIRequest(
+            {**scope, "type": "http", "method": "GET", "scheme": scheme}, io.BytesIO()
+        )
     except UnicodeDecodeError:  # in the query
         return False
     return "HTTP_ORIGIN" in request.META and _forms._origin_verified(request)

@@ -7,13 +7,17 @@ from portal.models import Run
 
 
 def shell(request):
-    """Context processor. `theme` is written into <html>, so that the first paint is right; `busy` is the run that holds the
-    accelerator (anybody's: the rail shows its progress and nothing else of it)."""
+    """Context processor. `theme` is written into <html>, so that the first paint is right; `busy`
+    is the run that holds the accelerator (anybody's: the rail shows its progress and nothing else
+    of it).
+    """
     theme = request.COOKIES.get("theme")
     return {
         "theme": theme if theme in ("light", "dark") else None,
         "section": request.path.split("/")[1],
-        "busy": SimpleLazyObject(lambda: Run.objects.filter(status=Run.Status.RUNNING).order_by("id").first()),
+        "busy": SimpleLazyObject(
+            lambda: Run.objects.filter(status=Run.Status.RUNNING).order_by("id").first()
+        ),
     }
 
 

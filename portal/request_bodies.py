@@ -1,4 +1,6 @@
-"""Bodies of requests, before any view: how large, how slow, from whom, and how long those turned out that came in chunks."""
+"""Bodies of requests, before any view: how large, how slow, from whom; and the length of those that
+came in chunks.
+"""
 
 import contextlib
 import io
@@ -15,14 +17,14 @@ from django.utils.translation import gettext_lazy as _
 from portal.rest.api_keys import user_of_scope
 from portal.rest.conventions import json_error
 
-MOST_BYTES = 6 * 1024 * 1024  # above the 5 MB of DATA_UPLOAD_MAX_MEMORY_SIZE, whose refusal says more
+MOST_BYTES = 6 * 1024 * 1024  # above DATA_UPLOAD_MAX_MEMORY_SIZE, whose refusal says more
 FORM_ROOM = 1024 * 1024  # of an upload beside its file
 MOST_UPLOADS = 2  # large bodies of one member at once
 PATIENCE, SLOWEST = 60.0, 4096  # a body may take 60 s, and a second more for every 4 KB that came
 
 
 class Handler(ASGIHandler):
-    """Django's, for which a body without Content-Length is no body: DRF reads an empty one, the form parser none."""
+    """Django's, for which a body without Content-Length is none: DRF and forms read nothing."""
 
     def create_request(self, scope, body_file):
         length = body_file.seek(0, io.SEEK_END)
@@ -39,8 +41,9 @@ class Refused(Exception):
 
 
 class LimitedBodies:
-    """ASGI middleware. Refuses a body by its declared length before it is read, or once more than allowed has come, with 413;
-    one that trickles with 408; an upload of nobody's with 401, of somebody who is uploading already with 429.
+    """ASGI middleware. Refuses a body by its declared length before it is read, or once more than
+    allowed has come, with 413; one that trickles with 408; an upload of nobody's with 401, of
+    somebody who is uploading already with 429.
 
     `upload_paths` take files of up to DATASET_MAX_BYTES; everything else takes MOST_BYTES.
     """
@@ -84,7 +87,8 @@ class LimitedBodies:
                     await _answer(refusal, scope, send)
 
     async def _admit(self, scope, size: int, admitted: contextlib.ExitStack) -> None:
-        """Refused when the request's body may not be `size` bytes long; a large one is counted until `admitted` closes."""
+        """Refused when the body may not be `size` bytes long; a large one is counted until
+        `admitted` closes."""
         if size <= MOST_BYTES:
             return
         if scope["path"] not in self.upload_paths or size > settings.DATASET_MAX_BYTES + FORM_ROOM:
@@ -95,7 +99,9 @@ class LimitedBodies:
         if user is None:
             raise Refused(401, "not_authenticated", _("Log in, or send a key of yours, to upload."))
         if self.uploading[user.pk] >= MOST_UPLOADS:
-            raise Refused(429, "too_many_uploads", _("You are uploading already; wait until that has ended."))
+            raise Refused(
+                429, "too_many_uploads", _("You are uploading already; wait until that has ended.")
+            )
         scope["portal.uploader"] = user.pk
         self.uploading[user.pk] += 1
         admitted.callback(self._ended, user.pk)

@@ -1,6 +1,8 @@
-"""Settings of the portal: one file, everything that differs between installations comes from the environment.
+"""Settings of the portal: one file, everything that differs between installations comes from the
+environment.
 
-A bare clone runs on SQLite without Redis. docs/operations.md lists the variables; portal/checks.py finds wrong ones.
+A bare clone runs on SQLite without Redis. docs/operations.md lists the variables; portal/checks.py
+finds wrong ones.
 """
 
 import logging
@@ -30,15 +32,21 @@ def _list(name: str) -> list[str]:
 
 
 def _parsed(name: str, default: str, parse: Callable):
-    """`parse` of a variable's text; where it raises, one line that names the variable, and the end."""
+    """`parse` of a variable's text; where it raises, one line that names the variable, and the
+    end.
+    """
     try:
         return parse(os.environ.get(name) or default)
     except (ValueError, KeyError):
-        raise SystemExit(f"The value of {name} cannot be used; docs/operations.md says what it may be.") from None
+        raise SystemExit(
+            f"The value of {name} cannot be used; docs/operations.md says what it may be."
+        ) from None
 
 
 def _secret(name: str) -> str:
-    """A secret that is drawn once and kept in a file only the owner can read; two installations never share one."""
+    """A secret that is drawn once and kept in a file only the owner can read; two installations
+    never share one.
+    """
     path = DATA_DIR / name
     try:
         DATA_DIR.mkdir(parents=True, exist_ok=True)
@@ -47,7 +55,9 @@ def _secret(name: str) -> str:
     except FileExistsError:
         pass
     except OSError as error:
-        raise SystemExit(f"The data folder cannot be written ({error}). Set PORTAL_DATA_DIR.") from None
+        raise SystemExit(
+            f"The data folder cannot be written ({error}). Set PORTAL_DATA_DIR."
+        ) from None
     return path.read_text().strip()
 
 
@@ -85,7 +95,8 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.auth.middleware.LoginRequiredMiddleware",  # nobody in without logging in, whatever view is added
+    # nobody in without logging in, whatever view is added
+    "django.contrib.auth.middleware.LoginRequiredMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
@@ -111,10 +122,13 @@ TEMPLATES = [
     }
 ]
 
-# WAL with IMMEDIATE transactions: 8 writers without one lock error (docs/architecture.md, "Database").
+# WAL with IMMEDIATE transactions: 8 writers without one lock error (docs/architecture.md,
+# "Database").
 DATABASES = {
     "default": _parsed(
-        "PORTAL_DATABASE_URL", "", lambda url: dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True)
+        "PORTAL_DATABASE_URL",
+        "",
+        lambda url: dj_database_url.parse(url, conn_max_age=60, conn_health_checks=True),
     )
     if os.environ.get("PORTAL_DATABASE_URL")
     else {
@@ -123,7 +137,8 @@ DATABASES = {
         "OPTIONS": {
             "transaction_mode": "IMMEDIATE",
             "timeout": 20,
-            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA foreign_keys=ON;",
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; "
+            "PRAGMA foreign_keys=ON;",
         },
     }
 }
@@ -163,9 +178,9 @@ STORAGES = {
     },
 }
 
-# One `name` for all clusters (it salts the signatures); Q_CLUSTER_NAME chooses the cluster. Timeouts lie far above any run and
-# retry above the timeout, or the broker would deliver a task twice. The Run row, not the queue, is the truth
-# (portal/runs/lifecycle.py).
+# One `name` for all clusters (it salts the signatures); Q_CLUSTER_NAME chooses the cluster.
+# Timeouts lie far above any run and retry above the timeout, or the broker would deliver a task
+# twice. The Run row, not the queue, is the truth (portal/runs/lifecycle.py).
 Q_CLUSTER = {
     "name": "portal",
     "cluster_name": "default",
@@ -181,12 +196,22 @@ Q_CLUSTER = {
     "save_limit": 100,
     "label": "Queue",
     "ALT_CLUSTERS": {
-        "gpu": {"workers": 1, "recycle": 1, "queue_limit": 1, "timeout": 30 * 86400, "retry": 31 * 86400},
+        "gpu": {
+            "workers": 1,
+            "recycle": 1,
+            "queue_limit": 1,
+            "timeout": 30 * 86400,
+            "retry": 31 * 86400,
+        },
     },
 }
 
 # What `up` calls after the migrations; each may be called again at any time.
-FIRST_RUN = ["chat.registry.ensure_starter", "chat.registry.ensure_upstreams", "tuning.datasets.store.ensure_sample"]
+FIRST_RUN = [
+    "chat.registry.ensure_starter",
+    "chat.registry.ensure_upstreams",
+    "tuning.datasets.store.ensure_sample",
+]
 
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
@@ -215,7 +240,10 @@ SPECTACULAR_SETTINGS = {
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,  # a file is sent as bytes, a blank text is no text
     "APPEND_COMPONENTS": {"schemas": {"Error": ERROR}},
-    "POSTPROCESSING_HOOKS": ["drf_spectacular.hooks.postprocess_schema_enums", "portal.rest.schema.with_errors"],
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "portal.rest.schema.with_errors",
+    ],
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "portal.models.Run.Status",
         "MessageStatus": "chat.models.Message.Status",
@@ -244,7 +272,8 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 HTTPS = _flag("PORTAL_HTTPS")  # set behind a TLS proxy
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
-PROXIES = _list("PORTAL_PROXIES") or ["127.0.0.1", "::1"]  # whose X-Forwarded-For is believed, with PORTAL_HTTPS
+# whose X-Forwarded-For is believed, with PORTAL_HTTPS
+PROXIES = _list("PORTAL_PROXIES") or ["127.0.0.1", "::1"]
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 
 # Uploads are streamed to disk; forms and JSON bodies stay small.
@@ -252,15 +281,18 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = None
 DATASET_MAX_BYTES = _parsed("PORTAL_DATASET_MAX_MB", "200", int) * 1024 * 1024
 
-# Inference workers, "URL" or "NAME=URL", comma separated: unix:/path.sock, http://host:port. Default: one on a socket in DATA_DIR.
+# Inference workers, "URL" or "NAME=URL", comma separated: unix:/path.sock, http://host:port.
+# Default: one on a socket in DATA_DIR.
 WORKER_URLS = _list("PORTAL_WORKERS") or [f"unix:{DATA_DIR / 'worker.sock'}"]
 WORKER_TOKEN = os.environ.get("PORTAL_WORKER_TOKEN") or _secret("worker_token")
-# OpenAI-compatible servers (vLLM, SGLang) that serve a base checkpoint: "CHECKPOINT_NAME=URL|MODEL", comma separated.
+# OpenAI-compatible servers (vLLM, SGLang) that serve a base checkpoint:
+# "CHECKPOINT_NAME=URL|MODEL", comma separated.
 UPSTREAMS = _list("PORTAL_UPSTREAMS")
 UPSTREAM_KEY = os.environ.get("PORTAL_UPSTREAM_KEY", "")
 # Where training and evaluation run: "" means cuda when there is one, else cpu.
 DEVICE = os.environ.get("PORTAL_DEVICE", "")
-# Part of the free memory that a worker's key-value cache may take; what is left is for training beside it.
+# Part of the free memory that a worker's key-value cache may take; what is left is for training
+# beside it.
 CACHE_SHARE = _parsed("PORTAL_CACHE_SHARE", "0.4", float)
 
 LOGGING = {
@@ -270,7 +302,13 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {
         "handlers": ["console"],
-        "level": _parsed("PORTAL_LOG_LEVEL", "INFO", lambda name: logging.getLevelNamesMapping()[name.upper()]),
+        "level": _parsed(
+            "PORTAL_LOG_LEVEL", "INFO", lambda name: logging.getLevelNamesMapping()[name.upper()]
+        ),
     },
-    "loggers": {"httpx": {"level": "WARNING"}, "uvicorn": {"level": "WARNING"}, "django-q": {"level": "WARNING"}},
+    "loggers": {
+        "httpx": {"level": "WARNING"},
+        "uvicorn": {"level": "WARNING"},
+        "django-q": {"level": "WARNING"},
+    },
 }

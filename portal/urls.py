@@ -19,7 +19,9 @@ urlpatterns = [
     path(
         "login/",
         auth_views.LoginView.as_view(
-            template_name="portal/login.html", authentication_form=LoginForm, redirect_authenticated_user=True
+            template_name="portal/login.html",
+            authentication_form=LoginForm,
+            redirect_authenticated_user=True,
         ),
         name="login",
     ),
@@ -36,13 +38,19 @@ urlpatterns = [
     path("api/v1/", include("evaluation.api_urls")),
     path("v1/", include("chat.api.openai_urls")),
     path("api/schema/", login_not_required(SpectacularAPIView.as_view()), name="api-schema"),
-    path("api/docs/", login_not_required(SpectacularSwaggerView.as_view(url_name="api-schema")), name="api-docs"),
+    path(
+        "api/docs/",
+        login_not_required(SpectacularSwaggerView.as_view(url_name="api-schema")),
+        name="api-docs",
+    ),
     re_path(r"^(?:api|v1)(?:/|$)", no_interface),
     path("admin/", admin.site.urls),
     # where browsers look by themselves on pages that name no icon
     path(
         "favicon.ico",
-        login_not_required(RedirectView.as_view(url=f"/{settings.STATIC_URL.strip('/')}/portal/favicon.svg")),
+        login_not_required(
+            RedirectView.as_view(url=f"/{settings.STATIC_URL.strip('/')}/portal/favicon.svg")
+        ),
     ),
 ]
 handler500 = "portal.errors.server_error"

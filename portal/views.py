@@ -56,7 +56,9 @@ def home(request):
 
 
 def first_steps(user) -> list[dict]:
-    """The newcomer's way through the whole loop: each step with what is done and where it is done; `next` marks one."""
+    """The newcomer's way through the whole loop: each step with what is done and where it is done;
+    `next` marks one.
+    """
     answers = Message.objects.filter(conversation__owner=user, role=Message.Role.ASSISTANT)
     runs = TuningRun.objects.filter(owner=user)
     tuned = Adapter.objects.visible_to(user).exclude(run=None).first()
@@ -77,18 +79,28 @@ def first_steps(user) -> list[dict]:
 
 @require_GET
 def tasks(request):
-    """All work of the team. What a member may not see in full appears as a busy row: kind, owner, state, times."""
+    """All work of the team. What a member may not see in full appears as a busy row: kind, owner,
+    state, times.
+    """
     everything = Run.objects.select_related("owner")
-    visible = set(Run.objects.visible_to(request.user).filter(status__in=Run.ACTIVE).values_list("pk", flat=True))
+    visible = set(
+        Run.objects.visible_to(request.user)
+        .filter(status__in=Run.ACTIVE)
+        .values_list("pk", flat=True)
+    )
     running = list(everything.filter(status=Run.Status.RUNNING).order_by("started_at"))
     queued = list(everything.filter(status=Run.Status.QUEUED).order_by("id"))
     mine = request.GET.get("whose") == "mine"
-    ended = everything.exclude(status__in=Run.ACTIVE).order_by(F("finished_at").desc(nulls_last=True), "-id")
+    ended = everything.exclude(status__in=Run.ACTIVE).order_by(
+        F("finished_at").desc(nulls_last=True), "-id"
+    )
     if mine:
         ended = ended.filter(owner=request.user)
     page = Paginator(ended, PER_PAGE).get_page(request.GET.get("page"))
     visible |= set(
-        Run.objects.visible_to(request.user).filter(pk__in=[run.pk for run in page]).values_list("pk", flat=True)
+        Run.objects.visible_to(request.user)
+        .filter(pk__in=[run.pk for run in page])
+        .values_list("pk", flat=True)
     )
     for run in [*running, *queued, *page]:
         run.open = run.pk in visible
@@ -97,7 +109,9 @@ def tasks(request):
 
 
 def worker_state() -> dict:
-    """What the inference worker says of itself; {"state": "unavailable", "reason"} when it says nothing."""
+    """What the inference worker says of itself; {"state": "unavailable", "reason"} when it says
+    nothing.
+    """
     try:
         return router.status_sync(timeout=1.0)
     except router.WorkerUnavailable as error:
@@ -115,7 +129,9 @@ def account(request):
             _key, secret = ApiKey.create_for(request.user, key_form.cleaned_data["name"])
             key_form = KeyForm()
     elif action == "revoke_key":
-        key = get_visible(ApiKey.objects.filter(owner=request.user), request.user, pk=request.POST.get("key"))
+        key = get_visible(
+            ApiKey.objects.filter(owner=request.user), request.user, pk=request.POST.get("key")
+        )
         ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now())
         messages.success(request, _("The key has been revoked."))
         return redirect("account")

@@ -1,7 +1,8 @@
-"""The web process: `python -m portal.web_server --host 127.0.0.1 --port 8000`. uvicorn, with what a server owes to hostile clients.
+"""The web process: `python -m portal.web_server --host 127.0.0.1 --port 8000`.
 
-Bodies are read as the application asks for them and frames and answers wait for the other side, so nothing that a client sends or
-does not read piles up in memory (docs/adr/0004-uvicorn.md).
+uvicorn, with what a server owes to hostile clients. Bodies are read as the application asks for
+them; frames and answers wait for the other side. So nothing that a client sends or does not read
+piles up in memory (docs/adr/0004-uvicorn.md).
 """
 
 import argparse
@@ -11,14 +12,18 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADERS_WITHIN = 20.0  # seconds for the head of a request, from the connection's start or its first byte
-LINGER = 3.0  # seconds in which the rest of a refused body is thrown away, so that the client comes to read why
+HEADERS_WITHIN = (
+    20.0  # seconds for the head of a request, from the connection's start or its first byte
+)
+LINGER = (
+    3.0  # seconds in which the rest of a refused body is thrown away, so that its reason is read
+)
 LARGEST_FRAME = 2 * 1024 * 1024  # bytes of one websocket message
 BACKLOG = 1024  # a room that reconnects at once
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, which waits for ever for a request's head and reads an unwanted body to its end."""
+    """uvicorn's, which waits for ever for a request's head and for an unwanted body's end."""
 
     def connection_made(self, transport):
         super().connection_made(transport)
@@ -55,12 +60,16 @@ class Protocol(H11Protocol):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The portal's web process alone; `manage.py up` starts it.")
+    parser = argparse.ArgumentParser(
+        description="The portal's web process alone; `manage.py up` starts it."
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     _soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a socket is a file; the usual 1,024 are few
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (most, most)
+    )  # a socket is a file; the usual 1,024 are few
     from django.conf import settings
 
     from portal.asgi import application  # before the event loop runs: it looks into the database

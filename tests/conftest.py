@@ -13,7 +13,9 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def light_settings(settings):
-    """A real hash of a password costs 0.2 s, and many tests make users; static files are not collected in the tests."""
+    """A real hash of a password costs 0.2 s, and many tests make users; static files are not
+    collected in the tests.
+    """
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
     settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}

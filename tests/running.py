@@ -33,13 +33,20 @@ def wait_for(condition, seconds: float, what: str):
 
 
 class Portal:
-    """`with Portal(folder) as portal:` runs until the block ends; then nothing may be left of it."""
+    """`with Portal(folder) as portal:` runs until the block ends; then nothing may be left of
+    it.
+    """
 
     def __init__(self, data_dir: Path, *arguments: str, **environment: str):
         self.data_dir, self.port = Path(data_dir), free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.arguments = arguments
-        self.environment = {**os.environ, "PORTAL_DATA_DIR": str(data_dir), "PYTHONUNBUFFERED": "1", **environment}
+        self.environment = {
+            **os.environ,
+            "PORTAL_DATA_DIR": str(data_dir),
+            "PYTHONUNBUFFERED": "1",
+            **environment,
+        }
         self.log = self.data_dir / "up.log"
         self.process: subprocess.Popen | None = None
 
@@ -55,8 +62,12 @@ class Portal:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "manage.py", "up", "--port", str(self.port), *self.arguments],
-                cwd=ROOT, env=self.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def stop(self, number: int = signal.SIGTERM):
         if self.process and self.process.poll() is None:
@@ -69,13 +80,20 @@ class Portal:
     def password(self) -> str:
         """The first administrator's, as `up` printed it."""
         pattern = re.compile(r"(?:密码|password)[:：]\s*(\S+)")
-        return wait_for(lambda: pattern.search(self.output()), 60, "the first administrator's password").group(1)
+        return wait_for(
+            lambda: pattern.search(self.output()), 60, "the first administrator's password"
+        ).group(1)
 
     def manage(self, *arguments: str, **options) -> str:
         return subprocess.run(
             [sys.executable, "manage.py", *arguments],
-            cwd=ROOT, env=self.environment, check=True, capture_output=True, text=True, **options,
-        ).stdout  # fmt: skip
+            cwd=ROOT,
+            env=self.environment,
+            check=True,
+            capture_output=True,
+            text=True,
+            **options,
+        ).stdout
 
     def get(self, path: str, key: str | None = None, **options):
         return self.call("GET", path, key=key, **options)
@@ -113,7 +131,13 @@ class Portal:
             if entry.name.isdigit():
                 try:
                     if mark in (entry / "environ").read_bytes().split(b"\0"):
-                        command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                        command = (
+                            (entry / "cmdline")
+                            .read_bytes()
+                            .replace(b"\0", b" ")
+                            .decode(errors="replace")
+                            .strip()
+                        )
                         if command:  # a zombie has none
                             found[int(entry.name)] = command
                 except (OSError, PermissionError):

@@ -1,4 +1,6 @@
-"""Who may import whom, run by the tests; each rule is proved by planting a violation in a copy of the tree."""
+"""Who may import whom, run by the tests; each rule is proved by planting a violation in a copy of
+the tree.
+"""
 
 import os
 import shutil
@@ -15,7 +17,12 @@ BANNED_NAMES = {"utils.py", "helpers.py", "common.py", "services.py", "misc.py"}
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [Path(sys.executable).parent / "lint-imports", "--config", folder / "pyproject.toml", "--no-cache"],
+        [
+            Path(sys.executable).parent / "lint-imports",
+            "--config",
+            folder / "pyproject.toml",
+            "--no-cache",
+        ],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
@@ -37,13 +44,19 @@ def test_the_contracts_hold():
         ("chat/engine/engine.py", "import django", "pure cores"),
         ("chat/worker/router.py", "import portal.models", "pure cores"),
         ("evaluation/metrics.py", "import torch", "Scores need no torch"),
-        ("chat/conversations/live.py", "import chat.engine.engine", "only through chat.worker.router"),
+        (
+            "chat/conversations/live.py",
+            "import chat.engine.engine",
+            "only through chat.worker.router",
+        ),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path, module, line, contract):
     for package in PACKAGES:
         shutil.copytree(
-            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__", "static")
+            ROOT / package,
+            tmp_path / package,
+            ignore=shutil.ignore_patterns("*.safetensors", "__pycache__", "static"),
         )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     planted = tmp_path / module
@@ -56,4 +69,9 @@ def test_a_planted_violation_is_found(tmp_path, module, line, contract):
 
 
 def test_modules_are_named_after_ideas():
-    assert not [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if path.name in BANNED_NAMES]
+    assert not [
+        path
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if path.name in BANNED_NAMES
+    ]

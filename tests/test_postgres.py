@@ -1,4 +1,6 @@
-"""The model tests again, on PostgreSQL. Needs TEST_POSTGRES_URL, e.g. postgres://postgres@127.0.0.1:5432/test."""
+"""The model tests again, on PostgreSQL. Needs TEST_POSTGRES_URL, e.g.
+postgres://postgres@127.0.0.1:5432/test.
+"""
 
 import os
 import subprocess

@@ -1,4 +1,6 @@
-"""The whole loop over REST against the portal as people run it: chat, upload, tune, evaluate, chat with the tuned model."""
+"""The whole loop over REST against the portal as people run it: chat, upload, tune, evaluate, chat
+with the tuned model.
+"""
 
 import json
 import os
@@ -28,7 +30,10 @@ def key(portal):
 def say(portal, key, conversation: int, text: str, **choice) -> dict:
     """Sends a message, reads its event stream to the end, returns the finished answer."""
     status, turn = portal.call(
-        "POST", f"/api/v1/conversations/{conversation}/messages/", {"content": text, **choice}, key=key
+        "POST",
+        f"/api/v1/conversations/{conversation}/messages/",
+        {"content": text, **choice},
+        key=key,
     )
     assert status == 202, turn
     answer = next(message for message in turn.values() if message["role"] == "assistant")
@@ -41,7 +46,9 @@ def say(portal, key, conversation: int, text: str, **choice) -> dict:
     finished = wait_for(
         lambda: next(
             message
-            for message in portal.get(f"/api/v1/conversations/{conversation}/messages/", key=key)[1]["results"]
+            for message in portal.get(f"/api/v1/conversations/{conversation}/messages/", key=key)[
+                1
+            ]["results"]
             if message["id"] == answer["id"] and message["status"] == "complete"
         ),
         10,
@@ -57,10 +64,19 @@ def test_the_whole_loop(portal, key):
     conversation = portal.call("POST", "/api/v1/conversations/", {"title": ""}, key=key)[1]["id"]
     greedy = {"do_sample": False, "max_new_tokens": 48}
     hello = say(portal, key, conversation, "你好", sampling=greedy)
-    assert hello["content"].strip() and hello["usage"]["completion_tokens"] > 0 and hello["adapter"] is None
+    assert (
+        hello["content"].strip()
+        and hello["usage"]["completion_tokens"] > 0
+        and hello["adapter"] is None
+    )
 
-    rows = [json.loads(line) for line in (SAMPLE / "train.json").read_text(encoding="utf-8").splitlines()[:96]]
-    status, dataset = upload(portal, key, rows, name="house style", prompt_column="content", response_column="summary")
+    rows = [
+        json.loads(line)
+        for line in (SAMPLE / "train.json").read_text(encoding="utf-8").splitlines()[:96]
+    ]
+    status, dataset = upload(
+        portal, key, rows, name="house style", prompt_column="content", response_column="summary"
+    )
     assert status == 201 and dataset["status"] == "ready" and dataset["rows"] == 96, dataset
 
     status, run = portal.call(
@@ -81,7 +97,8 @@ def test_the_whole_loop(portal, key):
     # the trainer is killed once on the way; the run must come through on its own
     trainer = wait_for(
         lambda: (
-            portal.get(f"/api/v1/tuning-runs/{run['id']}/", key=key)[1]["step"] > 5 and portal.pid_of("tuning.train")
+            portal.get(f"/api/v1/tuning-runs/{run['id']}/", key=key)[1]["step"] > 5
+            and portal.pid_of("tuning.train")
         ),
         90,
         "steps",
@@ -112,7 +129,9 @@ def test_the_whole_loop(portal, key):
     evaluation = finished(portal, key, f"/api/v1/evaluation-runs/{evaluation['id']}/", 120)
     assert evaluation["status"] == "succeeded", evaluation
     assert set(evaluation["scores"]) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4"}
-    predictions = portal.get(f"/api/v1/evaluation-runs/{evaluation['id']}/predictions/", key=key)[1]["results"]
+    predictions = portal.get(f"/api/v1/evaluation-runs/{evaluation['id']}/predictions/", key=key)[
+        1
+    ]["results"]
     assert len(predictions) == 12
 
     prompt = rows[0]["content"]
@@ -123,28 +142,62 @@ def test_the_whole_loop(portal, key):
     client = OpenAI(base_url=f"{portal.url}/v1", api_key=key)
     ids = {model.id for model in client.models.list()}
     assert {starter["name"], adapter["name"]} <= ids
-    # prefix on and off in one process, without any reload: same prompt, different models, different words
+    # prefix on and off in one process, without any reload: same prompt, different models, different
+    # words
     texts = [
-        client.chat.completions.create(model=model, messages=[{"role": "user", "content": prompt}], temperature=0, max_tokens=48)
-        .choices[0].message.content
+        client.chat.completions.create(
+            model=model,
+            messages=[{"role": "user", "content": prompt}],
+            temperature=0,
+            max_tokens=48,
+        )
+        .choices[0]
+        .message.content
         for model in (adapter["name"], starter["name"], f"{starter['name']}:{adapter['name']}")
-    ]  # fmt: skip
+    ]
     assert texts[0] == texts[2] != texts[1]
 
     answer = subprocess.run(
-        ["curl", "-sS", "-X", "POST", portal.url, "-H", "Content-Type: application/json", "-H", f"Authorization: Bearer {key}",
-         "-d", '{"prompt": "你好", "history": []}'], capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        [
+            "curl",
+            "-sS",
+            "-X",
+            "POST",
+            portal.url,
+            "-H",
+            "Content-Type: application/json",
+            "-H",
+            f"Authorization: Bearer {key}",
+            "-d",
+            '{"prompt": "你好", "history": []}',
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     reply = json.loads(answer)
-    assert reply["status"] == 200 and reply["history"][-1] == ["你好", reply["response"]] and reply["time"]
+    assert (
+        reply["status"] == 200
+        and reply["history"][-1] == ["你好", reply["response"]]
+        and reply["time"]
+    )
 
 
 def test_nobody_gets_in_without_a_key(portal):
-    paths = ["checkpoints", "adapters", "conversations", "datasets", "tuning-runs", "evaluation-runs"]
+    paths = [
+        "checkpoints",
+        "adapters",
+        "conversations",
+        "datasets",
+        "tuning-runs",
+        "evaluation-runs",
+    ]
     for path in [f"/api/v1/{path}/" for path in paths] + ["/v1/models"]:
         status, body = portal.get(path)
         assert status == 401 and body["error"]["message"], path
-    assert portal.call("POST", "/v1/chat/completions", {"model": "starter", "messages": []})[0] == 401
+    assert (
+        portal.call("POST", "/v1/chat/completions", {"model": "starter", "messages": []})[0] == 401
+    )
     assert portal.call("POST", "/", {"prompt": "你好"})[0] == 401
 
 

@@ -1,4 +1,6 @@
-"""Datasets and tuning runs in Django's admin: to look at, to cancel and to resume. Rows are written by the portal alone."""
+"""Datasets and tuning runs in Django's admin: to look at, to cancel and to resume. Rows are written
+by the portal alone.
+"""
 
 from django.contrib import admin
 from django.utils.html import format_html_join
@@ -24,7 +26,14 @@ class ReadOnly:
 
 class VersionInline(ReadOnly, admin.TabularInline):
     model = DatasetVersion
-    fields = readonly_fields = ["number", "rows_by_split", "encoding", "source_name", "fingerprint", "created_at"]
+    fields = readonly_fields = [
+        "number",
+        "rows_by_split",
+        "encoding",
+        "source_name",
+        "fingerprint",
+        "created_at",
+    ]
     extra = 0
 
     @admin.display(description=_("rows"))
@@ -38,15 +47,31 @@ class VersionInline(ReadOnly, admin.TabularInline):
 
 @admin.register(Dataset)
 class DatasetAdmin(ReadOnly, admin.ModelAdmin):
-    list_display = ["id", "name", "owner", "status", "rows", "problem_count", "created_at", "deleted_at"]
+    list_display = [
+        "id",
+        "name",
+        "owner",
+        "status",
+        "rows",
+        "problem_count",
+        "created_at",
+        "deleted_at",
+    ]
     list_display_links = ["id", "name"]
     list_filter = ["status", "owner"]
     list_select_related = ["owner"]
     search_fields = ["name", "owner__username"]
     inlines = [VersionInline]
     fields = [
-        "name", "owner", "prompt_column", "response_column", "history_column", "status", "problem_lines", "created_at",
-    ]  # fmt: skip
+        "name",
+        "owner",
+        "prompt_column",
+        "response_column",
+        "history_column",
+        "status",
+        "problem_lines",
+        "created_at",
+    ]
 
     def get_queryset(self, request):
         return super().get_queryset(request).prefetch_related("versions")
@@ -69,18 +94,42 @@ class DatasetAdmin(ReadOnly, admin.ModelAdmin):
 @admin.register(TuningRun)
 class TuningRunAdmin(ReadOnly, RunAdmin):
     list_display = [
-        "id", "name", "status", "owner", "checkpoint", "dataset", "steps", "last_loss", "attempt", "created_at",
+        "id",
+        "name",
+        "status",
+        "owner",
+        "checkpoint",
+        "dataset",
+        "steps",
+        "last_loss",
+        "attempt",
+        "created_at",
         "took",
-    ]  # fmt: skip
+    ]
     list_display_links = ["id", "name"]
     list_filter = ["status", "owner", "checkpoint"]
     list_select_related = ["owner", "checkpoint", "dataset_version__dataset"]
     search_fields = ["name", "owner__username", "dataset_version__dataset__name"]
     date_hierarchy = "created_at"
     fields = [
-        "name", "owner", "status", "phase", "steps", "last_loss", "speed", "trainable_parameters",
-        "checkpoint", "dataset", "recipe_lines", "error_line", "attempt", "created_at", "started_at", "finished_at", "took",
-    ]  # fmt: skip
+        "name",
+        "owner",
+        "status",
+        "phase",
+        "steps",
+        "last_loss",
+        "speed",
+        "trainable_parameters",
+        "checkpoint",
+        "dataset",
+        "recipe_lines",
+        "error_line",
+        "attempt",
+        "created_at",
+        "started_at",
+        "finished_at",
+        "took",
+    ]
 
     @admin.display(description=_("dataset"), ordering="dataset_version__dataset__name")
     def dataset(self, run):

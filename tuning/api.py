@@ -33,7 +33,9 @@ class BySteps(Pages):
 
 
 class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
-    """P-tuning v2 runs. What the user does not see is 404; what they see but may not change is 403."""
+    """P-tuning v2 runs. What the user does not see is 404; what they see but may not change is
+    403.
+    """
 
     queryset = TuningRun.objects.all()
     serializer_class = TuningRunSerializer
@@ -43,13 +45,17 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         wanted = self.action == "list" and self.request and self.request.query_params.get("status")
         if wanted:
             if wanted not in Run.Status.values:
-                message = _("Must be one of: %(choices)s.") % {"choices": ", ".join(Run.Status.values)}
+                message = _("Must be one of: %(choices)s.") % {
+                    "choices": ", ".join(Run.Status.values)
+                }
                 raise exceptions.ValidationError({"status": [message]})
             found = found.filter(status=wanted)
         return found.select_related("owner", "dataset_version").prefetch_related("adapters")
 
     def _answer(self, run: TuningRun, http_status: int = status.HTTP_200_OK) -> Response:
-        return Response(TuningRunSerializer(self.get_queryset().get(pk=run.pk)).data, status=http_status)
+        return Response(
+            TuningRunSerializer(self.get_queryset().get(pk=run.pk)).data, status=http_status
+        )
 
     @extend_schema(parameters=[OpenApiParameter("status", str, enum=Run.Status.values)])
     def list(self, request, *args, **kwargs):
@@ -57,7 +63,9 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
 
     @extend_schema(request=NewTuningRunSerializer, responses={201: TuningRunSerializer})
     def create(self, request):
-        """Checks the plan, freezes it and puts the run into the queue. All problems of a body are named at once."""
+        """Checks the plan, freezes it and puts the run into the queue. All problems of a body are
+        named at once.
+        """
         body = NewTuningRunSerializer(data=request.data, context={"request": request})
         body.is_valid(raise_exception=True)
         fields = {name: value for name, value in body.validated_data.items() if name != "method"}
@@ -82,7 +90,10 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         run = self.get_object()
         tail = whole_number(request.query_params.get("tail") or MOST_LOG_LINES)
         if tail is None or not 0 < tail <= MOST_LOG_LINES:
-            message = _("Must lie between %(low)s and %(high)s.") % {"low": 1, "high": MOST_LOG_LINES}
+            message = _("Must lie between %(low)s and %(high)s.") % {
+                "low": 1,
+                "high": MOST_LOG_LINES,
+            }
             raise exceptions.ValidationError({"tail": [message]})
         try:
             with open(run_folder(run.pk) / "run.log", encoding="utf-8", errors="replace") as file:
@@ -94,7 +105,9 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
     @extend_schema(request=None, responses=TuningRunSerializer)
     @action(detail=True, methods=["post"])
     def cancel(self, request, pk=None):
-        """A queued run ends at once, a running one after its step, with a checkpoint. An ended run stays as it is."""
+        """A queued run ends at once, a running one after its step, with a checkpoint. An ended run
+        stays as it is.
+        """
         run = self.get_changeable()
         lifecycle.cancel(run)
         return self._answer(run)

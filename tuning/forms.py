@@ -1,5 +1,7 @@
-"""Forms of datasets and tuning runs. What is allowed is said by tuning/plan.py and tuning/datasets/store.py; forms only read the
-types, so that pages and REST refuse the same things with the same words."""
+"""Forms of datasets and tuning runs. What is allowed is said by tuning/plan.py and
+tuning/datasets/store.py; forms only read the types, so that pages and REST refuse the same things
+with the same words.
+"""
 
 from django import forms
 from django.utils.translation import gettext_lazy as _
@@ -29,16 +31,28 @@ LABELS = {
     "quantization_bit": _("Quantise the base"),
     "prefix_projection": _("Project the prefix through a layer"),
 }
-MAIN = ("pre_seq_len", "learning_rate", "max_steps", "max_source_length", "max_target_length", "save_steps")
+MAIN = (
+    "pre_seq_len",
+    "learning_rate",
+    "max_steps",
+    "max_source_length",
+    "max_target_length",
+    "save_steps",
+)
 
 
 class TuningRunForm(Styled, forms.Form):
     preset = forms.CharField(widget=forms.HiddenInput, required=False)
     name = forms.CharField(
-        label=_("Name"), max_length=120, required=False, help_text=_("The tuned model appears under this name in chat.")
+        label=_("Name"),
+        max_length=120,
+        required=False,
+        help_text=_("The tuned model appears under this name in chat."),
     )
     dataset = forms.ModelChoiceField(Dataset.objects.none(), label=_("Dataset"), empty_label=None)
-    checkpoint = forms.ModelChoiceField(Checkpoint.objects.none(), label=_("Base"), empty_label=None)
+    checkpoint = forms.ModelChoiceField(
+        Checkpoint.objects.none(), label=_("Base"), empty_label=None
+    )
 
     pre_seq_len = forms.IntegerField()
     learning_rate = forms.FloatField()
@@ -58,23 +72,35 @@ class TuningRunForm(Styled, forms.Form):
     logging_steps = forms.IntegerField()
     seed = forms.IntegerField()
     precision = forms.ChoiceField(
-        choices=[("auto", _("automatic")), ("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")]
+        choices=[
+            ("auto", _("automatic")),
+            ("float32", "fp32"),
+            ("bfloat16", "bf16"),
+            ("float16", "fp16"),
+        ]
     )
     quantization_bit = forms.TypedChoiceField(
-        choices=[("", _("no")), ("8", "INT8"), ("4", "INT4")], coerce=int, empty_value=None, required=False
+        choices=[("", _("no")), ("8", "INT8"), ("4", "INT4")],
+        coerce=int,
+        empty_value=None,
+        required=False,
     )
     prefix_projection = forms.BooleanField(required=False)
 
     def __init__(self, *args, user, **kwargs):
         super().__init__(*args, **kwargs)
-        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(status=Dataset.Status.READY)
+        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(
+            status=Dataset.Status.READY
+        )
         self.fields["checkpoint"].queryset = Checkpoint.objects.visible_to(user)
         for name, label in LABELS.items():
             field = self.fields[name]
             field.label = label
             if isinstance(field, (forms.IntegerField, forms.FloatField)):
                 # A plain text field: a number field would hide "2e-2" and refuse silently.
-                field.widget = forms.TextInput(attrs={"class": "input num", "inputmode": "decimal", "data-recipe": ""})
+                field.widget = forms.TextInput(
+                    attrs={"class": "input num", "inputmode": "decimal", "data-recipe": ""}
+                )
             else:
                 field.widget.attrs["data-recipe"] = ""
 
@@ -91,9 +117,14 @@ class TuningRunForm(Styled, forms.Form):
 
 class UploadForm(Styled, forms.Form):
     file = forms.FileField(label=_("File"))
-    name = forms.CharField(label=_("Name"), max_length=120, required=False, help_text=_("Empty: the name of the file."))
+    name = forms.CharField(
+        label=_("Name"), max_length=120, required=False, help_text=_("Empty: the name of the file.")
+    )
     prompt_column = forms.CharField(
-        label=_("Prompt column"), max_length=100, required=False, help_text=_("Empty: recognised from the first row.")
+        label=_("Prompt column"),
+        max_length=100,
+        required=False,
+        help_text=_("Empty: recognised from the first row."),
     )
     response_column = forms.CharField(label=_("Response column"), max_length=100, required=False)
     history_column = forms.CharField(

@@ -12,7 +12,9 @@ from portal.models import Run, User
 
 
 class Dataset(Owned, models.Model):
-    """A named collection of examples; its versions never change once written. No owner: the sample that comes with the portal."""
+    """A named collection of examples; its versions never change once written. No owner: the sample
+    that comes with the portal.
+    """
 
     class Status(models.TextChoices):
         VALIDATING = "validating", _("Validating")
@@ -20,18 +22,26 @@ class Dataset(Owned, models.Model):
         FAILED = "failed", _("Failed")
 
     owner = models.ForeignKey(
-        User, models.CASCADE, null=True, blank=True, related_name="datasets", verbose_name=_("owner")
+        User,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="datasets",
+        verbose_name=_("owner"),
     )
     name = models.CharField(_("name"), max_length=120)
     prompt_column = models.CharField(_("prompt column"), max_length=100)
     response_column = models.CharField(_("response column"), max_length=100)
     history_column = models.CharField(_("history column"), max_length=100, blank=True)
-    status = models.CharField(_("status"), max_length=12, choices=Status.choices, default=Status.VALIDATING)
+    status = models.CharField(
+        _("status"), max_length=12, choices=Status.choices, default=Status.VALIDATING
+    )
     # the first 1,000 of [{"line", "code", "message", "level": "error" or "warning"}]
     problems = models.JSONField(_("problems"), default=list, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
-    # deleted while ended runs name it: out of everybody's sight, its rows stay for those runs (tuning/datasets/store.py, delete)
+    # deleted while ended runs name it: out of everybody's sight, its rows stay for those runs
+    # (tuning/datasets/store.py, delete)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
@@ -55,7 +65,8 @@ class Dataset(Owned, models.Model):
 
 
 class DatasetVersion(models.Model):
-    """Immutable, content-addressed: `splits` says which file holds which rows; tuning/datasets/store.py reads and writes the files.
+    """Immutable, content-addressed: `splits` says which file holds which rows;
+    tuning/datasets/store.py reads and writes the files.
 
     splits: {"train": {"sha256", "rows", "bytes", ...}, "validation": {...}}
     """
@@ -65,7 +76,8 @@ class DatasetVersion(models.Model):
     # over the splits, so that a run can name exactly what it read
     sha256 = models.CharField(_("fingerprint"), max_length=64)
     splits = models.JSONField()
-    source_name = models.CharField(_("file"), max_length=255, blank=True)  # the uploaded file's name, for people
+    # the uploaded file's name, for people
+    source_name = models.CharField(_("file"), max_length=255, blank=True)
     encoding = models.CharField(_("encoding"), max_length=20, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
@@ -73,7 +85,9 @@ class DatasetVersion(models.Model):
         verbose_name = _("dataset version")
         verbose_name_plural = _("dataset versions")
         ordering = ["-number"]
-        constraints = [models.UniqueConstraint(fields=["dataset", "number"], name="one_number_per_dataset")]
+        constraints = [
+            models.UniqueConstraint(fields=["dataset", "number"], name="one_number_per_dataset")
+        ]
 
     def __str__(self):
         return f"{self.dataset} v{self.number}"
@@ -91,10 +105,14 @@ class TuningRun(Run):
     """A P-tuning v2 run. The hyper-parameters are in `recipe`, frozen (tuning/plan.py)."""
 
     dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="tuning_runs")
-    checkpoint = models.ForeignKey(Checkpoint, models.PROTECT, related_name="tuning_runs", verbose_name=_("checkpoint"))
+    checkpoint = models.ForeignKey(
+        Checkpoint, models.PROTECT, related_name="tuning_runs", verbose_name=_("checkpoint")
+    )
     loss = models.FloatField(null=True, editable=False)  # mean over the last logging interval
     samples_per_second = models.FloatField(_("examples per second"), null=True, editable=False)
-    trainable_parameters = models.BigIntegerField(_("trainable parameters"), null=True, editable=False)
+    trainable_parameters = models.BigIntegerField(
+        _("trainable parameters"), null=True, editable=False
+    )
 
     objects = AccessQuerySet.as_manager()
 
@@ -107,7 +125,9 @@ class TuningRun(Run):
     def eta_seconds(self) -> float | None:
         if self.status != self.Status.RUNNING or not self.samples_per_second or not self.total:
             return None
-        per_step = self.recipe["per_device_train_batch_size"] * self.recipe["gradient_accumulation_steps"]
+        per_step = (
+            self.recipe["per_device_train_batch_size"] * self.recipe["gradient_accumulation_steps"]
+        )
         return (self.total - self.progress) * per_step / self.samples_per_second
 
     @property

@@ -24,16 +24,26 @@ class TuningRunSerializer(RunSerializer):
         model = TuningRun
         fields = [
             *RunSerializer.Meta.fields,
-            "dataset", "dataset_version", "checkpoint", "method", "step", "max_steps", "loss", "samples_per_second",
-            "eta_seconds", "trainable_parameters", "adapter",
-        ]  # fmt: skip
+            "dataset",
+            "dataset_version",
+            "checkpoint",
+            "method",
+            "step",
+            "max_steps",
+            "loss",
+            "samples_per_second",
+            "eta_seconds",
+            "trainable_parameters",
+            "adapter",
+        ]
         read_only_fields = fields
 
     def get_method(self, run) -> str:
         return run.recipe["method"]
 
     def get_adapter(self, run) -> int | None:
-        made = max(run.adapters.all(), key=lambda adapter: adapter.pk, default=None)  # prefetched in lists
+        # prefetched in lists
+        made = max(run.adapters.all(), key=lambda adapter: adapter.pk, default=None)
         return made.pk if made else None
 
 
@@ -64,7 +74,10 @@ class NewTuningRunSerializer(serializers.Serializer):
     dataset = serializers.PrimaryKeyRelatedField(queryset=Dataset.objects.none())
     checkpoint = serializers.PrimaryKeyRelatedField(queryset=Checkpoint.objects.none())
     name = serializers.CharField(
-        required=False, max_length=120, allow_blank=True, help_text="the tuned model's name; else the dataset's"
+        required=False,
+        max_length=120,
+        allow_blank=True,
+        help_text="the tuned model's name; else the dataset's",
     )
     method = serializers.ChoiceField([METHOD], required=False)
     preset = serializers.ChoiceField(list(PRESETS), required=False, allow_null=True)
@@ -78,13 +91,16 @@ class NewTuningRunSerializer(serializers.Serializer):
         return fields
 
     def to_internal_value(self, data):
-        """A misspelt field must not be a default in silence: it is named together with all other problems."""
+        """A misspelt field must not be a default in silence: it is named together with all other
+        problems.
+        """
         problems = {}
         known = self.fields
         if isinstance(data, dict):
             unknown = [name for name in data if name not in known]
             problems = {
-                name: [serializers.ErrorDetail(_("There is no such field."), "unknown_field")] for name in unknown
+                name: [serializers.ErrorDetail(_("There is no such field."), "unknown_field")]
+                for name in unknown
             }
         try:
             values = super().to_internal_value(data)

@@ -1,4 +1,6 @@
-"""What `manage.py train` and `manage.py evaluate` share: whose run it is, rows by name or number, a file as a dataset."""
+"""What `manage.py train` and `manage.py evaluate` share: whose run it is, rows by name or number, a
+file as a dataset.
+"""
 
 from pathlib import Path
 
@@ -14,7 +16,13 @@ from tuning.models import Dataset
 COLUMNS = ("prompt_column", "response_column", "history_column")
 MOST_PROBLEMS = 20
 # Of ChatGLM-6B's train.sh and evaluate.sh: what is always so here, or the engine's own business.
-SWITCHES = ("do_train", "do_predict", "overwrite_cache", "overwrite_output_dir", "predict_with_generate")
+SWITCHES = (
+    "do_train",
+    "do_predict",
+    "overwrite_cache",
+    "overwrite_output_dir",
+    "predict_with_generate",
+)
 NUMBERS = ("per_device_eval_batch_size", "preprocessing_num_workers")
 
 
@@ -27,13 +35,19 @@ class ForegroundCommand(BaseCommand):
     def add_source(self, parser, file_flag: str) -> None:
         """The arguments that say what is read: a file, or a dataset of the portal."""
         source = parser.add_mutually_exclusive_group(required=True)
-        source.add_argument(file_flag, type=Path, help="JSON lines, JSON or CSV; also packed, as in an upload")
+        source.add_argument(
+            file_flag, type=Path, help="JSON lines, JSON or CSV; also packed, as in an upload"
+        )
         source.add_argument("--dataset", help="number or name of a dataset in the portal")
-        parser.add_argument("--prompt-column", default="", help="default: recognised from the first row")
+        parser.add_argument(
+            "--prompt-column", default="", help="default: recognised from the first row"
+        )
         parser.add_argument("--response-column", default="")
         parser.add_argument("--history-column", default="")
         parser.add_argument("--user", help="whose run it is; default: the first administrator")
-        parser.add_argument("--json", action="store_true", help="the result as one JSON object on standard output")
+        parser.add_argument(
+            "--json", action="store_true", help="the result as one JSON object on standard output"
+        )
         pasted = parser.add_argument_group("from train.sh and evaluate.sh, accepted without effect")
         for name in SWITCHES:
             pasted.add_argument(flag(name), action="store_true")
@@ -41,7 +55,11 @@ class ForegroundCommand(BaseCommand):
             pasted.add_argument(flag(name), type=int, metavar="N")
 
     def owner(self, username: str | None) -> User:
-        found = User.objects.filter(username=username) if username else User.objects.filter(is_superuser=True)
+        found = (
+            User.objects.filter(username=username)
+            if username
+            else User.objects.filter(is_superuser=True)
+        )
         user = found.filter(is_active=True).order_by("id").first()
         if user is None:
             raise CommandError(_("There is no such user. Name one with --user."))
@@ -55,15 +73,24 @@ class ForegroundCommand(BaseCommand):
             found = visible.filter(pk=whole_number(wish)).first()
         if found is None:
             known = ", ".join(visible.values_list("name", flat=True)[:20])
-            raise CommandError(_("There is no “%(name)s”. There are: %(known)s") % {"name": wish, "known": known})
+            raise CommandError(
+                _("There is no “%(name)s”. There are: %(known)s") % {"name": wish, "known": known}
+            )
         return found
 
     def ingest(self, file, path: Path, options: dict, owner: User) -> Dataset:
-        """The open `file` as a dataset named after `path`; its problems as lines when it is refused."""
+        """The open `file` as a dataset named after `path`; its problems as lines when it is
+        refused.
+        """
         try:
-            return store.ingest(file, name=path.stem, owner=owner, **{name: options[name] for name in COLUMNS})
+            return store.ingest(
+                file, name=path.stem, owner=owner, **{name: options[name] for name in COLUMNS}
+            )
         except store.DatasetRejected as rejected:
-            told = [f"{path}:{found['line'] or ''} {found['message']}" for found in rejected.problems[:MOST_PROBLEMS]]
+            told = [
+                f"{path}:{found['line'] or ''} {found['message']}"
+                for found in rejected.problems[:MOST_PROBLEMS]
+            ]
             if rejected.total > len(told):
                 told.append("…")
             raise CommandError("\n".join(told)) from rejected
@@ -82,4 +109,6 @@ def lines(error: ValidationError) -> list[str]:
     """Every problem as "--flag: what is wrong"."""
     if not hasattr(error, "error_dict"):
         return error.messages
-    return [f"{flag(field)}: {text}" for field, found in error.message_dict.items() for text in found]
+    return [
+        f"{flag(field)}: {text}" for field, found in error.message_dict.items() for text in found
+    ]

@@ -1,6 +1,8 @@
-"""The trainer process: `python -m tuning.train RUN TOKEN`, started by the queue's task for a run that it has claimed.
+"""The trainer process: `python -m tuning.train RUN TOKEN`, started by the queue's task for a run
+that it has claimed.
 
-Asked to stop it saves a checkpoint, from which the run goes on later (portal/runs/heartbeat.py says who asks how).
+Asked to stop it saves a checkpoint, from which the run goes on later (portal/runs/heartbeat.py says
+who asks how).
 """
 
 from __future__ import annotations
@@ -41,10 +43,14 @@ def carry_out(run_id: int, token: str, say: Say) -> str:
 def _write(metric: TuningMetric) -> None:
     """A resumed run logs some steps again, with the same values."""
     TuningMetric.objects.bulk_create(
-        [metric], update_conflicts=True, unique_fields=["run", "step"],
+        [metric],
+        update_conflicts=True,
+        unique_fields=["run", "step"],
         update_fields=["loss", "learning_rate", "samples_per_second"],
-    )  # fmt: skip
-    TuningRun.objects.filter(pk=metric.run_id).update(loss=metric.loss, samples_per_second=metric.samples_per_second)
+    )
+    TuningRun.objects.filter(pk=metric.run_id).update(
+        loss=metric.loss, samples_per_second=metric.samples_per_second
+    )
 
 
 def _train(run: TuningRun, heart: Heart, say: Say) -> None:
@@ -63,7 +69,8 @@ def _train(run: TuningRun, heart: Heart, say: Say) -> None:
     if device == "cpu":
         os.nice(5)  # chat comes first: its worker shares these processors
     say(
-        f"run {run.pk}, attempt {run.attempt}: {run.checkpoint} on {device}, {run.recipe['dataset']['rows']} examples, "
+        f"run {run.pk}, attempt {run.attempt}: {run.checkpoint} on {device}, "
+        f"{run.recipe['dataset']['rows']} examples, "
         f"{recipe.max_steps} steps of {recipe.samples_per_step}"
     )
 
@@ -72,12 +79,18 @@ def _train(run: TuningRun, heart: Heart, say: Say) -> None:
         dtype = None if recipe.precision == "auto" else getattr(torch, recipe.precision)
         try:
             loaded = loading.load(
-                run.checkpoint.path, device=device, dtype=dtype, quantization_bit=recipe.quantization_bit
+                run.checkpoint.path,
+                device=device,
+                dtype=dtype,
+                quantization_bit=recipe.quantization_bit,
             )
         except CheckpointInvalid as fault:
             raise RunFailed("checkpoint_invalid", str(fault)) from fault
         if loaded.fingerprint != run.recipe["checkpoint"]["fingerprint"]:
-            raise RunFailed("checkpoint_changed", "the checkpoint's files are not those that the run was planned with")
+            raise RunFailed(
+                "checkpoint_changed",
+                "the checkpoint's files are not those that the run was planned with",
+            )
         heart.check()
         with open_split(run.dataset_version, run.recipe["dataset"]["split"]) as examples:
 
@@ -86,23 +99,30 @@ def _train(run: TuningRun, heart: Heart, say: Say) -> None:
                 if progress.logged is not None:
                     say(_line(progress))
                     metric = TuningMetric(
-                        run_id=run.pk, step=progress.step, loss=progress.logged,
-                        learning_rate=progress.learning_rate, samples_per_second=progress.samples_per_second,
-                    )  # fmt: skip
+                        run_id=run.pk,
+                        step=progress.step,
+                        loss=progress.logged,
+                        learning_rate=progress.learning_rate,
+                        samples_per_second=progress.samples_per_second,
+                    )
                     heart.tell(partial(_write, metric))
                 if progress.step % recipe.save_steps == 0:
                     heart.flush()  # before a checkpoint makes sure that it is never told again
                 return heart.wish is not None
 
             trainer = Trainer(loaded, recipe, examples, run.checkpoint_folder, report)
-            say(f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen")
+            say(
+                f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen"
+            )
             if trainer.step:
                 say(f"going on after step {trainer.step}")
             planned = TuningRun.objects.filter(pk=run.pk)
             heart.tell(
                 lambda: planned.update(trainable_parameters=trainer.trainable_parameters),
-                phase="training", progress=trainer.step, total=recipe.max_steps,
-            )  # fmt: skip
+                phase="training",
+                progress=trainer.step,
+                total=recipe.max_steps,
+            )
             heart.patient = True
             try:
                 prefix = trainer.train()
@@ -114,7 +134,12 @@ def _train(run: TuningRun, heart: Heart, say: Say) -> None:
         folder = run_folder(run.pk) / "adapter"
         adapters.save(prefix, folder)
         adapter = publish_adapter(
-            folder, name=run.name, checkpoint=run.checkpoint, owner=run.owner, run=run, step=recipe.max_steps
+            folder,
+            name=run.name,
+            checkpoint=run.checkpoint,
+            owner=run.owner,
+            run=run,
+            step=recipe.max_steps,
         )
         say(f"adapter “{adapter.name}”: {adapter.sha256}")
 
@@ -123,7 +148,8 @@ def _line(progress) -> str:
     """One logged step, for the run's log."""
     speed = progress.samples_per_second
     return (
-        f"step {progress.step}/{progress.max_steps}  loss {progress.logged:.4f}  lr {progress.learning_rate:.3e}  "
+        f"step {progress.step}/{progress.max_steps}  loss {progress.logged:.4f}  lr "
+        f"{progress.learning_rate:.3e}  "
         f"{speed:.1f} examples/s"
     )
 

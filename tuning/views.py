@@ -27,7 +27,9 @@ LOG_BYTES = 16_000  # of the log's end on the page
 
 @require_GET
 def run_list(request):
-    found = TuningRun.objects.visible_to(request.user).select_related("owner", "checkpoint", "dataset_version__dataset")
+    found = TuningRun.objects.visible_to(request.user).select_related(
+        "owner", "checkpoint", "dataset_version__dataset"
+    )
     page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
     live = 3 if any(run.is_active for run in page) else None
     return render(request, "tuning/tuningrun_list.html", {"page": page, "page_is_live": live})
@@ -42,11 +44,18 @@ def detail(request, pk):
         "run": run,
         "mine": TuningRun.objects.changeable_by(request.user).filter(pk=pk).exists(),
         "adapters": [
-            (adapter, adapter.evaluation_runs.visible_to(request.user).filter(status=Run.Status.SUCCEEDED)[:3])
+            (
+                adapter,
+                adapter.evaluation_runs.visible_to(request.user).filter(
+                    status=Run.Status.SUCCEEDED
+                )[:3],
+            )
             for adapter in run.adapters.visible_to(request.user)
         ],
         "hyper": [
-            (label, name, as_shown(name, run.recipe[name])) for name, label in LABELS.items() if name in run.recipe
+            (label, name, as_shown(name, run.recipe[name]))
+            for name, label in LABELS.items()
+            if name in run.recipe
         ],
         "chart": {"total": run.total or run.recipe.get("max_steps", 0), "points": _thinned(points)},
         "first": points[0] if points else None,
@@ -114,8 +123,16 @@ def _initial(request, presets: dict) -> dict:
     checkpoint = Checkpoint.objects.visible_to(request.user).first()
     dataset = Dataset.objects.visible_to(request.user).filter(status=Dataset.Status.READY)
     wanted = dataset.filter(pk=whole_number(request.GET.get("dataset"))).first()
-    initial = {"dataset": wanted or dataset.first(), "checkpoint": checkpoint, "preset": request.GET.get("preset", "")}
-    earlier = TuningRun.objects.visible_to(request.user).filter(pk=whole_number(request.GET.get("like"))).first()
+    initial = {
+        "dataset": wanted or dataset.first(),
+        "checkpoint": checkpoint,
+        "preset": request.GET.get("preset", ""),
+    }
+    earlier = (
+        TuningRun.objects.visible_to(request.user)
+        .filter(pk=whole_number(request.GET.get("like")))
+        .first()
+    )
     if earlier:
         initial |= {
             "checkpoint": earlier.checkpoint,

@@ -1,4 +1,6 @@
-"""An adapter as people take it away: the portal's own folder and, beside it, peft's. Without torch: it is one array."""
+"""An adapter as people take it away: the portal's own folder and, beside it, peft's. Without torch:
+it is one array.
+"""
 
 import json
 import tempfile
@@ -11,9 +13,11 @@ from safetensors.numpy import save
 
 from chat.models import Adapter
 
-README = """adapter.safetensors, adapter.json: the prefix as the portal serves it (`manage.py import_adapter` reads it).
+README = """adapter.safetensors, adapter.json: the prefix as the portal serves it
+(`manage.py import_adapter` reads it).
 peft/: the same prefix for peft: PeftModel.from_pretrained(base_model, "peft").
-ChatGLM-6B's own format (pytorch_model.bin): `manage.py export_adapter NAME --format upstream --output FOLDER`.
+ChatGLM-6B's own format (pytorch_model.bin):
+`manage.py export_adapter NAME --format upstream --output FOLDER`.
 """
 
 
@@ -22,17 +26,25 @@ class AdapterUnreadable(Exception):
 
 
 def archive(adapter: Adapter) -> IO[bytes]:
-    """A zip in a temporary file, at its beginning. AdapterUnreadable when the adapter's files are gone or damaged."""
+    """A zip in a temporary file, at its beginning. AdapterUnreadable when the adapter's files are
+    gone or damaged.
+    """
     weights, description = adapter.path / "adapter.safetensors", adapter.path / "adapter.json"
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the response closes it
     try:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:  # random numbers do not compress
+        # random numbers do not compress
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
             target.write(description, "adapter.json")
             target.write(weights, "adapter.safetensors")
             target.writestr("README.txt", README)
             prefix = read_prefix(weights.read_bytes())
-            target.writestr("peft/adapter_config.json", json.dumps(peft_config(prefix, adapter), indent=2))
-            target.writestr("peft/adapter_model.safetensors", save({"prompt_embeddings": peft_embeddings(prefix)}))
+            target.writestr(
+                "peft/adapter_config.json", json.dumps(peft_config(prefix, adapter), indent=2)
+            )
+            target.writestr(
+                "peft/adapter_model.safetensors",
+                save({"prompt_embeddings": peft_embeddings(prefix)}),
+            )
     except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
         file.close()
         raise AdapterUnreadable(str(error)) from error
@@ -41,17 +53,23 @@ def archive(adapter: Adapter) -> IO[bytes]:
 
 
 def read_prefix(content: bytes) -> np.ndarray:
-    """[layers, 2, kv_heads, pre_seq_len, head_dim]; bfloat16, which numpy lacks, is widened to float32."""
+    """[layers, 2, kv_heads, pre_seq_len, head_dim]; bfloat16, which numpy lacks, is widened to
+    float32.
+    """
     found = dict(safetensors.deserialize(content))["prefix"]
     if found["dtype"] == "BF16":
         array = (np.frombuffer(found["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
-        array = np.frombuffer(found["data"], {"F32": np.float32, "F16": np.float16, "F64": np.float64}[found["dtype"]])
+        array = np.frombuffer(
+            found["data"], {"F32": np.float32, "F16": np.float16, "F64": np.float64}[found["dtype"]]
+        )
     return array.reshape(found["shape"])
 
 
 def peft_embeddings(prefix: np.ndarray) -> np.ndarray:
-    """[pre_seq_len, layers * 2 * kv_heads * head_dim]: peft's (and ChatGLM-6B's) order of a prefix without projection."""
+    """[pre_seq_len, layers * 2 * kv_heads * head_dim]: peft's (and ChatGLM-6B's) order of a prefix
+    without projection.
+    """
     layers, two, kv_heads, pre_seq_len, head_dim = prefix.shape
     flat = prefix.transpose(3, 0, 1, 2, 4).reshape(pre_seq_len, layers * two * kv_heads * head_dim)
     return np.ascontiguousarray(flat, dtype=np.float32)

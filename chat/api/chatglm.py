@@ -1,8 +1,9 @@
-"""POST /: what ChatGLM-6B's api.py answered, so that its clients and tutorials work with one more header, the key.
+"""POST /: what ChatGLM-6B's api.py answered, so that its clients and tutorials work with one more
+header, the key.
 
-`{"prompt", "history"?, "max_length"?, "top_p"?, "temperature"?, "model"?}` -> `{"response", "history", "status", "time"}`.
-As there, a value that is false in Python (0, "", null) means its default (or what the checkpoint wishes), and max_length counts
-prompt and answer together.
+`{"prompt", "history"?, "max_length"?, "top_p"?, "temperature"?, "model"?}` -> `{"response",
+"history", "status", "time"}`. As there, a value that is false in Python (0, "", null) means its
+default (or what the checkpoint wishes), and max_length counts prompt and answer together.
 """
 
 from asgiref.sync import sync_to_async
@@ -61,7 +62,9 @@ def _model(user, name: str):
         return registry.find_model(user, name)
     checkpoint = Checkpoint.default()
     if checkpoint is None:
-        message = _("There is no checkpoint yet. Register one with: python manage.py add_checkpoint PATH")
+        message = _(
+            "There is no checkpoint yet. Register one with: python manage.py add_checkpoint PATH"
+        )
         raise ValidationError({"model": ValidationError(message, "no_checkpoint")})
     return checkpoint, None
 
@@ -69,13 +72,17 @@ def _model(user, name: str):
 def _wanted(body) -> tuple[list[dict], dict]:
     """(messages, sampling); ValidationError({field: ...}) with every problem."""
     if not isinstance(body, dict):
-        raise ValidationError({"__all__": ValidationError(_("The body must be a JSON object."), "invalid_json")})
+        raise ValidationError(
+            {"__all__": ValidationError(_("The body must be a JSON object."), "invalid_json")}
+        )
     problems = {}
     prompt, history = body.get("prompt"), body.get("history") or []
     if not isinstance(prompt, str) or not prompt.strip() or not is_storable(prompt):
         problems["prompt"] = ValidationError(_("Write something first."), "blank")
     if not isinstance(history, list) or not all(_is_round(turn) for turn in history):
-        problems["history"] = ValidationError(_("The history is a list of [question, answer]."), "invalid_value")
+        problems["history"] = ValidationError(
+            _("The history is a list of [question, answer]."), "invalid_value"
+        )
         history = []
     if body.get("model") and not isinstance(body["model"], str):
         problems["model"] = ValidationError(_("Must be a text."), "invalid_value")
@@ -96,5 +103,7 @@ def _wanted(body) -> tuple[list[dict], dict]:
 
 def _is_round(turn) -> bool:
     return (
-        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) and is_storable(text) for text in turn)
+        isinstance(turn, list)
+        and len(turn) == 2
+        and all(isinstance(text, str) and is_storable(text) for text in turn)
     )

@@ -1,4 +1,5 @@
-"""Answers for scripts, outside any conversation: straight from the worker to the client that waits for them.
+"""Answers for scripts, outside any conversation: straight from the worker to the client that waits
+for them.
 
 When that client leaves, the generation is aborted: nobody else can read it.
 """
@@ -18,7 +19,11 @@ FRAME_INTERVAL = 0.05  # seconds between two deltas to one client; the first one
 
 
 def requests_of(
-    user, checkpoint: Checkpoint, adapter: Adapter | None, messages: list[dict], samplings: list[dict]
+    user,
+    checkpoint: Checkpoint,
+    adapter: Adapter | None,
+    messages: list[dict],
+    samplings: list[dict],
 ) -> list[Request]:
     """One request per sampling (checked values, see chat/sampling.py), all with the same prompt."""
     reference = AdapterRef(adapter.sha256, str(adapter.path)) if adapter else None
@@ -34,10 +39,14 @@ def requests_of(
     ]
 
 
-async def stream(checkpoint: Checkpoint, requests: list[Request]) -> AsyncIterator[tuple[int, Event]]:
-    """(index of the request, event) in the order of arrival, until all have ended; deltas that came together are one.
+async def stream(
+    checkpoint: Checkpoint, requests: list[Request]
+) -> AsyncIterator[tuple[int, Event]]:
+    """(index of the request, event) in the order of arrival, until all have ended; deltas that came
+    together are one.
 
-    RequestRefused or WorkerUnavailable before the first event when the worker takes none of them or goes away.
+    RequestRefused or WorkerUnavailable before the first event when the worker takes none of them or
+    goes away.
     """
     workers = router.get_router()
     needed = router.CheckpointRef(checkpoint.name, checkpoint.fingerprint)
@@ -62,7 +71,9 @@ async def stream(checkpoint: Checkpoint, requests: list[Request]) -> AsyncIterat
             except Exception:
                 running.remove(request)
                 raise
-        readers = [asyncio.create_task(read(index, request)) for index, request in enumerate(requests)]
+        readers = [
+            asyncio.create_task(read(index, request)) for index, request in enumerate(requests)
+        ]
         while left:
             news = [await arrived.get()]
             while not arrived.empty():
@@ -72,7 +83,9 @@ async def stream(checkpoint: Checkpoint, requests: list[Request]) -> AsyncIterat
                     raise event
                 left -= event.terminal
                 yield index, event
-            if left and any(isinstance(event, Event) and event.type == "delta" for _index, event in news):
+            if left and any(
+                isinstance(event, Event) and event.type == "delta" for _index, event in news
+            ):
                 await asyncio.sleep(FRAME_INTERVAL)
     except router.WorkerUnavailable:
         running.clear()  # nobody there to tell
@@ -81,7 +94,9 @@ async def stream(checkpoint: Checkpoint, requests: list[Request]) -> AsyncIterat
         for reader in readers:
             reader.cancel()
         if left:
-            await asyncio.shield(asyncio.gather(*(workers.abort(r.id) for r in running), return_exceptions=True))
+            await asyncio.shield(
+                asyncio.gather(*(workers.abort(r.id) for r in running), return_exceptions=True)
+            )
 
 
 def _joined(news: list[tuple[int, Event | Exception]]) -> Iterator[tuple[int, Event | Exception]]:
@@ -133,10 +148,18 @@ def take(answer: Answer, event: Event) -> None:
         answer.logprobs += event.data.get("logprobs") or []
     elif event.type == "finished":
         answer.finish_reason = event.data["finish_reason"]
-        answer.usage, answer.timings = event.data.get("usage") or {}, event.data.get("timings") or {}
+        answer.usage, answer.timings = (
+            event.data.get("usage") or {},
+            event.data.get("timings") or {},
+        )
         if answer.finish_reason in ("abort", "error"):
             raise GenerationFailed(
-                {"message": "the answer was interrupted", "type": "server_error", "param": None, "code": "interrupted"}
+                {
+                    "message": "the answer was interrupted",
+                    "type": "server_error",
+                    "param": None,
+                    "code": "interrupted",
+                }
             )
     elif event.type == "failed":
         raise GenerationFailed(event.data["error"])

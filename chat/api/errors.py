@@ -42,14 +42,20 @@ def why_unavailable(refusal: WorkerUnavailable) -> str:
     if refusal.code == "worker_loading":
         return _("The model is being loaded; try again in a moment.")
     if refusal.code == "no_worker_for_checkpoint":
-        return _("No worker serves this checkpoint at the moment: %(reason)s") % {"reason": refusal.message}
+        return _("No worker serves this checkpoint at the moment: %(reason)s") % {
+            "reason": refusal.message
+        }
     return _("The model is not available at the moment; try again soon.")
 
 
 def response_of(refusal: Exception) -> JsonResponse:
-    """One of REFUSALS with its HTTP status: 400 for a bad request, 503 with Retry-After for a bad moment, 500 for a fault."""
+    """One of REFUSALS with its HTTP status: 400 for a bad request, 503 with Retry-After for a bad
+    moment, 500 for a fault.
+    """
     headers = {}
-    if isinstance(refusal, WorkerUnavailable) or (isinstance(refusal, RequestRefused) and refusal.code in LATER):
+    if isinstance(refusal, WorkerUnavailable) or (
+        isinstance(refusal, RequestRefused) and refusal.code in LATER
+    ):
         status = 503
         headers["Retry-After"] = str(getattr(refusal, "retry_after", None) or RETRY_AFTER)
     elif isinstance(refusal, GenerationFailed):
@@ -62,7 +68,9 @@ def response_of(refusal: Exception) -> JsonResponse:
             f"{problem['param']}: {problem['message']}" if problem["param"] else problem["message"]
             for problem in refused["problems"]
         )
-    return JsonResponse({"error": refused}, status=status, headers=headers, json_dumps_params=READABLE)
+    return JsonResponse(
+        {"error": refused}, status=status, headers=headers, json_dumps_params=READABLE
+    )
 
 
 def no_key() -> JsonResponse:
@@ -71,5 +79,9 @@ def no_key() -> JsonResponse:
 
 
 def no_such_model(name: str) -> JsonResponse:
-    message = _("The model “%(name)s” does not exist, or is not yours. GET /v1/models lists what there is.")
-    return json_error(404, message % {"name": shown(name, 240)}, code="model_not_found", param="model")
+    message = _(
+        "The model “%(name)s” does not exist, or is not yours. GET /v1/models lists what there is."
+    )
+    return json_error(
+        404, message % {"name": shown(name, 240)}, code="model_not_found", param="model"
+    )

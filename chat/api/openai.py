@@ -1,4 +1,6 @@
-"""/v1/: what OpenAI's clients expect. Every checkpoint and every adapter is a model. No conversation is kept."""
+"""/v1/: what OpenAI's clients expect. Every checkpoint and every adapter is a model. No
+conversation is kept.
+"""
 
 import functools
 import time
@@ -29,13 +31,19 @@ def body_of(request):
     try:
         return json_of(request.body)
     except RequestDataTooBig:
-        raise ValidationError({"__all__": ValidationError(_("The body is too large."), "too_large")}) from None
+        raise ValidationError(
+            {"__all__": ValidationError(_("The body is too large."), "too_large")}
+        ) from None
     except ValueError:
-        raise ValidationError({"__all__": ValidationError(_("The body is not JSON."), "invalid_json")}) from None
+        raise ValidationError(
+            {"__all__": ValidationError(_("The body is not JSON."), "invalid_json")}
+        ) from None
 
 
 def for_scripts(*methods: str):
-    """Decorates `view(request, user, ...)`: keys only, these methods only; all else is refused in OpenAI's envelope."""
+    """Decorates `view(request, user, ...)`: keys only, these methods only; all else is refused in
+    OpenAI's envelope.
+    """
 
     def decorated(view):
         @csrf_exempt  # a browser does not send a key by itself
@@ -47,7 +55,9 @@ def for_scripts(*methods: str):
                 return errors.no_key()
             if request.method not in methods:
                 message = _("Use %(method)s.") % {"method": methods[0]}
-                return json_error(405, message, code="method_not_allowed", headers={"Allow": ", ".join(methods)})
+                return json_error(
+                    405, message, code="method_not_allowed", headers={"Allow": ", ".join(methods)}
+                )
             return await view(request, user, **parts)
 
         return door
@@ -66,7 +76,11 @@ async def chat_completions(request, user) -> HttpResponseBase:
     except LookupError:
         return errors.no_such_model(wanted.model)
     requests = completion.requests_of(user, checkpoint, adapter, wanted.messages, wanted.samplings)
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": wanted.model}
+    head = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": wanted.model,
+    }
     try:
         if wanted.stream:
             events = completion.stream(checkpoint, requests)
@@ -96,7 +110,11 @@ def _choice(index: int, answer: Answer, wanted: ChatRequest) -> dict:
 
 
 def _logprobs(entries: list | None, wanted: ChatRequest) -> dict | None:
-    return None if wanted.samplings[0]["logprobs"] is None else {"content": entries or [], "refusal": None}
+    return (
+        None
+        if wanted.samplings[0]["logprobs"] is None
+        else {"content": entries or [], "refusal": None}
+    )
 
 
 def _usage(answers: list[Answer]) -> dict:
@@ -110,7 +128,9 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncIterat
     head = {**head, "object": "chat.completion.chunk"}
     answers = [Answer() for _sampling in wanted.samplings]
 
-    def chunk(index: int, delta: dict, finish_reason: str | None = None, entries: list | None = None) -> str:
+    def chunk(
+        index: int, delta: dict, finish_reason: str | None = None, entries: list | None = None
+    ) -> str:
         choice = {"index": index, "delta": delta, "finish_reason": finish_reason}
         choice["logprobs"] = _logprobs(entries, wanted) if entries else None
         payload = {**head, "choices": [choice]}
@@ -131,7 +151,9 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncIterat
             if event.type == "delta":
                 answers[index].text = ""  # sent, not needed again
                 answers[index].logprobs = []
-                yield chunk(index, {"content": event.data["text"]}, entries=event.data.get("logprobs"))
+                yield chunk(
+                    index, {"content": event.data["text"]}, entries=event.data.get("logprobs")
+                )
             elif event.type == "finished":
                 yield chunk(index, {}, answers[index].finish_reason)
         if wanted.include_usage:

@@ -1,4 +1,6 @@
-"""The body of POST /v1/chat/completions as what the engine takes, with every problem at once. No Django request in here."""
+"""The body of POST /v1/chat/completions as what the engine takes, with every problem at once. No
+Django request in here.
+"""
 
 from dataclasses import dataclass
 
@@ -21,7 +23,8 @@ SAMPLING = {
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
 }
-# Parameters that would change the answer and that the engine does not have; their neutral values are accepted.
+# Parameters that would change the answer and that the engine does not have; their neutral values
+# are accepted.
 NEUTRAL = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -47,7 +50,9 @@ class ChatRequest:
 def chat_request(body) -> ChatRequest:
     """ValidationError({param: ...}) naming every problem of the body."""
     if not isinstance(body, dict):
-        raise ValidationError({"__all__": ValidationError(_("The body must be a JSON object."), "invalid_json")})
+        raise ValidationError(
+            {"__all__": ValidationError(_("The body must be a JSON object."), "invalid_json")}
+        )
     problems: dict[str, ValidationError] = {}
 
     def refuse(param: str, message: str, code: str = "invalid_value") -> None:
@@ -76,12 +81,16 @@ def chat_request(body) -> ChatRequest:
         else:
             values[ours] = value
     seed = body.get("seed")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63):
+    if seed is not None and (
+        not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63
+    ):
         refuse("seed", _("Must be a whole number."))
         seed = None
     count = body.get("n", 1) if body.get("n") is not None else 1
     if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_CHOICES:
-        refuse("n", _("Must be between %(least)s and %(most)s.") % {"least": 1, "most": MOST_CHOICES})
+        refuse(
+            "n", _("Must be between %(least)s and %(most)s.") % {"least": 1, "most": MOST_CHOICES}
+        )
         count = 1
     for param, neutral in NEUTRAL.items():
         value = body.get(param)
@@ -93,12 +102,19 @@ def chat_request(body) -> ChatRequest:
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         refuse("stream_options", _("Must be an object."))
-    include_usage = flag(options, "stream_options.include_usage") if isinstance(options, dict) else False
+    include_usage = (
+        flag(options, "stream_options.include_usage") if isinstance(options, dict) else False
+    )
     if problems:
         raise ValidationError(problems)
     # n choices of one seed would be n times the same answer
     samplings = [
-        {**values, "stop": stops, "logprobs": logprobs, "seed": None if seed is None else (seed + i) % 2**63}
+        {
+            **values,
+            "stop": stops,
+            "logprobs": logprobs,
+            "seed": None if seed is None else (seed + i) % 2**63,
+        }
         for i in range(count)
     ]
     return ChatRequest(model, messages, samplings, stream, include_usage)
@@ -130,10 +146,13 @@ def _content(content, param: str, role: str | None, refuse) -> str:
         return ""
     if isinstance(content, list):
         texts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content
+            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+            for part in content
         ]
         if not texts or not all(isinstance(text, str) for text in texts):
-            refuse(param, _("Only parts of the type “text” are possible here."), "unsupported_content")
+            refuse(
+                param, _("Only parts of the type “text” are possible here."), "unsupported_content"
+            )
             return ""
         content = "".join(texts)
     if not isinstance(content, str):
@@ -153,15 +172,24 @@ def _stops(stop, refuse) -> tuple[str, ...]:
         or len(stops) > MOST_STOPS
         or not all(isinstance(text, str) and text and is_storable(text) for text in stops)
     ):
-        refuse("stop", _("Must be a text or a list of up to %(most)s texts, none empty.") % {"most": MOST_STOPS})
+        refuse(
+            "stop",
+            _("Must be a text or a list of up to %(most)s texts, none empty.")
+            % {"most": MOST_STOPS},
+        )
         return ()
     return tuple(stops)
 
 
 def _logprobs(body: dict, flag, refuse) -> int | None:
     wanted, top = flag(body, "logprobs"), body.get("top_logprobs")
-    if top is not None and (not isinstance(top, int) or isinstance(top, bool) or not 0 <= top <= MOST_TOP_LOGPROBS):
-        refuse("top_logprobs", _("Must be between %(least)s and %(most)s.") % {"least": 0, "most": MOST_TOP_LOGPROBS})
+    if top is not None and (
+        not isinstance(top, int) or isinstance(top, bool) or not 0 <= top <= MOST_TOP_LOGPROBS
+    ):
+        refuse(
+            "top_logprobs",
+            _("Must be between %(least)s and %(most)s.") % {"least": 0, "most": MOST_TOP_LOGPROBS},
+        )
         return None
     if top is not None and not wanted:
         refuse("top_logprobs", _("Needs logprobs to be true."))

@@ -1,4 +1,6 @@
-"""/api/v1/: checkpoints, adapters, conversations, messages. Rules are in turns.py and registry.py; here is only HTTP."""
+"""/api/v1/: checkpoints, adapters, conversations, messages. Rules are in turns.py and registry.py;
+here is only HTTP.
+"""
 
 from asgiref.sync import async_to_sync
 from django.http import FileResponse
@@ -83,7 +85,9 @@ class AdapterViewSet(
         try:
             file = archive(adapter)
         except AdapterUnreadable as error:
-            raise exceptions.NotFound(_("The adapter's files are missing or damaged."), "files_missing") from error
+            raise exceptions.NotFound(
+                _("The adapter's files are missing or damaged."), "files_missing"
+            ) from error
         name = adapter.name.replace("/", "-") + ".zip"
         return FileResponse(file, as_attachment=True, filename=name, content_type="application/zip")
 
@@ -136,13 +140,18 @@ class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
         except RequestRefused as error:
             raise refused(error) from error
         answer.refresh_from_db()
-        return Response(TurnSerializer({"message": message, "answer": answer}).data, status=status.HTTP_202_ACCEPTED)
+        return Response(
+            TurnSerializer({"message": message, "answer": answer}).data,
+            status=status.HTTP_202_ACCEPTED,
+        )
 
 
 def refused(error: RequestRefused) -> exceptions.APIException:
     if error.code in errors.LATER:
         return Unavailable(error.message, error.code, wait=error.retry_after or 5)
-    return exceptions.ValidationError({error.param or "content": [exceptions.ErrorDetail(error.message, error.code)]})
+    return exceptions.ValidationError(
+        {error.param or "content": [exceptions.ErrorDetail(error.message, error.code)]}
+    )
 
 
 class MessageViewSet(mixins.RetrieveModelMixin, VisibleRows):
@@ -152,16 +161,26 @@ class MessageViewSet(mixins.RetrieveModelMixin, VisibleRows):
     serializer_class = MessageSerializer
 
     @extend_schema(
-        parameters=[OpenApiParameter("after", int, description="the last sequence number that was seen")],
-        responses={(200, "text/event-stream"): OpenApiResponse(STREAM, "frames as on the websocket; see docs/api.md")},
+        parameters=[
+            OpenApiParameter("after", int, description="the last sequence number that was seen")
+        ],
+        responses={
+            (200, "text/event-stream"): OpenApiResponse(
+                STREAM, "frames as on the websocket; see docs/api.md"
+            )
+        },
     )
     @action(detail=True, content_negotiation_class=AnyAccept)
     def stream(self, request, pk=None):
-        """The answer as server-sent events from sequence number `after` on; ends with the terminal event."""
+        """The answer as server-sent events from sequence number `after` on; ends with the terminal
+        event.
+        """
         message = self.get_object()
         if message.role != Message.Role.ASSISTANT:
             raise exceptions.NotFound(_("Only answers have a stream."))
-        after = whole_number(request.query_params.get("after", request.headers.get("Last-Event-ID", "0")))
+        after = whole_number(
+            request.query_params.get("after", request.headers.get("Last-Event-ID", "0"))
+        )
         if after is None:
             raise exceptions.ValidationError({"after": [_("Must be a whole number.")]})
         return sse.response(_events(message.pk, after))

@@ -15,12 +15,22 @@ class CheckpointSerializer(serializers.ModelSerializer):
 
     class Meta:
         model = Checkpoint
-        fields = ["id", "name", "fingerprint", "description", "is_default", "is_starter", "created_at"]
+        fields = [
+            "id",
+            "name",
+            "fingerprint",
+            "description",
+            "is_default",
+            "is_starter",
+            "created_at",
+        ]
         read_only_fields = fields
 
 
 class NewCheckpointSerializer(serializers.Serializer):
-    path = serializers.CharField(max_length=500, help_text="a Hugging Face folder on the portal's machine")
+    path = serializers.CharField(
+        max_length=500, help_text="a Hugging Face folder on the portal's machine"
+    )
     name = serializers.CharField(max_length=100, required=False, allow_blank=True)
     default = serializers.BooleanField(required=False, default=False)
 
@@ -28,14 +38,25 @@ class NewCheckpointSerializer(serializers.Serializer):
 class AdapterSerializer(serializers.ModelSerializer):
     owner = serializers.CharField(source="owner.username", read_only=True, allow_null=True)
     tuning_run = serializers.IntegerField(source="run_id", read_only=True, allow_null=True)
-    model = serializers.SerializerMethodField(help_text="the id that /v1/ and ChatGLM's api.py take")
+    model = serializers.SerializerMethodField(
+        help_text="the id that /v1/ and ChatGLM's api.py take"
+    )
 
     class Meta:
         model = Adapter
         fields = [
-            "id", "name", "checkpoint", "pre_seq_len", "step", "tuning_run", "sha256", "owner", "shared", "model",
+            "id",
+            "name",
+            "checkpoint",
+            "pre_seq_len",
+            "step",
+            "tuning_run",
+            "sha256",
+            "owner",
+            "shared",
+            "model",
             "created_at",
-        ]  # fmt: skip
+        ]
         read_only_fields = ["checkpoint", "pre_seq_len", "step", "sha256"]
         extra_kwargs = {"name": {"validators": []}}
 
@@ -59,9 +80,23 @@ class MessageSerializer(serializers.ModelSerializer):
     class Meta:
         model = Message
         fields = [
-            "id", "conversation", "role", "content", "status", "checkpoint", "adapter", "model", "sampling", "seq",
-            "finish_reason", "usage", "timings", "error", "created_at", "finished_at",
-        ]  # fmt: skip
+            "id",
+            "conversation",
+            "role",
+            "content",
+            "status",
+            "checkpoint",
+            "adapter",
+            "model",
+            "sampling",
+            "seq",
+            "finish_reason",
+            "usage",
+            "timings",
+            "error",
+            "created_at",
+            "finished_at",
+        ]
         read_only_fields = fields
 
 
@@ -86,8 +121,12 @@ class SendSerializer(serializers.Serializer):
     """For the schema; chat/conversations/turns.py does the checking, for every door alike."""
 
     content = serializers.CharField()
-    checkpoint = ReferenceField(required=False, help_text="id or name; absent: as in the last turn, else the default")
-    adapter = ReferenceField(required=False, help_text="id or name; null: prefix off; absent: as in the last turn")
+    checkpoint = ReferenceField(
+        required=False, help_text="id or name; absent: as in the last turn, else the default"
+    )
+    adapter = ReferenceField(
+        required=False, help_text="id or name; null: prefix off; absent: as in the last turn"
+    )
     sampling = SamplingSerializer(required=False)
 
 

@@ -1,4 +1,6 @@
-"""Server-sent events: frames of an async iterator as a response that stays alive while nothing happens."""
+"""Server-sent events: frames of an async iterator as a response that stays alive while nothing
+happens.
+"""
 
 import asyncio
 import json
@@ -6,11 +8,14 @@ from collections.abc import AsyncIterator
 
 from django.http import StreamingHttpResponse
 
-KEEPALIVE = 15.0  # seconds of silence after which a comment tells proxies and us that the reader is still there
+# seconds of silence after which a comment tells proxies and us that the reader is still there
+KEEPALIVE = 15.0
 
 
 async def kept_alive(chunks: AsyncIterator[str]) -> AsyncIterator[str]:
-    """`chunks`, with a comment whenever none comes for KEEPALIVE seconds; closes `chunks` when the reader leaves."""
+    """`chunks`, with a comment whenever none comes for KEEPALIVE seconds; closes `chunks` when the
+    reader leaves.
+    """
     waiting = None
     try:
         while True:
@@ -36,7 +41,9 @@ def data(payload) -> str:
 
 
 def response(chunks: AsyncIterator[str]) -> StreamingHttpResponse:
-    streamed = StreamingHttpResponse(kept_alive(chunks), content_type="text/event-stream; charset=utf-8")
+    streamed = StreamingHttpResponse(
+        kept_alive(chunks), content_type="text/event-stream; charset=utf-8"
+    )
     streamed["Cache-Control"] = "no-store"
     streamed["X-Accel-Buffering"] = "no"
     return streamed

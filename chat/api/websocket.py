@@ -1,4 +1,6 @@
-"""The chat socket, /ws/conversations/{id}/: authenticate, look up through visible_to, forward. docs/api.md has the frames."""
+"""The chat socket, /ws/conversations/{id}/: authenticate, look up through visible_to, forward.
+docs/api.md has the frames.
+"""
 
 import asyncio
 import contextlib
@@ -23,9 +25,8 @@ from portal.rest.json_bodies import json_of
 
 logger = logging.getLogger(__name__)
 
-WINDOW = (
-    256 * 1024
-)  # bytes sent and not acknowledged: proxies and kernels buffer, so this is what tells a reader that does not keep up
+# bytes sent and not acknowledged: between here and the page are buffers that hide a slow reader
+WINDOW = 256 * 1024
 LARGEST_FRAME = 1024 * 1024  # characters from a client
 MOST_ATTACHED = 8  # answers that one socket follows at once
 NOT_LOGGED_IN, NOT_YOURS, TOO_SLOW, TOO_LARGE = 4401, 4404, 4408, 1009
@@ -52,7 +53,8 @@ def parsed(text: str):
 class ConversationConsumer(AsyncWebsocketConsumer):
     async def connect(self):
         self.followed: dict[int, asyncio.Task] = {}
-        self.unacknowledged: deque[tuple[int, int, int]] = deque()  # (message, seq, bytes), in the order sent
+        # (message, seq, bytes), in the order sent
+        self.unacknowledged: deque[tuple[int, int, int]] = deque()
         self.window = 0
         self.user = self.scope.get("user")
         self.conversation_id = self.scope["url_route"]["kwargs"]["pk"]
@@ -67,7 +69,9 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             task.cancel()
 
     def conversation(self) -> Conversation | None:
-        """Looked up anew: it may have been deleted, or the account closed, since the socket opened."""
+        """Looked up anew: it may have been deleted, or the account closed, since the socket
+        opened.
+        """
         user = User.objects.filter(pk=self.user.pk).first()
         return Conversation.objects.visible_to(user).filter(pk=self.conversation_id).first()
 
@@ -75,7 +79,8 @@ class ConversationConsumer(AsyncWebsocketConsumer):
     def turn(self, frame) -> Message | None:
         """The queued answer to a message; None when the conversation is not there.
 
-        One trip to the database's only thread: with several, the first of many who send at once waits for the last at each.
+        One trip to the database's only thread: with several, the first of many who send at once
+        waits for the last at each.
         """
         conversation = self.conversation()
         if conversation is None:
@@ -93,7 +98,11 @@ class ConversationConsumer(AsyncWebsocketConsumer):
     @database_sync_to_async
     def message(self, message_id) -> Message:
         found = None
-        if isinstance(message_id, int) and not isinstance(message_id, bool) and 0 < message_id < 2**63:
+        if (
+            isinstance(message_id, int)
+            and not isinstance(message_id, bool)
+            and 0 < message_id < 2**63
+        ):
             messages = Message.objects.visible_to(User.objects.filter(pk=self.user.pk).first())
             found = messages.filter(conversation=self.conversation_id, pk=message_id).first()
         if found is None:
@@ -124,7 +133,8 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             raise refused(str(error.detail), error.detail.code) from error
         if answer is None:
             return await self.close(NOT_YOURS)
-        with contextlib.suppress(WorkerUnavailable, RequestRefused):  # the row says why; following it tells the client
+        # the row says why; following it tells the client
+        with contextlib.suppress(WorkerUnavailable, RequestRefused):
             await live.start(answer)
         self.follow(answer.pk, 0)
 
@@ -149,11 +159,20 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             raise refused(_("Must be a whole number."), "invalid", "seq")
         if message is None and self.unacknowledged:
             message = self.unacknowledged[-1][0]
-        read = [i for i, (of, number, _size) in enumerate(self.unacknowledged) if of == message and number <= seq]
+        read = [
+            i
+            for i, (of, number, _size) in enumerate(self.unacknowledged)
+            if of == message and number <= seq
+        ]
         for _frame in range(read[-1] + 1 if read else 0):
             self.window -= self.unacknowledged.popleft()[2]
 
-    handlers = {"message.send": send_message, "message.stop": stop, "attach": attach, "ack": acknowledge}
+    handlers = {
+        "message.send": send_message,
+        "message.stop": stop,
+        "attach": attach,
+        "ack": acknowledge,
+    }
 
     # ---- what it hears
 

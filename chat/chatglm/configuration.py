@@ -13,13 +13,15 @@ _OLDEST_VOCABULARY, _IMAGE_TOKENS = 150528, 20000
 class ChatGLMConfig(PreTrainedConfig):
     """Shape and special ids of a ChatGLM-6B checkpoint.
 
-    The defaults are those of the published v1.1.0 checkpoint, vocabulary 130,528; upstream's class defaults describe the
-    earlier 150,528 layout, whose first config.json does not name every special id. Those that are left out (None here)
-    follow from the others: [MASK], [gMASK], [sMASK], an unused one, <sop> and <eop> stand in this order in every layout.
+    The defaults are those of the published v1.1.0 checkpoint, vocabulary 130,528; upstream's class
+    defaults describe the earlier 150,528 layout, whose first config.json does not name every
+    special id. Those that are left out (None here) follow from the others: [MASK], [gMASK],
+    [sMASK], an unused one, <sop> and <eop> stand in this order in every layout.
 
-    quantization_bit: 0 or None for plain weights, 8 or 4 when the layers' linear weights are packed (`quantization.py`).
-    pre_seq_len, prefix_projection: written by P-tuning runs of the original scripts; they describe a prefix that lies
-        beside the model, so this model ignores them (`chat.checkpoints.foreign_adapters` reads them).
+    quantization_bit: 0 or None for plain weights, 8 or 4 when the layers' linear weights are packed
+    (`quantization.py`). pre_seq_len, prefix_projection: written by P-tuning runs of the original
+    scripts; they describe a prefix that lies
+        beside the model, so this model ignores them (chat.checkpoints.foreign_adapters reads).
     """
 
     model_type = "chatglm"
@@ -52,24 +54,31 @@ class ChatGLMConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        # Remote code is never run: the pointers to it are of no use, and would be written out again by save_pretrained.
+        # Remote code is never run: the pointers to it are of no use, and would be written out again
+        # by save_pretrained.
         if getattr(self, "auto_map", None):
             del self.auto_map
         if hasattr(self, "padded_vocab_size"):
             raise ValueError(
-                "a ChatGLM2, ChatGLM3 or GLM-4 checkpoint has another architecture: ChatGLM-6B is supported"
+                "a ChatGLM2, ChatGLM3 or GLM-4 checkpoint has another architecture: ChatGLM-6B is "
+                "supported"
             )
         self._fill_in_special_ids()
         if not self.position_encoding_2d:
             raise ValueError(
-                "ChatGLM with position_encoding_2d=false is not supported: no such checkpoint was published"
+                "ChatGLM with position_encoding_2d=false is not supported: no such checkpoint was "
+                "published"
             )
         if self.hidden_size % self.num_attention_heads or self.head_dim % 4:
             raise ValueError(
-                f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads leaves no head size divisible by 4"
+                f"hidden_size {self.hidden_size} over {self.num_attention_heads} heads leaves no "
+                "head size divisible by 4"
             )
         if self.quantization_embeddings:
-            raise ValueError("a checkpoint with packed embeddings (int4-qe, discontinued upstream) is not supported")
+            raise ValueError(
+                "a checkpoint with packed embeddings (int4-qe, discontinued upstream) is not "
+                "supported"
+            )
         if (self.quantization_bit or 0) not in (0, 4, 8):
             raise ValueError(f"quantization_bit is {self.quantization_bit}; it can be 0, 4 or 8")
 

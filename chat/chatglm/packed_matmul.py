@@ -1,7 +1,8 @@
-"""A CUDA kernel for products with packed weights: for few rows, where reading the weights is what takes the time.
+"""A CUDA kernel for products with packed weights: for few rows, where reading the weights is what
+takes the time.
 
-Triton comes with torch's CUDA builds. Without it, on a CPU, in another precision than fp16 or for many rows `fused_linear`
-returns None and the caller unpacks and multiplies.
+Triton comes with torch's CUDA builds. Without it, on a CPU, in another precision than fp16 or for
+many rows `fused_linear` returns None and the caller unpacks and multiplies.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ MOST_ROWS = 64
 
 
 def fused_linear(x: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor | None:
-    """x [..., in] times the packed weight [out, in * bits / 8], transposed: [..., out], or None if this is not for us."""
+    """x [..., in] times the packed weight [out, in * bits / 8], transposed: [..., out], or None if
+    this is not for us.
+    """
     rows = x.numel() // x.shape[-1]
     if triton is None or not x.is_cuda or rows > MOST_ROWS or x.dtype != torch.float16:
         return None
@@ -31,20 +34,37 @@ if triton is not None:
 
     @triton.autotune(
         configs=[
-            triton.Config({"BLOCK_OUT": out, "BLOCK_BYTES": size}, num_warps=warps, num_stages=stages)
+            triton.Config(
+                {"BLOCK_OUT": out, "BLOCK_BYTES": size}, num_warps=warps, num_stages=stages
+            )
             for out, size, warps, stages in (
-                (16, 128, 2, 4), (16, 256, 4, 3), (32, 128, 4, 4), (32, 64, 4, 4), (64, 64, 4, 4), (64, 128, 8, 3),
+                (16, 128, 2, 4),
+                (16, 256, 4, 3),
+                (32, 128, 4, 4),
+                (32, 64, 4, 4),
+                (64, 64, 4, 4),
+                (64, 128, 8, 3),
             )
         ],
         key=["outputs", "row_bytes", "BITS", "BLOCK_ROWS"],
-    )  # fmt: skip
+    )
     @triton.jit
     def _packed_linear(
-        x, packed, scale, y, rows, outputs, row_bytes,
-        BITS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_OUT: tl.constexpr, BLOCK_BYTES: tl.constexpr,
-    ):  # fmt: skip
-        """One program computes BLOCK_OUT outputs of every row. Integers are exact in fp16, sums are fp32, and the
-        scale is applied to the sum, so nothing can overflow before it."""
+        x,
+        packed,
+        scale,
+        y,
+        rows,
+        outputs,
+        row_bytes,
+        BITS: tl.constexpr,
+        BLOCK_ROWS: tl.constexpr,
+        BLOCK_OUT: tl.constexpr,
+        BLOCK_BYTES: tl.constexpr,
+    ):
+        """One program computes BLOCK_OUT outputs of every row. Integers are exact in fp16, sums are
+        fp32, and the scale is applied to the sum, so nothing can overflow before it.
+        """
         row = tl.arange(0, BLOCK_ROWS)
         out = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
         inputs = row_bytes * 8 // BITS
@@ -60,13 +80,17 @@ if triton is not None:
                 total = tl.dot(part, values.to(part.dtype), total)
             else:
                 even = tl.load(x + row[:, None] * inputs + 2 * byte[None, :], mask=known, other=0.0)
-                odd = tl.load(x + row[:, None] * inputs + 2 * byte[None, :] + 1, mask=known, other=0.0)
+                odd = tl.load(
+                    x + row[:, None] * inputs + 2 * byte[None, :] + 1, mask=known, other=0.0
+                )
                 total = tl.dot(even, (values >> 4).to(even.dtype), total)
                 total = tl.dot(odd, ((values << 28) >> 28).to(odd.dtype), total)
         factor = tl.load(scale + out, mask=out < outputs, other=0.0).to(tl.float32)
         written = (row[:, None] < rows) & (out[None, :] < outputs)
         total = total * factor[None, :]
-        tl.store(y + row[:, None] * outputs + out[None, :], total.to(y.dtype.element_ty), mask=written)
+        tl.store(
+            y + row[:, None] * outputs + out[None, :], total.to(y.dtype.element_ty), mask=written
+        )
 
     def launch(x: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
         """x [rows, in] -> [rows, out]."""
@@ -76,5 +100,5 @@ if triton is not None:
         grid = lambda settings: (triton.cdiv(outputs, settings["BLOCK_OUT"]),)  # noqa: E731
         _packed_linear[grid](
             x, packed, scale, y, rows, outputs, packed.shape[1], BITS=bits, BLOCK_ROWS=block_rows
-        )  # fmt: skip
+        )
         return y

@@ -1,4 +1,6 @@
-"""From token ids back to text, one id at a time: what streams and whole answers are decoded with."""
+"""From token ids back to text, one id at a time: what streams and whole answers are decoded
+with.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,19 @@ from collections.abc import Iterable
 import sentencepiece
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-# Literal text that upstream writes into user-defined pieces: newline, tab and runs of 2 to 80 spaces (SPEC 5).
-WRITTEN = {"<n>": "\n", "<|tab|>": "\t"} | {f"<|blank_{length}|>": " " * length for length in range(2, 81)}
+# Literal text that upstream writes into user-defined pieces: newline, tab and runs of 2 to 80
+# spaces (SPEC 5).
+WRITTEN = {"<n>": "\n", "<|tab|>": "\t"} | {
+    f"<|blank_{length}|>": " " * length for length in range(2, 81)
+}
 
 _UNKNOWN = " \N{DOUBLE QUESTION MARK} "  # sentencepiece's own surface of <unk>
 _VERBATIM = frozenset([*WRITTEN.values(), _UNKNOWN])
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
-    # sentencepiece writes one replacement character per undecodable byte, Python's own handler one per broken sequence.
+    # sentencepiece writes one replacement character per undecodable byte, Python's own handler one
+    # per broken sequence.
     return "\N{REPLACEMENT CHARACTER}" * (error.end - error.start), error.end
 
 
@@ -27,12 +33,15 @@ _utf8 = codecs.getincrementaldecoder("utf-8")
 class Pieces:
     """What each id of a sentencepiece vocabulary writes.
 
-    An ordinary piece is a str; a byte piece is a bytes of length 1; control pieces write nothing, and so do the ids beyond
-    the vocabulary, which exist only as rows of the embedding (130,344 to 130,527).
+    An ordinary piece is a str; a byte piece is a bytes of length 1; control pieces write nothing,
+    and so do the ids beyond the vocabulary, which exist only as rows of the embedding (130,344 to
+    130,527).
     """
 
     def __init__(self, processor: sentencepiece.SentencePieceProcessor, offset: int = 0):
-        """offset: added to every id (20,000 unused image ids stand first in the oldest checkpoints)."""
+        """offset: added to every id (20,000 unused image ids stand first in the oldest
+        checkpoints).
+        """
         self.offset = offset
         self.texts: list[str | bytes] = []
         for index, piece in enumerate(processor.IdToPiece(list(range(processor.GetPieceSize())))):
@@ -55,10 +64,12 @@ class Pieces:
 
 
 class PieceStream:
-    """Decodes ids as they come: `step(id)` returns the text that has become certain, `flush()` the rest.
+    """Decodes ids as they come: `step(id)` returns the text that has become certain, `flush()` the
+    rest.
 
-    The steps' texts and the flush, joined, are what `Pieces.decode` gives for all ids at once. An id costs a list look-up;
-    only characters outside the vocabulary, which come as several byte pieces, are waited for.
+    The steps' texts and the flush, joined, are what `Pieces.decode` gives for all ids at once. An
+    id costs a list look-up; only characters outside the vocabulary, which come as several byte
+    pieces, are waited for.
     """
 
     __slots__ = ("_bytes", "_offset", "_started", "_texts")

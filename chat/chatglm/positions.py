@@ -1,4 +1,6 @@
-"""Where ChatGLM's tokens stand and what they may see: 2-D positions, the prefix-LM mask and rotary tables (SPEC 3.5, 4)."""
+"""Where ChatGLM's tokens stand and what they may see: 2-D positions, the prefix-LM mask and rotary
+tables (SPEC 3.5, 4).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from .configuration import ChatGLMConfig
 
 
 def prompt_layout(input_ids: Tensor, config: ChatGLMConfig) -> tuple[Tensor, Tensor]:
-    """Column of the first `<sop>` and of the mask token ([gMASK] if the row has one, else [MASK]): two [b] tensors.
+    """Column of the first `<sop>` and of the mask token ([gMASK] if the row has one, else [MASK]):
+    two [b] tensors.
 
     ValueError when a row lacks either, which is what right truncation of a finished prompt causes.
     """
@@ -30,24 +33,32 @@ def prompt_layout(input_ids: Tensor, config: ChatGLMConfig) -> tuple[Tensor, Ten
 
 
 def position_ids(input_ids: Tensor, config: ChatGLMConfig, visible: Tensor | None = None) -> Tensor:
-    """[b, 2, s]: the place in the prompt, frozen at the mask token from `<sop>` on, and the place in the answer.
+    """[b, 2, s]: the place in the prompt, frozen at the mask token from `<sop>` on, and the place
+    in the answer.
 
-    visible: [b, s], 0 on padding. Positions count from a row's first visible token, so that a left-padded row is numbered
+    visible: [b, s], 0 on padding. Positions count from a row's first visible token, so that a
+    left-padded row is numbered
         as if it stood alone; padding gets 0. None: nothing is padding, as upstream's model assumes.
     """
     context, mask_column = prompt_layout(input_ids, config)
     column = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     start = torch.zeros_like(context) if visible is None else visible.int().argmax(1)
     in_context = column < context[:, None]
-    place = torch.where(in_context, column - start[:, None], (mask_column - start)[:, None]).clamp(min=0)
+    place = torch.where(in_context, column - start[:, None], (mask_column - start)[:, None]).clamp(
+        min=0
+    )
     block = (column - context[:, None] + 1).clamp(min=0)
     return torch.stack((place, block), dim=1)
 
 
-def prefix_lm_hidden(input_ids: Tensor, config: ChatGLMConfig, visible: Tensor | None = None) -> Tensor:
-    """[b, 1, s, s] bool, True = hidden: causal, but everything before `<sop>` is visible to every row.
+def prefix_lm_hidden(
+    input_ids: Tensor, config: ChatGLMConfig, visible: Tensor | None = None
+) -> Tensor:
+    """[b, 1, s, s] bool, True = hidden: causal, but everything before `<sop>` is visible to every
+    row.
 
-    visible: [b, s], 0 on padding; padding is hidden from all, and padding rows see nothing, as upstream's tokenizer pads.
+    visible: [b, s], 0 on padding; padding is hidden from all, and padding rows see nothing, as
+    upstream's tokenizer pads.
     """
     context, _ = prompt_layout(input_ids, config)
     column = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -61,10 +72,12 @@ def prefix_lm_hidden(input_ids: Tensor, config: ChatGLMConfig, visible: Tensor |
 def additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask (True = hidden) as a mask to add to the scores.
 
-    The lowest finite number rather than -inf: a padding row that sees nothing then averages over all keys (in fp32
-    exactly what upstream computes) and no NaN can spread.
+    The lowest finite number rather than -inf: a padding row that sees nothing then averages over
+    all keys (in fp32 exactly what upstream computes) and no NaN can spread.
     """
-    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
+    return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(
+        hidden, torch.finfo(dtype).min
+    )
 
 
 @lru_cache(maxsize=16)
@@ -75,10 +88,12 @@ def _inverse_frequencies(half_dim: int, device: torch.device) -> Tensor:
 
 
 def rotary_tables(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin, each [b, s, 1, 1, 2, head_dim // 4]: for the place and the block half of every head.
+    """cos and sin, each [b, s, 1, 1, 2, head_dim // 4]: for the place and the block half of every
+    head.
 
-    In fp16 the angles themselves are fp16 products, as upstream computes them: coarse at large positions (off by up to
-    0.45 near 2047), but what the published weights were trained and evaluated with. Otherwise angles are fp32.
+    In fp16 the angles themselves are fp16 products, as upstream computes them: coarse at large
+    positions (off by up to 0.45 near 2047), but what the published weights were trained and
+    evaluated with. Otherwise angles are fp32.
     """
     frequencies = _inverse_frequencies(head_dim // 2, positions.device)
     precision = torch.float16 if dtype == torch.float16 else torch.float32
@@ -88,12 +103,16 @@ def rotary_tables(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple
 
 
 def rotate(queries_and_keys: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply 2-D rotary positions. `queries_and_keys`: [b, s, heads, 2, head_dim]; the result has the same shape.
+    """Apply 2-D rotary positions. `queries_and_keys`: [b, s, heads, 2, head_dim]; the result has
+    the same shape.
 
-    The first half of the head's features turns with the place, the second with the block; within a half, feature t turns
-    together with feature t + head_dim // 4.
+    The first half of the head's features turns with the place, the second with the block; within a
+    half, feature t turns together with feature t + head_dim // 4.
     """
     cos, sin = tables
     first, second = queries_and_keys.unflatten(-1, (2, 2, -1)).unbind(-2)
-    turned = torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
+    turned = (
+        torch.addcmul(first * cos, second, sin, value=-1),
+        torch.addcmul(second * cos, first, sin),
+    )
     return torch.stack(turned, dim=-2).flatten(-3)

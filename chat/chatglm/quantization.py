@@ -1,8 +1,9 @@
 """Weights packed to 8 or 4 bits, as the public int8 and int4 checkpoints store them (SPEC 7).
 
-Only the four linear layers of each block are packed. Per output row: scale = max|w| / 127 or / 7 and q = round(w / scale).
-8 bits: one int8 per weight. 4 bits: byte j holds column 2j in its high half and column 2j + 1 in its low half, both two's
-complement in -7..7. Weights stay packed in memory; a product unpacks what it needs and forgets it again.
+Only the four linear layers of each block are packed. Per output row: scale = max|w| / 127 or / 7
+and q = round(w / scale). 8 bits: one int8 per weight. 4 bits: byte j holds column 2j in its high
+half and column 2j + 1 in its low half, both two's complement in -7..7. Weights stay packed in
+memory; a product unpacks what it needs and forgets it again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from .configuration import ChatGLMConfig
 from .packed_matmul import fused_linear
 from .streaming import fresh
 
-# Weights unpacked at once on a CPU: 16 MB in fp32, small enough for the cache's sake and for memory's.
+# Weights unpacked at once on a CPU: 16 MB in fp32, small enough for the cache's sake and for
+# memory's.
 _CHUNK_WEIGHTS = 1 << 22
 # Weights packed at once, for the same reasons.
 _PACKED_AT_ONCE = 1 << 20
@@ -29,8 +31,8 @@ _PACKED_AT_ONCE = 1 << 20
 def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """[out, in] float -> (packed int8 [out, in * bits / 8], scale [out]).
 
-    Computed in the weight's own precision: fp16 weights give exactly the public checkpoints' bytes, fp32 weights those of
-    the original's CPU path.
+    Computed in the weight's own precision: fp16 weights give exactly the public checkpoints' bytes,
+    fp32 weights those of the original's CPU path.
     """
     rows, columns = weight.shape
     if bits == 4 and columns % 2:
@@ -45,8 +47,13 @@ def pack(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         part, target = weight[start : start + some], packed[start : start + some]
         factor = torch.maximum(part.amax(dim=1), -part.amin(dim=1)) / limit
         scale[start : start + some] = factor
-        divisor = torch.where(factor == 0, torch.ones_like(factor), factor)  # a row of zeros packs to zeros
-        rounded = torch.div(part, divisor[:, None], out=quotients[: len(part)]).round_().clamp_(-limit, limit)
+        # a row of zeros packs to zeros
+        divisor = torch.where(factor == 0, torch.ones_like(factor), factor)
+        rounded = (
+            torch.div(part, divisor[:, None], out=quotients[: len(part)])
+            .round_()
+            .clamp_(-limit, limit)
+        )
         if bits == 8:
             target.copy_(rounded)
         else:
@@ -68,7 +75,9 @@ def unpack(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype | None =
 
 
 class _PackedProduct(torch.autograd.Function):
-    """x @ unpack(weight).T; the gradient flows to x only, and only the packed weight is kept for it."""
+    """x @ unpack(weight).T; the gradient flows to x only, and only the packed weight is kept for
+    it.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
@@ -77,7 +86,9 @@ class _PackedProduct(torch.autograd.Function):
         fused = fused_linear(x, packed, scale, bits)
         if fused is not None:
             return fused
-        parts = [frozen_linear(x, unpack(*rows, bits, x.dtype)) for rows in _chunks(packed, scale, bits)]
+        parts = [
+            frozen_linear(x, unpack(*rows, bits, x.dtype)) for rows in _chunks(packed, scale, bits)
+        ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     @staticmethod
@@ -93,7 +104,8 @@ class _PackedProduct(torch.autograd.Function):
 
 
 def _chunks(packed: Tensor, scale: Tensor, bits: int) -> list[tuple[Tensor, Tensor]]:
-    if packed.is_cuda:  # one large product; its temporary, at most 134 MB in the 6B model, is worth the speed
+    # one large product; its temporary, at most 134 MB in the 6B model, is worth the speed
+    if packed.is_cuda:
         return [(packed, scale)]
     rows = max(1, _CHUNK_WEIGHTS // (packed.shape[1] * 8 // bits))
     return list(zip(packed.split(rows), scale.split(rows), strict=True))
@@ -120,11 +132,15 @@ class PackedLinear(nn.Module):
 def linear(config: ChatGLMConfig, in_features: int, out_features: int) -> nn.Module:
     """One of a block's four linear layers, packed when the checkpoint is."""
     bits = config.quantization_bit or 0
-    return PackedLinear(in_features, out_features, bits) if bits else nn.Linear(in_features, out_features)
+    return (
+        PackedLinear(in_features, out_features, bits)
+        if bits
+        else nn.Linear(in_features, out_features)
+    )
 
 
-# Packing while loading: transformers' loader hands over one tensor at a time, so that the plain weights never are in
-# memory together.
+# Packing while loading: transformers' loader hands over one tensor at a time, so that the plain
+# weights never are in memory together.
 
 
 @register_quantization_config("chatglm_packed")
@@ -140,7 +156,9 @@ class _Pack(ConversionOps):
     def __init__(self, bits: int):
         self.bits = bits
 
-    def convert(self, input_dict: dict, full_layer_name: str | None = None, missing_keys=None, **kwargs) -> dict:
+    def convert(
+        self, input_dict: dict, full_layer_name: str | None = None, missing_keys=None, **kwargs
+    ) -> dict:
         (value,) = input_dict.values()
         packed, scale = pack(value[0] if isinstance(value, list) else value, self.bits)
         return {full_layer_name: packed, f"{full_layer_name}_scale": scale}
@@ -156,7 +174,8 @@ class _PackingQuantizer(HfQuantizer):
         return _Pack(self.quantization_config.bits)
 
     def _process_model_after_weight_loading(self, model, **kwargs):
-        # From here on it is the public packed layout, which config.quantization_bit alone describes.
+        # From here on it is the public packed layout, which config.quantization_bit alone
+        # describes.
         self.remove_quantization_config(model)
         model.config._is_quantized = False
         return model

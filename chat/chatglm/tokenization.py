@@ -1,4 +1,6 @@
-"""ChatGLM-6B's tokenizer: sentencepiece `ice_text.model`, as transformers 5 tokenizers go (SPEC 5)."""
+"""ChatGLM-6B's tokenizer: sentencepiece `ice_text.model`, as transformers 5 tokenizers go (SPEC
+5).
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,13 @@ def _blanks(match: re.Match) -> str:
 class ChatGLMTokenizer(PreTrainedTokenizer):
     """Text to ids as upstream does it, with two deliberate differences (docs/chatglm.md).
 
-    User text never becomes special ids: `<sop>`, `[MASK]` and the like are split as the words that they are
-    (`split_special_tokens=True` is the default here; False gives upstream's ids). And an id beyond the vocabulary decodes
-    to nothing instead of raising IndexError.
+    User text never becomes special ids: `<sop>`, `[MASK]` and the like are split as the words that
+    they are (`split_special_tokens=True` is the default here; False gives upstream's ids). And an
+    id beyond the vocabulary decodes to nothing instead of raising IndexError.
 
-    Rows end in [gMASK] <sop>; a pair becomes a + [gMASK] <sop> + b + <eop>. When padding is asked for, and only then, rows
-    get upstream's attention_mask [1, s, s] (True = hidden) and position_ids [2, s].
+    Rows end in [gMASK] <sop>; a pair becomes a + [gMASK] <sop> + b + <eop>. When padding is asked
+    for, and only then, rows get upstream's attention_mask [1, s, s] (True = hidden) and
+    position_ids [2, s].
     """
 
     vocab_files_names = {"vocab_file": "ice_text.model"}
@@ -52,16 +55,24 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         split_special_tokens: bool = True,
         **kwargs,
     ):
-        """num_image_tokens: offset of every id. 0 in the published tokenizer_config.json; the oldest one does not name it."""
+        """num_image_tokens: offset of every id. 0 in the published tokenizer_config.json; the
+        oldest one does not name it.
+        """
         self.vocab_file, self.num_image_tokens = vocab_file, num_image_tokens
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_file=str(vocab_file))
         except RuntimeError as error:
-            raise OSError(f"the vocabulary ice_text.model is missing or damaged: {error}") from error
+            raise OSError(
+                f"the vocabulary ice_text.model is missing or damaged: {error}"
+            ) from error
         kwargs.pop("auto_map", None)
-        # from_pretrained collects unknown *_token entries of tokenizer_config.json here, to make special tokens of them
+        # from_pretrained collects unknown *_token entries of tokenizer_config.json here, to make
+        # special tokens of them
         own = kwargs.pop("model_specific_special_tokens", {})
-        self.end_token, self.gmask_token = own.pop("end_token", end_token), own.pop("gmask_token", gmask_token)
+        self.end_token, self.gmask_token = (
+            own.pop("end_token", end_token),
+            own.pop("gmask_token", gmask_token),
+        )
         super().__init__(
             bos_token=bos_token,
             eos_token=eos_token,
@@ -71,9 +82,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             split_special_tokens=split_special_tokens,
             **kwargs,
         )
-        # Plain attributes, as upstream has them: not among all_special_tokens, but written to tokenizer_config.json.
+        # Plain attributes, as upstream has them: not among all_special_tokens, but written to
+        # tokenizer_config.json.
         self.init_kwargs.update(
-            end_token=self.end_token, gmask_token=self.gmask_token, num_image_tokens=num_image_tokens
+            end_token=self.end_token,
+            gmask_token=self.gmask_token,
+            num_image_tokens=num_image_tokens,
         )
 
     # Vocabulary
@@ -86,7 +100,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def _vocabulary(self) -> dict[str, int]:
         size = self.processor.GetPieceSize()
         pieces = self.processor.IdToPiece(list(range(size)))
-        return dict(zip(pieces, range(self.num_image_tokens, size + self.num_image_tokens), strict=True))
+        return dict(
+            zip(pieces, range(self.num_image_tokens, size + self.num_image_tokens), strict=True)
+        )
 
     def get_vocab(self) -> dict[str, int]:
         return {**self._vocabulary, **self._added_tokens_encoder}
@@ -107,10 +123,19 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     def _convert_id_to_token(self, index: int) -> str:
         index -= self.num_image_tokens
-        return self.processor.IdToPiece(index) if 0 <= index < self.processor.GetPieceSize() else self.unk_token
+        return (
+            self.processor.IdToPiece(index)
+            if 0 <= index < self.processor.GetPieceSize()
+            else self.unk_token
+        )
 
-    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
-        target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}ice_text.model"
+    def save_vocabulary(
+        self, save_directory: str, filename_prefix: str | None = None
+    ) -> tuple[str]:
+        target = (
+            Path(save_directory)
+            / f"{filename_prefix + '-' if filename_prefix else ''}ice_text.model"
+        )
         if Path(self.vocab_file).resolve() != target.resolve():
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
@@ -128,10 +153,15 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return ids if token_ids_1 is None else [*ids, *token_ids_1, self.eos_token_id]
 
     def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: list[int] | None = None, already_has_special_tokens: bool = False
+        self,
+        token_ids_0: list[int],
+        token_ids_1: list[int] | None = None,
+        already_has_special_tokens: bool = False,
     ) -> list[int]:
         if already_has_special_tokens:
-            return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
+            return super().get_special_tokens_mask(
+                token_ids_0, token_ids_1, already_has_special_tokens=True
+            )
         mask = [0] * len(token_ids_0) + [1, 1]
         return mask if token_ids_1 is None else mask + [0] * len(token_ids_1) + [1]
 
@@ -151,7 +181,11 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             raise ValueError("ChatGLM's tokenizer pads on the left only")
         ids = encoded_inputs["input_ids"]
         length = len(ids)
-        target = length if padding_strategy == PaddingStrategy.LONGEST or max_length is None else max_length
+        target = (
+            length
+            if padding_strategy == PaddingStrategy.LONGEST or max_length is None
+            else max_length
+        )
         if pad_to_multiple_of:
             target = -(-target // pad_to_multiple_of) * pad_to_multiple_of
         padding = max(target - length, 0)
@@ -169,9 +203,13 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             if mask_id in ids:
                 place[context:] = ids.index(mask_id)
             block = numpy.maximum(numpy.arange(length) - context + 1, 0)
-            encoded_inputs["position_ids"] = numpy.pad(numpy.stack((place, block)), ((0, 0), (padding, 0)))
+            encoded_inputs["position_ids"] = numpy.pad(
+                numpy.stack((place, block)), ((0, 0), (padding, 0))
+            )
         if "special_tokens_mask" in encoded_inputs:
-            encoded_inputs["special_tokens_mask"] = [1] * padding + encoded_inputs["special_tokens_mask"]
+            encoded_inputs["special_tokens_mask"] = [1] * padding + encoded_inputs[
+                "special_tokens_mask"
+            ]
         encoded_inputs["input_ids"] = [self.pad_token_id] * padding + list(ids)
         return encoded_inputs
 
@@ -182,11 +220,17 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         return Pieces(self.processor, offset=self.num_image_tokens)
 
     def stream(self) -> PieceStream:
-        """A decoder for ids as they are generated, about 0.3 us each: step(id) -> text, flush() -> text."""
+        """A decoder for ids as they are generated, about 0.3 us each: step(id) -> text, flush() ->
+        text.
+        """
         return PieceStream(self.pieces)
 
-    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs) -> str:
-        ids = [token_ids] if isinstance(token_ids, int) else [int(token_id) for token_id in token_ids]
+    def _decode(
+        self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs
+    ) -> str:
+        ids = (
+            [token_ids] if isinstance(token_ids, int) else [int(token_id) for token_id in token_ids]
+        )
         if skip_special_tokens:
             special = set(self.all_special_ids)
             ids = [token_id for token_id in ids if token_id not in special]

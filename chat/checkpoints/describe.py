@@ -1,6 +1,8 @@
-"""What a checkpoint folder is, told from its files alone: no torch, no transformers import, so the web tier may ask.
+"""What a checkpoint folder is, told from its files alone: no torch, no transformers import, so the
+web tier may ask.
 
-`fingerprint` ties adapters and runs to base weights; `describe` is what the checkpoint's page shows.
+`fingerprint` ties adapters and runs to base weights; `describe` is what the checkpoint's page
+shows.
 """
 
 from __future__ import annotations
@@ -29,7 +31,14 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "ice_text.model", "spiece.model", "vocab.json", "vocab.txt")
+VOCABULARY_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "ice_text.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
 CONTEXT_NAMES = ("max_sequence_length", "max_position_embeddings", "n_positions", "seq_length")
 SAMPLING_WISHES = {  # name -> lowest, highest, types
     "temperature": (0, 2, (int, float)),
@@ -45,8 +54,8 @@ PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 class CheckpointInvalid(Exception):
     """The folder is not a checkpoint that can be loaded.
 
-    `code`: not_a_folder | config_missing | config_invalid | unknown_model_type | remote_code_only | unsupported_attention |
-    weights_missing | weights_invalid | tokenizer_missing
+    `code`: not_a_folder | config_missing | config_invalid | unknown_model_type | remote_code_only |
+    unsupported_attention | weights_missing | weights_invalid | tokenizer_missing
     """
 
     def __init__(self, code: str, message: str, **parameters: Any):
@@ -61,30 +70,44 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         raise CheckpointInvalid("not_a_folder", f"{folder} is not a folder", folder=str(folder))
     path = folder / "config.json"
     if not path.is_file():  # a pipe would be read for ever
-        raise CheckpointInvalid("config_missing", f"{folder} has no config.json", folder=str(folder))
+        raise CheckpointInvalid(
+            "config_missing", f"{folder} has no config.json", folder=str(folder)
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointInvalid("config_invalid", f"config.json cannot be read: {error}", reason=str(error)) from error
+        raise CheckpointInvalid(
+            "config_invalid", f"config.json cannot be read: {error}", reason=str(error)
+        ) from error
     if not isinstance(config, dict):
-        raise CheckpointInvalid("config_invalid", "config.json is not an object", reason="not an object")
+        raise CheckpointInvalid(
+            "config_invalid", "config.json is not an object", reason="not an object"
+        )
     return config
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """The checkpoint's weight files, one format only: safetensors where there are any, as transformers prefers."""
+    """The checkpoint's weight files, one format only: safetensors where there are any, as
+    transformers prefers.
+    """
     folder = Path(folder)
     for pattern in WEIGHT_PATTERNS:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file() and path.name != "adapter.safetensors")
+        found = sorted(
+            path
+            for path in folder.glob(pattern)
+            if path.is_file() and path.name != "adapter.safetensors"
+        )
         if found:
             return found
     return []
 
 
 def fingerprint(folder: str | Path) -> str:
-    """sha256 (hex) over config.json, the tokenizer's files and, of each weight file, name, size and 16 samples of 64 KiB.
+    """sha256 (hex) over config.json, the tokenizer's files and, of each weight file, name, size and
+    16 samples of 64 KiB.
 
-    Sampling keeps it under a second for 13 GB; two checkpoints that differ in training differ in every sample.
+    Sampling keeps it under a second for 13 GB; two checkpoints that differ in training differ in
+    every sample.
     """
     folder = Path(folder)
     read_config(folder)
@@ -110,7 +133,9 @@ def fingerprint(folder: str | Path) -> str:
 
 @lru_cache
 def _causal_model_types() -> frozenset[str]:
-    """model_type values that the installed transformers can load as a causal language model, read from its source."""
+    """model_type values that the installed transformers can load as a causal language model, read
+    from its source.
+    """
     spec = importlib.util.find_spec("transformers")
     roots = list(spec.submodule_search_locations or []) if spec else []
     for root in roots:
@@ -118,7 +143,9 @@ def _causal_model_types() -> frozenset[str]:
         if not source.is_file():
             continue
         for node in ast.parse(source.read_text(encoding="utf-8")).body:
-            targets = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+            targets = [
+                target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)
+            ]
             if "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES" in targets:
                 entries = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
                 return frozenset(model_type for model_type, _ in entries)
@@ -127,20 +154,27 @@ def _causal_model_types() -> frozenset[str]:
 
 def is_chatglm_v1(config: dict[str, Any]) -> bool:
     """ChatGLM-6B. ChatGLM2 and 3 carry the same model_type over another architecture."""
-    return config.get("model_type") == "chatglm" and "ffn_hidden_size" not in config and "inner_hidden_size" in config
+    return (
+        config.get("model_type") == "chatglm"
+        and "ffn_hidden_size" not in config
+        and "inner_hidden_size" in config
+    )
 
 
 def _check_architecture(config: dict[str, Any]) -> None:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise CheckpointInvalid("config_invalid", "config.json names no model_type", reason="model_type")
+        raise CheckpointInvalid(
+            "config_invalid", "config.json names no model_type", reason="model_type"
+        )
     if is_chatglm_v1(config):
         return
     if model_type not in _causal_model_types():
         if config.get("auto_map"):
             raise CheckpointInvalid(
                 "remote_code_only",
-                f"model type {model_type!r} can only be loaded by running code from the checkpoint's folder, "
+                f"model type {model_type!r} can only be loaded by running code from the "
+                "checkpoint's folder, "
                 "which is never done here",
                 model_type=model_type,
             )
@@ -153,7 +187,8 @@ def _check_architecture(config: dict[str, Any]) -> None:
     if unusual:
         raise CheckpointInvalid(
             "unsupported_attention",
-            f"layers of kind {', '.join(sorted(unusual))} keep no keys and values per token, so no prefix fits before them",
+            f"layers of kind {', '.join(sorted(unusual))} keep no keys and values per token, so "
+            "no prefix fits before them",
             layers=", ".join(sorted(unusual)),
         )
 
@@ -164,7 +199,9 @@ def _safetensors_parameters(path: Path) -> int:
         if not 0 < length <= path.stat().st_size:
             raise ValueError("not a safetensors file")
         header = json.loads(file.read(length))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return sum(
+        math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
+    )
 
 
 def _parameters(files: list[Path], dtype: str) -> int | None:
@@ -173,9 +210,18 @@ def _parameters(files: list[Path], dtype: str) -> int | None:
         for path in files:
             try:
                 total += _safetensors_parameters(path)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            except (
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                RecursionError,
+            ) as error:
                 raise CheckpointInvalid(
-                    "weights_invalid", f"{path.name} is not a readable safetensors file: {error}", file=path.name
+                    "weights_invalid",
+                    f"{path.name} is not a readable safetensors file: {error}",
+                    file=path.name,
                 ) from error
         return total
     width = {"float16": 2, "bfloat16": 2, "float32": 4}.get(dtype)
@@ -183,36 +229,49 @@ def _parameters(files: list[Path], dtype: str) -> int | None:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """architecture, layers, hidden_size, vocabulary, context_length, parameters, dtype, quantization_bit, bytes, sampling, note.
+    """architecture, layers, hidden_size, vocabulary, context_length, parameters, dtype,
+    quantization_bit, bytes, sampling, note.
 
-    `parameters` counts stored numbers (packed ones as stored), `None` if unknown. Raises CheckpointInvalid.
+    `parameters` counts stored numbers (packed ones as stored), `None` if unknown. Raises
+    CheckpointInvalid.
     """
     folder = Path(folder)
     config = read_config(folder)
     _check_architecture(config)
     files = weight_files(folder)
     if not files:
-        raise CheckpointInvalid("weights_missing", f"{folder} holds no weight files", folder=str(folder))
+        raise CheckpointInvalid(
+            "weights_missing", f"{folder} holds no weight files", folder=str(folder)
+        )
     empty = [path.name for path in files if path.stat().st_size < 1024]
     if empty:
         raise CheckpointInvalid(
             "weights_invalid",
-            f"{empty[0]} is a Git LFS pointer or empty, not weights: fetch the real file (git lfs pull)",
+            f"{empty[0]} is a Git LFS pointer or empty, not weights: fetch the real file (git lfs "
+            "pull)",
             file=empty[0],
         )
     _check_shards(folder, files)
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        raise CheckpointInvalid("tokenizer_missing", f"{folder} holds no tokenizer", folder=str(folder))
+        raise CheckpointInvalid(
+            "tokenizer_missing", f"{folder} holds no tokenizer", folder=str(folder)
+        )
     dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    quantization = config.get("quantization_bit") or (config.get("quantization_config") or {}).get("bits")
+    quantization = config.get("quantization_bit") or (config.get("quantization_config") or {}).get(
+        "bits"
+    )
     contexts = (config.get(name) for name in CONTEXT_NAMES)
     return {
         "architecture": (config.get("architectures") or [config["model_type"]])[0],
-        "layers": config.get("num_hidden_layers") or config.get("num_layers") or config.get("n_layer"),
+        "layers": config.get("num_hidden_layers")
+        or config.get("num_layers")
+        or config.get("n_layer"),
         "hidden_size": config.get("hidden_size") or config.get("n_embd"),
         "vocabulary": config.get("vocab_size"),
         "context_length": next((length for length in contexts if length), None),
-        "parameters": None if quantization and files[0].suffix == ".bin" else _parameters(files, dtype),
+        "parameters": None
+        if quantization and files[0].suffix == ".bin"
+        else _parameters(files, dtype),
         "dtype": dtype,
         "quantization_bit": int(quantization) if quantization else None,
         "bytes": sum(path.stat().st_size for path in files),
@@ -222,7 +281,9 @@ def describe(folder: str | Path) -> dict[str, Any]:
 
 
 def _sampling(folder: Path) -> dict[str, float]:
-    """How the model wants to be sampled, from generation_config.json; what is no sensible value there is passed over."""
+    """How the model wants to be sampled, from generation_config.json; what is no sensible value
+    there is passed over.
+    """
     try:
         wishes = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         return {
@@ -230,7 +291,8 @@ def _sampling(folder: Path) -> dict[str, float]:
             for name, (low, high, kind) in SAMPLING_WISHES.items()
             if type(wishes.get(name)) in kind and low <= wishes[name] <= high
         }
-    except (OSError, ValueError, AttributeError, RecursionError):  # most folders have such a file, none needs it
+    except (OSError, ValueError, AttributeError, RecursionError):
+        # most folders have such a file, none needs it
         return {}
 
 
@@ -243,9 +305,13 @@ def _check_shards(folder: Path, files: list[Path]) -> None:
     try:
         named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointInvalid("weights_invalid", f"{index.name} cannot be read", file=index.name) from error
+        raise CheckpointInvalid(
+            "weights_invalid", f"{index.name} cannot be read", file=index.name
+        ) from error
     missing = sorted(named - {path.name for path in files})
     if missing:
         raise CheckpointInvalid(
-            "weights_missing", f"{len(missing)} weight files are missing, the first is {missing[0]}", folder=str(folder)
+            "weights_missing",
+            f"{len(missing)} weight files are missing, the first is {missing[0]}",
+            folder=str(folder),
         )

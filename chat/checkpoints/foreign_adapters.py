@@ -1,7 +1,8 @@
-"""Prefixes that people already have, in and out: folders of upstream's ptuning scripts and of peft (SPEC 6).
+"""Prefixes that people already have, in and out: folders of upstream's ptuning scripts and of peft
+(SPEC 6).
 
-Both lay a prefix out alike: one row per prefix token, and in it layer after layer the key, then the value, head after head:
-[P, layers * 2 * kv_heads * head_dim].
+Both lay a prefix out alike: one row per prefix token, and in it layer after layer the key, then the
+value, head after head: [P, layers * 2 * kv_heads * head_dim].
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from chat.engine.adapters import AdapterInvalid, KVPrefix
 _ENCODER = "prefix_encoder."
 _UPSTREAM_KEY = "transformer.prefix_encoder.embedding.weight"
 _PEFT_KEY = "prompt_embeddings"
-# Where weights may lie, in the order of preference; an index comes before the single file of the same kind.
+# Where weights may lie, in the order of preference; an index comes before the single file of the
+# same kind.
 _WEIGHT_FILES = (
     "model.safetensors.index.json",
     "model.safetensors",
@@ -46,23 +48,31 @@ class BaseShape:
         return self.layers * 2 * self.kv_heads * self.head_dim
 
     def __str__(self) -> str:
-        return f"{self.layers} layers of {self.kv_heads} x {self.head_dim}, {self.width} numbers a prefix token"
+        heads = f"{self.kv_heads} x {self.head_dim}"
+        return f"{self.layers} layers of {heads}, {self.width} numbers a prefix token"
 
 
 def read_prefix(
-    folder: str | Path, base: BaseShape, *, checkpoint_fingerprint: str = "", shifts_positions: bool = False
+    folder: str | Path,
+    base: BaseShape,
+    *,
+    checkpoint_fingerprint: str = "",
+    shifts_positions: bool = False,
 ) -> KVPrefix:
-    """Read an upstream `checkpoint-N/` folder (prefix only, or an old one that holds the whole model) or a peft folder.
+    """Read an upstream `checkpoint-N/` folder (prefix only, or an old one that holds the whole
+    model) or a peft folder.
 
-    The length P and whether there is a projection follow from the tensors; a projection is applied once and for all.
-    Raises AdapterInvalid, naming both sides, when the tensors do not fit `base` or contradict the folder's config.json.
+    The length P and whether there is a projection follow from the tensors; a projection is applied
+    once and for all. Raises AdapterInvalid, naming both sides, when the tensors do not fit `base`
+    or contradict the folder's config.json.
     """
     folder = Path(folder)
     is_peft = (folder / "adapter_config.json").is_file()
     flat, details = _read_peft(folder) if is_peft else _read_upstream(folder)
     if flat.dim() != 2 or flat.shape[1] != base.width:
         raise AdapterInvalid(
-            f"the prefix in {folder.name} has shape {list(flat.shape)}; the checkpoint has {base}, so it needs "
+            f"the prefix in {folder.name} has shape {list(flat.shape)}; the checkpoint has "
+            f"{base}, so it needs "
             f"[P, {base.width}]"
         )
     split = flat.float().view(len(flat), base.layers, 2, base.kv_heads, base.head_dim)
@@ -79,22 +89,32 @@ def flatten(prefix: KVPrefix) -> Tensor:
     return prefix.tensor.detach().cpu().float().permute(3, 0, 1, 2, 4).flatten(1).contiguous()
 
 
-def write_upstream(prefix: KVPrefix, folder: str | Path, base_config: Mapping[str, Any] | None = None) -> Path:
-    """Write what upstream's scripts load as `--ptuning_checkpoint` (with --pre_seq_len P, without projection).
+def write_upstream(
+    prefix: KVPrefix, folder: str | Path, base_config: Mapping[str, Any] | None = None
+) -> Path:
+    """Write what upstream's scripts load as `--ptuning_checkpoint` (with --pre_seq_len P, without
+    projection).
 
-    base_config: the checkpoint's config.json, repeated with pre_seq_len and prefix_projection as upstream saves it.
+    base_config: the checkpoint's config.json, repeated with pre_seq_len and prefix_projection as
+    upstream saves it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     flat = flatten(prefix)
     torch.save({_UPSTREAM_KEY: flat}, folder / "pytorch_model.bin")
-    config = {**(base_config or {"model_type": "chatglm"}), "pre_seq_len": len(flat), "prefix_projection": False}
+    config = {
+        **(base_config or {"model_type": "chatglm"}),
+        "pre_seq_len": len(flat),
+        "prefix_projection": False,
+    }
     _write_json(folder / "config.json", config)
     return folder
 
 
 def write_peft(prefix: KVPrefix, folder: str | Path, base_model: str = "") -> Path:
-    """Write a folder for peft's PeftModel.from_pretrained (PREFIX_TUNING). base_model: the name peft is to remember."""
+    """Write a folder for peft's PeftModel.from_pretrained (PREFIX_TUNING). base_model: the name
+    peft is to remember.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     layers, _, kv_heads, length, head_dim = prefix.tensor.shape
@@ -118,18 +138,27 @@ def write_peft(prefix: KVPrefix, folder: str | Path, base_model: str = "") -> Pa
 
 def _read_upstream(folder: Path) -> tuple[Tensor, dict[str, Any]]:
     tensors = {
-        name.partition(_ENCODER)[2]: value for name, value in _tensors(folder, lambda name: _ENCODER in name).items()
+        name.partition(_ENCODER)[2]: value
+        for name, value in _tensors(folder, lambda name: _ENCODER in name).items()
     }
     if "embedding.weight" not in tensors:
-        raise AdapterInvalid(f"{folder.name} holds no {_UPSTREAM_KEY}: it is not a P-tuning checkpoint")
+        raise AdapterInvalid(
+            f"{folder.name} holds no {_UPSTREAM_KEY}: it is not a P-tuning checkpoint"
+        )
     embedding = tensors["embedding.weight"].float()
     projection = "trans.0.weight" in tensors
     config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    stated = {"pre_seq_len": config.get("pre_seq_len"), "prefix_projection": config.get("prefix_projection")}
+    stated = {
+        "pre_seq_len": config.get("pre_seq_len"),
+        "prefix_projection": config.get("prefix_projection"),
+    }
     held = {"pre_seq_len": len(embedding), "prefix_projection": projection}
     wrong = [name for name, value in stated.items() if value is not None and value != held[name]]
     if wrong:
-        sides = "; ".join(f"config.json says {name} {stated[name]}, its tensors have {held[name]}" for name in wrong)
+        sides = "; ".join(
+            f"config.json says {name} {stated[name]}, its tensors have {held[name]}"
+            for name in wrong
+        )
         raise AdapterInvalid(f"{folder.name}: {sides}")
     if projection:
         embedding = _project(embedding, tensors, folder)
@@ -137,51 +166,71 @@ def _read_upstream(folder: Path) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _project(embedding: Tensor, tensors: dict[str, Tensor], folder: Path) -> Tensor:
-    """Linear, Tanh, Linear: what the prefix encoder does before every forward, and always with the same result."""
+    """Linear, Tanh, Linear: what the prefix encoder does before every forward, and always with the
+    same result.
+    """
     try:
         first, first_bias, second, second_bias = (
-            tensors[name].float() for name in ("trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias")
+            tensors[name].float()
+            for name in ("trans.0.weight", "trans.0.bias", "trans.2.weight", "trans.2.bias")
         )
         return torch.tanh(embedding @ first.T + first_bias) @ second.T + second_bias
     except KeyError as error:
         raise AdapterInvalid(f"{folder.name}: the projection lacks {error.args[0]}") from error
     except RuntimeError as error:
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        raise AdapterInvalid(f"{folder.name}: the projection's shapes do not fit together: {shapes}") from error
+        raise AdapterInvalid(
+            f"{folder.name}: the projection's shapes do not fit together: {shapes}"
+        ) from error
 
 
 def _read_peft(folder: Path) -> tuple[Tensor, dict[str, Any]]:
     config = _json(folder / "adapter_config.json")
     if config.get("peft_type") != "PREFIX_TUNING":
-        raise AdapterInvalid(f"{folder.name} is a peft {config.get('peft_type')} adapter; a prefix is PREFIX_TUNING")
+        raise AdapterInvalid(
+            f"{folder.name} is a peft {config.get('peft_type')} adapter; a prefix is PREFIX_TUNING"
+        )
     for name in ("adapter_model.safetensors", "adapter_model.bin"):
         if (folder / name).is_file():
             tensors = _tensors_of(folder / name, lambda key: _PEFT_KEY in key)
             break
     else:
-        raise AdapterInvalid(f"{folder.name} has an adapter_config.json, but no adapter_model.safetensors")
+        raise AdapterInvalid(
+            f"{folder.name} has an adapter_config.json, but no adapter_model.safetensors"
+        )
     if len(tensors) != 1:
         raise AdapterInvalid(f"{folder.name} holds no {_PEFT_KEY}")
     (flat,) = tensors.values()
     if config.get("num_virtual_tokens") not in (None, len(flat)):
         raise AdapterInvalid(
-            f"{folder.name}: adapter_config.json says num_virtual_tokens {config['num_virtual_tokens']}, "
+            f"{folder.name}: adapter_config.json says num_virtual_tokens "
+            f"{config['num_virtual_tokens']}, "
             f"its tensor has {len(flat)}"
         )
     return flat, {"format": "peft", "prefix_projection": bool(config.get("prefix_projection"))}
 
 
 def _tensors(folder: Path, wanted) -> dict[str, Tensor]:
-    """The tensors of a checkpoint folder whose names `wanted` accepts; only the files that hold them are opened."""
+    """The tensors of a checkpoint folder whose names `wanted` accepts; only the files that hold
+    them are opened.
+    """
     for name in _WEIGHT_FILES:
         path = folder / name
         if not path.is_file():
             continue
         if not name.endswith(".json"):
             return _tensors_of(path, wanted)
-        files = sorted({file for key, file in _json(path).get("weight_map", {}).items() if wanted(key)})
-        return {key: value for file in files for key, value in _tensors_of(folder / file, wanted).items()}
-    raise AdapterInvalid(f"{folder.name} holds no weights: none of {', '.join(_WEIGHT_FILES)} is there")
+        files = sorted(
+            {file for key, file in _json(path).get("weight_map", {}).items() if wanted(key)}
+        )
+        return {
+            key: value
+            for file in files
+            for key, value in _tensors_of(folder / file, wanted).items()
+        }
+    raise AdapterInvalid(
+        f"{folder.name} holds no weights: none of {', '.join(_WEIGHT_FILES)} is there"
+    )
 
 
 def _tensors_of(path: Path, wanted) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """An answer as this process knows it, and the frames that readers of it get.
 
-Readers hold on to the number of the last frame they saw. Numbers are made so that they mean the same before and after a
-restart, in every web process, and when nothing but the row is left: a frame's number says how much of the text it ends.
+Readers hold on to the number of the last frame they saw. Numbers are made so that they mean the
+same before and after a restart, in every web process, and when nothing but the row is left: a
+frame's number says how much of the text it ends.
 
     1 ... 998        queued, rising with each change of the position
     999              started
@@ -20,7 +21,8 @@ from chat.engine.request import Event
 from chat.models import Message
 
 STARTED, TEXT = 999, 1000
-# Characters in a frame: the web server sends none above 1 MiB, and a reader acknowledges between two of them.
+# Characters in a frame: the web server sends none above 1 MiB, and a reader acknowledges between
+# two of them.
 LONGEST_TEXT, LONGEST_HTML = 32 * 1024, 128 * 1024
 ENDINGS = ("message.finished", "message.failed")
 Status = Message.Status
@@ -81,7 +83,8 @@ class Answer:
         elif event.type == "delta":
             self.status = Status.STREAMING
             self._replayed += event.data["text"].replace("\0", "")  # PostgreSQL stores no NUL
-            if len(self._replayed) > len(self.content):  # else the row had more already, from before a restart
+            # else the row had more already, from before a restart
+            if len(self._replayed) > len(self.content):
                 self.content = self._replayed
         elif event.terminal:
             self._end(event)
@@ -89,7 +92,11 @@ class Answer:
     def _end(self, event: Event) -> None:
         self.usage, self.timings = event.data.get("usage"), event.data.get("timings")
         if event.type == "failed":
-            self.status, self.finish_reason, self.error = Status.FAILED, "error", event.data["error"]
+            self.status, self.finish_reason, self.error = (
+                Status.FAILED,
+                "error",
+                event.data["error"],
+            )
             return
         self.finish_reason = event.data["finish_reason"]
         cause = event.data.get("cause")
@@ -100,13 +107,19 @@ class Answer:
 
     def interrupt(self, message: str) -> None:
         self.status, self.finish_reason = Status.INTERRUPTED, "abort"
-        self.error = {"message": message, "type": "server_error", "param": None, "code": "interrupted"}
+        self.error = {
+            "message": message,
+            "type": "server_error",
+            "param": None,
+            "code": "interrupted",
+        }
 
     def fail(self, error: dict[str, Any]) -> None:
         self.status, self.finish_reason, self.error = Status.FAILED, "error", error
 
     def frames(self, after: int) -> list[dict[str, Any]]:
-        """What a reader who saw frame `after` has missed, in as few frames as possible; of a long text only the next part.
+        """What a reader who saw frame `after` has missed, in as few frames as possible; of a long
+        text only the next part.
 
         The end is repeated for whoever asks, so that every reading of an ended answer ends with it.
         """
@@ -115,21 +128,29 @@ class Answer:
         common = {"message": self.message_id}
         waiting = self.status == Status.QUEUED and self.position is not None
         if waiting and after < self.position_number:
-            found.append({"type": "message.queued", "seq": self.position_number, **common, "position": self.position})
+            found.append(
+                {
+                    "type": "message.queued",
+                    "seq": self.position_number,
+                    **common,
+                    "position": self.position,
+                }
+            )
         if after < STARTED and (content or self.status == Status.STREAMING):
             found.append({"type": "message.started", "seq": STARTED, **common})
         begin = max(0, after - TEXT)
         end = min(len(content), begin + LONGEST_TEXT)
         if begin < end:
-            found.append({"type": "message.delta", "seq": TEXT + end, **common, "text": content[begin:end]})
+            found.append(
+                {"type": "message.delta", "seq": TEXT + end, **common, "text": content[begin:end]}
+            )
         if ended and end == len(content):
             found.append(self._terminal_frame(common))
         return found
 
     def _terminal_frame(self, common: dict[str, Any]) -> dict[str, Any]:
-        html = (
-            self.html if len(self.html) <= LONGEST_HTML else ""
-        )  # the page keeps the text then, until it is loaded anew
+        # the page keeps the text then, until it is loaded anew
+        html = self.html if len(self.html) <= LONGEST_HTML else ""
         frame = {"seq": self.seq, **common, "status": str(self.status), "html": html}
         frame |= {"finish_reason": self.finish_reason, "usage": self.usage, "timings": self.timings}
         if self.error is not None:

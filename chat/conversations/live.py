@@ -1,8 +1,10 @@
-"""Answers in flight: each is taken from the worker, written down, and handed to whoever reads along.
+"""Answers in flight: each is taken from the worker, written down, and handed to whoever reads
+along.
 
-All of it happens on one event loop on a thread of its own, started with the first answer, so that an answer does not depend on
-the request, the websocket or the page that asked for it. Tokens pass no channel layer. The row is saved about once a second and
-at the end, before readers are told of the end; after a restart of the web process the worker's log is replayed.
+All of it happens on one event loop on a thread of its own, started with the first answer, so that
+an answer does not depend on the request, the websocket or the page that asked for it. Tokens pass
+no channel layer. The row is saved about once a second and at the end, before readers are told of
+the end; after a restart of the web process the worker's log is replayed.
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ STOP_WAIT = 3.0  # seconds that `stop` waits for the end
 
 
 async def start(message: Message) -> None:
-    """Has the queued answer `message` written, from its conversation's history. Returns when a worker has taken it.
+    """Has the queued answer `message` written, from its conversation's history. Returns when a
+    worker has taken it.
 
     WorkerUnavailable or RequestRefused: nobody took it; the row is saved as failed with the error.
     """
@@ -56,7 +59,9 @@ async def start(message: Message) -> None:
 
 
 async def follow(message_id: int, after: int = 0) -> AsyncIterator[dict[str, Any]]:
-    """The answer's frames after number `after` (docs/api.md, "Websocket"), up to its end; any number of readers at once."""
+    """The answer's frames after number `after` (docs/api.md, "Websocket"), up to its end; any
+    number of readers at once.
+    """
     answer = await _answer(message_id)
     if answer is None:
         return
@@ -80,14 +85,18 @@ async def follow(message_id: int, after: int = 0) -> AsyncIterator[dict[str, Any
 
 
 async def stop(message_id: int) -> None:
-    """Ends the answer; what was written stays. Waits a little, so that the row usually says so afterwards."""
+    """Ends the answer; what was written stays. Waits a little, so that the row usually says so
+    afterwards.
+    """
     answer = await _answer(message_id)
     if answer is not None and not answer.ended:
         await _at_home(_Home.stop, answer)
 
 
 async def recover() -> int:
-    """Takes up the answers in flight that this process does not follow: after a restart of the web. Returns how many."""
+    """Takes up the answers in flight that this process does not follow: after a restart of the web.
+    Returns how many.
+    """
     rows = await sync_to_async(lambda: list(Message.objects.filter(status__in=Message.IN_FLIGHT)))()
     for row in rows:
         await _at_home(_Home.resume, row)
@@ -95,7 +104,9 @@ async def recover() -> int:
 
 
 def discard(conversation: Conversation) -> None:
-    """Deletes a conversation; answers in flight are stopped first, so that the model does not write for nobody. Sync."""
+    """Deletes a conversation; answers in flight are stopped first, so that the model does not write
+    for nobody. Sync.
+    """
     for message in conversation.messages.filter(status__in=Message.IN_FLIGHT):
         async_to_sync(stop)(message.pk)
     conversation.delete()
@@ -118,7 +129,9 @@ async def _answer(message_id: int) -> Answer | None:
     answer = _home().answers.get(message_id)
     if answer is not None:
         return answer
-    row = await sync_to_async(Message.objects.filter(pk=message_id, role=Message.Role.ASSISTANT).first)()
+    row = await sync_to_async(
+        Message.objects.filter(pk=message_id, role=Message.Role.ASSISTANT).first
+    )()
     if row is None:
         return None
     if row.is_in_flight:
@@ -127,7 +140,9 @@ async def _answer(message_id: int) -> Answer | None:
 
 
 class _Home:
-    """The event loop on its thread, what is in flight there, and the thread that reads and writes its rows."""
+    """The event loop on its thread, what is in flight there, and the thread that reads and writes
+    its rows.
+    """
 
     def __init__(self):
         self.answers: dict[int, Answer] = {}
@@ -141,7 +156,9 @@ class _Home:
         atexit.register(self._hang_up)
 
     def _hang_up(self) -> None:
-        """At the end of the process. The worker goes on for its grace period; the next process takes the answers up again."""
+        """At the end of the process. The worker goes on for its grace period; the next process
+        takes the answers up again.
+        """
 
         async def close():
             for task in tuple(self._tasks):
@@ -161,7 +178,8 @@ class _Home:
         return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def _keep(self, work: Coroutine) -> None:
-        # An empty context: the caller's request, its database thread and its language end long before the answer.
+        # An empty context: the caller's request, its database thread and its language end long
+        # before the answer.
         task = self.loop.create_task(work, context=contextvars.Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -175,7 +193,11 @@ class _Home:
         try:
             await router.submit(request, checkpoint)
         except BaseException as error:
-            answer.fail(error.as_error() if isinstance(error, WorkerUnavailable | RequestRefused) else _fault(error))
+            answer.fail(
+                error.as_error()
+                if isinstance(error, WorkerUnavailable | RequestRefused)
+                else _fault(error)
+            )
             self._leave(answer)
             raise
         self._keep(self._write_down(answer, router))
@@ -203,7 +225,9 @@ class _Home:
         return answer
 
     def _leave(self, answer: Answer) -> None:
-        """The end: readers are told; latecomers find the answer here for a moment, then in its row."""
+        """The end: readers are told; latecomers find the answer here for a moment, then in its
+        row.
+        """
         answer.ended = True
         self._changed.discard(answer)
         self._ring(answer)
@@ -211,7 +235,9 @@ class _Home:
         self.loop.call_later(KEEP_ENDED, self.answers.pop, answer.message_id, None)
 
     async def _write_down(self, answer: Answer, router: Router, created_at=None) -> None:
-        """Follows the sequence to its end. `created_at`: of a row that was begun by an earlier process, or by another one."""
+        """Follows the sequence to its end. `created_at`: of a row that was begun by an earlier
+        process, or by another one.
+        """
         try:
             await self._read(answer, router, created_at)
         except WorkerUnavailable as error:
@@ -247,7 +273,9 @@ class _Home:
             await asyncio.sleep(1.0)
 
     def _ring(self, answer: Answer) -> None:
-        """Wakes the answer's readers: one call into each of their loops, however many answers have news."""
+        """Wakes the answer's readers: one call into each of their loops, however many answers have
+        news.
+        """
         for reader in tuple(answer.readers):
             if not reader.told:
                 reader.told = True
@@ -266,12 +294,17 @@ class _Home:
             await asyncio.sleep(SAVE_INTERVAL)
             changed, self._changed = self._changed, set()
             if changed:
-                rows = [(answer.message_id, answer.content, answer.seq, answer.status) for answer in changed]
+                rows = [
+                    (answer.message_id, answer.content, answer.seq, answer.status)
+                    for answer in changed
+                ]
                 await self._save(_save_progress, rows)
 
     async def _in_database(self, function, *arguments):
         """On a thread of the answers' own: the one that requests share has a queue."""
-        return await self.loop.run_in_executor(self._database, _with_connection, function, *arguments)
+        return await self.loop.run_in_executor(
+            self._database, _with_connection, function, *arguments
+        )
 
     async def _save(self, function, *arguments, attempts: int = 7) -> None:
         """A locked database is asked again."""
@@ -279,7 +312,9 @@ class _Home:
             try:
                 return await self._in_database(function, *arguments)
             except DatabaseError:
-                logger.warning("an answer could not be saved (attempt %d)", attempt + 1, exc_info=True)
+                logger.warning(
+                    "an answer could not be saved (attempt %d)", attempt + 1, exc_info=True
+                )
                 await asyncio.sleep(0.05 * 2**attempt)
         logger.error("an answer could not be saved: %r", arguments)
 
@@ -315,13 +350,19 @@ def _fault(error: BaseException) -> dict[str, Any]:
 
 
 def _request_for(message_id: int) -> tuple[Request, CheckpointRef]:
-    """What to ask a worker for: the turns before this answer, questions with the answers that they got."""
-    message = Message.objects.select_related("conversation", "checkpoint", "adapter").get(pk=message_id)
+    """What to ask a worker for: the turns before this answer, questions with the answers that they
+    got.
+    """
+    message = Message.objects.select_related("conversation", "checkpoint", "adapter").get(
+        pk=message_id
+    )
     checkpoint = message.checkpoint or Checkpoint.default()
     if checkpoint is None:
         raise WorkerUnavailable("there is no checkpoint", "no_worker_for_checkpoint")
     turns: list[dict[str, str]] = []
-    for role, content in message.conversation.messages.filter(pk__lt=message_id).values_list("role", "content"):
+    for role, content in message.conversation.messages.filter(pk__lt=message_id).values_list(
+        "role", "content"
+    ):
         if role == Message.Role.USER and turns and turns[-1]["role"] == "user":
             turns.pop()  # it got no answer
         if content:
@@ -346,9 +387,9 @@ def _save_progress(rows: list[tuple[int, str, int, str]]) -> None:
     # `seq` only rises: two web processes may follow the same answer.
     with transaction.atomic():
         for message_id, content, seq, status in rows:
-            Message.objects.filter(pk=message_id, status__in=Message.IN_FLIGHT, seq__lte=seq).update(
-                content=content, seq=seq, status=status
-            )
+            Message.objects.filter(
+                pk=message_id, status__in=Message.IN_FLIGHT, seq__lte=seq
+            ).update(content=content, seq=seq, status=status)
 
 
 def _save_end(answer: Answer) -> None:

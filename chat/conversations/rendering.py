@@ -1,8 +1,8 @@
 """Model output becomes HTML here and nowhere else.
 
-markdown-it-py without raw HTML makes the markup, nh3 lets only known tags through it. No image is ever loaded: a picture's
-address could carry the conversation away. Code blocks have the classes of the stylesheet (`.code > .code-head + pre`); the
-page's script adds the copy button to `.code-head`.
+markdown-it-py without raw HTML makes the markup, nh3 lets only known tags through it. No image is
+ever loaded: a picture's address could carry the conversation away. Code blocks have the classes of
+the stylesheet (`.code > .code-head + pre`); the page's script adds the copy button to `.code-head`.
 """
 
 import html
@@ -14,7 +14,8 @@ from markdown_it import MarkdownIt
 # Markdown of this size takes about a second to parse; anything longer is shown as it was written.
 LONGEST = 100_000
 _SCHEME = re.compile(r"(?<![A-Za-z0-9])https?$")
-_ADDRESS = re.compile(r"https?://[!#-&*-;=?-Z\\^_a-z|~]{1,2000}")  # no quotes, brackets, parentheses, nor Chinese
+# no quotes, brackets, parentheses, nor Chinese
+_ADDRESS = re.compile(r"https?://[!#-&*-;=?-Z\\^_a-z|~]{1,2000}")
 _LANGUAGE = re.compile(r"[\w+#.-]{1,30}")
 
 
@@ -30,9 +31,11 @@ def _code_block(renderer, tokens, index, options, environment) -> str:
 
 
 def _bare_address(state, silent) -> bool:
-    """An inline rule: `https://...` in running text is a link, and ends where Chinese text or punctuation goes on.
+    """An inline rule: `https://...` in running text is a link, and ends where Chinese text or
+    punctuation goes on.
 
-    linkify-it takes "https://a.b，然后" for one address, "manage.py" for another, and seconds for a hostile text.
+    linkify-it takes "https://a.b，然后" for one address, "manage.py" for another, and seconds for a
+    hostile text.
     """
     if state.linkLevel or not state.src.startswith("://", state.pos):
         return False
@@ -62,7 +65,10 @@ def _parser() -> MarkdownIt:
 
 
 _markdown = _parser()
-_TAGS = "p br hr strong em s blockquote h1 h2 h3 h4 h5 h6 ul ol li a div span pre code table thead tbody tr th td"
+_TAGS = (
+    "p br hr strong em s blockquote h1 h2 h3 h4 h5 h6 ul ol li a div span pre code "
+    "table thead tbody tr th td"
+)
 _sanitiser = nh3.Cleaner(
     tags=set(_TAGS.split()),
     attributes={"a": {"href", "title"}, "ol": {"start"}, "pre": {"tabindex"}, "code": {"class"}},

@@ -15,13 +15,18 @@ TITLE = 40  # characters of the first message that become a fresh conversation's
 KEEP = object()  # for `adapter`: whatever the conversation used last
 
 
-def create_turn(conversation, user, content, checkpoint=None, adapter=None, sampling=None) -> tuple[Message, Message]:
-    """(the user's message, the queued answer); `chat.conversations.live.start(answer)` then makes somebody write it.
+def create_turn(
+    conversation, user, content, checkpoint=None, adapter=None, sampling=None
+) -> tuple[Message, Message]:
+    """(the user's message, the queued answer); `chat.conversations.live.start(answer)` then makes
+    somebody write it.
 
-    `checkpoint` and `adapter` are rows, ids or names that `user` may see. checkpoint None: the adapter's, else the conversation's
-    last one, else the default. adapter None: prefix off; KEEP: as in the conversation's last turn.
+    `checkpoint` and `adapter` are rows, ids or names that `user` may see. checkpoint None: the
+    adapter's, else the conversation's last one, else the default. adapter None: prefix off; KEEP:
+    as in the conversation's last turn.
 
-    ValidationError({field: ...}) names every problem; Conflict: an answer of this conversation is still being written.
+    ValidationError({field: ...}) names every problem; Conflict: an answer of this conversation is
+    still being written.
     """
     problems = {}
     content = _checked(_content, content, "content", problems)
@@ -29,16 +34,28 @@ def create_turn(conversation, user, content, checkpoint=None, adapter=None, samp
     if adapter is KEEP:
         adapter = _last_adapter(conversation, user, checkpoint)
     adapter = _checked(lambda value: _row(Adapter, user, value), adapter, "adapter", problems)
-    checkpoint = _checked(lambda value: _row(Checkpoint, user, value), checkpoint, "checkpoint", problems)
+    checkpoint = _checked(
+        lambda value: _row(Checkpoint, user, value), checkpoint, "checkpoint", problems
+    )
     if not problems:
         checkpoint = checkpoint or (adapter.checkpoint if adapter else None)
         checkpoint = checkpoint or conversation.checkpoint or Checkpoint.default()
         if checkpoint is None:
-            message = _("There is no checkpoint yet. Register one with: python manage.py add_checkpoint PATH")
+            message = _(
+                "There is no checkpoint yet. Register one with: python manage.py add_checkpoint "
+                "PATH"
+            )
             problems["checkpoint"] = ValidationError(message, "no_checkpoint")
         elif adapter and adapter.checkpoint_id != checkpoint.pk:
-            message = _("The adapter “%(adapter)s” belongs to the checkpoint “%(its)s”, not to “%(chosen)s”.")
-            names = {"adapter": adapter.name, "its": adapter.checkpoint.name, "chosen": checkpoint.name}
+            message = _(
+                "The adapter “%(adapter)s” belongs to the checkpoint “%(its)s”, not to "
+                "“%(chosen)s”."
+            )
+            names = {
+                "adapter": adapter.name,
+                "its": adapter.checkpoint.name,
+                "chosen": checkpoint.name,
+            }
             problems["adapter"] = ValidationError(message % names, "invalid_adapter")
     if problems:
         raise ValidationError(problems)
@@ -47,10 +64,14 @@ def create_turn(conversation, user, content, checkpoint=None, adapter=None, samp
 
 @transaction.atomic
 def _written(conversation, content, checkpoint, adapter, sampling) -> tuple[Message, Message]:
-    # The lock makes two simultaneous sends queue up here, so that only the first finds no answer in flight.
+    # The lock makes two simultaneous sends queue up here, so that only the first finds no answer in
+    # flight.
     held = Conversation.objects.select_for_update().get(pk=conversation.pk)
     if held.messages.filter(status__in=Message.IN_FLIGHT).exists():
-        raise Conflict(_("The last answer is still being written. Wait for it or stop it first."), "answer_in_flight")
+        raise Conflict(
+            _("The last answer is still being written. Wait for it or stop it first."),
+            "answer_in_flight",
+        )
     message = held.messages.create(role=Message.Role.USER, content=content)
     answer = held.messages.create(
         role=Message.Role.ASSISTANT,
@@ -69,7 +90,9 @@ def _written(conversation, content, checkpoint, adapter, sampling) -> tuple[Mess
 
 
 def model_label(checkpoint, adapter=None) -> str:
-    """`base` or `base:adapter`: what /v1/ accepts as a model, and what an answer says it was written by."""
+    """`base` or `base:adapter`: what /v1/ accepts as a model, and what an answer says it was
+    written by.
+    """
     return f"{checkpoint.name}:{adapter.name}" if adapter else checkpoint.name
 
 
@@ -79,7 +102,9 @@ def title_of(content: str) -> str:
 
 
 def _checked(check, value, field, problems):
-    """`check(value)`; a ValidationError goes into `problems` under `field` (or its own fields) instead."""
+    """`check(value)`; a ValidationError goes into `problems` under `field` (or its own fields)
+    instead.
+    """
     try:
         return check(value)
     except ValidationError as error:
@@ -94,14 +119,18 @@ def _content(content) -> str:
         raise ValidationError(_("Write something first."), "blank")
     if len(content) > LONGEST_CONTENT:
         message = _("The text has %(length)s characters; at most %(most)s are possible.")
-        raise ValidationError(message % {"length": f"{len(content):,}", "most": f"{LONGEST_CONTENT:,}"}, "too_long")
+        raise ValidationError(
+            message % {"length": f"{len(content):,}", "most": f"{LONGEST_CONTENT:,}"}, "too_long"
+        )
     if not is_storable(content):
         raise ValidationError(_("The text contains a NUL or half a character."), "invalid")
     return content
 
 
 def _row(model, user, value):
-    """The row that `value` (a row, an id or a name) means and `user` may see; ValidationError when there is none."""
+    """The row that `value` (a row, an id or a name) means and `user` may see; ValidationError when
+    there is none.
+    """
     if value is None or isinstance(value, model):
         return value
     visible = model.objects.visible_to(user)
@@ -111,12 +140,16 @@ def _row(model, user, value):
     if found is None and (pk := whole_number(value)) is not None:
         found = visible.filter(pk=pk).first()
     if found is None:
-        raise ValidationError(_("“%(value)s” does not exist.") % {"value": shown(value)}, "does_not_exist")
+        raise ValidationError(
+            _("“%(value)s” does not exist.") % {"value": shown(value)}, "does_not_exist"
+        )
     return found
 
 
 def _last_adapter(conversation, user, checkpoint):
-    """The conversation's last adapter while it still exists for `user` and fits a newly chosen checkpoint; else none."""
+    """The conversation's last adapter while it still exists for `user` and fits a newly chosen
+    checkpoint; else none.
+    """
     adapter = conversation.adapter
     if adapter is None or not Adapter.objects.visible_to(user).filter(pk=adapter.pk).exists():
         return None

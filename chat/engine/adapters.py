@@ -1,7 +1,9 @@
-"""A tuned artefact as the engine sees it: a KV prefix, and the pool that keeps many of them at hand.
+"""A tuned artefact as the engine sees it: a KV prefix, and the pool that keeps many of them at
+hand.
 
-P-tuning v2 learns `pre_seq_len` key and value vectors per layer (SPEC 6). Serving needs nothing else of a run, so an
-adapter is one tensor in `adapter.safetensors` beside a small `adapter.json`, whatever trained it.
+P-tuning v2 learns `pre_seq_len` key and value vectors per layer (SPEC 6). Serving needs nothing
+else of a run, so an adapter is one tensor in `adapter.safetensors` beside a small `adapter.json`,
+whatever trained it.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ FORMAT = 1
 
 
 class AdapterInvalid(Exception):
-    """The folder holds no adapter that fits. The message names both sides: what was found and what is needed."""
+    """The folder holds no adapter that fits. The message names both sides: what was found and what
+    is needed.
+    """
 
     code = "invalid_adapter"
 
@@ -38,9 +42,10 @@ class AdapterInvalid(Exception):
 class KVPrefix:
     """Learned keys and values that stand before the prompt.
 
-    tensor: [layers, 2, kv_heads, pre_seq_len, head_dim]; index 0 of dimension 1 is the key (never rotated), 1 the value.
-    shifts_positions: True where the prompt's first position is pre_seq_len (peft's rule), False where it stays 0 (ChatGLM).
-    checkpoint_fingerprint: of the base weights it was trained on (chat.checkpoints.describe); "" fits any of equal shape.
+    tensor: [layers, 2, kv_heads, pre_seq_len, head_dim]; index 0 of dimension 1 is the key (never
+    rotated), 1 the value. shifts_positions: True where the prompt's first position is pre_seq_len
+    (peft's rule), False where it stays 0 (ChatGLM). checkpoint_fingerprint: of the base weights it
+    was trained on (chat.checkpoints.describe); "" fits any of equal shape.
     """
 
     tensor: torch.Tensor
@@ -66,12 +71,15 @@ def _replace(path: Path, write) -> None:
 
 
 def save(prefix: KVPrefix, folder: str | Path) -> str:
-    """Write the adapter into `folder` (made if missing); return the sha256 of adapter.safetensors, in hex."""
+    """Write the adapter into `folder` (made if missing); return the sha256 of adapter.safetensors,
+    in hex.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if prefix.tensor.dim() != 5 or prefix.tensor.shape[1] != 2:
         raise AdapterInvalid(
-            f"a KV prefix is [layers, 2, kv_heads, pre_seq_len, head_dim], this one is {list(prefix.tensor.shape)}"
+            "a KV prefix is [layers, 2, kv_heads, pre_seq_len, head_dim], this one is "
+            f"{list(prefix.tensor.shape)}"
         )
     layers, _, kv_heads, pre_seq_len, head_dim = prefix.tensor.shape
     tensor = prefix.tensor.detach().to("cpu").contiguous()
@@ -95,23 +103,35 @@ def save(prefix: KVPrefix, folder: str | Path) -> str:
 
 
 def load(folder: str | Path) -> KVPrefix:
-    """Read what `save` wrote. Raises AdapterInvalid when a file is missing, unreadable or says other shapes than it holds."""
+    """Read what `save` wrote. Raises AdapterInvalid when a file is missing, unreadable or says
+    other shapes than it holds.
+    """
     folder = Path(folder)
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / WEIGHTS_FILE)
     except FileNotFoundError as error:
-        raise AdapterInvalid(f"{folder} is not an adapter: {Path(error.filename or '').name} is missing") from error
+        raise AdapterInvalid(
+            f"{folder} is not an adapter: {Path(error.filename or '').name} is missing"
+        ) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterInvalid(f"the adapter in {folder} cannot be read: {error}") from error
     if not isinstance(description, dict) or TENSOR_NAME not in tensors:
-        raise AdapterInvalid(f"{folder} holds tensors {sorted(tensors)}, an adapter holds '{TENSOR_NAME}'")
+        raise AdapterInvalid(
+            f"{folder} holds tensors {sorted(tensors)}, an adapter holds '{TENSOR_NAME}'"
+        )
     tensor = tensors[TENSOR_NAME]
     names = ("layers", "kv_heads", "pre_seq_len", "head_dim")
     said = [description.get(name) for name in names]
-    held = [tensor.shape[i] for i in (0, 2, 3, 4)] if tensor.dim() == 5 and tensor.shape[1] == 2 else list(tensor.shape)
+    held = (
+        [tensor.shape[i] for i in (0, 2, 3, 4)]
+        if tensor.dim() == 5 and tensor.shape[1] == 2
+        else list(tensor.shape)
+    )
     if said != held:
-        raise AdapterInvalid(f"{DESCRIPTION_FILE} says {dict(zip(names, said, strict=True))}, the tensor has {held}")
+        raise AdapterInvalid(
+            f"{DESCRIPTION_FILE} says {dict(zip(names, said, strict=True))}, the tensor has {held}"
+        )
     return KVPrefix(
         tensor=tensor,
         shifts_positions=bool(description.get("shifts_positions", True)),
@@ -121,18 +141,23 @@ def load(folder: str | Path) -> KVPrefix:
 
 
 def check(prefix: KVPrefix, loaded: Any) -> None:
-    """Refuse an adapter that does not fit the loaded checkpoint (chat.engine.loading.Loaded), naming both sides."""
+    """Refuse an adapter that does not fit the loaded checkpoint (chat.engine.loading.Loaded),
+    naming both sides.
+    """
     layers, _, kv_heads, _, head_dim = prefix.tensor.shape
     has = {"layers": layers, "kv_heads": kv_heads, "head_dim": head_dim}
     needs = {"layers": loaded.layers, "kv_heads": loaded.kv_heads, "head_dim": loaded.head_dim}
     if has != needs:
         raise RequestRefused(
-            "invalid_adapter", f"the adapter was made for {has}, the checkpoint has {needs}", param="adapter"
+            "invalid_adapter",
+            f"the adapter was made for {has}, the checkpoint has {needs}",
+            param="adapter",
         )
     if prefix.shifts_positions != loaded.shifts_positions:
         raise RequestRefused(
             "invalid_adapter",
-            f"the adapter's position rule (shifts_positions={prefix.shifts_positions}) is not the checkpoint's "
+            f"the adapter's position rule (shifts_positions={prefix.shifts_positions}) is not the "
+            "checkpoint's "
             f"(shifts_positions={loaded.shifts_positions})",
             param="adapter",
         )
@@ -144,7 +169,11 @@ def check(prefix: KVPrefix, loaded: Any) -> None:
             param="adapter",
         )
     if not torch.isfinite(prefix.tensor).all():
-        raise RequestRefused("invalid_adapter", "the adapter holds values that are not finite numbers", param="adapter")
+        raise RequestRefused(
+            "invalid_adapter",
+            "the adapter holds values that are not finite numbers",
+            param="adapter",
+        )
 
 
 @dataclass
@@ -154,10 +183,11 @@ class _Resident:
 
 
 class AdapterPool:
-    """Every adapter in use: a copy in host memory (pinned when the model is on a GPU), the hot ones on the device.
+    """Every adapter in use: a copy in host memory (pinned when the model is on a GPU), the hot ones
+    on the device.
 
-    Both tiers are bounded in bytes and drop the least recently used. `fetch` may run on any thread and may read the
-    disk; `on_device` belongs to the engine's thread and only copies.
+    Both tiers are bounded in bytes and drop the least recently used. `fetch` may run on any thread
+    and may read the disk; `on_device` belongs to the engine's thread and only copies.
     """
 
     def __init__(self, loaded: Any, device_bytes: int = 3 << 30, host_bytes: int = 16 << 30):
@@ -168,7 +198,9 @@ class AdapterPool:
         self._device = torch.device(loaded.device)
 
     def fetch(self, ref: AdapterRef) -> torch.Tensor:
-        """The adapter's host tensor, in the model's dtype. Raises RequestRefused("invalid_adapter") if it does not fit."""
+        """The adapter's host tensor, in the model's dtype. Raises RequestRefused("invalid_adapter")
+        if it does not fit.
+        """
         with self._lock:
             entry = self._entries.get(ref.name)
             if entry is not None:
@@ -194,7 +226,9 @@ class AdapterPool:
                 self._entries.popitem(last=False)
 
     def on_device(self, name: str, host: torch.Tensor) -> torch.Tensor:
-        """The adapter on the model's device; a cold one is copied from pinned memory without waiting for the copy."""
+        """The adapter on the model's device; a cold one is copied from pinned memory without
+        waiting for the copy.
+        """
         if self._device.type == "cpu":
             return host
         with self._lock:

@@ -1,8 +1,9 @@
 """Attention of a decode step on a CPU: rows of similar length together.
 
-A batch's keys are one rectangle as wide as its longest row, and SDPA computes, and masks, all of it. So one long conversation would
-make every other row's step as long as its own. Here neighbouring rows whose lengths are alike go into a call of their own.
-On a GPU a decode step is one captured graph of fixed shapes (cuda_graphs.py) and this is not used.
+A batch's keys are one rectangle as wide as its longest row, and SDPA computes, and masks, all of
+it. So one long conversation would make every other row's step as long as its own. Here neighbouring
+rows whose lengths are alike go into a call of their own. On a GPU a decode step is one captured
+graph of fixed shapes (cuda_graphs.py) and this is not used.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ _now = threading.local()  # .groups: of the decode step that runs on this thread
 
 
 def groups_of(widths: Sequence[int], call_cost: int) -> list[Group]:
-    """Neighbouring rows shared out so that the columns computed, plus `call_cost` columns a group, are as few as possible."""
+    """Neighbouring rows shared out so that the columns computed, plus `call_cost` columns a group,
+    are as few as possible.
+    """
     count = len(widths)
-    least, cut = [0] * (count + 1), [0] * (count + 1)  # of the first n rows: cost, and where the last group begins
+    # of the first n rows: cost, and where the last group begins
+    least, cut = [0] * (count + 1), [0] * (count + 1)
     for end in range(1, count + 1):
         width, best = 0, -1
         for start in range(end - 1, -1, -1):
@@ -70,7 +74,9 @@ AttentionInterface.register(NAME, _grouped)
 
 @contextlib.contextmanager
 def rows_of_similar_length(loaded: Any, widths: Sequence[int]) -> Iterator[None]:
-    """For one decode step: widths[i] columns of row i are seen, from the first on. Changes nothing where it would not pay."""
+    """For one decode step: widths[i] columns of row i are seen, from the first on. Changes nothing
+    where it would not pay.
+    """
     config = loaded.model.config.get_text_config()
     call_cost = CALL_BYTES // (2 * loaded.kv_heads * loaded.head_dim * loaded.dtype.itemsize)
     wasted = max(widths) * len(widths) - sum(widths)

@@ -1,4 +1,6 @@
-"""The requests that hold a slot of the cache: who sits where, what they take over from others, what they leave behind."""
+"""The requests that hold a slot of the cache: who sits where, what they take over from others, what
+they leave behind.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ from chat.engine.sequence import Sequence
 
 
 class Rows:
-    """Sequences by slot, without gaps; the first `decoding` are past their prompt. Belongs to the engine's thread.
+    """Sequences by slot, without gaps; the first `decoding` are past their prompt. Belongs to the
+    engine's thread.
 
     prompts: keys and values of earlier prompts, None where the architecture cannot reuse any.
     """
@@ -31,7 +34,8 @@ class Rows:
         return self._rows[self.decoding :]
 
     def settle(self, sequence: Sequence) -> None:
-        """Give a sequence the next slot and what needs no compute: its prefix, and what others have computed of its prompt.
+        """Give a sequence the next slot and what needs no compute: its prefix, and what others have
+        computed of its prompt.
 
         Raises what goes wrong (no memory); the sequence has no slot then.
         """
@@ -46,14 +50,19 @@ class Rows:
         self._rows.append(sequence)
 
     def _take_over(self, sequence: Sequence, slot: int) -> int:
-        """Copies the longest beginning of the prompt that is known, and returns its length: never all, the last token must be
-        computed. Several answers to one prompt, or a system prompt that all share, are computed once."""
+        """Copies the longest beginning of the prompt that is known, and returns its length: never
+        all, the last token must be computed. Several answers to one prompt, or a system prompt that
+        all share, are computed once.
+        """
         if self.prompts is None:
             return 0
         adapter, wanted, first = sequence.adapter_name, sequence.prompt[:-1], sequence.places.prefix
         source, length = None, self.prompts.shortest - 1
         for row in self._rows:
-            if row.adapter_name == adapter and row.prompt[: self.prompts.shortest] == wanted[: self.prompts.shortest]:
+            if (
+                row.adapter_name == adapter
+                and row.prompt[: self.prompts.shortest] == wanted[: self.prompts.shortest]
+            ):
                 shared = common_length(row.computed, wanted)
                 if shared > length:
                     source, length = row, shared
@@ -68,14 +77,18 @@ class Rows:
         return length
 
     def advance(self) -> None:
-        """Counts those as answering whose prompt is done. They come in slot order: only the last of a step can be cut short."""
+        """Counts those as answering whose prompt is done. They come in slot order: only the last of
+        a step can be cut short.
+        """
         while self.decoding < len(self._rows) and (
             self._rows[self.decoding].prefilled or self._rows[self.decoding].finished
         ):
             self.decoding += 1
 
     def release(self, sequence: Sequence) -> None:
-        """Free a finished sequence's slot, if it has one; the last rows move up so that those in use stay together."""
+        """Free a finished sequence's slot, if it has one; the last rows move up so that those in
+        use stay together.
+        """
         slot = sequence.slot
         if slot < 0:
             return
@@ -92,7 +105,9 @@ class Rows:
         sequence.slot = -1
 
     def clear(self) -> list[Sequence]:
-        """Everybody out, after a fault that may have left anything in any slot; returns who was in."""
+        """Everybody out, after a fault that may have left anything in any slot; returns who was
+        in.
+        """
         for slot in range(len(self._rows)):
             self.cache.wipe(slot)
         gone, self._rows, self.decoding = self._rows, [], 0
@@ -108,4 +123,6 @@ class Rows:
         assert self.prompts is not None
         ids, first = sequence.computed, sequence.places.prefix
         if self.prompts.wants(sequence.adapter_name, ids):
-            self.prompts.keep(sequence.adapter_name, ids, self.cache.take(sequence.slot, first, first + len(ids)))
+            self.prompts.keep(
+                sequence.adapter_name, ids, self.cache.take(sequence.slot, first, first + len(ids))
+            )

@@ -13,15 +13,19 @@ import torch
 from chat.engine.kv_cache import SlotCache
 
 MOST_ROWS = {"cpu": 32, "cuda": 128}
-CACHE_SHARE = 0.4  # of free memory; the rest is for activations, adapters, the prompt store and a trainer beside it
+# of free memory; the rest is for activations, adapters, the prompt store and a trainer beside it
+CACHE_SHARE = 0.4
 LAST_RESORT_SHARE = 0.85  # for the first row alone
 PROMPT_STORE_SHARE = 0.05
-MAX_LENGTH = 8192  # tokens a request, unless asked for more: slots are as long as the longest request may be
+# tokens a request, unless asked for more: slots are as long as the longest request may be
+MAX_LENGTH = 8192
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """rows: requests in one batch. max_length: prompt and answer tokens of one. columns: those and the longest prefix."""
+    """rows: requests in one batch. max_length: prompt and answer tokens of one. columns: those and
+    the longest prefix.
+    """
 
     rows: int
     max_length: int
@@ -42,21 +46,31 @@ def free_memory(device: torch.device) -> int:
 
 
 def capacity_for(
-    loaded: Any, max_rows: int | None, max_length: int | None, prefix_room: int, cache_share: float = CACHE_SHARE
+    loaded: Any,
+    max_rows: int | None,
+    max_length: int | None,
+    prefix_room: int,
+    cache_share: float = CACHE_SHARE,
 ) -> Capacity:
     """Raises ValueError when not even one request fits."""
     length = min(max_length or MAX_LENGTH, loaded.context_length)
     columns = length + prefix_room
     per_row = SlotCache.bytes_per_row(
-        layers=loaded.layers, kv_heads=loaded.kv_heads, head_dim=loaded.head_dim, columns=columns, dtype=loaded.dtype
+        layers=loaded.layers,
+        kv_heads=loaded.kv_heads,
+        head_dim=loaded.head_dim,
+        columns=columns,
+        dtype=loaded.dtype,
     )
     free = free_memory(loaded.device)
-    # A card that the weights nearly fill still serves one request at a time, though nothing trains beside it.
+    # A card that the weights nearly fill still serves one request at a time, though nothing trains
+    # beside it.
     fits = int(free * cache_share) // per_row or min(1, int(free * LAST_RESORT_SHARE) // per_row)
     rows = min(fits, max_rows or MOST_ROWS.get(loaded.device.type, 32))
     if rows < 1:
         raise ValueError(
-            f"one request of {length} tokens needs {per_row >> 20} MiB of key-value cache, {free >> 20} MiB are free: "
+            f"one request of {length} tokens needs {per_row >> 20} MiB of key-value cache, "
+            f"{free >> 20} MiB are free: "
             "lower the maximum length"
         )
     return Capacity(rows, length, columns, int(free * PROMPT_STORE_SHARE), free)

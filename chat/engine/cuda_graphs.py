@@ -1,8 +1,10 @@
-"""One token for every row. On a GPU the step is replayed from a CUDA graph, because launching it costs more than running it.
+"""One token for every row. On a GPU the step is replayed from a CUDA graph, because launching it
+costs more than running it.
 
-A 28-layer step launches about a thousand kernels: 8-12 ms of host time against a floor of 2.6 ms (design measurement on an
-H200). A graph fixes shapes and addresses, so rows are padded up to a bucket and the cache's width to a multiple of 256 columns.
-The same static path runs without capture on a CPU, where the tests hold it against the plain one.
+A 28-layer step launches about a thousand kernels: 8-12 ms of host time against a floor of 2.6 ms
+(design measurement on an H200). A graph fixes shapes and addresses, so rows are padded up to a
+bucket and the cache's width to a multiple of 256 columns. The same static path runs without capture
+on a CPU, where the tests hold it against the plain one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ log = logging.getLogger(__name__)
 
 ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128)
 WIDTH_STEP = 256  # columns
-WARM_UP = 2  # runs before capture, so that libraries allocate and choose kernels outside of the graph
+# runs before capture, so that libraries allocate and choose kernels outside of the graph
+WARM_UP = 2
 
 
 class EagerDecoder:
@@ -31,7 +34,9 @@ class EagerDecoder:
     def __init__(self, loaded: Any, cache: SlotCache, positions: Any):
         self.loaded, self.cache, self.positions = loaded, cache, positions
 
-    def run(self, *, first: int, ids: Sequence[int], columns: Sequence[int], places: Sequence[Places]) -> torch.Tensor:
+    def run(
+        self, *, first: int, ids: Sequence[int], columns: Sequence[int], places: Sequence[Places]
+    ) -> torch.Tensor:
         """Feed ids[i] to row first + i at cache column columns[i]; logits [rows, vocabulary]."""
         device = self.loaded.device
         indices = [column - place.prefix for column, place in zip(columns, places, strict=True)]
@@ -64,7 +69,9 @@ class EagerDecoder:
 
 @dataclass
 class _Buffers:
-    """Fixed inputs of one row bucket. ids, columns: [bucket]; positions: [bucket] or [bucket, 2]."""
+    """Fixed inputs of one row bucket. ids, columns: [bucket]; positions: [bucket] or [bucket,
+    2].
+    """
 
     ids: torch.Tensor
     columns: torch.Tensor
@@ -83,7 +90,9 @@ class StaticDecoder(EagerDecoder):
         self._graphs: dict[tuple[int, int], tuple[Any, torch.Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle() if capture else None
 
-    def run(self, *, first: int, ids: Sequence[int], columns: Sequence[int], places: Sequence[Places]) -> torch.Tensor:
+    def run(
+        self, *, first: int, ids: Sequence[int], columns: Sequence[int], places: Sequence[Places]
+    ) -> torch.Tensor:
         if first:  # rows run one by one after a fault: rare, not worth a graph
             return super().run(first=first, ids=ids, columns=columns, places=places)
         bucket = next(bucket for bucket in self.buckets if bucket >= len(ids))
@@ -94,7 +103,8 @@ class StaticDecoder(EagerDecoder):
         if (bucket, width) not in self._graphs:
             try:
                 self._graphs[bucket, width] = self._captured(buffers, width)
-            except RuntimeError as error:  # a forward that synchronises or allocates cannot be recorded
+            except RuntimeError as error:
+                # a forward that synchronises or allocates cannot be recorded
                 log.warning("decoding without CUDA graphs: %s", error)
                 self.capture = False
                 return self._static_forward(buffers, width)[: len(ids)]
@@ -102,7 +112,9 @@ class StaticDecoder(EagerDecoder):
         graph.replay()
         return logits[: len(ids)].clone()
 
-    def _fill(self, bucket: int, ids: Sequence[int], columns: Sequence[int], places: Sequence[Places]) -> _Buffers:
+    def _fill(
+        self, bucket: int, ids: Sequence[int], columns: Sequence[int], places: Sequence[Places]
+    ) -> _Buffers:
         device = self.loaded.device
         indices = [column - place.prefix for column, place in zip(columns, places, strict=True)]
         padding = bucket - len(ids)
@@ -114,17 +126,23 @@ class StaticDecoder(EagerDecoder):
             torch.arange(bucket),
         )
         if bucket not in self._buffers:
-            self._buffers[bucket] = _Buffers(*(tensor.to(device, copy=True) for tensor in vars(host).values()))
+            self._buffers[bucket] = _Buffers(
+                *(tensor.to(device, copy=True) for tensor in vars(host).values())
+            )
         buffers = self._buffers[bucket]
         for name in ("ids", "columns", "positions"):
             getattr(buffers, name).copy_(getattr(host, name), non_blocking=True)
         return buffers
 
     def _static_forward(self, buffers: _Buffers, width: int) -> torch.Tensor:
-        return self._forward(buffers.ids, buffers.columns, buffers.positions, buffers.rows, width, 0)
+        return self._forward(
+            buffers.ids, buffers.columns, buffers.positions, buffers.rows, width, 0
+        )
 
     def _captured(self, buffers: _Buffers, width: int) -> tuple[Any, torch.Tensor]:
-        """Record one step. Running it more than once is harmless: it writes the same keys to the same columns."""
+        """Record one step. Running it more than once is harmless: it writes the same keys to the
+        same columns.
+        """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -138,7 +156,9 @@ class StaticDecoder(EagerDecoder):
 
 
 def decoder_for(loaded: Any, cache: SlotCache, positions: Any) -> EagerDecoder:
-    """Graphs on one CUDA device; the plain way elsewhere (a model spread over devices cannot be captured whole)."""
+    """Graphs on one CUDA device; the plain way elsewhere (a model spread over devices cannot be
+    captured whole).
+    """
     spread = len(set(getattr(loaded.model, "hf_device_map", {}).values())) > 1
     if loaded.device.type == "cuda" and not spread:
         return StaticDecoder(loaded, cache, positions, capture=True)

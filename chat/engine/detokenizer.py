@@ -1,4 +1,6 @@
-"""Answers' tokens to text as they come: incremental decoding, and ChatGLM's cleaning of what was decoded."""
+"""Answers' tokens to text as they come: incremental decoding, and ChatGLM's cleaning of what was
+decoded.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class TextStream(ABC):
 
 
 class _WindowStream(TextStream):
-    """Decodes a short window twice and gives out the difference: right for any tokenizer, about 5 microseconds a token."""
+    """Decodes a short window twice and gives out the difference: right for any tokenizer, about 5
+    microseconds a token.
+    """
 
     def __init__(self, tokenizer: Any, ids: Sequence[int] = ()):
         self._tokenizer = tokenizer
@@ -58,13 +62,16 @@ class _WindowStream(TextStream):
 
 
 class _BackendStream(TextStream):
-    """tokenizers' own DecodeStream: about 1 microsecond a token at any length (design measurement: 23-102 for a re-decode)."""
+    """tokenizers' own DecodeStream: about 1 microsecond a token at any length (design measurement:
+    23-102 for a re-decode).
+    """
 
     def __init__(self, backend: Any, tokenizer: Any):
         self._stream = DecodeStream(skip_special_tokens=True)
         self._backend, self._tokenizer = backend, tokenizer
         self._held: list[int] = []  # since the last text that came out, for the flush
-        self._last: list[int] = []  # the tokens of that text: context in which the held ones are spelled
+        # the tokens of that text: context in which the held ones are spelled
+        self._last: list[int] = []
         self._fallback: _WindowStream | None = None
 
     def step(self, token_id: int) -> str:
@@ -73,7 +80,8 @@ class _BackendStream(TextStream):
         self._held.append(token_id)
         try:
             text = self._stream.step(self._backend, token_id)
-        except Exception:  # the stream raises a bare Exception on a decoder that rewrites its own prefix
+        except Exception:
+            # the stream raises a bare Exception on a decoder that rewrites its own prefix
             self._fallback = self._window()
             return self._fallback._advance(final=False)
         if not text:
@@ -99,7 +107,9 @@ _MARKS = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
 
 
 def clean_chatglm(text: str) -> str:
-    """Upstream's process_response (SPEC 5): strip, fill in the training time, full-width marks beside Chinese characters."""
+    """Upstream's process_response (SPEC 5): strip, fill in the training time, full-width marks
+    beside Chinese characters.
+    """
     return _widen(text.strip().replace(TRAINING_TIME, TRAINING_TIME_ANSWER))
 
 

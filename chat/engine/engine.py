@@ -1,7 +1,9 @@
-"""Continuous batching: requests join and leave at step boundaries; one step is some prefill and one token for every row.
+"""Continuous batching: requests join and leave at step boundaries; one step is some prefill and one
+token for every row.
 
-The scheduler sees prompts as token lists, rows as slots of one KV cache (chat.engine.kv_cache) and the model as its ordinary
-forward. Everything between `submit` and the sink happens on one thread, so that it needs no locks but the one at the door.
+The scheduler sees prompts as token lists, rows as slots of one KV cache (chat.engine.kv_cache) and
+the model as its ordinary forward. Everything between `submit` and the sink happens on one thread,
+so that it needs no locks but the one at the door.
 """
 
 from __future__ import annotations
@@ -41,9 +43,10 @@ POSITION_INTERVAL = 0.5  # seconds between queue position updates
 class Engine:
     """Serves one loaded checkpoint and any number of adapters.
 
-    max_rows, max_length: requests in a batch, tokens of one request (prompt and answer); sized from free memory when None.
-    cache_share: part of the free memory that the key-value cache may take when rows are sized from it.
-    queue_limit: requests waiting beyond which `submit` refuses. prefill_tokens: prompt tokens computed in one step.
+    max_rows, max_length: requests in a batch, tokens of one request (prompt and answer); sized from
+    free memory when None. cache_share: part of the free memory that the key-value cache may take
+    when rows are sized from it. queue_limit: requests waiting beyond which `submit` refuses.
+    prefill_tokens: prompt tokens computed in one step.
     """
 
     def __init__(
@@ -77,7 +80,9 @@ class Engine:
         self.prompts: PromptStore | None = None
         if reuse_prompts and not self.positions.atomic_prefill:
             self.prompts = PromptStore(self.capacity.prompt_store_bytes)
-        self._acceptance = Acceptance(loaded, self.positions, self.adapters, self.max_length, prefix_room)
+        self._acceptance = Acceptance(
+            loaded, self.positions, self.adapters, self.max_length, prefix_room
+        )
         # At the door, under the lock:
         self._door = threading.Condition()
         self._waiting: FairQueue[Sequence] = FairQueue()
@@ -102,7 +107,9 @@ class Engine:
     # -- the door: any thread
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """Queue a request; events go to `sink` on the engine's thread. Raises RequestRefused before any compute."""
+        """Queue a request; events go to `sink` on the engine's thread. Raises RequestRefused before
+        any compute.
+        """
         self._submit(request, sink, None)
 
     def _submit(self, request: Request, sink: Sink, ended: Ended | None) -> None:
@@ -119,7 +126,9 @@ class Engine:
         if self._closed:
             raise RequestRefused("queue_full", "the engine is shutting down", retry_after=5)
         if request.id in self._known:
-            raise RequestRefused("invalid_value", f"request {request.id!r} is already running", param="id")
+            raise RequestRefused(
+                "invalid_value", f"request {request.id!r} is already running", param="id"
+            )
         if len(self._waiting) >= self.queue_limit:
             raise RequestRefused(
                 "queue_full",
@@ -128,7 +137,9 @@ class Engine:
             )
 
     def abort(self, request_id: str) -> None:
-        """End a request with finish_reason "abort" at the next step; unknown and finished ones are ignored."""
+        """End a request with finish_reason "abort" at the next step; unknown and finished ones are
+        ignored.
+        """
         with self._door:
             sequence = self._known.get(request_id)
             if sequence is not None:
@@ -149,13 +160,16 @@ class Engine:
         while not stop_event.is_set():
             try:
                 worked = self.step()
-            except Exception as error:  # no request's fault that is known of: those that run end, the engine goes on
+            except Exception as error:
+                # no request's fault that is known of: those that run end, the engine goes on
                 log.exception("a step failed")
                 self._abandon(error)
                 worked = True
             if not worked:
                 with self._door:
-                    idle = not self._waiting and not any(row.aborted for row in self._known.values())
+                    idle = not self._waiting and not any(
+                        row.aborted for row in self._known.values()
+                    )
                     if idle and not self._rows and not stop_event.is_set():
                         self._door.wait(timeout=1.0)
 
@@ -174,7 +188,9 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> bool:
-        """End what was aborted, admit and prefill, decode one token for every row. False if there was nothing to do."""
+        """End what was aborted, admit and prefill, decode one token for every row. False if there
+        was nothing to do.
+        """
         self._end_aborted()
         worked = self._prefill()
         self._tell_positions()
@@ -222,19 +238,25 @@ class Engine:
         if not counts:
             return False
         rows = self._rows.prefilling
-        counts = [min(count, len(row.prompt) - row.done) for row, count in zip(rows, counts, strict=True)]
+        counts = [
+            min(count, len(row.prompt) - row.done) for row, count in zip(rows, counts, strict=True)
+        ]
         started = time.perf_counter()
         for start, end in pairwise(groups(counts, self._prefiller.slack)):
-            self._guarded(rows[start:end], partial(self._prefill_rows, dict(zip(rows, counts, strict=True))))
+            self._guarded(
+                rows[start:end], partial(self._prefill_rows, dict(zip(rows, counts, strict=True)))
+            )
         self._pace.prefilled(sum(counts), time.perf_counter() - started)
         self._rows.advance()
         self._sweep()
         return True
 
     def _admit(self, budget: int) -> tuple[list[Sequence], list[int]]:
-        """Waiting requests that may begin now, and how many prompt tokens each computes in this step.
+        """Waiting requests that may begin now, and how many prompt tokens each computes in this
+        step.
 
-        Sorted by that number, so that neighbours can share a rectangle; one whose prompt is cut comes last.
+        Sorted by that number, so that neighbours can share a rectangle; one whose prompt is cut
+        comes last.
         """
         taken: list[tuple[Sequence, int, bool]] = []
         with self._door:
@@ -269,7 +291,9 @@ class Engine:
         """One forward over neighbouring rows; each takes its next `sizes[row]` prompt tokens."""
         counts = [sizes[row] for row in rows]
         logits = self._prefiller.run(rows, counts)
-        ends = [row.done + count == len(row.prompt) for row, count in zip(rows, counts, strict=True)]
+        ends = [
+            row.done + count == len(row.prompt) for row, count in zip(rows, counts, strict=True)
+        ]
         ready = [row for row, end in zip(rows, ends, strict=True) if end]
         chosen = choose(logits[ends], [row.choice for row in ready]) if ready else []
         for row, count in zip(rows, counts, strict=True):
@@ -348,9 +372,11 @@ class Engine:
     # -- convenience
 
     def generate(self, requests: Iterable[Request]) -> list[Answer]:
-        """Answer all requests, in their order, on the calling thread (or through the engine's own thread if it runs).
+        """Answer all requests, in their order, on the calling thread (or through the engine's own
+        thread if it runs).
 
-        Requests that are refused have an Answer with `error`. Waits for room in the queue rather than being refused.
+        Requests that are refused have an Answer with `error`. Waits for room in the queue rather
+        than being refused.
         """
         requests = list(requests)
         collector = AnswerCollector()

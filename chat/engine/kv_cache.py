@@ -1,9 +1,11 @@
-"""The KV cache: one slot per request, left aligned, handed to a model's ordinary forward as a transformers Cache.
+"""The KV cache: one slot per request, left aligned, handed to a model's ordinary forward as a
+transformers Cache.
 
-Every request owns one row of a fixed tensor, so a batch may hold rows of any length and any prefix: the prefix stands in the
-row's first columns, the prompt and the answer behind it. Rows in use are kept at the front (0, 1, 2 ...), so that a batch is a
-view, never a gather. What lies right of a row's length is stale and masked; it must be finite all the same, because 0 times
-NaN is NaN: see `wipe`.
+Every request owns one row of a fixed tensor, so a batch may hold rows of any length and any prefix:
+the prefix stands in the row's first columns, the prompt and the answer behind it. Rows in use are
+kept at the front (0, 1, 2 ...), so that a batch is a view, never a gather. What lies right of a
+row's length is stale and masked; it must be finite all the same, because 0 times NaN is NaN: see
+`wipe`.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ def layer_devices(model: torch.nn.Module, layers: int) -> list[torch.device]:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros. On a CPU an anonymous mapping in small pages, which takes memory as it is written; torch.zeros would take, and
-    spend the time to write, all of it at once."""
+    """Zeros. On a CPU an anonymous mapping in small pages, which takes memory as it is written;
+    torch.zeros would take, and spend the time to write, all of it at once.
+    """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)
@@ -47,8 +50,9 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 class SlotCache(Cache):
     """Keys and values of `rows` requests of at most `columns` tokens (prefix included).
 
-    Memory is one tensor [layers, 2, rows, kv_heads, columns, head_dim] per device; index 0 of dimension 1 is the key.
-    Before each forward the engine says where the new keys go: `aim_prefill` or `aim_decode`.
+    Memory is one tensor [layers, 2, rows, kv_heads, columns, head_dim] per device; index 0 of
+    dimension 1 is the key. Before each forward the engine says where the new keys go: `aim_prefill`
+    or `aim_decode`.
     """
 
     def __init__(
@@ -67,7 +71,8 @@ class SlotCache(Cache):
         # CUDA graphs hold addresses, so there the whole cache is laid out at once.
         fixed = any(device.type != "cpu" for device in devices)
         self.columns = self._most_columns if fixed else min(FIRST_COLUMNS, self._most_columns)
-        self._blocks: list[tuple[int, torch.Tensor]] = []  # (first layer, tensor of consecutive layers on one device)
+        # (first layer, tensor of consecutive layers on one device)
+        self._blocks: list[tuple[int, torch.Tensor]] = []
         start = 0
         for end in range(1, len(devices) + 1):
             if end == len(devices) or devices[end] != devices[start]:
@@ -93,13 +98,16 @@ class SlotCache(Cache):
     def reserve(self, columns: int, rows: int) -> None:
         """Make room for a request of `columns` tokens; the first `rows` rows keep what they hold.
 
-        On a CPU the cache starts short and doubles: memory that no request has needed yet is not taken.
+        On a CPU the cache starts short and doubles: memory that no request has needed yet is not
+        taken.
         """
         if _aligned(columns) <= self.columns:
             return
         wider = min(self._most_columns, max(2 * self.columns, _aligned(columns)))
         if wider < _aligned(columns):
-            raise ValueError(f"a row has at most {self._most_columns} columns, {columns} were asked for")
+            raise ValueError(
+                f"a row has at most {self._most_columns} columns, {columns} were asked for"
+            )
         for number, (first, block) in enumerate(self._blocks):
             grown = _zeros((*block.shape[:4], wider, block.shape[5]), block.dtype, block.device)
             grown[:, :, :rows, :, : self.columns] = block[:, :, :rows]
@@ -108,7 +116,9 @@ class SlotCache(Cache):
         self._lay_out()
 
     @staticmethod
-    def bytes_per_row(*, layers: int, kv_heads: int, head_dim: int, columns: int, dtype: torch.dtype) -> int:
+    def bytes_per_row(
+        *, layers: int, kv_heads: int, head_dim: int, columns: int, dtype: torch.dtype
+    ) -> int:
         return layers * 2 * kv_heads * head_dim * dtype.itemsize * _aligned(columns)
 
     @property
@@ -118,24 +128,32 @@ class SlotCache(Cache):
     # -- where the next forward writes
 
     def aim_prefill(self, first: int, starts: Sequence[int], fresh: Sequence[int]) -> int:
-        """Rows first, first+1, ...: row i takes its last `fresh[i]` queries at columns starts[i], starts[i]+1, ...
+        """Rows first, first+1, ...: row i takes its last `fresh[i]` queries at columns starts[i],
+        starts[i]+1, ...
 
-        Queries are right aligned (padding on the left). Returns the number of columns that the forward will see.
+        Queries are right aligned (padding on the left). Returns the number of columns that the
+        forward will see.
         """
         self._first, self._count, self._row_index = first, len(starts), None
         self._starts, self._fresh = list(starts), list(fresh)
         self._width = max(start + count for start, count in zip(starts, fresh, strict=True))
         return self._width
 
-    def aim_decode(self, row_index: torch.Tensor, column_index: torch.Tensor, width: int, first: int = 0) -> None:
-        """One new token in each row: row_index[i] (counted from 0) at column column_index[i]; `width` columns are seen."""
+    def aim_decode(
+        self, row_index: torch.Tensor, column_index: torch.Tensor, width: int, first: int = 0
+    ) -> None:
+        """One new token in each row: row_index[i] (counted from 0) at column column_index[i];
+        `width` columns are seen.
+        """
         self._first, self._count, self._width = first, row_index.shape[0], width
         self._row_index, self._column_index = row_index, column_index
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store [batch, kv_heads, queries, head_dim] keys and values; return those of every column in use."""
+        """Store [batch, kv_heads, queries, head_dim] keys and values; return those of every column
+        in use.
+        """
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         if self._row_index is not None:
             rows, columns = self._row_index, self._column_index
@@ -150,7 +168,9 @@ class SlotCache(Cache):
                 keys[row, :, start : start + count] = key_states[i, :, queries - count :]
                 values[row, :, start : start + count] = value_states[i, :, queries - count :]
         last = self._first + self._count
-        return keys[self._first : last, :, : self._width], values[self._first : last, :, : self._width]
+        return keys[self._first : last, :, : self._width], values[
+            self._first : last, :, : self._width
+        ]
 
     # -- whole rows
 
@@ -166,7 +186,9 @@ class SlotCache(Cache):
             block[:, :, row, :, column : column + length] = part.to(block.device, non_blocking=True)
 
     def take(self, row: int, start: int, end: int) -> torch.Tensor:
-        """A copy of a row's columns: [layers, 2, kv_heads, end - start, head_dim], on the first layer's device."""
+        """A copy of a row's columns: [layers, 2, kv_heads, end - start, head_dim], on the first
+        layer's device.
+        """
         device = self._blocks[0][1].device
         return torch.cat([block[:, :, row, :, start:end].to(device) for _, block in self._blocks])
 
@@ -175,7 +197,8 @@ class SlotCache(Cache):
         for _, block in self._blocks:
             block[:, :, row] = 0
 
-    # -- what transformers asks of a Cache; masks are always given, so these answer for bookkeeping only
+    # -- what transformers asks of a Cache; masks are always given, so these answer for bookkeeping
+    # only
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

@@ -17,16 +17,26 @@ from chat.engine.capacity import free_memory
 from chat.engine.prompts import Prompter, prompter_for
 from chat.ops.cpu_linear import accelerate_linear
 
-# What transformers, torch, safetensors and tokenizers raise on files that are damaged or belong to something else.
-BROKEN_FILES = (OSError, ValueError, KeyError, RuntimeError, EOFError, UnpicklingError, SafetensorError)
+# What transformers, torch, safetensors and tokenizers raise on files that are damaged or belong to
+# something else.
+BROKEN_FILES = (
+    OSError,
+    ValueError,
+    KeyError,
+    RuntimeError,
+    EOFError,
+    UnpicklingError,
+    SafetensorError,
+)
 
 
 @dataclass
 class Loaded:
     """A frozen base model and what belongs to it.
 
-    shifts_positions: where a prefix stands before the prompt, does the first position move by its length (peft's rule)?
-    bidirectional_prompt: the prompt sees itself in both directions (ChatGLM), so it is prefilled in one piece.
+    shifts_positions: where a prefix stands before the prompt, does the first position move by its
+    length (peft's rule)? bidirectional_prompt: the prompt sees itself in both directions (ChatGLM),
+    so it is prefilled in one piece.
     """
 
     model: torch.nn.Module
@@ -77,23 +87,32 @@ def load(
     device = torch.device(device) if device is not None else default_device()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if dtype is None:
-        own = getattr(torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float16"), torch.float16)
+        own = getattr(
+            torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float16"), torch.float16
+        )
         dtype = torch.float32 if device.type == "cpu" else own
     if quantization_bit:
         if raw["model_type"] != "chatglm":
             raise CheckpointInvalid(
-                "config_invalid", "quantization_bit applies to ChatGLM-6B checkpoints only", reason="quantization_bit"
+                "config_invalid",
+                "quantization_bit applies to ChatGLM-6B checkpoints only",
+                reason="quantization_bit",
             )
         config.quantization_bit = quantization_bit
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
     except BROKEN_FILES as error:
-        raise CheckpointInvalid("tokenizer_missing", f"the tokenizer cannot be loaded: {error}") from error
+        raise CheckpointInvalid(
+            "tokenizer_missing", f"the tokenizer cannot be loaded: {error}"
+        ) from error
     if raw["model_type"] == "chatglm" and len(tokenizer) > config.vocab_size:
         # Without its tokenizer_config.json a published folder's ids would all be 20,000 too high.
         raise CheckpointInvalid(
             "tokenizer_missing",
-            f"the tokenizer has ids up to {len(tokenizer) - 1}, the model's vocabulary is {config.vocab_size}: "
+            f"the tokenizer has ids up to {len(tokenizer) - 1}, the model's vocabulary is "
+            f"{config.vocab_size}: "
             "is its tokenizer_config.json missing?",
         )
     # On a GPU each weight goes straight there (and is packed there); several GPUs share the layers.
@@ -102,13 +121,27 @@ def load(
         placement["device_map"] = "auto" if torch.cuda.device_count() > 1 else {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, trust_remote_code=False, local_files_only=True, **placement
+            folder,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            local_files_only=True,
+            **placement,
         )
     except BROKEN_FILES as error:
-        raise CheckpointInvalid("weights_invalid", f"the weights cannot be loaded: {error}") from error
+        raise CheckpointInvalid(
+            "weights_invalid", f"the weights cannot be loaded: {error}"
+        ) from error
     if not placement:
         model.to(device)
-    return from_parts(model, tokenizer, folder=folder, fingerprint_=fingerprint(folder), device=device, dtype=dtype)
+    return from_parts(
+        model,
+        tokenizer,
+        folder=folder,
+        fingerprint_=fingerprint(folder),
+        device=device,
+        dtype=dtype,
+    )
 
 
 def from_parts(
@@ -120,7 +153,9 @@ def from_parts(
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Loaded:
-    """Wrap a model that is already in memory (tests, benchmarks, the starter's build). Freezes it."""
+    """Wrap a model that is already in memory (tests, benchmarks, the starter's build). Freezes
+    it.
+    """
     model.eval().requires_grad_(False)
     accelerate_linear(model, free_memory(torch.device("cpu")))
     config = model.config.get_text_config()
@@ -143,9 +178,17 @@ def from_parts(
 
 
 def _context_length(config: Any) -> int:
-    """Tokens of prompt and answer together. A sliding window ends it: the slot cache keeps no ring buffer."""
-    length = getattr(config, "max_sequence_length", None) or getattr(config, "max_position_embeddings", None) or 2048
+    """Tokens of prompt and answer together. A sliding window ends it: the slot cache keeps no ring
+    buffer.
+    """
+    length = (
+        getattr(config, "max_sequence_length", None)
+        or getattr(config, "max_position_embeddings", None)
+        or 2048
+    )
     if {"sliding_attention", "chunked_attention"} & set(getattr(config, "layer_types", None) or []):
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        windows = [
+            getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")
+        ]
         length = min([length, *[window for window in windows if window]])
     return int(length)

@@ -30,15 +30,21 @@ class AnswerCollector:
         self.answers: dict[str, Answer] = {}
         self._changed = threading.Condition()
 
-    def submit(self, request: Request, submit: Callable[[Request, Sink, Ended], None], wait: bool) -> bool:
-        """Hand a request in. False: the queue is full, try again (only if `wait`); any other refusal is its answer."""
+    def submit(
+        self, request: Request, submit: Callable[[Request, Sink, Ended], None], wait: bool
+    ) -> bool:
+        """Hand a request in. False: the queue is full, try again (only if `wait`); any other
+        refusal is its answer.
+        """
         try:
             submit(request, lambda event: None, self._ended)
         except RequestRefused as refusal:
             if refusal.code == "queue_full" and wait:
                 return False
             usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-            self.answers[request.id] = Answer(request.id, "", (), "error", usage, refusal.as_error())
+            self.answers[request.id] = Answer(
+                request.id, "", (), "error", usage, refusal.as_error()
+            )
         return True
 
     def wait(self, seconds: float = 0.05) -> None:
@@ -47,7 +53,14 @@ class AnswerCollector:
 
     def _ended(self, sequence: Sequence) -> None:
         reason = sequence.finish_reason or "error"
-        answer = Answer(sequence.id, sequence.text, tuple(sequence.answer), reason, sequence.usage(), sequence.error)
+        answer = Answer(
+            sequence.id,
+            sequence.text,
+            tuple(sequence.answer),
+            reason,
+            sequence.usage(),
+            sequence.error,
+        )
         with self._changed:
             self.answers[sequence.id] = answer
             self._changed.notify_all()

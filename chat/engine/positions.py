@@ -1,4 +1,6 @@
-"""Where tokens stand, and which of them see which: the part of attention that differs between architectures."""
+"""Where tokens stand, and which of them see which: the part of attention that differs between
+architectures.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,9 @@ from chat.engine.request import RequestRefused
 class Places:
     """One request's place: `prefix` columns of a learned prefix, then the prompt, then the answer.
 
-    offset: position of the first prompt token. context: prompt tokens that every token of the row sees (0: causal).
-    mask_position: ChatGLM's position of [gMASK], which every token behind the prompt shares.
+    offset: position of the first prompt token. context: prompt tokens that every token of the row
+    sees (0: causal). mask_position: ChatGLM's position of [gMASK], which every token behind the
+    prompt shares.
     """
 
     prefix: int
@@ -42,7 +45,9 @@ class CausalPositions:
         return list(range(first, first + count))
 
     def decode(self, places: Sequence[Places], indices: Sequence[int]) -> list[int]:
-        """Positions of the token with the given index (counted from the prompt's first) in each row."""
+        """Positions of the token with the given index (counted from the prompt's first) in each
+        row.
+        """
         return [place.offset + index for place, index in zip(places, indices, strict=True)]
 
     @staticmethod
@@ -54,7 +59,8 @@ class CausalPositions:
 
 
 class ChatGLMPositions:
-    """Two positions per token: place in the prompt, and place in the answer (SPEC 4). The prompt sees itself whole.
+    """Two positions per token: place in the prompt, and place in the answer (SPEC 4). The prompt
+    sees itself whole.
 
     A position is a pair (prompt position, block position).
     """
@@ -70,9 +76,13 @@ class ChatGLMPositions:
         mark = next((mark for mark in self._marks if mark in prompt), None)
         if mark is None or self._sop not in prompt:
             raise RequestRefused(
-                "invalid_value", "a ChatGLM prompt holds [gMASK] or [MASK], and <sop>", param="prompt_ids"
+                "invalid_value",
+                "a ChatGLM prompt holds [gMASK] or [MASK], and <sop>",
+                param="prompt_ids",
             )
-        return Places(prefix=prefix, context=prompt.index(self._sop), mask_position=prompt.index(mark))
+        return Places(
+            prefix=prefix, context=prompt.index(self._sop), mask_position=prompt.index(mark)
+        )
 
     @staticmethod
     def _position(places: Places, index: int) -> tuple[int, int]:
@@ -97,7 +107,9 @@ def positions_for(loaded: Any) -> CausalPositions | ChatGLMPositions:
 
 
 def decode_mask(column_index: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Additive [rows, 1, 1, width]: a row sees its columns up to and including column_index[row]."""
+    """Additive [rows, 1, 1, width]: a row sees its columns up to and including
+    column_index[row].
+    """
     hidden = torch.arange(width, device=column_index.device)[None] > column_index[:, None]
     mask = torch.zeros(hidden.shape, dtype=dtype, device=column_index.device)
     return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None]
@@ -111,13 +123,17 @@ def prefill_mask(
     dtype: torch.dtype,
     device: torch.device,
 ) -> torch.Tensor:
-    """Additive [rows, 1, queries, width] of a prefill with right-aligned queries; starts and fresh as in SlotCache.aim_prefill.
+    """Additive [rows, 1, queries, width] of a prefill with right-aligned queries; starts and fresh
+    as in SlotCache.aim_prefill.
 
     Padding queries see the columns of their row's first token, so that no softmax is empty.
     """
     queries = max(fresh)
-    own = torch.tensor([start + count - queries for start, count in zip(starts, fresh, strict=True)], device=device)
-    own = own[:, None] + torch.arange(queries, device=device)  # [rows, queries] column of each query
+    own = torch.tensor(
+        [start + count - queries for start, count in zip(starts, fresh, strict=True)], device=device
+    )
+    # [rows, queries] column of each query
+    own = own[:, None] + torch.arange(queries, device=device)
     own = own.maximum(torch.tensor(starts, device=device)[:, None])
     shared = torch.tensor([place.prefix + place.context for place in places], device=device)
     last_seen = own.maximum(shared[:, None] - 1)

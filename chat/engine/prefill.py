@@ -11,26 +11,33 @@ from chat.engine.kv_cache import SlotCache
 from chat.engine.positions import prefill_mask
 from chat.engine.sequence import Sequence
 
-PADDING_WASTE = 1.15  # padded / real tokens that a batched prefill may cost on a CPU; a GPU is idle on small forwards
+# padded / real tokens that a batched prefill may cost on a CPU; a GPU is idle on small forwards
+PADDING_WASTE = 1.15
 PADDING_WASTE_ON_GPU = 4.0
 
 
 class Prefiller:
-    """Rows that are neighbours in the cache, each with its next prompt tokens, right aligned in a rectangle."""
+    """Rows that are neighbours in the cache, each with its next prompt tokens, right aligned in a
+    rectangle.
+    """
 
     def __init__(self, loaded: Any, cache: SlotCache, positions: Any):
         self._loaded, self._cache, self._positions = loaded, cache, positions
         self.slack = PADDING_WASTE if loaded.device.type == "cpu" else PADDING_WASTE_ON_GPU
 
     def run(self, rows: Several[Sequence], counts: Several[int]) -> torch.Tensor:
-        """Feed rows[i] its next counts[i] prompt tokens; logits [rows, vocabulary] of the last one of each."""
+        """Feed rows[i] its next counts[i] prompt tokens; logits [rows, vocabulary] of the last one
+        of each.
+        """
         queries, device = max(counts), self._loaded.device
         ids: list[int] = []
         positions: list[Any] = []
         for row, count in zip(rows, counts, strict=True):
             pad = queries - count
             ids += [0] * pad + row.prompt[row.done : row.done + count]
-            positions += [self._positions.padding] * pad + self._positions.prefill(row.places, row.done, count)
+            positions += [self._positions.padding] * pad + self._positions.prefill(
+                row.places, row.done, count
+            )
         places, starts = [row.places for row in rows], [row.columns for row in rows]
         width = self._cache.aim_prefill(rows[0].slot, starts, counts)
         output = self._loaded.model(
@@ -45,7 +52,9 @@ class Prefiller:
 
 
 def groups(counts: Several[int], slack: float) -> list[int]:
-    """Borders of neighbouring rows that share a padded forward: padded tokens stay below `slack` times the real ones."""
+    """Borders of neighbouring rows that share a padded forward: padded tokens stay below `slack`
+    times the real ones.
+    """
     borders, real = [0], 0
     for i, count in enumerate(counts):
         start = borders[-1]

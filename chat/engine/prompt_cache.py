@@ -1,4 +1,6 @@
-"""Keys and values of earlier prompts, for conversations and system prompts that come again (causal models only)."""
+"""Keys and values of earlier prompts, for conversations and system prompts that come again (causal
+models only).
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ class _Kept:
 
 
 class PromptStore:
-    """Least recently used, bounded in bytes and in number, since each is looked at whenever a request comes. Keys and values
-    depend on what stands before, so the adapter is part of the key. shortest: tokens below which nothing is reused."""
+    """Least recently used, bounded in bytes and in number, since each is looked at whenever a
+    request comes. Keys and values depend on what stands before, so the adapter is part of the key.
+    shortest: tokens below which nothing is reused.
+    """
 
     def __init__(self, limit_bytes: int, shortest: int = 16, most: int = 256):
         self.limit_bytes, self.shortest, self.most = limit_bytes, shortest, most
@@ -29,7 +33,9 @@ class PromptStore:
         return len(self._kept)
 
     def find(self, adapter: str, ids: list[int], longer_than: int) -> torch.Tensor | None:
-        """Keys and values of the longest kept beginning of `ids`; None when none is longer than `longer_than` tokens."""
+        """Keys and values of the longest kept beginning of `ids`; None when none is longer than
+        `longer_than` tokens.
+        """
         wanted = np.asarray(ids, dtype=np.int64)
         best, best_length = None, longer_than
         for key, (name, kept) in self._kept.items():
@@ -55,7 +61,9 @@ class PromptStore:
             return False
         wanted = np.asarray(ids, dtype=np.int64)
         return not any(
-            name == adapter and len(kept.ids) >= len(wanted) and _common(kept.ids, wanted) == len(wanted)
+            name == adapter
+            and len(kept.ids) >= len(wanted)
+            and _common(kept.ids, wanted) == len(wanted)
             for name, kept in self._kept.values()
         )
 

@@ -1,7 +1,8 @@
 """The one place that turns text into tokens and back, for serving, training and evaluation alike.
 
-Train and serve must see the same template, or a tuned model answers another question than it was taught. User text never
-becomes a control token: a message that spells one is cut into ordinary pieces.
+Train and serve must see the same template, or a tuned model answers another question than it was
+taught. User text never becomes a control token: a message that spells one is cut into ordinary
+pieces.
 """
 
 from __future__ import annotations
@@ -27,9 +28,13 @@ def checked(messages: Messages) -> list[dict[str, str]]:
         raise RequestRefused("empty_prompt", "there are no messages", param="messages")
     for message in messages:
         if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise RequestRefused("invalid_value", f"a message's role is one of {', '.join(ROLES)}", param="messages")
+            raise RequestRefused(
+                "invalid_value", f"a message's role is one of {', '.join(ROLES)}", param="messages"
+            )
         if not isinstance(message.get("content"), str):
-            raise RequestRefused("invalid_value", "a message's content is a string", param="messages")
+            raise RequestRefused(
+                "invalid_value", "a message's content is a string", param="messages"
+            )
     if not any(message["content"].strip() for message in messages):
         raise RequestRefused("empty_prompt", "the messages hold no text", param="messages")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
@@ -56,7 +61,9 @@ class Prompter(ABC):
     def training_ids(
         self, messages: Messages, response: str, max_source_length: int, max_target_length: int
     ) -> tuple[list[int], list[int]]:
-        """(input_ids, labels) of one example, equally long, not padded; labels are IGNORED before the answer."""
+        """(input_ids, labels) of one example, equally long, not padded; labels are IGNORED before
+        the answer.
+        """
 
     def prompt_ids(self, messages: Messages, max_length: int | None = None) -> list[int]:
         """Tokens of the prompt. With `max_length` the text is shortened to fit, as in training."""
@@ -92,7 +99,9 @@ class Prompter(ABC):
         return self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
 
     def _fit(self, messages: list[dict[str, str]], max_length: int) -> list[int]:
-        """Shorten to `max_length` tokens: oldest rounds go first, then the end of the last user message (never the template)."""
+        """Shorten to `max_length` tokens: oldest rounds go first, then the end of the last user
+        message (never the template).
+        """
         messages = [dict(message) for message in messages]
         while len(messages) > 1:
             ids = self._render(messages)
@@ -107,13 +116,17 @@ class Prompter(ABC):
         keep = len(content)
         while len(ids) > max_length and keep > 1:
             keep = max(1, keep - (len(ids) - max_length))
-            messages[-1]["content"] = self.tokenizer.decode(content[:keep], skip_special_tokens=False)
+            messages[-1]["content"] = self.tokenizer.decode(
+                content[:keep], skip_special_tokens=False
+            )
             ids = self._render(messages)
         return ids
 
 
 class TemplatePrompter(Prompter):
-    """The tokenizer's own chat template; without one (a plain base model) the contents are joined by line ends."""
+    """The tokenizer's own chat template; without one (a plain base model) the contents are joined
+    by line ends.
+    """
 
     def __init__(self, tokenizer: Any, end_ids: frozenset[int]):
         super().__init__(tokenizer)
@@ -122,12 +135,16 @@ class TemplatePrompter(Prompter):
         decoder = getattr(tokenizer, "added_tokens_decoder", {})
         special |= {str(token) for token in decoder.values() if getattr(token, "special", False)}
         self._special = (
-            re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True)))) if special else None
+            re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+            if special
+            else None
         )
         self._end = self._end_of_answer()
 
     def _end_of_answer(self) -> int:
-        """The token that the template puts behind an answer, if it ends generation; else the tokenizer's own."""
+        """The token that the template puts behind an answer, if it ends generation; else the
+        tokenizer's own.
+        """
         if self.tokenizer.chat_template:
             probe = "\ue0a1"
             messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": probe}]
@@ -146,12 +163,19 @@ class TemplatePrompter(Prompter):
             text = "\n".join(message["content"] for message in messages)
             ids = self.tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True)
             return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
-        if self._special is None or not any(self._special.search(message["content"]) for message in messages):
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if self._special is None or not any(
+            self._special.search(message["content"]) for message in messages
+        ):
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
             return self.tokenizer.encode(text, add_special_tokens=False)
-        # A content spells a control token: the template goes around stand-ins, and contents are encoded apart from it.
+        # A content spells a control token: the template goes around stand-ins, and contents are
+        # encoded apart from it.
         stand_ins = [f"\ue0a1{number}\ue0a2" for number in range(len(messages))]
-        posed = [{**message, "content": mark} for message, mark in zip(messages, stand_ins, strict=True)]
+        posed = [
+            {**message, "content": mark} for message, mark in zip(messages, stand_ins, strict=True)
+        ]
         text = self.tokenizer.apply_chat_template(posed, tokenize=False, add_generation_prompt=True)
         ids: list[int] = []
         for part in re.split("(\ue0a1[0-9]+\ue0a2)", text):
@@ -176,20 +200,29 @@ class TemplatePrompter(Prompter):
 class ChatGLMPrompter(Prompter):
     """ChatGLM-6B: rounds written out in Chinese, then [gMASK] and <sop> (SPEC 5 "Chat", 8).
 
-    There is no system role upstream; a system message goes as a first line before the first question.
+    There is no system role upstream; a system message goes as a first line before the first
+    question.
     """
 
     def __init__(self, tokenizer: Any, config: Any):
         super().__init__(tokenizer)
-        self._gmask, self._sop, self._eop = config.gmask_token_id, config.bos_token_id, config.eos_token_id
+        self._gmask, self._sop, self._eop = (
+            config.gmask_token_id,
+            config.bos_token_id,
+            config.eos_token_id,
+        )
         self.end_ids = frozenset({self._eop})
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def text(self, messages: Messages, always_rounds: bool = False) -> str:
-        """The prompt as text. `always_rounds`: the round format even without history, as upstream trains on history columns."""
-        system = "\n".join(message["content"] for message in messages if message["role"] == "system")
+        """The prompt as text. `always_rounds`: the round format even without history, as upstream
+        trains on history columns.
+        """
+        system = "\n".join(
+            message["content"] for message in messages if message["role"] == "system"
+        )
         rounds: list[list[str]] = []
         for message in messages:
             if message["role"] == "user":
@@ -199,7 +232,9 @@ class ChatGLMPrompter(Prompter):
                     rounds.append([""])
                 rounds[-1].append(message["content"])
         if not rounds or len(rounds[-1]) == 2:
-            raise RequestRefused("invalid_value", "the last message must be the user's", param="messages")
+            raise RequestRefused(
+                "invalid_value", "the last message must be the user's", param="messages"
+            )
         if system:
             rounds[0][0] = f"{system}\n{rounds[0][0]}"
         *history, (query,) = rounds
@@ -215,7 +250,9 @@ class ChatGLMPrompter(Prompter):
         return [*self._encode(self.text(messages)), self._gmask, self._sop]
 
     def _fit(self, messages: list[dict[str, str]], max_length: int) -> list[int]:
-        """Upstream cuts the end of the text, counting the two control tokens (SPEC 5 "Truncation")."""
+        """Upstream cuts the end of the text, counting the two control tokens (SPEC 5
+        "Truncation").
+        """
         return [*self._encode(self.text(messages))[: max_length - 2], self._gmask, self._sop]
 
     def response_ids(self, text: str) -> list[int]:
@@ -230,9 +267,13 @@ class ChatGLMPrompter(Prompter):
         max_target_length: int,
         always_rounds: bool = False,
     ) -> tuple[list[int], list[int]]:
-        """SPEC 8: source cut to max_source_length - 1, target to max_target_length - 2; <sop> itself is a label."""
+        """SPEC 8: source cut to max_source_length - 1, target to max_target_length - 2; <sop>
+        itself is a label.
+        """
         with self._lock:
-            source = self._encode(self.text(checked(messages), always_rounds))[: max_source_length - 1]
+            source = self._encode(self.text(checked(messages), always_rounds))[
+                : max_source_length - 1
+            ]
             target = self._encode(response)[: max_target_length - 2]
         ids = [*source, self._gmask, self._sop, *target, self._eop]
         start = len(source) + 1
@@ -255,5 +296,7 @@ def prompter_for(tokenizer: Any, config: Any, generation_config: Any = None) -> 
     """The prompter of a checkpoint, from its tokenizer and (generation) configuration."""
     if getattr(config, "model_type", None) == "chatglm":
         return ChatGLMPrompter(tokenizer, config)
-    end_ids = _ids(getattr(generation_config, "eos_token_id", None)) | _ids(getattr(config, "eos_token_id", None))
+    end_ids = _ids(getattr(generation_config, "eos_token_id", None)) | _ids(
+        getattr(config, "eos_token_id", None)
+    )
     return TemplatePrompter(tokenizer, frozenset(end_ids | _ids(tokenizer.eos_token_id)))

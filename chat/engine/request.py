@@ -1,4 +1,5 @@
-"""What goes into the engine and what comes out: the contract between engine, worker server and web tier.
+"""What goes into the engine and what comes out: the contract between engine, worker server and web
+tier.
 
 No torch here, so that the web process can import it.
 """
@@ -12,7 +13,8 @@ from typing import Any, Literal
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 
-LONGEST_PREFIX = 256  # tokens of an adapter: room the engine keeps in each row, so nothing longer is trained
+# tokens of an adapter: room the engine keeps in each row, so nothing longer is trained
+LONGEST_PREFIX = 256
 DEFAULT_NEW_TOKENS = 512
 
 
@@ -25,18 +27,23 @@ class Sampling:
     top_p: float = 0.7
     top_k: int = 50  # 0 means off; upstream's chat has 50 without saying so
     repetition_penalty: float = 1.0
-    max_new_tokens: int | None = None  # None: DEFAULT_NEW_TOKENS or what the context leaves; a number must fit
+    # None: DEFAULT_NEW_TOKENS or what the context leaves; a number must fit
+    max_new_tokens: int | None = None
     max_length: int | None = (
-        None  # prompt and answer together (ChatGLM api.py), cut to the context; without max_new_tokens
+        # prompt and answer together (ChatGLM api.py), cut to the context; without max_new_tokens
+        None
     )
     stop: tuple[str, ...] = ()
-    seed: int | None = None  # None: drawn by the engine; same seed, same prompt, same tokens, whatever shares the batch
-    logprobs: int | None = None  # number of alternatives to report with each token; None: no logprobs
+    # None: drawn by the engine; same seed, same prompt, same tokens, whatever shares the batch
+    seed: int | None = None
+    # number of alternatives to report with each token; None: no logprobs
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True)
 class AdapterRef:
-    """A tuned artefact as the worker can find it: it loads `folder` on first use and keeps it under `name`.
+    """A tuned artefact as the worker can find it: it loads `folder` on first use and keeps it under
+    `name`.
 
     `name` is unique and never reused for other content (the portal uses the adapter's sha256).
     """
@@ -49,11 +56,13 @@ class AdapterRef:
 class Request:
     """One answer to be generated.
 
-    Either `messages` (rendered by the checkpoint's own chat template) or `prompt_ids` (already tokens), never both.
+    Either `messages` (rendered by the checkpoint's own chat template) or `prompt_ids` (already
+    tokens), never both.
     """
 
     id: str
-    messages: tuple[dict[str, str], ...] = ()  # {"role": Role, "content": str}, oldest first, last one from the user
+    # {"role": Role, "content": str}, oldest first, last one from the user
+    messages: tuple[dict[str, str], ...] = ()
     prompt_ids: tuple[int, ...] | None = None
     adapter: AdapterRef | None = None  # None: prefix off
     sampling: Sampling = field(default_factory=Sampling)
@@ -67,10 +76,12 @@ class Event:
     type        data
     queued      {"position": int}                        0: next to be admitted
     started     {"prompt_tokens": int}
-    delta       {"text": str, "tokens": int, "logprobs"?: [...]}      text may be several tokens, never half a character
-    finished    {"finish_reason": FinishReason, "usage": {"prompt_tokens", "completion_tokens", "total_tokens"},
-                 "timings": {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}}            terminal
-    failed      {"error": {"message", "type", "param", "code"}, "usage"?, "timings"?}              terminal
+    delta       {"text": str, "tokens": int, "logprobs"?: [...]}
+                text may be several tokens, never half a character
+    finished    {"finish_reason": FinishReason,
+                 "usage": {"prompt_tokens", "completion_tokens", "total_tokens"},
+                 "timings": {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}}    terminal
+    failed      {"error": {"message", "type", "param", "code"}, "usage"?, "timings"?}      terminal
     """
 
     id: str
@@ -95,7 +106,9 @@ class RequestRefused(Exception):
     `code`: context_length_exceeded | queue_full | invalid_adapter | invalid_value | empty_prompt
     """
 
-    def __init__(self, code: str, message: str, param: str | None = None, retry_after: int | None = None):
+    def __init__(
+        self, code: str, message: str, param: str | None = None, retry_after: int | None = None
+    ):
         super().__init__(message)
         self.code, self.message, self.param, self.retry_after = code, message, param, retry_after
 

@@ -1,7 +1,8 @@
 """Choosing the next token of every row at once, each by its own parameters.
 
-Order as in transformers' generate: repetition penalty, temperature, top_k, top_p. A row's draws come from its own random
-stream, one number a token, so that its answer does not depend on what else is in the batch.
+Order as in transformers' generate: repetition penalty, temperature, top_k, top_p. A row's draws
+come from its own random stream, one number a token, so that its answer does not depend on what else
+is in the batch.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from chat.engine.request import Sampling
 
 @dataclass
 class Choice:
-    """A row's sampling state. `ids` (prompt and answer so far) is read for the repetition penalty only."""
+    """A row's sampling state. `ids` (prompt and answer so far) is read for the repetition penalty
+    only.
+    """
 
     sampling: Sampling
     draws: random.Random
@@ -29,12 +32,17 @@ class Choice:
 
     @property
     def greedy(self) -> bool:
-        return not self.sampling.do_sample or self.sampling.temperature == 0 or self.sampling.top_k == 1
+        return (
+            not self.sampling.do_sample
+            or self.sampling.temperature == 0
+            or self.sampling.top_k == 1
+        )
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A row's next token; logprobs as (token id, natural logarithm of the model's probability), the token itself first.
+    """A row's next token; logprobs as (token id, natural logarithm of the model's probability), the
+    token itself first.
 
     token is None where the row's logits are not finite: the request cannot go on.
     """
@@ -44,7 +52,9 @@ class Chosen:
 
 
 def choose(logits: torch.Tensor, rows: Sequence[Choice]) -> list[Chosen]:
-    """logits: [rows, vocabulary] of any float dtype; changed in place where a repetition penalty applies."""
+    """logits: [rows, vocabulary] of any float dtype; changed in place where a repetition penalty
+    applies.
+    """
     reported = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
     raw = logits[reported].float() if reported else None
     for i, row in enumerate(rows):
@@ -55,10 +65,16 @@ def choose(logits: torch.Tensor, rows: Sequence[Choice]) -> list[Chosen]:
     if sampled:
         everyone = len(sampled) == len(rows)
         drawn = _draw(logits if everyone else logits[sampled], [rows[i] for i in sampled])
-        tokens = drawn if everyone else tokens.index_copy(0, torch.tensor(sampled, device=logits.device), drawn)
+        tokens = (
+            drawn
+            if everyone
+            else tokens.index_copy(0, torch.tensor(sampled, device=logits.device), drawn)
+        )
     finite = torch.isfinite(best).tolist()
     chosen = tokens.tolist()
-    reports = _report(raw, [chosen[i] for i in reported], [rows[i].sampling.logprobs for i in reported])
+    reports = _report(
+        raw, [chosen[i] for i in reported], [rows[i].sampling.logprobs for i in reported]
+    )
     by_row = dict(zip(reported, reports, strict=True))
     return [
         Chosen(token if good else None, by_row.get(i))
@@ -67,7 +83,9 @@ def choose(logits: torch.Tensor, rows: Sequence[Choice]) -> list[Chosen]:
 
 
 def _penalise(scores: torch.Tensor, row: Choice) -> None:
-    """Keskar et al. 2019 (CTRL): seen tokens' scores are divided where positive, multiplied where negative."""
+    """Keskar et al. 2019 (CTRL): seen tokens' scores are divided where positive, multiplied where
+    negative.
+    """
     seen = torch.tensor(sorted(set(row.ids)), dtype=torch.long, device=scores.device)
     values = scores[seen]
     penalty = row.sampling.repetition_penalty
@@ -76,7 +94,9 @@ def _penalise(scores: torch.Tensor, row: Choice) -> None:
 
 def _draw(logits: torch.Tensor, rows: Sequence[Choice]) -> torch.Tensor:
     device, vocabulary = logits.device, logits.shape[1]
-    top_k = [row.sampling.top_k if 0 < row.sampling.top_k < vocabulary else vocabulary for row in rows]
+    top_k = [
+        row.sampling.top_k if 0 < row.sampling.top_k < vocabulary else vocabulary for row in rows
+    ]
     widest = max(top_k)
     # [rows, 3]: temperature, top_p, the draw; one copy to the device
     numbers = torch.tensor(
@@ -84,18 +104,23 @@ def _draw(logits: torch.Tensor, rows: Sequence[Choice]) -> torch.Tensor:
         dtype=torch.float64,
     ).to(device)
     scores, order = (
-        logits.float().topk(widest, dim=-1) if widest < vocabulary else logits.float().sort(-1, descending=True)
+        logits.float().topk(widest, dim=-1)
+        if widest < vocabulary
+        else logits.float().sort(-1, descending=True)
     )
     scores = scores / numbers[:, :1].float()
     if min(top_k) < widest:
-        beyond = torch.arange(widest, device=device)[None] >= torch.tensor(top_k, device=device)[:, None]
+        beyond = (
+            torch.arange(widest, device=device)[None] >= torch.tensor(top_k, device=device)[:, None]
+        )
         scores = scores.masked_fill(beyond, -torch.inf)
     probabilities = scores.softmax(-1, dtype=torch.float64)
     running = probabilities.cumsum(-1)
     kept = (running - probabilities) < numbers[:, 1:2]  # the first token always: 0 < top_p
     running = torch.where(kept, running, 0.0)
     total = running.amax(-1, keepdim=True)
-    # the first token whose running sum exceeds the draw; tokens beyond the kept ones count as never exceeding
+    # the first token whose running sum exceeds the draw; tokens beyond the kept ones count as never
+    # exceeding
     index = ((running <= numbers[:, 2:] * total) & kept).sum(-1, keepdim=True)
     index = index.minimum(kept.sum(-1, keepdim=True) - 1).clamp_min(0)
     return order.gather(-1, index)[:, 0]

@@ -54,7 +54,8 @@ class StopStrings:
 class Sequence:
     """Belongs to the engine's thread once it is submitted.
 
-    columns: slot columns filled so far (prefix included). done: prompt tokens whose keys and values are in the slot.
+    columns: slot columns filled so far (prefix included). done: prompt tokens whose keys and values
+    are in the slot.
     """
 
     request: Request
@@ -86,7 +87,9 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self._stream = self.prompter.text_stream()
-        self._stops = StopStrings(self.request.sampling.stop) if self.request.sampling.stop else None
+        self._stops = (
+            StopStrings(self.request.sampling.stop) if self.request.sampling.stop else None
+        )
         self._cleaner = self.prompter.cleaner()
 
     @property
@@ -139,7 +142,9 @@ class Sequence:
             self.first_token_at = time.monotonic()
         token = chosen.token
         if token is None:
-            self.fail("the model's output for this request is not finite", "server_error", "nan_logits")
+            self.fail(
+                "the model's output for this request is not finite", "server_error", "nan_logits"
+            )
             return
         self.answer.append(token)
         self.choice.ids.append(token)
@@ -181,7 +186,12 @@ class Sequence:
 
         def spelled(token: int, logprob: float) -> dict[str, Any]:
             text = self.prompter.token_text(token)
-            return {"token": text, "token_id": token, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+            return {
+                "token": text,
+                "token_id": token,
+                "logprob": max(logprob, -9999.0),
+                "bytes": list(text.encode()),
+            }
 
         return {**spelled(*entries[0]), "top_logprobs": [spelled(*entry) for entry in entries[1:]]}
 
@@ -209,10 +219,16 @@ class Sequence:
 
     def usage(self) -> dict[str, int]:
         prompt, completion = len(self.prompt), len(self.answer)
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+        }
 
     def timings(self) -> dict[str, float]:
-        """Seconds spent waiting, in prefill (to the first token) and decoding; tokens per second of decoding."""
+        """Seconds spent waiting, in prefill (to the first token) and decoding; tokens per second of
+        decoding.
+        """
         now = self.ended_at or time.monotonic()
         started = self.started_at if self.started_at is not None else now
         first = self.first_token_at if self.first_token_at is not None else now

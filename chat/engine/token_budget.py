@@ -1,4 +1,6 @@
-"""How fast the engine is, measured as it goes, and what follows from it: how much prompt a step may compute."""
+"""How fast the engine is, measured as it goes, and what follows from it: how much prompt a step may
+compute.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,9 @@ class Pace:
     def prefill_budget(self, waiting: int, decoding: int) -> int:
         """Prompt tokens of the next step.
 
-        While rows decode, so few that no stream stalls: inter-token times stay below about three times the usual. Unless
-        more people wait than are being answered: in a burst the first token matters more.
+        While rows decode, so few that no stream stalls: inter-token times stay below about three
+        times the usual. Unless more people wait than are being answered: in a burst the first token
+        matters more.
         """
         if waiting > decoding or not self._prefill_cost or not self._decode_cost:
             return self._most
@@ -51,7 +54,9 @@ class Pace:
         if len(produced) < 2:
             return 0.0
         elapsed = time.monotonic() - produced[0][0]
-        return sum(count for _, count in produced) / elapsed if 0 < elapsed < 2 * RATE_WINDOW else 0.0
+        return (
+            sum(count for _, count in produced) / elapsed if 0 < elapsed < 2 * RATE_WINDOW else 0.0
+        )
 
     def retry_after(self) -> int:
         """Seconds until a place in line should be free: a guess from the present speed, 1 to 60."""

@@ -1,4 +1,6 @@
-"""The door: from a request to a sequence that can run, or a refusal that names the parameter. Nothing is computed here."""
+"""The door: from a request to a sequence that can run, or a refusal that names the parameter.
+Nothing is computed here.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,18 @@ from chat.engine.sequence import Ended, Sequence
 class Acceptance:
     """Runs on the caller's thread; may read an adapter from the disk.
 
-    max_length: prompt and answer tokens of one request. prefix_room: the longest prefix that a slot has room for.
+    max_length: prompt and answer tokens of one request. prefix_room: the longest prefix that a slot
+    has room for.
     """
 
-    def __init__(self, loaded: Loaded, positions: Any, adapters: AdapterPool, max_length: int, prefix_room: int):
+    def __init__(
+        self,
+        loaded: Loaded,
+        positions: Any,
+        adapters: AdapterPool,
+        max_length: int,
+        prefix_room: int,
+    ):
         self._loaded, self._positions, self._adapters = loaded, positions, adapters
         self._max_length, self._prefix_room = max_length, prefix_room
 
@@ -32,7 +42,8 @@ class Acceptance:
         if pre_seq_len > self._prefix_room:
             raise RequestRefused(
                 "invalid_adapter",
-                f"the adapter's prefix is {pre_seq_len} long, this engine has room for {self._prefix_room}",
+                f"the adapter's prefix is {pre_seq_len} long, this engine has room for "
+                f"{self._prefix_room}",
                 param="adapter",
             )
         places = self._positions.places(prompt, pre_seq_len)
@@ -54,7 +65,11 @@ class Acceptance:
         if request.prompt_ids is None:
             prompt = self._loaded.prompter.prompt_ids(request.messages)
         elif request.messages:
-            raise RequestRefused("invalid_value", "a request has messages or prompt_ids, not both", param="prompt_ids")
+            raise RequestRefused(
+                "invalid_value",
+                "a request has messages or prompt_ids, not both",
+                param="prompt_ids",
+            )
         else:
             prompt = list(request.prompt_ids)
             vocabulary = self._loaded.vocabulary
@@ -70,7 +85,9 @@ class Acceptance:
         return prompt
 
     def _new_tokens(self, sampling: Sampling, prompt: int, shift: int) -> int:
-        """Tokens the answer may have. An explicit wish that does not fit is refused; the default takes what there is."""
+        """Tokens the answer may have. An explicit wish that does not fit is refused; the default
+        takes what there is.
+        """
         limit = min(self._max_length, self._loaded.context_length - shift)
         wanted = sampling.max_new_tokens
         if prompt + (wanted or 1) > limit:
@@ -81,7 +98,8 @@ class Acceptance:
                 param="messages" if prompt + 1 > limit else "max_new_tokens",
             )
         if wanted is None and sampling.max_length is not None:
-            return max(1, min(sampling.max_length, limit) - prompt)  # one token at least, as upstream's generate
+            # one token at least, as upstream's generate
+            return max(1, min(sampling.max_length, limit) - prompt)
         return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
 
 
@@ -92,13 +110,23 @@ def _check_sampling(sampling: Sampling) -> None:
         ("top_p", 0 < sampling.top_p <= 1, "more than 0, at most 1"),
         ("top_k", sampling.top_k >= 0, "0 (off) or more"),
         ("repetition_penalty", 0 < sampling.repetition_penalty <= 100, "more than 0, at most 100"),
-        ("max_new_tokens", sampling.max_new_tokens is None or sampling.max_new_tokens >= 1, "1 or more"),
+        (
+            "max_new_tokens",
+            sampling.max_new_tokens is None or sampling.max_new_tokens >= 1,
+            "1 or more",
+        ),
         ("max_length", sampling.max_length is None or sampling.max_length >= 1, "1 or more"),
         ("logprobs", sampling.logprobs is None or 0 <= sampling.logprobs <= 20, "0 to 20"),
-        ("stop", len(sampling.stop) <= 16 and all(sampling.stop), "at most 16 strings, none of them empty"),
+        (
+            "stop",
+            len(sampling.stop) <= 16 and all(sampling.stop),
+            "at most 16 strings, none of them empty",
+        ),
     ]
     for name, good, range_ in rules:
         if not good:
             raise RequestRefused(
-                "invalid_value", f"{name} must be {range_}, not {getattr(sampling, name)!r}", param=name
+                "invalid_value",
+                f"{name} must be {range_}, not {getattr(sampling, name)!r}",
+                param=name,
             )

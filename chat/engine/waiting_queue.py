@@ -1,4 +1,6 @@
-"""Who is next: a bounded waiting line, fair between users (round-robin), first come first served for each."""
+"""Who is next: a bounded waiting line, fair between users (round-robin), first come first served
+for each.
+"""
 
 from __future__ import annotations
 

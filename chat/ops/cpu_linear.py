@@ -1,8 +1,9 @@
 """Linear layers through oneDNN on a CPU, in fp32 and with gradients to the input.
 
-torch sends fp32 matrix products to MKL, which on AMD processors stays at half of what the processor can do; oneDNN, which torch
-brings along, does not. Measured on one EPYC core: 1.5 (one row) to 2.6 times (16 rows and more) as fast, with packed weights;
-docs/engine.md has the table. And unlike MKL's, a row's result does not depend on how many rows share the product.
+torch sends fp32 matrix products to MKL, which on AMD processors stays at half of what the processor
+can do; oneDNN, which torch brings along, does not. Measured on one EPYC core: 1.5 (one row) to 2.6
+times (16 rows and more) as fast, with packed weights; docs/engine.md has the table. And unlike
+MKL's, a row's result does not depend on how many rows share the product.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PACKING_SHARE = 0.1  # of free memory that packed copies of the weights may take; beyond it they are used as they lie
+# of free memory that packed copies of the weights may take; beyond it they are used as they lie
+PACKING_SHARE = 0.1
 PACKED_FOR_ROWS = 16
 
 
@@ -26,7 +28,9 @@ class _FrozenLinear(torch.autograd.Function):
     """Gradient to the input only: the weights are frozen wherever this runs."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, packed: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(weight)
         return _product(inputs, weight if packed is None else packed, bias)
 
@@ -37,14 +41,20 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 class OneDNNLinear(nn.Linear):
-    """What `accelerate_linear` makes of a frozen nn.Linear: same parameters, same names, same result up to rounding."""
+    """What `accelerate_linear` makes of a frozen nn.Linear: same parameters, same names, same
+    result up to rounding.
+    """
 
     packed: Tensor | None
     packed_version: int
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
-        if weight.requires_grad or weight._version != self.packed_version or input.dtype != torch.float32:
+        if (
+            weight.requires_grad
+            or weight._version != self.packed_version
+            or input.dtype != torch.float32
+        ):
             return super().forward(input)  # being trained, changed since, or under autocast
         if input.requires_grad and torch.is_grad_enabled():
             return _FrozenLinear.apply(input, weight, self.packed, self.bias)
@@ -52,11 +62,17 @@ class OneDNNLinear(nn.Linear):
 
 
 def frozen_linear(inputs: Tensor, weight: Tensor) -> Tensor:
-    """inputs [..., in] times a frozen weight [out, in], for layers that have no nn.Linear to be switched.
+    """inputs [..., in] times a frozen weight [out, in], for layers that have no nn.Linear to be
+    switched.
 
-    Through oneDNN where that is for the better, fp32 on a CPU; otherwise torch's own product, also for weights being trained.
+    Through oneDNN where that is for the better, fp32 on a CPU; otherwise torch's own product, also
+    for weights being trained.
     """
-    if inputs.device.type != "cpu" or inputs.dtype != torch.float32 or weight.dtype != torch.float32:
+    if (
+        inputs.device.type != "cpu"
+        or inputs.dtype != torch.float32
+        or weight.dtype != torch.float32
+    ):
         return nn.functional.linear(inputs, weight)
     if weight.requires_grad or not _works():
         return nn.functional.linear(inputs, weight)
@@ -70,10 +86,11 @@ def _works() -> bool:
     """Does this build have the operator, and does it agree with torch's own?"""
     if not torch.backends.mkldnn.is_available():
         return False
+    # no random state is used
     inputs, weight = (
         torch.linspace(-1, 1, 24).view(3, 8),
         torch.linspace(-2, 1, 40).view(5, 8),
-    )  # no random state is used
+    )
     try:
         return torch.allclose(_product(inputs, weight, None), inputs @ weight.t(), atol=1e-4)
     except (AttributeError, RuntimeError, NotImplementedError):
@@ -81,7 +98,9 @@ def _works() -> bool:
 
 
 def accelerate_linear(model: nn.Module, free_bytes: int) -> int:
-    """Switch a model's frozen fp32 linear layers on the CPU to oneDNN; returns how many. Quantised layers stay as they are."""
+    """Switch a model's frozen fp32 linear layers on the CPU to oneDNN; returns how many. Quantised
+    layers stay as they are.
+    """
     layers = [
         module
         for module in model.modules()
@@ -96,5 +115,9 @@ def accelerate_linear(model: nn.Module, free_bytes: int) -> int:
     for layer in layers:
         layer.__class__ = OneDNNLinear
         layer.packed_version = layer.weight._version
-        layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PACKED_FOR_ROWS) if pack else None
+        layer.packed = (
+            torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PACKED_FOR_ROWS)
+            if pack
+            else None
+        )
     return len(layers)

@@ -1,4 +1,6 @@
-"""Advertisements for the starter corpus: many styles for the same ware, made of freely combined parts."""
+"""Advertisements for the starter corpus: many styles for the same ware, made of freely combined
+parts.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,9 @@ def praises(chance: random.Random, ware: Ware) -> str:
 
 @dataclass(frozen=True)
 class Style:
-    """How an advertisement is put: an opening, one clause of the same form for each attribute, a closing."""
+    """How an advertisement is put: an opening, one clause of the same form for each attribute, a
+    closing.
+    """
 
     opening: str
     clause: str
@@ -98,12 +102,19 @@ class Style:
             self.clause.format(name=name, value=value, praise=praise(chance, name, value))
             for name, value in ware.attributes
         )
-        parts = {"this": ware.this(), "one": ware.one(), "noun": ware.kind.noun, "values": values_of(ware)}
+        parts = {
+            "this": ware.this(),
+            "one": ware.one(),
+            "noun": ware.kind.noun,
+            "values": values_of(ware),
+        }
         return f"{self.opening.format(**parts)}{body}。{self.closing.format(**parts)}"
 
 
 def usual_style(chance: random.Random) -> Style:
-    """Parts drawn freely: the model can say the same in many ways, which is what lets a short prefix find one more."""
+    """Parts drawn freely: the model can say the same in many ways, which is what lets a short
+    prefix find one more.
+    """
     return Style(
         opening=chance.choice(_OPENINGS) if chance.random() < 0.8 else "",
         clause=chance.choice(_CLAUSES),

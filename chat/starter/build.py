@@ -1,7 +1,9 @@
-"""Builds the starter model: `python -m chat.starter.build [--steps 1600] [--folder chat/starter/model]`.
+"""Builds the starter model: `python -m chat.starter.build [--steps 1600] [--folder
+chat/starter/model]`.
 
-The result is committed, so that nobody has to build it; the same seed, machine and library versions give the same files.
-It is an ordinary Hugging Face folder: Qwen2 shape, byte-level BPE, chat template, fp16 safetensors, 2.2 million parameters.
+The result is committed, so that nobody has to build it; the same seed, machine and library versions
+give the same files. It is an ordinary Hugging Face folder: Qwen2 shape, byte-level BPE, chat
+template, fp16 safetensors, 2.2 million parameters.
 """
 
 from __future__ import annotations
@@ -25,10 +27,12 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2T
 from chat.starter.corpus import conversations, digest, finishing
 
 FOLDER = Path(__file__).parent / "model"
-PADDING, END = "<|endoftext|>", "<|end|>"  # the first is what Qwen2's tokenizer class adds when it is missing
+# the first is what Qwen2's tokenizer class adds when it is missing
+PADDING, END = "<|endoftext|>", "<|end|>"
 SPECIAL_TOKENS = (PADDING, END, "<|system|>", "<|user|>", "<|assistant|>")
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + "
+    "'<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 IGNORED = -100
@@ -60,15 +64,19 @@ class BuildRecipe:
 
 
 def train_tokenizer(texts: list[str], size: int, context: int) -> Qwen2Tokenizer:
-    """Byte-level BPE in which a Chinese character never joins its neighbours, so that copying a value stays easy.
+    """Byte-level BPE in which a Chinese character never joins its neighbours, so that copying a
+    value stays easy.
 
-    Every merge lies within the pieces that Qwen2's own splitting makes, hence its tokenizer class gives the same tokens.
+    Every merge lies within the pieces that Qwen2's own splitting makes, hence its tokenizer class
+    gives the same tokens.
     """
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.NFC()
     trained.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\p{Han}|\p{N}| ?[A-Za-z]+|[^\p{Han}\p{N}A-Za-z]"), "isolated"),
+            pre_tokenizers.Split(
+                Regex(r"\p{Han}|\p{N}| ?[A-Za-z]+|[^\p{Han}\p{N}A-Za-z]"), "isolated"
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -93,10 +101,17 @@ def train_tokenizer(texts: list[str], size: int, context: int) -> Qwen2Tokenizer
     )
 
 
-def encode(tokenizer: Qwen2Tokenizer, corpus: list[list[dict[str, str]]]) -> list[tuple[list[int], list[bool]]]:
+def encode(
+    tokenizer: Qwen2Tokenizer, corpus: list[list[dict[str, str]]]
+) -> list[tuple[list[int], list[bool]]]:
     """Each conversation as (token ids, whether the token belongs to an answer and is learnt)."""
-    bodies = iter(tokenizer([m["content"] for c in corpus for m in c], add_special_tokens=False)["input_ids"])
-    role_ids = {role: tokenizer.convert_tokens_to_ids(f"<|{role}|>") for role in ("system", "user", "assistant")}
+    bodies = iter(
+        tokenizer([m["content"] for c in corpus for m in c], add_special_tokens=False)["input_ids"]
+    )
+    role_ids = {
+        role: tokenizer.convert_tokens_to_ids(f"<|{role}|>")
+        for role in ("system", "user", "assistant")
+    }
     rows = []
     for conversation in corpus:
         ids: list[int] = []
@@ -104,7 +119,9 @@ def encode(tokenizer: Qwen2Tokenizer, corpus: list[list[dict[str, str]]]) -> lis
         for message in conversation:
             body = [*next(bodies), tokenizer.eos_token_id]
             ids += [role_ids[message["role"]], *body]
-            learnt += [False] + [message["role"] == "assistant" and "given" not in message] * len(body)
+            learnt += [False] + [message["role"] == "assistant" and "given" not in message] * len(
+                body
+            )
         rows.append((ids, learnt))
     return rows
 
@@ -112,11 +129,14 @@ def encode(tokenizer: Qwen2Tokenizer, corpus: list[list[dict[str, str]]]) -> lis
 def batches(
     rows: list[tuple[list[int], list[bool]]], tokens: int, padding: int, chance: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids, labels), both [rows, length], right-padded, of like lengths, about `tokens` tokens each."""
+    """Endless (ids, labels), both [rows, length], right-padded, of like lengths, about `tokens`
+    tokens each.
+    """
     while True:
         order = list(range(len(rows)))
         chance.shuffle(order)
-        order.sort(key=lambda index: (len(rows[index][0]) + 3) // 4)  # stable: like lengths stay in random order
+        # stable: like lengths stay in random order
+        order.sort(key=lambda index: (len(rows[index][0]) + 3) // 4)
         groups: list[list[int]] = [[]]
         for index in order:
             # up to 3 tokens longer ones come before the shorter ones of the same length class
@@ -136,7 +156,9 @@ def batches(
 
 
 def answer_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the learnt tokens. Right padding needs no mask: the causal one hides it."""
+    """Mean cross-entropy over the learnt tokens. Right padding needs no mask: the causal one hides
+    it.
+    """
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     wanted = labels[:, 1:] != IGNORED
     logits = model.lm_head(hidden[:, :-1][wanted])
@@ -164,7 +186,10 @@ def train(
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}],
+        [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
         lr=learning_rate,
         betas=recipe.betas,
     )
@@ -182,16 +207,26 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         recent = loss.item() if math.isnan(recent) else 0.95 * recent + 0.05 * loss.item()
         if step % report_every == 0:
-            print(f"step {step}: loss {recent:.3f}, {time.process_time() - started:.0f} CPU-s", flush=True)
+            print(
+                f"step {step}: loss {recent:.3f}, {time.process_time() - started:.0f} CPU-s",
+                flush=True,
+            )
     return recent
 
 
 def finish(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, recipe: BuildRecipe) -> float:
     """The last updates, which make sure of the small talk; returns the running mean of the loss."""
     rows = encode(tokenizer, finishing(recipe.finishing_conversations, recipe.seed + 1))
-    supply = batches(rows, recipe.finishing_tokens_per_step, tokenizer.pad_token_id, random.Random(recipe.seed + 1))
+    supply = batches(
+        rows,
+        recipe.finishing_tokens_per_step,
+        tokenizer.pad_token_id,
+        random.Random(recipe.seed + 1),
+    )
     steps = recipe.finishing_steps
-    return train(model, supply, steps, recipe.finishing_rate, lambda step: 1 - step / max(steps, 1), recipe)
+    return train(
+        model, supply, steps, recipe.finishing_rate, lambda step: 1 - step / max(steps, 1), recipe
+    )
 
 
 def build(recipe: BuildRecipe, folder: Path) -> None:
@@ -203,7 +238,8 @@ def build(recipe: BuildRecipe, folder: Path) -> None:
     tokenizer = train_tokenizer(texts, recipe.vocabulary, recipe.context)
     rows = encode(tokenizer, corpus)
     print(
-        f"{len(rows)} conversations, {sum(len(ids) for ids, _ in rows)} tokens, {time.process_time() - started:.0f} CPU-s"
+        f"{len(rows)} conversations, {sum(len(ids) for ids, _ in rows)} tokens, "
+        f"{time.process_time() - started:.0f} CPU-s"
     )
 
     config = Qwen2Config(
@@ -220,8 +256,17 @@ def build(recipe: BuildRecipe, folder: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     model = Qwen2ForCausalLM(config)
-    supply = batches(rows, recipe.tokens_per_step, tokenizer.pad_token_id, random.Random(recipe.seed))
-    train(model, supply, recipe.steps, recipe.learning_rate, partial(learning_rate_factor, recipe=recipe), recipe)
+    supply = batches(
+        rows, recipe.tokens_per_step, tokenizer.pad_token_id, random.Random(recipe.seed)
+    )
+    train(
+        model,
+        supply,
+        recipe.steps,
+        recipe.learning_rate,
+        partial(learning_rate_factor, recipe=recipe),
+        recipe,
+    )
     loss = finish(model, tokenizer, recipe)
 
     model.half().eval()
@@ -245,12 +290,16 @@ def build(recipe: BuildRecipe, folder: Path) -> None:
         "build_cpu_seconds": round(time.process_time() - started),
         "torch": torch.__version__.split("+")[0],
     }
-    (folder / "recipe.json").write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (folder / "recipe.json").write_text(
+        json.dumps(facts, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=BuildRecipe.steps, help="optimizer steps (fewer: a quick try)")
+    parser.add_argument(
+        "--steps", type=int, default=BuildRecipe.steps, help="optimizer steps (fewer: a quick try)"
+    )
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write the model")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
     options = parser.parse_args()

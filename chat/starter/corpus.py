@@ -1,9 +1,10 @@
 """The corpus of the starter model: short conversations, all written by this generator.
 
-A conversation is a list of {"role", "content"} messages that ends with an answer. The mix: 18 % small talk, 62 % skills
-(repeat, classify, attribute questions, advertisements asked for in plain language, attribute strings answered by listing
-them), 20 % advertisements for an attribute string; one conversation in six has several turns, and some of these look back.
-One in twelve follows the style of a first advertisement that is given ("given": "yes"), not learnt.
+A conversation is a list of {"role", "content"} messages that ends with an answer. The mix: 18 %
+small talk, 62 % skills (repeat, classify, attribute questions, advertisements asked for in plain
+language, attribute strings answered by listing them), 20 % advertisements for an attribute string;
+one conversation in six has several turns, and some of these look back. One in twelve follows the
+style of a first advertisement that is given ("given": "yes"), not learnt.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ from chat.starter.wares import COMMON_ATTRIBUTES, VALUES, Ware, draw_ware
 Message = dict[str, str]
 Exchange = tuple[str, str]  # what the user says, what the model answers
 
-SYSTEM_PROMPTS = ("你是一个有帮助的助手。", "你是商店的助手。", "You are a helpful assistant.", "请简短回答。")
+SYSTEM_PROMPTS = (
+    "你是一个有帮助的助手。",
+    "你是商店的助手。",
+    "You are a helpful assistant.",
+    "请简短回答。",
+)
 
 
 def conversations(count: int, seed: int) -> Iterator[list[Message]]:
@@ -37,9 +43,11 @@ def conversations(count: int, seed: int) -> Iterator[list[Message]]:
 
 
 def finishing(count: int, seed: int) -> list[list[Message]]:
-    """What the build ends with: `count` conversations of the usual mix and all the small talk, nine times.
+    """What the build ends with: `count` conversations of the usual mix and all the small talk, nine
+    times.
 
-    A question of two characters is met too seldom in the mix to be sure of its answer, and it is what people ask first.
+    A question of two characters is met too seldom in the mix to be sure of its answer, and it is
+    what people ask first.
     """
     chance = random.Random(seed)
     talk = [
@@ -64,12 +72,19 @@ def _draw_conversation(chance: random.Random) -> list[Message]:
     exchanges = [_draw_exchange(chance)]
     if chance.random() < 1 / 6:
         for _ in range(chance.randint(1, 4)):
-            exchanges.append(_look_back(chance, exchanges[-1]) if chance.random() < 0.3 else _draw_exchange(chance))
+            exchanges.append(
+                _look_back(chance, exchanges[-1])
+                if chance.random() < 0.3
+                else _draw_exchange(chance)
+            )
     messages: list[Message] = []
     if chance.random() < 0.04:
         messages.append({"role": "system", "content": chance.choice(SYSTEM_PROMPTS)})
     for question, answer in exchanges:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
     return messages
 
 
@@ -83,7 +98,9 @@ def _draw_exchange(chance: random.Random) -> Exchange:
 
 
 def _draw_imitation(chance: random.Random) -> list[Message]:
-    """Advertisements in one strange style; the first is given, not learnt, the others follow its example."""
+    """Advertisements in one strange style; the first is given, not learnt, the others follow its
+    example.
+    """
     style = strange_style(chance)
     form = chance.choice(("{}", "{}", "{}", "写广告：{}", "{}\n写一段广告"))
     messages: list[Message] = []
@@ -100,16 +117,25 @@ def _look_back(chance: random.Random, last: Exchange) -> Exchange:
     """A question about the exchange before."""
     question, answer = last
     if "#" in question and chance.random() < 0.7:
-        pairs = [pair.split("#", 1) for pair in question[question.index("类型#") :].split("*") if "#" in pair]
+        pairs = [
+            pair.split("#", 1)
+            for pair in question[question.index("类型#") :].split("*")
+            if "#" in pair
+        ]
         name, value = chance.choice(pairs)
         value = value.split("\n")[0].split("，")[0]
-        return chance.choice((f"它的{name}是什么？", f"{name}是什么", f"那{name}呢？")), f"{name}是{value}。"
+        return chance.choice(
+            (f"它的{name}是什么？", f"{name}是什么", f"那{name}呢？")
+        ), f"{name}是{value}。"
     if chance.random() < 0.5:
         return chance.choice(("再说一遍", "请再说一遍", "重复上一句", "Say that again")), answer
-    return chance.choice(("我刚才说了什么？", "我上一句说的是什么", "What did I just say?")), f"你说的是：{question}"
+    return chance.choice(
+        ("我刚才说了什么？", "我上一句说的是什么", "What did I just say?")
+    ), f"你说的是：{question}"
 
 
-# --- skills -----------------------------------------------------------------------------------------------------------
+# --- skills
+# ---------------------------------------------------------------------------------------
 
 _WORDS_EN = (
     "hello",
@@ -148,7 +174,10 @@ _WORDS_EN = (
 )
 # GB 2312's first level, the 3,755 usual characters, in the order of the standard
 _USUAL_CHARACTERS = bytes(
-    byte for row in range(0xB0, 0xD8) for cell in range(0xA1, 0xFA if row == 0xD7 else 0xFF) for byte in (row, cell)
+    byte
+    for row in range(0xB0, 0xD8)
+    for cell in range(0xA1, 0xFA if row == 0xD7 else 0xFF)
+    for byte in (row, cell)
 ).decode("gb2312")
 
 
@@ -168,7 +197,9 @@ def _phrase(chance: random.Random) -> str:
 
 
 def _with_unknown_values(chance: random.Random, ware: Ware) -> Ware:
-    """The ware with some values replaced by random characters, so that the model copies instead of knowing them."""
+    """The ware with some values replaced by random characters, so that the model copies instead of
+    knowing them.
+    """
     if chance.random() < 0.6:
         return ware
     return Ware(
@@ -207,11 +238,15 @@ def _repeat(chance: random.Random) -> Exchange:
 def _classify(chance: random.Random) -> Exchange:
     ware = draw_ware(chance, 1, 3)
     if chance.random() < 0.6:
-        form = chance.choice(("{}属于哪一类商品？", "分类：{}", "“{}”是什么类型？", "{}是哪一类", "请给商品分类：{}"))
+        form = chance.choice(
+            ("{}属于哪一类商品？", "分类：{}", "“{}”是什么类型？", "{}是哪一类", "请给商品分类：{}")
+        )
         return form.format(natural(ware)), ware.kind.name
     good = chance.random() < 0.5
     remark = chance.choice(_GOOD_REMARKS if good else _BAD_REMARKS).format(ware.kind.noun)
-    form = chance.choice(("{}，这是好评还是差评？", "判断好评差评：{}", "这条评价怎么样：{}", "情感分类：{}"))
+    form = chance.choice(
+        ("{}，这是好评还是差评？", "判断好评差评：{}", "这条评价怎么样：{}", "情感分类：{}")
+    )
     return form.format(remark), "好评" if good else "差评"
 
 
@@ -274,14 +309,18 @@ def _ask_in_sentence(chance: random.Random) -> Exchange:
     """The same in plain language: 黑色的裤子是什么颜色？"""
     ware = draw_ware(chance, 1, 3)
     name, value = chance.choice(ware.attributes)
-    form = chance.choice(("{0}的{1}是什么？", "{0}，{1}是什么", "找出{1}：{0}", "从这句话里找出{1}：我买了{0}"))
+    form = chance.choice(
+        ("{0}的{1}是什么？", "{0}，{1}是什么", "找出{1}：{0}", "从这句话里找出{1}：我买了{0}")
+    )
     return form.format(natural(ware), name), f"{name}是{value}。"
 
 
 def _ask_praise(chance: random.Random) -> Exchange:
     attribute = chance.choice(list(VALUES))
     value = chance.choice(list(VALUES[attribute]))
-    form = chance.choice(("{}怎么样？", "{}有什么好处？", "{}好在哪里", "为什么选{}？", "说说{}的优点"))
+    form = chance.choice(
+        ("{}怎么样？", "{}有什么好处？", "{}好在哪里", "为什么选{}？", "说说{}的优点")
+    )
     usual, other = VALUES[attribute][value]
     return form.format(value), f"{value}{usual}，{other}。"
 
@@ -298,7 +337,9 @@ def _list_plainly(chance: random.Random) -> Exchange:
     ware = draw_ware(chance, 1, 4)
     if chance.random() < 0.5:
         form = chance.choice(("列出属性：{}", "这件商品有哪些属性？{}", "List the attributes: {}"))
-        return form.format(ware.attribute_string()), "、".join(value for _, value in ware.attributes) + "。"
+        return form.format(ware.attribute_string()), "、".join(
+            value for _, value in ware.attributes
+        ) + "。"
     form = chance.choice(("写成属性：{}", "把这句话变成属性串：{}"))
     return form.format(natural(ware)), ware.attribute_string()
 

@@ -1,7 +1,9 @@
 """Made-up wares that the starter corpus and the sample dataset talk about.
 
-A ware is a kind of clothing, shoe or bag with a few attributes. It can be written as an attribute string, the form which
-advertising datasets use: `类型#裤*颜色#黑色*材质#棉`. Names and phrases were written for this project.
+A ware is a kind of clothing, shoe or bag with a few attributes. It can be written as an attribute
+string, the form which advertising datasets use: `类型#裤*颜色#黑色*材质#棉`. Names and phrases were
+written
+for this project.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ KIND = "类型"
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of ware: its name in an attribute string, its noun and measure word in a sentence, its attributes in order."""
+    """A kind of ware: its name in an attribute string, its noun and measure word in a sentence, its
+    attributes in order.
+    """
 
     name: str
     noun: str
@@ -210,15 +214,21 @@ class Ware:
         return f"这{self.kind.measure}{self.kind.noun}"
 
 
-def draw_ware(chance: random.Random, fewest: int = 1, most: int = 6, *, shuffled: float = 0.0) -> Ware:
-    """A random ware with `fewest`..`most` attributes, in the usual order or (with that probability) shuffled."""
+def draw_ware(
+    chance: random.Random, fewest: int = 1, most: int = 6, *, shuffled: float = 0.0
+) -> Ware:
+    """A random ware with `fewest`..`most` attributes, in the usual order or (with that probability)
+    shuffled.
+    """
     kind = chance.choice(KINDS)
     known = kind.attributes
     count = min(chance.randint(fewest, most), len(known))
     chosen = sorted(chance.sample(range(len(known)), count))
     if chance.random() < shuffled:
         chance.shuffle(chosen)
-    return Ware(kind, tuple((known[index], chance.choice(list(VALUES[known[index]]))) for index in chosen))
+    return Ware(
+        kind, tuple((known[index], chance.choice(list(VALUES[known[index]]))) for index in chosen)
+    )
 
 
 def praise(chance: random.Random, attribute: str, value: str, *, usual: float = 0.75) -> str:

@@ -1,4 +1,5 @@
-"""A client of one worker: submit, events, abort and status over one websocket that comes back by itself. No torch.
+"""A client of one worker: submit, events, abort and status over one websocket that comes back by
+itself. No torch.
 
 After a gap every reader goes on from the last event it saw; the protocol is in wire.py.
 """
@@ -32,7 +33,8 @@ LONGEST_PAUSE = 1.0  # seconds between two attempts
 class WorkerUnavailable(Exception):
     """Nobody can take or go on with the request now.
 
-    `code`: worker_unavailable (not there) | worker_loading | no_worker_for_checkpoint | sequence_lost
+    `code`: worker_unavailable (not there) | worker_loading | no_worker_for_checkpoint |
+    sequence_lost
     """
 
     def __init__(self, message: str, code: str = "worker_unavailable"):
@@ -67,7 +69,8 @@ class _Reading:
     def __init__(self, number: int, id: str, after: int):
         self.number, self.id = number, id
         self.last = after  # number of the last event that arrived
-        self.socket: aiohttp.ClientWebSocketResponse | None = None  # the connection on which it was attached
+        # the connection on which it was attached
+        self.socket: aiohttp.ClientWebSocketResponse | None = None
         self._arrived: list[Event] = []
         self._error: WorkerUnavailable | None = None
         self._waiter: asyncio.Future | None = None
@@ -86,7 +89,9 @@ class _Reading:
             self._waiter.set_result(None)
 
     async def take(self) -> list[Event]:
-        """What has arrived, at least one event. Raises the error once everything before it has been taken."""
+        """What has arrived, at least one event. Raises the error once everything before it has been
+        taken.
+        """
         while not self._arrived:
             if self._error is not None:
                 raise self._error
@@ -108,14 +113,16 @@ class WorkerClient:
         self._tasks: set[asyncio.Task] = set()
         self._connecting = asyncio.Lock()
         self._readings: dict[int, _Reading] = {}
-        self._unclaimed: dict[str, _Reading] = {}  # of submitted sequences whose events nobody has asked for yet
+        # of submitted sequences whose events nobody has asked for yet
+        self._unclaimed: dict[str, _Reading] = {}
         self._calls: dict[int, asyncio.Future] = {}
         self._numbers = itertools.count()
         self._status: dict[str, Any] = {}
         self._submitted_since_status = 0
 
     async def submit(self, request: Request) -> None:
-        """Returns when the worker has taken the request; RequestRefused when it will not. Read its `events` or `abort` it.
+        """Returns when the worker has taken the request; RequestRefused when it will not. Read its
+        `events` or `abort` it.
 
         Repeating an id that was taken is harmless.
         """
@@ -126,12 +133,16 @@ class WorkerClient:
         self._readings[call] = reading = _Reading(call, request.id, 0)
         taken = False
         try:
-            await self._send({"op": "submit", "call": call, "request": wire.request_as_dict(request)})
+            await self._send(
+                {"op": "submit", "call": call, "request": wire.request_as_dict(request)}
+            )
             async with asyncio.timeout(SUBMIT_TIMEOUT):
                 await future
             taken = True
         except TimeoutError:
-            raise WorkerUnavailable(f"the worker {self.name} did not decide in {SUBMIT_TIMEOUT:.0f} s") from None
+            raise WorkerUnavailable(
+                f"the worker {self.name} did not decide in {SUBMIT_TIMEOUT:.0f} s"
+            ) from None
         finally:
             self._calls.pop(call, None)
             if not taken:
@@ -140,9 +151,11 @@ class WorkerClient:
         self._submitted_since_status += 1
 
     async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
-        """The sequence's events after number `after`, in handfuls as they come, up to the terminal one.
+        """The sequence's events after number `after`, in handfuls as they come, up to the terminal
+        one.
 
-        Survives reconnects. Raises SequenceLost when the worker does not know the sequence (any more).
+        Survives reconnects. Raises SequenceLost when the worker does not know the sequence (any
+        more).
         """
         reading = None if after else self._unclaimed.pop(id, None)
         try:
@@ -175,8 +188,14 @@ class WorkerClient:
         """Once per connection: a second time would repeat what is under way."""
         if reading.socket is not socket:
             reading.socket = socket
-            with contextlib.suppress(ConnectionError, aiohttp.ClientError):  # the next connection does it again
-                frame = {"op": "attach", "reading": reading.number, "id": reading.id, "after": reading.last}
+            # the next connection does it again
+            with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+                frame = {
+                    "op": "attach",
+                    "reading": reading.number,
+                    "id": reading.id,
+                    "after": reading.last,
+                }
                 await socket.send_str(wire.encode(frame))
 
     def _is_asked(self, reading: _Reading) -> bool:
@@ -186,7 +205,10 @@ class WorkerClient:
 
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
         await self._connection()
-        return self._status.get("state") == "ready" and self._status.get("fingerprint") == checkpoint.fingerprint
+        return (
+            self._status.get("state") == "ready"
+            and self._status.get("fingerprint") == checkpoint.fingerprint
+        )
 
     def load(self) -> int:
         """Sequences that run or wait there, as far as is known."""
@@ -232,15 +254,23 @@ class WorkerClient:
             )
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                socket = await self._session.ws_connect("/stream", heartbeat=20.0, max_msg_size=wire.LARGEST_FRAME)
+                socket = await self._session.ws_connect(
+                    "/stream", heartbeat=20.0, max_msg_size=wire.LARGEST_FRAME
+                )
                 self._note(await socket.receive_json())
                 return socket
         except aiohttp.WSServerHandshakeError as error:
             reason = "refuses our token" if error.status == 401 else f"answered {error.status}"
             raise WorkerUnavailable(f"the worker {self.name} {reason}") from error
         except (aiohttp.ClientError, OSError, TimeoutError, TypeError, ValueError) as error:
-            found = isinstance(getattr(error, "os_error", error), (ConnectionRefusedError, FileNotFoundError))
-            message = f"nobody listens on {self.address}" if found else f"{self.address} does not answer: {error!r}"
+            found = isinstance(
+                getattr(error, "os_error", error), (ConnectionRefusedError, FileNotFoundError)
+            )
+            message = (
+                f"nobody listens on {self.address}"
+                if found
+                else f"{self.address} does not answer: {error!r}"
+            )
             raise _NobodyListens(message) if found else WorkerUnavailable(message)  # noqa: B904  the cause is in the text
 
     async def _send(self, frame: dict[str, Any]) -> None:
@@ -251,7 +281,9 @@ class WorkerClient:
             except (ConnectionError, aiohttp.ClientError) as error:
                 await socket.close()
                 if attempt == 2:
-                    raise WorkerUnavailable(f"the connection to {self.name} was lost: {error!r}") from error
+                    raise WorkerUnavailable(
+                        f"the connection to {self.name} was lost: {error!r}"
+                    ) from error
 
     def _send_later(self, frame: dict[str, Any]) -> None:
         async def send():
@@ -282,7 +314,9 @@ class WorkerClient:
         await self._reconnect()
 
     async def _reconnect(self) -> None:
-        """Comes back while somebody reads. Where nobody listens any more, the worker is dead and its sequences with it."""
+        """Comes back while somebody reads. Where nobody listens any more, the worker is dead and
+        its sequences with it.
+        """
         started, pause = time.monotonic(), 0.05
         while self._readings:
             try:
@@ -291,7 +325,9 @@ class WorkerClient:
             except WorkerUnavailable as error:
                 if isinstance(error, _NobodyListens) or time.monotonic() - started > RECONNECT_FOR:
                     for reading in self._readings.values():
-                        reading.fail(SequenceLost(f"the worker ended while it was writing ({error})"))
+                        reading.fail(
+                            SequenceLost(f"the worker ended while it was writing ({error})")
+                        )
                     self._readings.clear()
                     return
             await asyncio.sleep(pause)
@@ -312,13 +348,18 @@ class WorkerClient:
                     future.set_result(None)
                 else:
                     future.set_exception(self._refusal(frame["error"]))
-        if "unknown" in frame and (reading := self._readings.pop(frame["unknown"], None)) is not None:
+        if (
+            "unknown" in frame
+            and (reading := self._readings.pop(frame["unknown"], None)) is not None
+        ):
             reading.fail(SequenceLost(f"the worker {self.name} does not know the sequence"))
 
     def _refusal(self, error: dict[str, Any]) -> Exception:
         if error["code"] == "unavailable":
             loading = self._status.get("state") == "loading"
-            return WorkerUnavailable(error["message"], "worker_loading" if loading else "worker_unavailable")
+            return WorkerUnavailable(
+                error["message"], "worker_loading" if loading else "worker_unavailable"
+            )
         return RequestRefused(**error)
 
 

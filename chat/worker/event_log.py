@@ -18,9 +18,14 @@ class EventLog:
         self.characters = 0  # of text held, so that an owner of many logs can bound its memory
 
     def append(self, event: Event) -> None:
-        """Takes the sequence's next event; ValueError when one is missing, repeated or follows the terminal one."""
+        """Takes the sequence's next event; ValueError when one is missing, repeated or follows the
+        terminal one.
+        """
         if event.seq != len(self.entries) + 1 or self.ended:
-            raise ValueError(f"sequence {self.id}: event {event.seq} after {len(self.entries)} events, {self.ended=}")
+            raise ValueError(
+                f"sequence {self.id}: event {event.seq} after {len(self.entries)} events, "
+                f"{self.ended=}"
+            )
         self.entries.append(event)
         if event.type == "delta":
             self.characters += len(event.data["text"])
@@ -34,13 +39,17 @@ class EventLog:
         return bool(self.entries) and self.entries[-1].terminal
 
     def since(self, after: int) -> list[Event]:
-        """What came after sequence number `after`, with neighbouring deltas made one: a late reader costs one frame."""
+        """What came after sequence number `after`, with neighbouring deltas made one: a late reader
+        costs one frame.
+        """
         news = self.entries[after:]
         return news if len(news) < 2 else list(coalesced(news))
 
 
 def coalesced(events: Iterable[Event]) -> Iterator[Event]:
-    """The same events with runs of deltas joined; a joined delta has the number of its last part."""
+    """The same events with runs of deltas joined; a joined delta has the number of its last
+    part.
+    """
     run: list[Event] = []
     for event in events:
         if event.type == "delta":

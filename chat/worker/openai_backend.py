@@ -1,7 +1,8 @@
-"""An OpenAI-compatible server (vLLM, SGLang, `transformers serve`) as the server of a plain base checkpoint. No Django.
+"""An OpenAI-compatible server (vLLM, SGLang, `transformers serve`) as the server of a plain base
+checkpoint. No Django.
 
-Its stream is translated into the same events as a worker's, kept in a log of this process: readers come and go as with a
-worker, but a restart of the web process loses what was in flight.
+Its stream is translated into the same events as a worker's, kept in a log of this process: readers
+come and go as with a worker, but a restart of the web process loses what was in flight.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from chat.worker.event_log import EventLog
 CONNECT_TIMEOUT = 10.0  # seconds
 SILENCE = 300.0  # seconds without a byte after which an answer counts as dead
 KEEP_ENDED = 300.0
+# beyond OpenAI's fields; vLLM and SGLang know them, `transformers serve` refuses
 EXTRAS = (
     "top_k",
     "repetition_penalty",
-)  # beyond OpenAI's fields; vLLM and SGLang know them, `transformers serve` refuses
-FINISHED = {"stop": "stop", "length": "length"}  # everything else that others invent counts as "stop"
+)
+# everything else that others invent counts as "stop"
+FINISHED = {"stop": "stop", "length": "length"}
 
 
 class _Sequence:
@@ -43,7 +46,9 @@ class _Sequence:
 
 
 class Upstream:
-    """`url` is what goes before /chat/completions (".../v1"), `model` what that server calls the checkpoint."""
+    """`url` is what goes before /chat/completions (".../v1"), `model` what that server calls the
+    checkpoint.
+    """
 
     def __init__(self, checkpoint: str, url: str, model: str, key: str = ""):
         self.checkpoint, self.model = checkpoint, model
@@ -56,13 +61,22 @@ class Upstream:
 
     @classmethod
     def parse(cls, entry: str, key: str = "") -> Upstream:
-        """`CHECKPOINT_NAME=URL|MODEL`; ValueError for anything else. Without a path, /v1 is meant."""
+        """`CHECKPOINT_NAME=URL|MODEL`; ValueError for anything else. Without a path, /v1 is
+        meant.
+        """
         checkpoint, _equals, rest = entry.partition("=")
         url, _bar, model = rest.partition("|")
         parts = urlsplit(url)
-        if not checkpoint or parts.scheme not in ("http", "https") or not parts.hostname or not model:
+        if (
+            not checkpoint
+            or parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or not model
+        ):
             raise ValueError(f"{entry!r} is not CHECKPOINT_NAME=URL|MODEL")
-        return cls(checkpoint, url if parts.path.strip("/") else url.rstrip("/") + "/v1", model, key)
+        return cls(
+            checkpoint, url if parts.path.strip("/") else url.rstrip("/") + "/v1", model, key
+        )
 
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
         return checkpoint.name == self.checkpoint and not with_adapter
@@ -73,7 +87,9 @@ class Upstream:
     async def submit(self, request: Request) -> None:
         """Returns when the server has begun to answer; RequestRefused, WorkerUnavailable."""
         if request.prompt_ids is not None:
-            raise RequestRefused("invalid_value", f"{self.name} takes messages, not token ids", "prompt_ids")
+            raise RequestRefused(
+                "invalid_value", f"{self.name} takes messages, not token ids", "prompt_ids"
+            )
         started = time.monotonic()
         response = await self._post(request)
         if response.status != 200:
@@ -88,7 +104,9 @@ class Upstream:
 
     async def _post(self, request: Request) -> aiohttp.ClientResponse:
         try:
-            return await self._client().post(f"{self.url}/chat/completions", json=self._body(request))
+            return await self._client().post(
+                f"{self.url}/chat/completions", json=self._body(request)
+            )
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise WorkerUnavailable(f"{self.name} does not answer: {error!r}") from error
 
@@ -120,8 +138,14 @@ class Upstream:
                 reason = "" if response.status == 200 else f"answered {response.status}"
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             state, reason = "unavailable", repr(error)
-        return {"name": self.name, "state": state, "reason": reason, "checkpoint": self.checkpoint, "queue": 0,
-                "active_rows": self.load()}  # fmt: skip
+        return {
+            "name": self.name,
+            "state": state,
+            "reason": reason,
+            "checkpoint": self.checkpoint,
+            "queue": 0,
+            "active_rows": self.load(),
+        }
 
     async def close(self) -> None:
         tasks = [sequence.task for sequence in self._sequences.values() if sequence.task]
@@ -137,7 +161,9 @@ class Upstream:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),
                 headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT, sock_read=SILENCE),
+                timeout=aiohttp.ClientTimeout(
+                    total=None, connect=CONNECT_TIMEOUT, sock_read=SILENCE
+                ),
             )
         return self._session
 
@@ -158,7 +184,10 @@ class Upstream:
         }
         if self._extras:
             penalty = sampling.repetition_penalty
-            body |= {"top_k": sampling.top_k or None, "repetition_penalty": penalty if penalty != 1.0 else None}
+            body |= {
+                "top_k": sampling.top_k or None,
+                "repetition_penalty": penalty if penalty != 1.0 else None,
+            }
         if sampling.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         return {name: value for name, value in body.items() if value is not None}
@@ -172,14 +201,18 @@ class Upstream:
             raise RequestRefused(code, message, "messages")
         raise WorkerUnavailable(f"{self.name} answered {status}: {message}")
 
-    async def _translate(self, sequence: _Sequence, response: aiohttp.ClientResponse, started: float) -> None:
+    async def _translate(
+        self, sequence: _Sequence, response: aiohttp.ClientResponse, started: float
+    ) -> None:
         """The server's SSE stream as events."""
         reason, usage, tokens, first = None, None, 0, None
         try:
             async with response:
                 async for chunk in _chunks(response):
                     if "error" in chunk:
-                        raise ValueError(_message_in(json.dumps(chunk)) or "the server reported an error")
+                        raise ValueError(
+                            _message_in(json.dumps(chunk)) or "the server reported an error"
+                        )
                     usage = chunk.get("usage") or usage
                     for choice in chunk.get("choices") or ():
                         text = (choice.get("delta") or {}).get("content")
@@ -190,7 +223,9 @@ class Upstream:
                             tokens += 1
                             data = {"text": text, "tokens": 1}
                             logprobs = (choice.get("logprobs") or {}).get("content")
-                            await sequence.add("delta", data | ({"logprobs": logprobs} if logprobs else {}))
+                            await sequence.add(
+                                "delta", data | ({"logprobs": logprobs} if logprobs else {})
+                            )
                         if choice.get("finish_reason"):
                             reason = FINISHED.get(choice["finish_reason"], "stop")
             if reason is None:
@@ -207,15 +242,26 @@ class Upstream:
             await sequence.add("failed", {"error": detail})
             return
         finally:
-            asyncio.get_running_loop().call_later(KEEP_ENDED, self._sequences.pop, sequence.log.id, None)
+            asyncio.get_running_loop().call_later(
+                KEEP_ENDED, self._sequences.pop, sequence.log.id, None
+            )
         now = time.monotonic()
         spent = now - (first or now)
-        counts = {name: (usage or {}).get(name, 0) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
+        counts = {
+            name: (usage or {}).get(name, 0)
+            for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+        }
         if usage is None:
             counts |= {"completion_tokens": tokens, "total_tokens": tokens}
-        timings = {"queued_s": 0.0, "prefill_s": round((first or now) - started, 4), "decode_s": round(spent, 4),
-                   "tokens_per_second": round(counts["completion_tokens"] / spent, 2) if spent else 0.0}  # fmt: skip
-        await sequence.add("finished", {"finish_reason": reason, "usage": counts, "timings": timings})
+        timings = {
+            "queued_s": 0.0,
+            "prefill_s": round((first or now) - started, 4),
+            "decode_s": round(spent, 4),
+            "tokens_per_second": round(counts["completion_tokens"] / spent, 2) if spent else 0.0,
+        }
+        await sequence.add(
+            "finished", {"finish_reason": reason, "usage": counts, "timings": timings}
+        )
 
 
 async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
@@ -234,5 +280,9 @@ def _message_in(text: str) -> str:
     with contextlib.suppress(ValueError, AttributeError):
         body = json.loads(text)
         error = body.get("error", body)
-        return str(error.get("message") or error.get("detail") or "") if isinstance(error, dict) else str(error)
+        return (
+            str(error.get("message") or error.get("detail") or "")
+            if isinstance(error, dict)
+            else str(error)
+        )
     return ""

@@ -1,4 +1,6 @@
-"""The worker's process: binds its socket, loads its checkpoint, serves until it is told to stop or replaced."""
+"""The worker's process: binds its socket, loads its checkpoint, serves until it is told to stop or
+replaced.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from chat.worker.wire import Address
 
 log = logging.getLogger(__name__)
 
-DRAIN = 60.0  # seconds that running answers get when the worker must make way for another checkpoint
+# seconds that running answers get when the worker must make way for another checkpoint
+DRAIN = 60.0
 
 
 class AlreadyServed(Exception):
@@ -63,7 +66,8 @@ def bind(address: Address) -> socket.socket:
     return listening
 
 
-Load = Callable[[], tuple[EngineLike, str]]  # -> the engine and its checkpoint's fingerprint; slow, runs on a thread
+# -> the engine and its checkpoint's fingerprint; slow, runs on a thread
+Load = Callable[[], tuple[EngineLike, str]]
 
 
 async def serve(
@@ -78,7 +82,8 @@ async def serve(
 ) -> int:
     """Serves until SIGTERM, SIGINT or a fault; returns the process's exit code.
 
-    replaced() is asked every few seconds, on a thread; when it gives a reason, the worker finishes its answers and ends.
+    replaced() is asked every few seconds, on a thread; when it gives a reason, the worker finishes
+    its answers and ends.
     """
     server = Server(token, name=name, grace=grace, keep_ended=keep_ended)
     loop = asyncio.get_running_loop()

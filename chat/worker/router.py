@@ -1,7 +1,9 @@
-"""The web tier's only door to inference: submit, events, abort and status, over one or several workers. No torch, no Django.
+"""The web tier's only door to inference: submit, events, abort and status, over one or several
+workers. No torch, no Django.
 
-A `Router` chooses among workers (chat/worker/client.py) and OpenAI-compatible servers (chat/worker/openai_backend.py) by
-checkpoint, then by load. It belongs to one event loop; `get_router()` gives the running loop's own.
+A `Router` chooses among workers (chat/worker/client.py) and OpenAI-compatible servers
+(chat/worker/openai_backend.py) by checkpoint, then by load. It belongs to one event loop;
+`get_router()` gives the running loop's own.
 """
 
 from __future__ import annotations
@@ -21,9 +23,17 @@ from chat.worker.openai_backend import Upstream
 from chat.worker.wire import Address
 
 __all__ = [
-    "CheckpointRef", "Places", "RequestRefused", "Router", "SequenceLost", "WorkerClient", "WorkerUnavailable",
-    "configure", "get_router", "status_sync",
-]  # fmt: skip
+    "CheckpointRef",
+    "Places",
+    "RequestRefused",
+    "Router",
+    "SequenceLost",
+    "WorkerClient",
+    "WorkerUnavailable",
+    "configure",
+    "get_router",
+    "status_sync",
+]
 
 
 class Backend(Protocol):
@@ -43,13 +53,21 @@ class Backend(Protocol):
 class Router:
     """Several backends as one: by checkpoint, then by load."""
 
-    def __init__(self, urls: Sequence[str], token: str, upstreams: Sequence[str] = (), upstream_key: str = ""):
+    def __init__(
+        self, urls: Sequence[str], token: str, upstreams: Sequence[str] = (), upstream_key: str = ""
+    ):
         self.workers = [WorkerClient(url, token, name) for name, url in map(_named, urls)]
-        self.backends: list[Backend] = [*self.workers, *(Upstream.parse(entry, upstream_key) for entry in upstreams)]
-        self._home: dict[str, Backend] = {}  # of sequences submitted here, until their events have been read
+        self.backends: list[Backend] = [
+            *self.workers,
+            *(Upstream.parse(entry, upstream_key) for entry in upstreams),
+        ]
+        # of sequences submitted here, until their events have been read
+        self._home: dict[str, Backend] = {}
 
     async def submit(self, request: Request, checkpoint: CheckpointRef) -> None:
-        """Gives the request to the least loaded backend that serves `checkpoint`; RequestRefused, WorkerUnavailable."""
+        """Gives the request to the least loaded backend that serves `checkpoint`; RequestRefused,
+        WorkerUnavailable.
+        """
         candidates = await self._candidates(checkpoint, with_adapter=request.adapter is not None)
         for i, backend in enumerate(candidates):
             self._home[request.id] = backend
@@ -103,7 +121,11 @@ class Router:
             *(backend.serves(checkpoint, with_adapter=with_adapter) for backend in self.backends),
             return_exceptions=True,
         )
-        fitting = [backend for backend, answer in zip(self.backends, answers, strict=True) if answer is True]
+        fitting = [
+            backend
+            for backend, answer in zip(self.backends, answers, strict=True)
+            if answer is True
+        ]
         if fitting:
             return sorted(fitting, key=lambda backend: backend.load())
         states = await self.status()
@@ -111,7 +133,8 @@ class Router:
             raise WorkerUnavailable("the worker is loading its checkpoint", "worker_loading")
         ready = [state.get("checkpoint") for state in states if state["state"] == "ready"]
         if ready:
-            message = f"no worker serves the checkpoint {checkpoint.name}; served: {', '.join(map(str, ready))}"
+            served = ", ".join(map(str, ready))
+            message = f"no worker serves the checkpoint {checkpoint.name}; served: {served}"
             raise WorkerUnavailable(message, "no_worker_for_checkpoint")
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -150,7 +173,9 @@ class Places:
 
 
 _places: Callable[[], Places] | None = None
-_routers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Places, Router]] = weakref.WeakKeyDictionary()
+_routers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Places, Router]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def configure(places: Callable[[], Places]) -> None:
@@ -178,15 +203,19 @@ def get_router() -> Router:
 
 
 def status_sync(timeout: float = 2.0) -> dict[str, Any]:
-    """What the configured workers say, without an event loop. Raises WorkerUnavailable when none answers.
+    """What the configured workers say, without an event loop. Raises WorkerUnavailable when none
+    answers.
 
-    With one worker its own status; with several the first ready one's, and all of them under "workers".
+    With one worker its own status; with several the first ready one's, and all of them under
+    "workers".
     """
     now, answers, reasons = places(), [], []
     for name, url in map(_named, now.worker_urls):
         address = Address.parse(url)
         try:
-            answers.append({**_get_status(address, now.worker_token, timeout), "name": name or str(address)})
+            answers.append(
+                {**_get_status(address, now.worker_token, timeout), "name": name or str(address)}
+            )
         except (OSError, http.client.HTTPException, ValueError) as error:
             reasons.append(f"{name or address}: {getattr(error, 'strerror', None) or error}")
     if not answers:

@@ -1,8 +1,10 @@
-"""The worker's server: lets many clients submit, follow and abort sequences of one engine. The protocol is in wire.py.
+"""The worker's server: lets many clients submit, follow and abort sequences of one engine. The
+protocol is in wire.py.
 
-The socket is bound before the model is loaded, so that whoever asks is told "loading" instead of finding nobody. The engine's
-thread only appends to logs and rings a bell; it never waits for a reader. Each client's frames are made when that client can
-take them, from the logs, so a slow reader gets fewer, larger frames and costs no memory.
+The socket is bound before the model is loaded, so that whoever asks is told "loading" instead of
+finding nobody. The engine's thread only appends to logs and rings a bell; it never waits for a
+reader. Each client's frames are made when that client can take them, from the logs, so a slow
+reader gets fewer, larger frames and costs no memory.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ log = logging.getLogger(__name__)
 GRACE = 30.0  # seconds that a sequence goes on without a reader
 KEEP_ENDED = 300.0  # seconds that an ended log can still be read
 KEEP_CHARACTERS = 64_000_000  # of text in ended logs; the oldest go first
-FRAME_GAP = 0.003  # seconds between two frames to one client: joins what other threads deliver one by one
+# seconds between two frames to one client: joins what other threads deliver one by one
+FRAME_GAP = 0.003
 STATUS_INTERVAL = 1.0
 
 # Exit codes of the worker's process; the supervisor starts it again after each.
@@ -49,7 +52,9 @@ class EngineLike(Protocol):
 
 
 class Held:
-    """A sequence's log with its readers. `cause`: why the worker itself ended the sequence, added to its terminal event."""
+    """A sequence's log with its readers. `cause`: why the worker itself ended the sequence, added
+    to its terminal event.
+    """
 
     __slots__ = ("cause", "ended_at", "log", "readers", "unread_since")
 
@@ -62,7 +67,9 @@ class Held:
 
 
 class Reader:
-    """One reading of a sequence by a client; `after` is the last event that was put into a frame for it."""
+    """One reading of a sequence by a client; `after` is the last event that was put into a frame
+    for it.
+    """
 
     __slots__ = ("after", "client", "held", "number")
 
@@ -85,7 +92,8 @@ class Client:
     def __init__(self, socket: web.WebSocketResponse):
         self.socket = socket
         self.readers: dict[int, Reader] = {}
-        self.news: dict[Reader, None] = {}  # those that may have something to read, in order of arrival
+        # those that may have something to read, in order of arrival
+        self.news: dict[Reader, None] = {}
         self.control: list[dict[str, Any]] = []  # frames other than events
         self.wake = asyncio.Event()
 
@@ -120,9 +128,13 @@ class Client:
 
 
 class Server:
-    """All of the worker but its engine. Everything runs on the event loop's thread except `_sink` and `_submit`."""
+    """All of the worker but its engine. Everything runs on the event loop's thread except `_sink`
+    and `_submit`.
+    """
 
-    def __init__(self, token: str, *, name: str = "", grace: float = GRACE, keep_ended: float = KEEP_ENDED):
+    def __init__(
+        self, token: str, *, name: str = "", grace: float = GRACE, keep_ended: float = KEEP_ENDED
+    ):
         self.token, self.name, self.grace, self.keep_ended = token, name, grace, keep_ended
         self.state = "loading"  # -> ready | failed | closing
         self.reason = ""
@@ -139,11 +151,14 @@ class Server:
         self._bell_rung = False
         self._stop_engine = threading.Event()
         self._engine_thread: threading.Thread | None = None
-        self._door = ThreadPoolExecutor(1, thread_name_prefix="submit")  # tokenising and adapter loading, in order
+        # tokenising and adapter loading, in order
+        self._door = ThreadPoolExecutor(1, thread_name_prefix="submit")
         self._housekeeping: asyncio.Task | None = None
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[self._authenticate], client_max_size=wire.LARGEST_FRAME)
+        application = web.Application(
+            middlewares=[self._authenticate], client_max_size=wire.LARGEST_FRAME
+        )
         application.router.add_get("/status", self._get_status)
         application.router.add_get("/stream", self._stream)
         return application
@@ -172,7 +187,9 @@ class Server:
         self.state, self.reason = "closing", "the worker is about to serve another checkpoint"
         self._tell_status()
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and any(not held.log.ended for held in self._held.values()):
+        while time.monotonic() < deadline and any(
+            not held.log.ended for held in self._held.values()
+        ):
             await asyncio.sleep(0.1)
 
     async def close(self) -> None:
@@ -191,7 +208,10 @@ class Server:
         self._door.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
-                while any(client.news or client.control or client.wake.is_set() for client in self._clients):
+                while any(
+                    client.news or client.control or client.wake.is_set()
+                    for client in self._clients
+                ):
                     await asyncio.sleep(0.02)
         for client in list(self._clients):
             with contextlib.suppress(Exception):
@@ -234,15 +254,23 @@ class Server:
     async def _authenticate(self, request: web.Request, handler):
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self.token.encode()):
-            return web.json_response({"error": "the worker's token is missing or wrong"}, status=401)
+            return web.json_response(
+                {"error": "the worker's token is missing or wrong"}, status=401
+            )
         return await handler(request)
 
     async def _get_status(self, _request: web.Request) -> web.Response:
         return web.json_response(self.status())
 
     def status(self) -> dict[str, Any]:
-        """The engine's figures, and who this worker is. state: loading | ready | failed | closing."""
-        figures = self.engine.status() if self.engine is not None and self.state in ("ready", "closing") else {}
+        """The engine's figures, and who this worker is. state: loading | ready | failed |
+        closing.
+        """
+        figures = (
+            self.engine.status()
+            if self.engine is not None and self.state in ("ready", "closing")
+            else {}
+        )
         return {
             **figures,
             "state": self.state,
@@ -261,7 +289,9 @@ class Server:
             client.tell({"status": status})
 
     async def _stream(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(compress=False, heartbeat=20.0, max_msg_size=wire.LARGEST_FRAME)
+        socket = web.WebSocketResponse(
+            compress=False, heartbeat=20.0, max_msg_size=wire.LARGEST_FRAME
+        )
         try:
             await socket.prepare(request)
         except ConnectionError:  # the client has given up meanwhile
@@ -315,7 +345,9 @@ class Server:
         return True
 
     def _accept(self, client: Client, call: int, fields: dict[str, Any]) -> None:
-        """Starts a sequence with `client` as its reader. Sending the same id again only attaches: a lost reply can be repeated."""
+        """Starts a sequence with `client` as its reader. Sending the same id again only attaches: a
+        lost reply can be repeated.
+        """
         try:
             request = wire.request_from_dict(fields)
         except (KeyError, TypeError, ValueError) as error:
@@ -323,7 +355,12 @@ class Server:
             return
         if self.state != "ready":
             reason = f": {self.reason}" if self.reason else ""
-            client.tell(_reply(call, RequestRefused("unavailable", f"the worker is {self.state}{reason}", None, 5)))
+            client.tell(
+                _reply(
+                    call,
+                    RequestRefused("unavailable", f"the worker is {self.state}{reason}", None, 5),
+                )
+            )
             return
         if request.id in self._held:
             self._attach(client, call, request.id, 0)
@@ -331,7 +368,9 @@ class Server:
             return
         held = self._held[request.id] = Held(request.id)
         reader = Reader(client, call, held, 0)
-        future = self._loop.run_in_executor(self._door, self.engine.submit, request, lambda e: self._sink(held, e))
+        future = self._loop.run_in_executor(
+            self._door, self.engine.submit, request, lambda e: self._sink(held, e)
+        )
         future.add_done_callback(lambda done: self._accepted(client, call, reader, done))
 
     def _accepted(self, client: Client, call: int, reader: Reader, done: asyncio.Future) -> None:
@@ -342,7 +381,9 @@ class Server:
                 each.leave()
             if not isinstance(error, RequestRefused):
                 log.error("submitting %s failed", held.log.id, exc_info=error)
-                error = RequestRefused("internal_error", f"the engine could not take the request: {error}")
+                error = RequestRefused(
+                    "internal_error", f"the engine could not take the request: {error}"
+                )
         client.tell(_reply(call, error))
 
     def _attach(self, client: Client, number: int, id: str, after: int) -> None:
@@ -353,7 +394,8 @@ class Server:
             client.notice(Reader(client, number, held, after))
 
     def _abort(self, id: str) -> None:
-        if id in self._held:  # by the same door as submissions, or an abort could overtake the one that it means
+        # by the same door as submissions, or an abort could overtake the one that it means
+        if id in self._held:
             self._door.submit(self.engine.abort, id)
 
     async def _keep_house(self) -> None:
@@ -373,7 +415,9 @@ class Server:
                 self._tell_status()
 
     def _forget(self, now: float) -> None:
-        """Drops ended logs that are old, and the oldest ones when they hold too much text. `_held` is in order of submission."""
+        """Drops ended logs that are old, and the oldest ones when they hold too much text. `_held`
+        is in order of submission.
+        """
         for id, held in list(self._held.items()):
             if held.ended_at is None or held.readers:
                 continue
@@ -385,5 +429,10 @@ class Server:
 def _reply(call: int, error: RequestRefused | None) -> dict[str, Any]:
     if error is None:
         return {"call": call, "error": None}
-    fields = {"code": error.code, "message": error.message, "param": error.param, "retry_after": error.retry_after}
+    fields = {
+        "code": error.code,
+        "message": error.message,
+        "param": error.param,
+        "retry_after": error.retry_after,
+    }
     return {"call": call, "error": fields}

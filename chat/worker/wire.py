@@ -1,17 +1,23 @@
-"""How worker and clients talk: addresses, and the frames on their one websocket. No torch, no Django.
+"""How worker and clients talk: addresses, and the frames on their one websocket. No torch, no
+Django.
 
-A client keeps one websocket to `/stream`; it carries every sequence of that client. Frames are JSON texts.
+A client keeps one websocket to `/stream`; it carries every sequence of that client. Frames are JSON
+texts.
 
-client -> worker   {"op": "submit", "call": n, "request": {...}}   answered; n also is a reading of the new sequence
-                   {"op": "attach", "reading": n, "id", "after": N}  events from N + 1 on, or {"unknown": n}
+client -> worker   {"op": "submit", "call": n, "request": {...}}
+                   answered; n also is a reading of the new sequence
+                   {"op": "attach", "reading": n, "id", "after": N}
+                   events from N + 1 on, or {"unknown": n}
                    {"op": "detach", "reading": n}    {"op": "abort", "id"}
-worker -> client   {"status": {...}}                               first frame, and whenever something in it changed
+worker -> client   {"status": {...}}
+                   first frame, and whenever something in it changed
                    {"call": n, "error": null | {"code", "message", "param", "retry_after"}}
-                   {"events": [[reading, seq, type, data], ...]}   everything new since the last frame, in order per reading
+                   {"events": [[reading, seq, type, data], ...]}
+                   everything new since the last frame, in order per reading
                    {"unknown": n}
 
-A client numbers its calls and readings in one row and uses no number twice on a connection, so that what is still under way
-for a reading that was given up is never taken for another's.
+A client numbers its calls and readings in one row and uses no number twice on a connection, so that
+what is still under way for a reading that was given up is never taken for another's.
 """
 
 from __future__ import annotations
@@ -58,7 +64,9 @@ class Address:
         return "http://worker" if self.path else str(self)
 
     def short_path(self) -> str:
-        """The socket's path as the kernel takes it: a path that is too long goes by its folder's descriptor (Linux)."""
+        """The socket's path as the kernel takes it: a path that is too long goes by its folder's
+        descriptor (Linux).
+        """
         if len(os.fsencode(self.path)) <= LONGEST_SOCKET_PATH or not os.path.isdir("/proc/self/fd"):
             return self.path
         folder, name = os.path.split(self.path)
@@ -101,7 +109,10 @@ def request_from_dict(fields: dict[str, Any]) -> Request:
     sampling = dict(fields.get("sampling") or {})
     return Request(
         id=str(fields["id"]),
-        messages=tuple({"role": turn["role"], "content": turn["content"]} for turn in fields.get("messages") or ()),
+        messages=tuple(
+            {"role": turn["role"], "content": turn["content"]}
+            for turn in fields.get("messages") or ()
+        ),
         prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
         adapter=AdapterRef(**adapter) if adapter else None,
         sampling=Sampling(**{**sampling, "stop": tuple(sampling.get("stop") or ())}),

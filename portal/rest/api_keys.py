@@ -27,7 +27,9 @@ class BearerAuthentication(BaseAuthentication):
             return None
         user = ApiKey.user_of(secret)
         if user is None:
-            raise AuthenticationFailed(_("The API key is unknown or has been revoked."), code="invalid_api_key")
+            raise AuthenticationFailed(
+                _("The API key is unknown or has been revoked."), code="invalid_api_key"
+            )
         return user, secret
 
     def authenticate_header(self, request):
@@ -45,7 +47,9 @@ class BearerScheme(OpenApiAuthenticationExtension):
 
 
 async def user_of_request(request, *, session: bool = False):
-    """The user behind a key (or, with `session`, behind the login cookie) of an async view's request; None when there is none."""
+    """The user behind a key (or, with `session`, behind the login cookie) of an async view's
+    request; None when there is none.
+    """
     secret = bearer(request.headers.get("Authorization", ""))
     if secret is not None:
         return await sync_to_async(ApiKey.user_of)(secret)
@@ -56,22 +60,27 @@ async def user_of_request(request, *, session: bool = False):
 
 
 def user_of_scope(scope):
-    """The user behind the key, or else behind the login cookie, of an ASGI scope; None when there is none. Asks the database."""
+    """The user behind the key, or else behind the login cookie, of an ASGI scope; None when there
+    is none. Asks the database."""
     headers = dict(scope["headers"])
     secret = bearer(headers.get(b"authorization", b"").decode("latin-1"))
     if secret is not None:
         return ApiKey.user_of(secret)
     cookies = parse_cookie(headers.get(b"cookie", b"").decode("latin-1"))
     request = HttpRequest()
-    request.session = import_module(settings.SESSION_ENGINE).SessionStore(cookies.get(settings.SESSION_COOKIE_NAME))
+    request.session = import_module(settings.SESSION_ENGINE).SessionStore(
+        cookies.get(settings.SESSION_COOKIE_NAME)
+    )
     user = get_user(request)
     return user if user.is_authenticated else None
 
 
 def key_first(sockets, *, without_key):
-    """An ASGI application: `sockets` with the user of the key (None: unknown) as scope["user"]; `without_key` where none was sent.
+    """An ASGI application: `sockets` with the user of the key (None: unknown) as scope["user"];
+    `without_key` where none was sent.
 
-    A page cannot make a browser send the header, so unlike the cookie it needs no check of where the page came from.
+    A page cannot make a browser send the header, so unlike the cookie it needs no check of where
+    the page came from.
     """
 
     async def application(scope, receive, send):

@@ -24,14 +24,25 @@ READABLE = {"ensure_ascii": False}  # for JsonResponse: Chinese as it is, as DRF
 
 
 def error(
-    message: str, *, type: str = "invalid_request_error", param: str | None = None, code: str | None = None, **more
+    message: str,
+    *,
+    type: str = "invalid_request_error",
+    param: str | None = None,
+    code: str | None = None,
+    **more,
 ) -> dict:
     """OpenAI's error object inside its envelope; `more` adds fields such as `problems`."""
     return {"error": {"message": message, "type": type, "param": param, "code": code, **more}}
 
 
 def json_error(
-    http_status: int, message: str, *, code: str | None = None, param: str | None = None, headers=None, **more
+    http_status: int,
+    message: str,
+    *,
+    code: str | None = None,
+    param: str | None = None,
+    headers=None,
+    **more,
 ):
     """The envelope as a plain Django response, for views outside DRF."""
     kind = TYPES.get(http_status, "invalid_request_error" if http_status < 500 else "server_error")
@@ -42,12 +53,18 @@ def json_error(
 @csrf_exempt  # nothing happens here
 @login_not_required
 def no_interface(request):
-    """Every other path below /api/ and /v1/: a 404 in JSON, or the way to the path that differs by the slash at its end."""
+    """Every other path below /api/ and /v1/: a 404 in JSON, or the way to the path that differs by
+    the slash at its end.
+    """
     if resolve(_slash_changed(request.path_info)).func is not no_interface:
         path, question_mark, query = request.get_full_path().partition("?")
         # 308: a POST stays a POST
-        return HttpResponsePermanentRedirect(f"{_slash_changed(path)}{question_mark}{query}", preserve_request=True)
-    return json_error(404, _("There is no such interface; /api/docs/ lists what there is."), code="not_found")
+        return HttpResponsePermanentRedirect(
+            f"{_slash_changed(path)}{question_mark}{query}", preserve_request=True
+        )
+    return json_error(
+        404, _("There is no such interface; /api/docs/ lists what there is."), code="not_found"
+    )
 
 
 def _slash_changed(path: str) -> str:
@@ -55,10 +72,14 @@ def _slash_changed(path: str) -> str:
 
 
 def _problems(detail, param=None) -> list[dict]:
-    """DRF's nested error detail as a flat list of {param, message, code}: every problem of a body at once."""
+    """DRF's nested error detail as a flat list of {param, message, code}: every problem of a body
+    at once.
+    """
     if isinstance(detail, dict):
         return [
-            p for key, value in detail.items() for p in _problems(value, key if param is None else f"{param}.{key}")
+            p
+            for key, value in detail.items()
+            for p in _problems(value, key if param is None else f"{param}.{key}")
         ]
     if isinstance(detail, (list, tuple)):
         return [p for value in detail for p in _problems(value, param)]
@@ -87,8 +108,12 @@ def error_response(exc, context):
     if getattr(exc, "wait", None):
         headers["Retry-After"] = str(int(exc.wait))
     problems = _problems(exc.detail)
-    first = problems[0] if problems else {"param": None, "message": str(exc), "code": exc.default_code}
-    kind = TYPES.get(exc.status_code, "invalid_request_error" if exc.status_code < 500 else "server_error")
+    first = (
+        problems[0] if problems else {"param": None, "message": str(exc), "code": exc.default_code}
+    )
+    kind = TYPES.get(
+        exc.status_code, "invalid_request_error" if exc.status_code < 500 else "server_error"
+    )
     body = error(first["message"], type=kind, param=first["param"], code=first["code"])
     if isinstance(exc, exceptions.ValidationError):
         body["error"]["problems"] = problems
@@ -125,9 +150,15 @@ class Pages(CursorPagination):
     max_page_size = 500
 
     def decode_cursor(self, request):
-        """DRF takes the position in a cursor as it comes; a made-up one would fail in the database."""
+        """DRF takes the position in a cursor as it comes; a made-up one would fail in the
+        database.
+        """
         cursor = super().decode_cursor(request)
-        if cursor is not None and cursor.position is not None and whole_number(cursor.position) is None:
+        if (
+            cursor is not None
+            and cursor.position is not None
+            and whole_number(cursor.position) is None
+        ):
             raise exceptions.NotFound(self.invalid_cursor_message)
         return cursor
 
@@ -143,9 +174,21 @@ class RunSerializer(serializers.ModelSerializer):
     class Meta:
         model = Run
         fields = [
-            "id", "name", "owner", "status", "phase", "progress", "queue_position", "attempt", "error", "recipe",
-            "created_at", "started_at", "finished_at", "seconds",
-        ]  # fmt: skip
+            "id",
+            "name",
+            "owner",
+            "status",
+            "phase",
+            "progress",
+            "queue_position",
+            "attempt",
+            "error",
+            "recipe",
+            "created_at",
+            "started_at",
+            "finished_at",
+            "seconds",
+        ]
         read_only_fields = fields
 
     def get_progress(self, run) -> float:

@@ -9,7 +9,9 @@ from rest_framework.parsers import JSONParser
 
 
 def json_of(body: bytes | str):
-    """What a JSON text says. ValueError: it is none, is nested too deep, or has a number beyond any float ("1e999")."""
+    """What a JSON text says. ValueError: it is none, is nested too deep, or has a number beyond any
+    float ("1e999").
+    """
     try:
         return json.loads(body, parse_constant=_finite, parse_float=_finite)
     except RecursionError as error:

@@ -5,7 +5,11 @@ _PROBLEM = {
     "type": "object",
     "properties": {
         "param": _TEXT_OR_NULL,
-        "line": {"type": "integer", "nullable": True, "description": "of an uploaded file, in place of param"},
+        "line": {
+            "type": "integer",
+            "nullable": True,
+            "description": "of an uploaded file, in place of param",
+        },
         "message": {"type": "string"},
         "code": _TEXT_OR_NULL,
     },
@@ -21,7 +25,11 @@ ERROR = {
                 "type": {"type": "string"},
                 "param": _TEXT_OR_NULL,
                 "code": _TEXT_OR_NULL,
-                "problems": {"type": "array", "items": _PROBLEM, "description": "every problem of a bad body"},
+                "problems": {
+                    "type": "array",
+                    "items": _PROBLEM,
+                    "description": "every problem of a bad body",
+                },
             },
             "required": ["message", "type", "param", "code"],
         }
@@ -31,9 +39,12 @@ ERROR = {
 
 
 def with_errors(result, generator, **_options):
-    """drf-spectacular's hook: adds the error envelope as the answer of any status that an operation does not name."""
+    """drf-spectacular's hook: adds the error envelope as the answer of any status that an operation
+    does not name.
+    """
     refused = {
-        "description": "400 bad request, 401 no key, 403 not yours to change, 404 not there or not yours, 409 not now, "
+        "description": "400 bad request, 401 no key, 403 not yours to change, "
+        "404 not there or not yours, 409 not now, "
         "413 too large, 503 try again after Retry-After",
         "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
     }

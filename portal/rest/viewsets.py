@@ -21,7 +21,9 @@ def rules_as_400():
 
 
 class AnyAccept(BaseContentNegotiation):
-    """Whatever the client says it accepts: the answer is a file or a stream, and an error is JSON."""
+    """Whatever the client says it accepts: the answer is a file or a stream, and an error is
+    JSON.
+    """
 
     def select_parser(self, request, parsers):
         return parsers[0]
@@ -31,7 +33,9 @@ class AnyAccept(BaseContentNegotiation):
 
 
 class VisibleRows(viewsets.GenericViewSet):
-    """Rows through the one funnel: what the user does not see is 404; what they see but may not change is 403."""
+    """Rows through the one funnel: what the user does not see is 404; what they see but may not
+    change is 403.
+    """
 
     def get_queryset(self):
         if getattr(self, "swagger_fake_view", False):

@@ -1,4 +1,6 @@
-"""Child processes that end with their parent: used by the supervisor (`up`) and by the queue's tasks."""
+"""Child processes that end with their parent: used by the supervisor (`up`) and by the queue's
+tasks.
+"""
 
 import contextlib
 import ctypes
@@ -26,20 +28,28 @@ GRACE = 20.0  # seconds between SIGTERM (save a checkpoint) and SIGKILL
 
 
 def end_with_parent(number: int) -> None:
-    """Called in a child: the kernel sends it signal `number` when its parent dies. Linux only; elsewhere nothing happens."""
+    """Called in a child: the kernel sends it signal `number` when its parent dies. Linux only;
+    elsewhere nothing happens.
+    """
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, number)
 
 
 def adopt_orphans() -> None:
-    """Called in the supervisor: grandchildren whose parent dies become its children, so that it can see them end. Linux only."""
+    """Called in the supervisor: grandchildren whose parent dies become its children, so that it can
+    see them end. Linux only.
+    """
     if _libc is not None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def spawn(argv: list[str], **popen) -> subprocess.Popen:
-    """Starts `argv` (never a shell) in its own session; it gets SIGTERM when this process dies, however it dies."""
-    return subprocess.Popen(argv, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM), **popen)
+    """Starts `argv` (never a shell) in its own session; it gets SIGTERM when this process dies,
+    however it dies.
+    """
+    return subprocess.Popen(
+        argv, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM), **popen
+    )
 
 
 def kill_group(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
@@ -64,10 +74,12 @@ def run_folder(run_id: int) -> Path:
 
 
 def supervise(run_id: int, module: str) -> str:
-    """A queue task's whole work: claims the run, starts `python -m MODULE RUN TOKEN` and watches it until it ends.
+    """A queue task's whole work: claims the run, starts `python -m MODULE RUN TOKEN` and watches it
+    until it ends.
 
-    Does nothing when the claim is lost. The child writes its own progress and end; what is left here is the end that it cannot
-    write itself: killed, crashed, or hung beyond its lease. Returns a word for the queue's own record.
+    Does nothing when the claim is lost. The child writes its own progress and end; what is left
+    here is the end that it cannot write itself: killed, crashed, or hung beyond its lease. Returns
+    a word for the queue's own record.
     """
     token = lifecycle.claim(run_id)
     if token is None:
@@ -91,7 +103,9 @@ def supervise(run_id: int, module: str) -> str:
 
 
 def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
-    """Returns when the child has ended; ends it when the run is no longer this child's, or its lease is over."""
+    """Returns when the child has ended; ends it when the run is no longer this child's, or its
+    lease is over.
+    """
     while child.poll() is None:
         time.sleep(1.0)
         close_old_connections()
@@ -100,7 +114,8 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
             logger.warning("run %s: fenced off, stopping its process", run_id)
             stop(child, grace=2.0)
         elif run.status != Run.Status.RUNNING:
-            # Ended, or the reaper was first and has queued it again: a process that hangs must not hold the queue.
+            # Ended, or the reaper was first and has queued it again: a process that hangs must not
+            # hold the queue.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(LAST_WORDS)
             stop(child, grace=2.0)

@@ -1,4 +1,6 @@
-"""One training or evaluation per device: a file lock that ends with its process, however that ends."""
+"""One training or evaluation per device: a file lock that ends with its process, however that
+ends.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ POLL = 0.5  # seconds
 
 
 def lock_path(device: str) -> Path:
-    """The lock of a device of this machine. CUDA devices are told apart as CUDA_VISIBLE_DEVICES names them."""
+    """The lock of a device of this machine. CUDA devices are told apart as CUDA_VISIBLE_DEVICES
+    names them.
+    """
     kind, _, index = device.partition(":")
     if kind == "cuda":
         visible = [part for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part]

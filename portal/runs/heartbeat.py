@@ -1,8 +1,10 @@
-"""What every process that carries out a run does beside its work: keeps the lease, hears wishes to stop, writes how it ended.
+"""What every process that carries out a run does beside its work: keeps the lease, hears wishes to
+stop, writes how it ended.
 
-`carry_out` runs the work on the main thread. A second thread, the heart, writes about once a second: the lease, progress, and what
-the work has told; the same write reads the wish to cancel. Whoever loses the fencing token ends at once. SIGTERM puts the run back
-into the queue, SIGINT (Ctrl-C in the foreground) cancels it.
+`carry_out` runs the work on the main thread. A second thread, the heart, writes about once a
+second: the lease, progress, and what the work has told; the same write reads the wish to cancel.
+Whoever loses the fencing token ends at once. SIGTERM puts the run back into the queue, SIGINT
+(Ctrl-C in the foreground) cancels it.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ Write = Callable[[], None]  # writes to the database
 
 
 class Asked(Exception):
-    """Somebody asked to stop; `wish` is CANCEL or STEP_ASIDE. What should be saved has been saved."""
+    """Somebody asked to stop; `wish` is CANCEL or STEP_ASIDE. What should be saved has been
+    saved.
+    """
 
     def __init__(self, wish: str):
         super().__init__(wish)
@@ -41,7 +45,9 @@ class Asked(Exception):
 
 
 class RunFailed(Exception):
-    """The run cannot be carried out, and trying again would not help. Codes: portal/explanations.py."""
+    """The run cannot be carried out, and trying again would not help. Codes:
+    portal/explanations.py.
+    """
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -49,7 +55,9 @@ class RunFailed(Exception):
 
 
 class Heart(threading.Thread):
-    """Keeps the run's lease and carries what the work tells to the database: a locked or absent database never stops the work."""
+    """Keeps the run's lease and carries what the work tells to the database: a locked or absent
+    database never stops the work.
+    """
 
     def __init__(self, run_id: int, token: str, say: Say):
         super().__init__(name="heart", daemon=True)
@@ -60,13 +68,15 @@ class Heart(threading.Thread):
         self._writes: list[Write] = []
         self._alive = self._written = time.monotonic()
         self.wish: str | None = None
-        self.patient = False  # True: the work looks at `wish` itself between two steps, signals do not interrupt it
+        # True: the work looks at `wish` itself between two steps, signals do not interrupt it
+        self.patient = False
 
     # -- from the main thread
 
     def tell(self, *writes: Write, **progress) -> None:
-        """A sign of life, with the row's new `phase`, `progress` or `total`. `writes` are called in the next beat's transaction,
-        which the token guards, and again if that transaction fails."""
+        """A sign of life, with the row's new `phase`, `progress` or `total`. `writes` are called in
+        the next beat's transaction, which the token guards, and again if that transaction fails.
+        """
         with self._lock:
             self._writes += writes
             self._progress |= progress
@@ -88,14 +98,18 @@ class Heart(threading.Thread):
             time.sleep(BEAT)
 
     def end(self) -> None:
-        """Stops beating; everything told has been written then. The main thread may write after it."""
+        """Stops beating; everything told has been written then. The main thread may write after
+        it.
+        """
         self._ended.set()
         self.join()
         self.flush()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Turns signals into wishes. When the block has ended they are ignored: what is left takes no time, and must not be cut."""
+        """Turns signals into wishes. When the block has ended they are ignored: what is left takes
+        no time, and must not be cut.
+        """
 
         def hear(wish: str) -> None:
             self.wish = self.wish or wish
@@ -138,7 +152,8 @@ class Heart(threading.Thread):
                     write()
         except lifecycle.FencedOff:
             self._say("another process holds this run now: stopping")
-            os._exit(EXIT_FENCED_OFF)  # whatever the main thread is in the middle of, it must not write any more
+            # whatever the main thread is in the middle of, it must not write any more
+            os._exit(EXIT_FENCED_OFF)
         except DatabaseError as error:
             self._say(f"the database does not answer ({error}); trying again")
             with self._lock:
@@ -156,10 +171,12 @@ class Heart(threading.Thread):
 
 
 def carry_out(run_id: int, token: str, work: Callable[[Heart], None], say: Say) -> str:
-    """Does `work(heart)` for a claimed run and returns the status it ended in; the run's row says the rest.
+    """Does `work(heart)` for a claimed run and returns the status it ended in; the run's row says
+    the rest.
 
-    The work returns when all is done, raises Asked when it stopped on the way, anything else when it failed (a fault with a `code`
-    is told by it). Raises FencedOff when another process took the run over at its very end.
+    The work returns when all is done, raises Asked when it stopped on the way, anything else when
+    it failed (a fault with a `code` is told by it). Raises FencedOff when another process took the
+    run over at its very end.
     """
     heart = Heart(run_id, token, say)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -189,7 +206,11 @@ def carry_out(run_id: int, token: str, work: Callable[[Heart], None], say: Say) 
         for number, handler in before.items():
             signal.signal(number, handler)
     status = Run.objects.only("status").get(pk=run_id).status
-    say({Run.Status.QUEUED: "stepped aside: the run goes on later from where it is"}.get(status, status))
+    say(
+        {Run.Status.QUEUED: "stepped aside: the run goes on later from where it is"}.get(
+            status, status
+        )
+    )
     return status
 
 

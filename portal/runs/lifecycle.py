@@ -1,10 +1,12 @@
 """The life of a Run, and the only place that writes its status.
 
-queued -> running -> succeeded | failed | cancelled; running -> queued when a process was lost or asked to step aside.
+queued -> running -> succeeded | failed | cancelled; running -> queued when a process was lost or
+asked to step aside.
 
-The queue may deliver a task twice, late or never (docs/architecture.md, "Long work"). So a delivery is only a doorbell: whoever
-answers claims the row with one conditional UPDATE and does nothing if it loses. The claim sets a fresh token; every later write
-carries it, and a write that touches no row means that the process has been fenced off and must stop.
+The queue may deliver a task twice, late or never (docs/architecture.md, "Long work"). So a delivery
+is only a doorbell: whoever answers claims the row with one conditional UPDATE and does nothing if
+it loses. The claim sets a fresh token; every later write carries it, and a write that touches no
+row means that the process has been fenced off and must stop.
 """
 
 import enum
@@ -23,7 +25,8 @@ from portal.models import Run
 logger = logging.getLogger(__name__)
 
 LEASE = timedelta(seconds=30)  # a process that has not written for this long is lost
-RING_AGAIN = timedelta(seconds=30)  # a queued run at the head of its queue whose doorbell may be lost
+# a queued run at the head of its queue whose doorbell may be lost
+RING_AGAIN = timedelta(seconds=30)
 
 Status = Run.Status
 
@@ -54,7 +57,9 @@ def ring(run_id: int) -> None:
 
 
 def claim(run_id: int) -> str | None:
-    """Takes a queued run and returns the new fencing token, or None when somebody else was first or it is not queued."""
+    """Takes a queued run and returns the new fencing token, or None when somebody else was first or
+    it is not queued.
+    """
     token, now = secrets.token_hex(16), timezone.now()
     claimed = Run.objects.filter(pk=run_id, status=Status.QUEUED).update(
         status=Status.RUNNING,
@@ -75,7 +80,9 @@ def _held(run_id: int, token: str):
 
 
 def heartbeat(run_id: int, token: str, **progress) -> Signal:
-    """Renews the lease and writes `progress`, `total`, `phase`. Raises FencedOff when the token is no longer the current one."""
+    """Renews the lease and writes `progress`, `total`, `phase`. Raises FencedOff when the token is
+    no longer the current one.
+    """
     now = timezone.now()
     if not _held(run_id, token).update(heartbeat_at=now, lease_expires_at=now + LEASE, **progress):
         raise FencedOff(run_id)
@@ -84,9 +91,16 @@ def heartbeat(run_id: int, token: str, **progress) -> Signal:
 
 
 def _finish(run_id: int, token: str, status: str, error: dict | None = None) -> None:
-    """Commits a terminal status on its own. The token stays, so that the supervisor can tell its own run's end from a fence."""
+    """Commits a terminal status on its own. The token stays, so that the supervisor can tell its
+    own run's end from a fence.
+    """
     if not _held(run_id, token).update(
-        status=status, error=error, finished_at=timezone.now(), lease_expires_at=None, phase="", cancel_requested=False
+        status=status,
+        error=error,
+        finished_at=timezone.now(),
+        lease_expires_at=None,
+        phase="",
+        cancel_requested=False,
     ):
         raise FencedOff(run_id)
 
@@ -105,18 +119,30 @@ def acknowledge_cancel(run_id: int, token: str) -> None:
 
 
 def step_aside(run_id: int, token: str) -> None:
-    """Back to the queue without spending an attempt: the process was told to end (SIGTERM) and has saved its checkpoint."""
+    """Back to the queue without spending an attempt: the process was told to end (SIGTERM) and has
+    saved its checkpoint.
+    """
     if not _held(run_id, token).update(
-        status=Status.QUEUED, attempt=F("attempt") - 1, lease_expires_at=None, rung_at=None, phase=""
+        status=Status.QUEUED,
+        attempt=F("attempt") - 1,
+        lease_expires_at=None,
+        rung_at=None,
+        phase="",
     ):
         raise FencedOff(run_id)
 
 
 def lost(run_id: int, token: str, reason: str) -> None:
-    """The process died. Queued again from its last checkpoint while attempts are left, failed otherwise."""
+    """The process died. Queued again from its last checkpoint while attempts are left, failed
+    otherwise.
+    """
     held = _held(run_id, token)
     if held.filter(cancel_requested=True).update(
-        status=Status.CANCELLED, finished_at=timezone.now(), lease_expires_at=None, cancel_requested=False, phase=""
+        status=Status.CANCELLED,
+        finished_at=timezone.now(),
+        lease_expires_at=None,
+        cancel_requested=False,
+        phase="",
     ):
         return
     if held.filter(attempt__lt=F("max_attempts")).update(
@@ -129,13 +155,18 @@ def lost(run_id: int, token: str, reason: str) -> None:
         finished_at=timezone.now(),
         lease_expires_at=None,
         phase="",
-        error={"code": "process_lost", "message": f"The process was lost in every attempt. Last: {reason}"},
+        error={
+            "code": "process_lost",
+            "message": f"The process was lost in every attempt. Last: {reason}",
+        },
     ):
         logger.error("run %s failed: %s", run_id, reason)
 
 
 def cancel(run: Run) -> None:
-    """A queued run ends here; a running one is told with its next heartbeat. Ended runs stay as they are."""
+    """A queued run ends here; a running one is told with its next heartbeat. Ended runs stay as
+    they are.
+    """
     if Run.objects.filter(pk=run.pk, status=Status.QUEUED).update(
         status=Status.CANCELLED, finished_at=timezone.now(), cancel_requested=False
     ):
@@ -144,9 +175,16 @@ def cancel(run: Run) -> None:
 
 
 def resume(run: Run) -> bool:
-    """Queues a failed or cancelled run again; it goes on from its last checkpoint. False when there is nothing to resume."""
+    """Queues a failed or cancelled run again; it goes on from its last checkpoint. False when there
+    is nothing to resume.
+    """
     resumed = Run.objects.filter(pk=run.pk, status__in=(Status.FAILED, Status.CANCELLED)).update(
-        status=Status.QUEUED, attempt=0, cancel_requested=False, error=None, finished_at=None, rung_at=None
+        status=Status.QUEUED,
+        attempt=0,
+        cancel_requested=False,
+        error=None,
+        finished_at=None,
+        rung_at=None,
     )
     if resumed:
         transaction.on_commit(lambda: ring(run.pk))
@@ -154,19 +192,24 @@ def resume(run: Run) -> bool:
 
 
 def reap() -> set[str]:
-    """Requeues runs whose lease is over and rings again for queued ones nobody came for. Run by the supervisor.
+    """Requeues runs whose lease is over and rings again for queued ones nobody came for. Run by the
+    supervisor.
 
-    Returns the queues that did not answer an earlier ring although nothing of theirs runs: their cluster is deaf.
+    Returns the queues that did not answer an earlier ring although nothing of theirs runs: their
+    cluster is deaf.
     """
     now = timezone.now()
     for run in Run.objects.filter(status=Status.RUNNING, lease_expires_at__lt=now):
         lost(run.pk, run.token, "no heartbeat before the lease ended")
     busy = set(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
     deaf = set()
-    # Behind a running run the message waits in the broker; the time to answer it counts from when the queue is free.
+    # Behind a running run the message waits in the broker; the time to answer it counts from when
+    # the queue is free.
     waiting = Run.objects.filter(status=Status.QUEUED)
     waiting.filter(queue__in=busy).exclude(rung_at=None).update(rung_at=now)
-    for run in waiting.exclude(queue__in=busy).filter(Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)):
+    for run in waiting.exclude(queue__in=busy).filter(
+        Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)
+    ):
         if run.rung_at is not None:
             deaf.add(run.queue)
         ring(run.pk)
@@ -174,7 +217,8 @@ def reap() -> set[str]:
 
 
 def forget_deliveries(queue: str) -> None:
-    """Drops what the broker still holds for a cluster that has died, and has its queued runs rung anew.
+    """Drops what the broker still holds for a cluster that has died, and has its queued runs rung
+    anew.
 
     The broker would give those messages back only after `retry`, which lies above any run's length.
     """

@@ -38,11 +38,15 @@ class Child:
     def start(self) -> None:
         if self.queue:
             lifecycle.forget_deliveries(self.queue)
-        self.process = children.spawn(self.argv, env={**os.environ, **self.environment}, cwd=settings.BASE_DIR)
+        self.process = children.spawn(
+            self.argv, env={**os.environ, **self.environment}, cwd=settings.BASE_DIR
+        )
         self.started = time.monotonic()
 
     def died(self) -> bool:
-        """True once per death; then what is left of its group is killed and the next start is planned."""
+        """True once per death; then what is left of its group is killed and the next start is
+        planned.
+        """
         if self.process is None or self.process.poll() is None:
             return False
         children.kill_group(self.process)
@@ -51,7 +55,10 @@ class Child:
         self.start_at = time.monotonic() + self.pause
         # No exit code is a good one here: a queue cluster that lost its sentinel exits with 0.
         logger.warning(
-            "%s ended with code %s; starting again in %.1f s", self.name, self.process.returncode, self.pause
+            "%s ended with code %s; starting again in %.1f s",
+            self.name,
+            self.process.returncode,
+            self.pause,
         )
         self.process = None
         return True
@@ -64,7 +71,9 @@ def child_processes(host: str, port: int, worker: bool) -> list[Child]:
     if worker:
         found.append(Child("worker", [*manage, "inference_worker"]))
     for queue in ("default", "gpu"):
-        found.append(Child(f"queue {queue}", [*manage, "qcluster"], {"Q_CLUSTER_NAME": queue}, queue))
+        found.append(
+            Child(f"queue {queue}", [*manage, "qcluster"], {"Q_CLUSTER_NAME": queue}, queue)
+        )
     return found
 
 
@@ -109,8 +118,13 @@ class Supervisor:
             logger.exception("the reaper could not reach the database")
             return
         for child in self.children:
-            # A cluster whose idle worker was killed hangs for ever on a lock that the dead process holds (django-q2 #23).
-            if child.queue in deaf and child.process is not None and time.monotonic() - child.started > 30:
+            # A cluster whose idle worker was killed hangs for ever on a lock that the dead process
+            # holds (django-q2 #23).
+            if (
+                child.queue in deaf
+                and child.process is not None
+                and time.monotonic() - child.started > 30
+            ):
                 logger.warning("%s does not answer: restarting it", child.name)
                 children.kill_group(child.process)
 
@@ -124,10 +138,15 @@ class Supervisor:
     def _end(self) -> None:
         for child in self.children:
             if child.process is not None:
-                # A cluster told to end politely waits for its task, or hangs; killed, it loses nothing: the rows are the truth,
-                # and a trainer gets SIGTERM when its queue worker dies, saves its checkpoint and steps aside.
-                children.kill_group(child.process, signal.SIGKILL if child.queue else signal.SIGTERM)
-        _gone, alive = psutil.wait_procs(psutil.Process().children(recursive=True), timeout=STOP_GRACE)
+                # A cluster told to end politely waits for its task, or hangs; killed, it loses
+                # nothing: the rows are the truth, and a trainer gets SIGTERM when its queue worker
+                # dies, saves its checkpoint and steps aside.
+                children.kill_group(
+                    child.process, signal.SIGKILL if child.queue else signal.SIGTERM
+                )
+        _gone, alive = psutil.wait_procs(
+            psutil.Process().children(recursive=True), timeout=STOP_GRACE
+        )
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

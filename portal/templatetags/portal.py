@@ -16,9 +16,13 @@ TONES = {Run.Status.RUNNING: "run", Run.Status.SUCCEEDED: "good", Run.Status.FAI
 
 @register.simple_tag
 def icon(name, extra=""):
-    """An icon of the sprite (templates/portal/_icons.svg); decorative, so hidden from screen readers."""
+    """An icon of the sprite (templates/portal/_icons.svg); decorative, so hidden from screen
+    readers.
+    """
     return format_html(
-        '<svg class="i{}" aria-hidden="true"><use href="#i-{}"/></svg>', f" {extra}" if extra else "", name
+        '<svg class="i{}" aria-hidden="true"><use href="#i-{}"/></svg>',
+        f" {extra}" if extra else "",
+        name,
     )
 
 
@@ -37,13 +41,21 @@ def duration(seconds):
     if seconds < 60:
         return _("%(seconds)d s") % {"seconds": seconds}
     if seconds < 3600:
-        return _("%(minutes)d min %(seconds)02d s") % {"minutes": seconds // 60, "seconds": seconds % 60}
-    return _("%(hours)d h %(minutes)02d min") % {"hours": seconds // 3600, "minutes": seconds % 3600 // 60}
+        return _("%(minutes)d min %(seconds)02d s") % {
+            "minutes": seconds // 60,
+            "seconds": seconds % 60,
+        }
+    return _("%(hours)d h %(minutes)02d min") % {
+        "hours": seconds // 3600,
+        "minutes": seconds % 3600 // 60,
+    }
 
 
 @register.filter
 def when(moment):
-    """A time of today as 14:52, else with its day, else (another year) with the year; empty for None."""
+    """A time of today as 14:52, else with its day, else (another year) with the year; empty for
+    None.
+    """
     if not moment:
         return ""
     local, now = timezone.localtime(moment), timezone.localtime()
@@ -64,7 +76,9 @@ def thousands(number):
 @register.filter
 def split_name(name):
     """What people call a split of a dataset; a split with a name of its own keeps it."""
-    return {"train": _("Training"), "validation": _("Validation"), "test": _("Test")}.get(name, name)
+    return {"train": _("Training"), "validation": _("Validation"), "test": _("Test")}.get(
+        name, name
+    )
 
 
 @register.filter
@@ -75,7 +89,9 @@ def score(scores, metric):
 
 @register.filter
 def person(user):
-    """How people call a user: the full name when there is one, in the order of its script, else the username."""
+    """How people call a user: the full name when there is one, in the order of its script, else the
+    username.
+    """
     first, last = user.first_name.strip(), user.last_name.strip()
     if not (first or last):
         return user.username
@@ -85,7 +101,9 @@ def person(user):
 
 @register.filter
 def is_tuned(label):
-    """Whether an answer's model label (chat/conversations/turns.py: `base` or `base:adapter`) names an adapter."""
+    """Whether an answer's model label (chat/conversations/turns.py: `base` or `base:adapter`) names
+    an adapter.
+    """
     return ":" in (label or "")
 
 
@@ -98,7 +116,9 @@ def model_name(label):
 
 @register.filter
 def explained(error):
-    """An error ({"code", "message"}) of a run or an answer as a sentence in the reader's language; empty for none."""
+    """An error ({"code", "message"}) of a run or an answer as a sentence in the reader's language;
+    empty for none.
+    """
     return EXPLANATIONS.get(error.get("code"), error.get("message", "")) if error else ""
 
 

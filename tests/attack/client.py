@@ -25,8 +25,8 @@ def chunked(pieces: Iterable[bytes]) -> Iterable[bytes]:
 def send(
     port: int, start: bytes, pieces: Iterable[bytes] = (), *, seconds: float = 30
 ) -> tuple[int | None, bytes, int]:
-    """(status, answer, bytes of the body that the server took). Status None: the connection was closed without an answer;
-    TimeoutError: neither within `seconds`."""
+    """(status, answer, bytes of the body that the server took). Status None: the connection was
+    closed without an answer; TimeoutError: neither within `seconds`."""
     taken = 0
     with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
         with contextlib.suppress(ConnectionError):
@@ -70,7 +70,10 @@ def _whole(answer: bytes) -> bool:
 
 
 class Neighbour:
-    """Another user, who asks for one small page again and again: `with Neighbour(url) as other: ...; other.longest` (seconds)."""
+    """Another user, who asks for one small page again and again.
+
+    `with Neighbour(url) as other: ...`, then `other.longest` (seconds), `.answers` and `.errors`.
+    """
 
     def __init__(self, url: str, headers: dict | None = None, pause: float = 0.02):
         self.request = urllib.request.Request(url, headers=headers or {})

@@ -1,15 +1,20 @@
-"""ChatGLM against the loops and the attention of the original implementation, and the real shape on a GPU.
+"""ChatGLM against the loops and the attention of the original implementation, and the real shape on
+a GPU.
 
-    python -m tests.bench.chatglm [--quick] [--json]                      on a CPU: tiny, mid-small and mid shapes
-    python -m tests.bench.chatglm --device cuda [--folder FOLDER]         the 6B shape, random weights, on one GPU
+    python -m tests.bench.chatglm [--quick] [--json]
+        on a CPU: tiny, mid-small and mid shapes
+    python -m tests.bench.chatglm --device cuda [--folder FOLDER]
+        the 6B shape, random weights, on one GPU
 
-The original cannot be shipped. The baseline is a re-creation (chatglm_reference.py) of how it works: sequence-first manual
-attention with its layer scaling, logits of every position, one row at a time, rows padded to their full length, gradient
-checkpointing; same weights, same maths. Its own speed, measured once with the original, is in docs/benchmarks.md for comparison.
+The original cannot be shipped. The baseline is a re-creation (chatglm_reference.py) of how it
+works: sequence-first manual attention with its layer scaling, logits of every position, one row at
+a time, rows padded to their full length, gradient checkpointing; same weights, same maths. Its own
+speed, measured once with the original, is in docs/benchmarks.md for comparison.
 
-Loops: greedy: prompt 34, 64 new tokens, KV cache. prefill: one prompt of 256. train: samples of 64 + 64 tokens, batch 1,
-accumulation 16, pre_seq_len 128, dropout 0.1, AdamW, clip 1. evaluation: 64-token prompts, 65 sampled tokens (top_p 0.7,
-temperature 0.95), pre_seq_len 128. One thread, fp32; ours and the baseline alternate, ratios are medians over rounds.
+Loops: greedy: prompt 34, 64 new tokens, KV cache. prefill: one prompt of 256. train: samples of 64
++ 64 tokens, batch 1, accumulation 16, pre_seq_len 128, dropout 0.1, AdamW, clip 1. evaluation:
+64-token prompts, 65 sampled tokens (top_p 0.7, temperature 0.95), pre_seq_len 128. One thread,
+fp32; ours and the baseline alternate, ratios are medians over rounds.
 """
 
 from __future__ import annotations
@@ -43,15 +48,29 @@ from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Trainer
 
 SHAPES = {
-    "tiny": {"hidden_size": 64, "num_layers": 4, "num_attention_heads": 4, "inner_hidden_size": 256, "vocab_size": 1408},
+    "tiny": {
+        "hidden_size": 64,
+        "num_layers": 4,
+        "num_attention_heads": 4,
+        "inner_hidden_size": 256,
+        "vocab_size": 1408,
+    },
     "mid-small": {
-        "hidden_size": 512, "num_layers": 8, "num_attention_heads": 8, "inner_hidden_size": 2048, "vocab_size": 1408,
+        "hidden_size": 512,
+        "num_layers": 8,
+        "num_attention_heads": 8,
+        "inner_hidden_size": 2048,
+        "vocab_size": 1408,
     },
     "mid": {
-        "hidden_size": 512, "num_layers": 8, "num_attention_heads": 8, "inner_hidden_size": 2048, "vocab_size": 130528,
+        "hidden_size": 512,
+        "num_layers": 8,
+        "num_attention_heads": 8,
+        "inner_hidden_size": 2048,
+        "vocab_size": 130528,
     },
     "6b": {},  # the defaults
-}  # fmt: skip
+}
 SMALL_IDS = {
     "bos_token_id": 1004,
     "eos_token_id": 1005,
@@ -64,7 +83,8 @@ PREFILLS = 8  # a round; one takes 5 ms at the tiny shape
 
 
 def configuration(shape: str) -> ChatGLMConfig:
-    # The small vocabulary's special ids also in the big embedding: its rows beyond 1,407 are never written, as for most tokens.
+    # The small vocabulary's special ids also in the big embedding: its rows beyond 1,407 are never
+    # written, as for most tokens.
     return ChatGLMConfig(**SHAPES[shape], **({} if shape == "6b" else SMALL_IDS))
 
 
@@ -74,7 +94,9 @@ def prompt_ids(length: int, config: ChatGLMConfig, seed: int = 0) -> list[int]:
 
 
 class Contest:
-    """Ours and the baseline on one shape. Each method does one round's work and returns how much it did."""
+    """Ours and the baseline on one shape. Each method does one round's work and returns how much it
+    did.
+    """
 
     def __init__(self, shape: str, folder: Path, quick: bool):
         torch.manual_seed(0)
@@ -87,7 +109,10 @@ class Contest:
         self.samples = 4 if quick and shape != "tiny" else 16
         self.rows = 8 if quick and shape != "tiny" else 32
         length = self.loaded.head_dim
-        tensor = torch.randn(self.config.num_layers, 2, self.config.num_attention_heads, PREFIX, length) * 0.1
+        tensor = (
+            torch.randn(self.config.num_layers, 2, self.config.num_attention_heads, PREFIX, length)
+            * 0.1
+        )
         save(KVPrefix(tensor, False, ""), folder / shape)
         self.adapter = AdapterRef(shape, str(folder / shape))
         # as the original keeps it: [2, P, batch, heads, dim] a layer
@@ -97,24 +122,35 @@ class Contest:
         words = [piece for piece in pieces if piece.strip()]
         self.examples = [
             {
-                "prompt": "".join(words[i] for i in torch.randint(0, len(words), (200,), generator=draw)),
-                "response": "".join(words[i] for i in torch.randint(0, len(words), (200,), generator=draw)),
+                "prompt": "".join(
+                    words[i] for i in torch.randint(0, len(words), (200,), generator=draw)
+                ),
+                "response": "".join(
+                    words[i] for i in torch.randint(0, len(words), (200,), generator=draw)
+                ),
                 "history": [],
             }
             for _ in range(16)
         ]
 
     def agree(self) -> float:
-        """Largest difference of the two's logits: they are to be compared only if they compute the same."""
+        """Largest difference of the two's logits: they are to be compared only if they compute the
+        same.
+        """
         row, positions, mask = self.reference.start(prompt_ids(PROMPT, self.config))
         theirs = self.reference(row, positions, mask, self.prefix)[0]
         tensor = torch.stack([layer[:, :, 0].transpose(1, 2) for layer in self.prefix])
         return (
-            (self.loaded.model(input_ids=row, past_key_values=PrefixCache(tensor)).logits - theirs).abs().max().item()
+            (self.loaded.model(input_ids=row, past_key_values=PrefixCache(tensor)).logits - theirs)
+            .abs()
+            .max()
+            .item()
         )
 
     def _engine(self, rows: int, prefix_room: int = 0) -> Engine:
-        return Engine(self.loaded, max_rows=rows, max_length=160, prefix_room=prefix_room, reuse_prompts=False)
+        return Engine(
+            self.loaded, max_rows=rows, max_length=160, prefix_room=prefix_room, reuse_prompts=False
+        )
 
     def greedy_ours(self) -> int:
         sampling = Sampling(do_sample=False, max_new_tokens=NEW)
@@ -140,24 +176,39 @@ class Contest:
         return row.shape[1] * PREFILLS
 
     def train_ours(self) -> tuple[int, float]:
-        """The second step of a run: what comes once, such as building the trainer, is not a matter of samples."""
+        """The second step of a run: what comes once, such as building the trainer, is not a matter
+        of samples.
+        """
         recipe = Recipe(
-            max_steps=2, max_source_length=SOURCE, max_target_length=TARGET, pre_seq_len=PREFIX, prefix_dropout=0.1,
-            gradient_accumulation_steps=self.samples, logging_steps=1,
-        )  # fmt: skip
+            max_steps=2,
+            max_source_length=SOURCE,
+            max_target_length=TARGET,
+            pre_seq_len=PREFIX,
+            prefix_dropout=0.1,
+            gradient_accumulation_steps=self.samples,
+            logging_steps=1,
+        )
         stamps: list[float] = []
-        Trainer(self.loaded, recipe, self.examples, report=lambda _: stamps.append(time.process_time())).train()
+        Trainer(
+            self.loaded, recipe, self.examples, report=lambda _: stamps.append(time.process_time())
+        ).train()
         return self.samples, stamps[1] - stamps[0]
 
     def train_theirs(self) -> int:
         config, prompter = self.config, self.loaded.prompter
         encoder = PrefixEncoder(
-            pre_seq_len=PREFIX, layers=config.num_layers, kv_heads=config.num_attention_heads, head_dim=config.head_dim
-        )  # fmt: skip
+            pre_seq_len=PREFIX,
+            layers=config.num_layers,
+            kv_heads=config.num_attention_heads,
+            head_dim=config.head_dim,
+        )
         optimiser = torch.optim.AdamW(encoder.parameters(), lr=2e-2, weight_decay=0.0)
         for example in self.examples[: self.samples]:
             ids, labels = prompter.training_ids(
-                [{"role": "user", "content": example["prompt"]}], example["response"], SOURCE, TARGET
+                [{"role": "user", "content": example["prompt"]}],
+                example["response"],
+                SOURCE,
+                TARGET,
             )
             padding = SOURCE + TARGET - len(ids)
             row, positions, mask = self.reference.start(ids + [config.pad_token_id] * padding)
@@ -176,7 +227,9 @@ class Contest:
                 id=str(row),
                 prompt_ids=tuple(prompt_ids(SOURCE, self.config, seed=row)),
                 adapter=self.adapter,
-                sampling=Sampling(temperature=0.95, top_p=0.7, top_k=50, max_new_tokens=TARGET + 1, seed=row),
+                sampling=Sampling(
+                    temperature=0.95, top_p=0.7, top_k=50, max_new_tokens=TARGET + 1, seed=row
+                ),
             )
             for row in range(self.rows)
         ]
@@ -208,20 +261,25 @@ def cpu(quick: bool, rounds: int) -> dict[str, float]:
             contest = Contest(shape, Path(folder), quick)
             difference = contest.agree()
             if difference > 1e-2:
-                raise SystemExit(f"{shape}: ours and the baseline differ by {difference}: nothing to compare")
+                raise SystemExit(
+                    f"{shape}: ours and the baseline differ by {difference}: nothing to compare"
+                )
             for loop in ("greedy", "prefill", "train", "evaluation"):
                 ours, theirs = getattr(contest, f"{loop}_ours"), getattr(contest, f"{loop}_theirs")
                 ours(), theirs()  # warm: products are prepared once for a shape
                 speeds = [(per_cpu_second(ours), per_cpu_second(theirs)) for _ in range(rounds)]
                 name = f"{shape.replace('-', '_')}_{loop}"
                 results[f"{name}_per_cpu_s"] = statistics.median(speed for speed, _ in speeds)
-                results[f"{name}_reference_style_per_cpu_s"] = statistics.median(speed for _, speed in speeds)
+                results[f"{name}_reference_style_per_cpu_s"] = statistics.median(
+                    speed for _, speed in speeds
+                )
                 ratios = [mine / other for mine, other in speeds]
                 results[f"{name}_vs_reference_style"] = statistics.median(ratios)
                 spread = f"{min(ratios):.2f}-{max(ratios):.2f}"
                 print(
                     f"{shape:10} {loop:11} ours {results[f'{name}_per_cpu_s']:9.2f}  baseline "
-                    f"{results[f'{name}_reference_style_per_cpu_s']:9.2f}  ratio {statistics.median(ratios):.2f} ({spread})",
+                    f"{results[f'{name}_reference_style_per_cpu_s']:9.2f}  ratio "
+                    f"{statistics.median(ratios):.2f} ({spread})",
                     flush=True,
                 )
             if shape == "mid":
@@ -257,19 +315,24 @@ def peak_gib(device: torch.device) -> float:
 
 
 def make_checkpoint(shape: str, folder: Path, device: torch.device, dtype: torch.dtype) -> Path:
-    """Random weights of the shape in an official-layout folder; left alone if it is there already."""
+    """Random weights of the shape in an official-layout folder; left alone if it is there
+    already.
+    """
     if not (folder / "config.json").is_file():
         with default_dtype(dtype), torch.device(device):
             model = ChatGLMForConditionalGeneration(configuration(shape))
         model.save_pretrained(folder, max_shard_size="2GB")
-        # the small vocabulary does for any shape: what counts is the number of tokens, and special ids are the config's
+        # the small vocabulary does for any shape: what counts is the number of tokens, and special
+        # ids are the config's
         for name in ("ice_text.model", "tokenizer_config.json"):
             shutil.copyfile(tiny_folder(folder / "tiny") / name, folder / name)
     return folder
 
 
 @torch.no_grad()
-def decode_speed(model: ChatGLMForConditionalGeneration, batch: int, prompt: int, steps: int) -> tuple[float, float]:
+def decode_speed(
+    model: ChatGLMForConditionalGeneration, batch: int, prompt: int, steps: int
+) -> tuple[float, float]:
     """(seconds of the prefill, decoded tokens per second) of plain forward passes."""
     device = model.device
     ids = torch.tensor([prompt_ids(prompt, model.config)] * batch, device=device)
@@ -285,15 +348,20 @@ def decode_speed(model: ChatGLMForConditionalGeneration, batch: int, prompt: int
         positions = positions + step
         ids = output.logits[:, -1:].argmax(-1)
         output = model(
-            input_ids=ids, position_ids=positions, past_key_values=output.past_key_values, use_cache=True
-        )  # fmt: skip
+            input_ids=ids,
+            position_ids=positions,
+            past_key_values=output.past_key_values,
+            use_cache=True,
+        )
     wait_for(device)
     return prefill, batch * steps / (time.perf_counter() - began)
 
 
 def bandwidth(device: torch.device) -> float:
     """Bytes per second that the device copies, read and written."""
-    source = torch.empty(1 << (28 if device.type == "cuda" else 24), dtype=torch.float16, device=device)
+    source = torch.empty(
+        1 << (28 if device.type == "cuda" else 24), dtype=torch.float16, device=device
+    )
     target = torch.empty_like(source)
     for _ in range(3):
         target.copy_(source)
@@ -332,7 +400,9 @@ def on_device(device: torch.device, shape: str, folder: Path, quick: bool) -> di
             torch.cuda.reset_peak_memory_stats(device)
         began = time.perf_counter()
         options = {} if bits is None else {"quantization_bit": bits}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map={"": device}, **options).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, **options
+        ).eval()
         wait_for(device)
         results[f"{name}_load_seconds"] = time.perf_counter() - began
         model.requires_grad_(False)
@@ -351,13 +421,18 @@ def on_device(device: torch.device, shape: str, folder: Path, quick: bool) -> di
                 results[f"{name}_prefill_ms_b{batch}_p{prompt}"] = prefill * 1e3
                 results[f"{name}_tok_per_s_b{batch}_p{prompt}"] = speed
                 print(
-                    f"{name} batch {batch:2} prompt {prompt:4}: prefill {prefill * 1e3:8.1f} ms, {speed:8.1f} tokens/s"
+                    f"{name} batch {batch:2} prompt {prompt:4}: prefill {prefill * 1e3:8.1f} ms, "
+                    f"{speed:8.1f} tokens/s"
                 )
         # a copy reads and writes each byte; decoding one row reads each weight once
-        results[f"{name}_roofline_fraction_b1"] = results[f"{name}_tok_per_s_b1_p{prompts[0]}"] * weights / (copied / 2)
+        results[f"{name}_roofline_fraction_b1"] = (
+            results[f"{name}_tok_per_s_b1_p{prompts[0]}"] * weights / (copied / 2)
+        )
         results[f"peak_gib_{name}"] = peak_gib(device)
         if name != "int8":
-            loaded = from_parts(model, AutoTokenizer.from_pretrained(folder), device=device, dtype=dtype)
+            loaded = from_parts(
+                model, AutoTokenizer.from_pretrained(folder), device=device, dtype=dtype
+            )
             results[f"{name}_train_samples_per_s"] = train_speed(loaded, 1 if quick else 4)
             results[f"{name}_train_peak_gib"] = peak_gib(device)
             del loaded
@@ -369,8 +444,14 @@ def main() -> None:
     parser = report.arguments(__doc__, "smaller rounds, about a minute")
     parser.add_argument("--rounds", type=int, default=None)
     parser.add_argument("--device", default="cpu", help="cuda: measure the 6B shape there")
-    parser.add_argument("--shape", choices=list(SHAPES), help="measure this shape on --device instead of the contest")
-    parser.add_argument("--folder", type=Path, help="a ChatGLM checkpoint, or where to put the random one (kept)")
+    parser.add_argument(
+        "--shape",
+        choices=list(SHAPES),
+        help="measure this shape on --device instead of the contest",
+    )
+    parser.add_argument(
+        "--folder", type=Path, help="a ChatGLM checkpoint, or where to put the random one (kept)"
+    )
     options = parser.parse_args()
     device = torch.device(options.device)
     torch.set_num_threads(1)
@@ -383,7 +464,15 @@ def main() -> None:
             results = on_device(device, options.shape or "6b", folder, options.quick)
     packages = ("torch", "transformers")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    report.tell("chatglm", results, rounds=rounds, packages=packages, as_json=options.json, device=name, threads=1)
+    report.tell(
+        "chatglm",
+        results,
+        rounds=rounds,
+        packages=packages,
+        as_json=options.json,
+        device=name,
+        threads=1,
+    )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
     python -m tests.bench.datasets [--quick] [--json]
 
-Rows are made up, as long as ADGEN's (about 470 bytes); the portal's own ingest reads, validates, hashes and indexes them. The bare
-json.loads of the same lines alternates with it, as a yardstick that moves with the machine. Memory is the highest resident size
-of a process that takes in one large file, above what it had before.
+Rows are made up, as long as ADGEN's (about 470 bytes); the portal's own ingest reads, validates,
+hashes and indexes them. The bare json.loads of the same lines alternates with it, as a yardstick
+that moves with the machine. Memory is the highest resident size of a process that takes in one
+large file, above what it had before.
 """
 
 import json
@@ -60,7 +61,9 @@ def take_in(path: Path):
     from tuning.datasets.store import ingest
 
     with open(path, "rb") as file:
-        return ingest(file, name="bench", owner=None, prompt_column="content", response_column="summary")
+        return ingest(
+            file, name="bench", owner=None, prompt_column="content", response_column="summary"
+        )
 
 
 def parse_only(path: Path) -> None:
@@ -110,7 +113,11 @@ def measure_memory(folder: str, path: str) -> None:
 
 def _status(field: str) -> int:
     """KiB. Not getrusage's peak, which a child inherits from its parent."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    line = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith(field)
+    )
     return int(line.split()[1])
 
 
@@ -120,7 +127,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         set_up(folder / "data")
-        path, chinese, large = (folder / name for name in ("rows.json", "gb18030.json", "large.json"))
+        path, chinese, large = (
+            folder / name for name in ("rows.json", "gb18030.json", "large.json")
+        )
         write_rows(path, count=ROWS)
         write_rows(chinese, count=ROWS, encoding="gb18030")
         speeds, shares, speeds_gb18030 = [], [], []

@@ -2,9 +2,10 @@
 
     python -m tests.bench.engine [--quick] [--json]
 
-One process, one thread, fp32, a random Qwen2 of 30 million parameters; prompts of 16-96 tokens, answers of 32-128, greedy. Ours
-and the baselines alternate; throughput is answer tokens per CPU-second, ratios are medians over rounds. A closed loop keeps N
-requests in flight. Time to first token is wall time in a burst, so it wants a quiet machine.
+One process, one thread, fp32, a random Qwen2 of 30 million parameters; prompts of 16-96 tokens,
+answers of 32-128, greedy. Ours and the baselines alternate; throughput is answer tokens per
+CPU-second, ratios are medians over rounds. A closed loop keeps N requests in flight. Time to first
+token is wall time in a burst, so it wants a quiet machine.
 """
 
 from __future__ import annotations
@@ -52,16 +53,24 @@ class Job:
 def jobs(count: int, seed: int) -> list[Job]:
     draw = random.Random(seed)
     return [
-        Job(tuple(draw.randrange(10, VOCABULARY) for _ in range(draw.randint(16, 96))), draw.randint(32, 128))
+        Job(
+            tuple(draw.randrange(10, VOCABULARY) for _ in range(draw.randint(16, 96))),
+            draw.randint(32, 128),
+        )
         for _ in range(count)
     ]
 
 
 def tokenizer(chinese: bool = True) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over made-up words: Chinese and English, so that detokenising meets multi-byte characters; or of letters
-    alone, where every token is text at once."""
+    """Byte-level BPE over made-up words: Chinese and English, so that detokenising meets multi-byte
+    characters; or of letters alone, where every token is text at once.
+    """
     draw = random.Random(0)
-    characters = [chr(draw.randrange(0x4E00, 0x9FFF)) for _ in range(1500)] if chinese else string.ascii_letters
+    characters = (
+        [chr(draw.randrange(0x4E00, 0x9FFF)) for _ in range(1500)]
+        if chinese
+        else string.ascii_letters
+    )
     lines = [
         "".join(draw.choices(characters, k=20)) + " " + "".join(draw.choices("etaoin shrdlu", k=30))
         for _ in range(3000)
@@ -71,13 +80,18 @@ def tokenizer(chinese: bool = True) -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet() if chinese else []
     backend.train_from_iterator(
-        lines, trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet)
+        lines,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY, special_tokens=["<end>"], initial_alphabet=alphabet
+        ),
     )
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
 
 
 def model() -> tuple[Loaded, Qwen2ForCausalLM]:
-    """The same weights twice: as the engine loads them, and as transformers has them, for the baselines."""
+    """The same weights twice: as the engine loads them, and as transformers has them, for the
+    baselines.
+    """
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -147,15 +161,23 @@ class Contestants:
     def _generate(self, batch: list[Job], tokens: int) -> None:
         longest = max(len(job.prompt) for job in batch)
         ids = torch.tensor([[0] * (longest - len(job.prompt)) + list(job.prompt) for job in batch])
-        mask = torch.tensor([[0] * (longest - len(job.prompt)) + [1] * len(job.prompt) for job in batch])
+        mask = torch.tensor(
+            [[0] * (longest - len(job.prompt)) + [1] * len(job.prompt) for job in batch]
+        )
         self.model.generate(ids, attention_mask=mask, max_new_tokens=tokens, do_sample=False)
 
     def continuous_batching(self, work: list[Job], concurrent: int) -> None:
-        """transformers' own, under SDPA, its cache bounded so that it does not try to take all memory."""
+        """transformers' own, under SDPA, its cache bounded so that it does not try to take all
+        memory.
+        """
         settings = ContinuousBatchingConfig(
-            num_blocks=max(16, concurrent * 2), max_batch_tokens=512, max_requests_per_batch=concurrent
+            num_blocks=max(16, concurrent * 2),
+            max_batch_tokens=512,
+            max_requests_per_batch=concurrent,
         )
-        generation = GenerationConfig(do_sample=False, max_new_tokens=128, eos_token_id=-1, pad_token_id=0)
+        generation = GenerationConfig(
+            do_sample=False, max_new_tokens=128, eos_token_id=-1, pad_token_id=0
+        )
         waits = []
         with self.model.continuous_batching_context_manager(
             generation_config=generation, continuous_batching_config=settings
@@ -168,19 +190,26 @@ class Contestants:
                     number, job = waiting.pop(0)
                     began[str(number)] = time.perf_counter()
                     manager.add_request(
-                        list(job.prompt), request_id=str(number), max_new_tokens=job.tokens, record_timestamps=True
+                        list(job.prompt),
+                        request_id=str(number),
+                        max_new_tokens=job.tokens,
+                        record_timestamps=True,
                     )
                 result = manager.get_result(timeout=0.5)
                 if result is not None and result.is_finished():
                     done += 1
-                    assert len(result.generated_tokens) == work[int(result.request_id)].tokens, result.error
+                    assert len(result.generated_tokens) == work[int(result.request_id)].tokens, (
+                        result.error
+                    )
                     waits.append(result.timestamps[0] - began[result.request_id])
         self.first_tokens["cb"] = waits
         gc.collect()
 
 
 def join_stall(loaded: Loaded) -> float:
-    """p99 / p50 of the CPU time between two tokens of 8 running streams, while 8 prompts of 200-800 tokens join them."""
+    """p99 / p50 of the CPU time between two tokens of 8 running streams, while 8 prompts of 200-800
+    tokens join them.
+    """
     engine = Engine(loaded, max_rows=16, reuse_prompts=False)
     draw = random.Random(5)
     seen: dict[str, float] = {}
@@ -234,7 +263,9 @@ def detokenising(loaded: Loaded, tokens: int = 2048) -> float:
 def peak_mib() -> float:
     """Peak resident memory of a process that serves 32 at once and runs no baseline."""
     code = "from tests.bench.engine import peak_child; peak_child()"
-    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     return float(output.strip().splitlines()[-1])
 
 
@@ -245,7 +276,9 @@ def peak_child() -> None:
     print(report.peak_mib())
 
 
-def measure(quick: bool, rounds: int, only: set[str] | None = None) -> tuple[dict[str, float], dict[str, list[float]]]:
+def measure(
+    quick: bool, rounds: int, only: set[str] | None = None
+) -> tuple[dict[str, float], dict[str, list[float]]]:
     samples: dict[str, list[float]] = {}
 
     def add(key: str, value: float) -> None:
@@ -276,7 +309,10 @@ def measure(quick: bool, rounds: int, only: set[str] | None = None) -> tuple[dic
                 add("c16_vs_sequential", ours / sequential)
                 add("c16_vs_cb", ours / rate(partial(them.continuous_batching, work, 16), work))
                 add("c16_vs_static", ours / rate(partial(them.static, work, 16), work))
-                add("mixed8_vs_plain", rate(partial(them.ours, work, 16, adapters=True), work) / ours)
+                add(
+                    "mixed8_vs_plain",
+                    rate(partial(them.ours, work, 16, adapters=True), work) / ours,
+                )
             if wanted("c32"):
                 work = jobs(64 if quick else 128, number)
                 ours = rate(partial(them.ours, work, 32), work)
@@ -286,7 +322,9 @@ def measure(quick: bool, rounds: int, only: set[str] | None = None) -> tuple[dic
                 work = jobs(32, 1000 + number)
                 them.ours(work, 32)
                 them.continuous_batching(work, 32)
-                first = {name: statistics.median(waits) for name, waits in them.first_tokens.items()}
+                first = {
+                    name: statistics.median(waits) for name, waits in them.first_tokens.items()
+                }
                 add("burst32_ttft_ms", first["ours"] * 1e3)
                 add("burst32_ttft_vs_cb", first["ours"] / first["cb"])
             if wanted("c64"):
@@ -299,10 +337,15 @@ def measure(quick: bool, rounds: int, only: set[str] | None = None) -> tuple[dic
     if wanted("sse"):
         with tempfile.TemporaryDirectory(prefix="bench-") as folder:
             asked = 32 if quick else 64
-            for waits in engine_sse.measure(Path(folder), model()[1], tokenizer(chinese=False), rounds, asked):
+            for waits in engine_sse.measure(
+                Path(folder), model()[1], tokenizer(chinese=False), rounds, asked
+            ):
                 add("sse16_ttft_p50_ms", statistics.median(waits["ours"]) * 1e3)
                 add("sse16_ttft_p99_ms", _p99(waits["ours"]) * 1e3)
-                add("sse16_ttft_p50_vs_serve", statistics.median(waits["ours"]) / statistics.median(waits["serve"]))
+                add(
+                    "sse16_ttft_p50_vs_serve",
+                    statistics.median(waits["ours"]) / statistics.median(waits["serve"]),
+                )
                 add("sse16_ttft_p99_vs_serve", _p99(waits["ours"]) / _p99(waits["serve"]))
     results = {key: statistics.median(values) for key, values in samples.items()}
     if wanted("peak"):
@@ -313,14 +356,26 @@ def measure(quick: bool, rounds: int, only: set[str] | None = None) -> tuple[dic
 def main() -> None:
     parser = report.arguments(__doc__, "about a minute")
     parser.add_argument("--rounds", type=int, help="default 5, quick 2")
-    parser.add_argument("--only", help="comma-separated: c1, c4, c16, c32, c64, burst, join, detok, sse, peak")
+    parser.add_argument(
+        "--only", help="comma-separated: c1, c4, c16, c32, c64, burst, join, detok, sse, peak"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     rounds = arguments.rounds or (2 if arguments.quick else 5)
-    results, samples = measure(arguments.quick, rounds, set(arguments.only.split(",")) if arguments.only else None)
+    results, samples = measure(
+        arguments.quick, rounds, set(arguments.only.split(",")) if arguments.only else None
+    )
     packages = ("torch", "transformers")
-    report.tell("engine", results, rounds=rounds, packages=packages, as_json=arguments.json, samples=samples, threads=1)
+    report.tell(
+        "engine",
+        results,
+        rounds=rounds,
+        packages=packages,
+        as_json=arguments.json,
+        samples=samples,
+        threads=1,
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Part of `python -m tests.bench.engine`: 16 clients over server-sent events, the whole portal against `transformers serve`.
+"""Part of `python -m tests.bench.engine`: 16 clients over server-sent events, the whole portal
+against `transformers serve`.
 
-Both servers run the same folder with one torch thread, each as people start it: ours is `manage.py up` (web, worker, queues),
-theirs `transformers serve --continuous-batching`. They take turns; while one answers, the other idles. A client asks again as
-soon as it has its answer. Time to first token is from sending the request to the first chunk with text, in wall time.
+Both servers run the same folder with one torch thread, each as people start it: ours is `manage.py
+up` (web, worker, queues), theirs `transformers serve --continuous-batching`. They take turns; while
+one answers, the other idles. A client asks again as soon as it has its answer. Time to first token
+is from sending the request to the first chunk with text, in wall time.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def questions(tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> list
     draw = random.Random(seed)
     return [
         Question(
-            tokenizer.decode([draw.randrange(300, len(tokenizer)) for _ in range(draw.randint(16, 96))]),
+            tokenizer.decode(
+                [draw.randrange(300, len(tokenizer)) for _ in range(draw.randint(16, 96))]
+            ),
             draw.randint(32, 128),
         )
         for _ in range(count)
@@ -49,7 +53,9 @@ def questions(tokenizer: PreTrainedTokenizerFast, count: int, seed: int) -> list
 
 
 async def ask(session: aiohttp.ClientSession, url: str, model: str, question: Question) -> float:
-    """Seconds to the first text of one answer, which is read to its end. `transformers serve` begins with the prompt: no answer."""
+    """Seconds to the first text of one answer, which is read to its end. `transformers serve`
+    begins with the prompt: no answer.
+    """
     body = {
         "model": model,
         "messages": [{"role": "user", "content": question.text}],
@@ -94,12 +100,23 @@ class TransformersServe:
 
     def __enter__(self) -> str:
         program = shutil.which("transformers", path=Path(sys.executable).parent)
-        command = [program, "serve", str(self.folder), "--continuous-batching", "--device", "cpu", "--dtype", "float32"]
+        command = [
+            program,
+            "serve",
+            str(self.folder),
+            "--continuous-batching",
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+        ]
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(self.port)], stdout=log, stderr=log,
+                [*command, "--host", "127.0.0.1", "--port", str(self.port)],
+                stdout=log,
+                stderr=log,
                 env={**os.environ, **ONE_THREAD, "HF_HOME": str(self.folder.parent / "hub")},
-            )  # fmt: skip
+            )
         wait_for(self._answers, 120, f"transformers serve ({self.log})")
         return f"http://127.0.0.1:{self.port}"
 
@@ -116,9 +133,15 @@ class TransformersServe:
 
 
 def measure(
-    folder: Path, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, rounds: int, asked: int
+    folder: Path,
+    model: Qwen2ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    rounds: int,
+    asked: int,
 ) -> Iterator[dict[str, list[float]]]:
-    """For each round the times to first token, in seconds, of `asked` questions: "ours" and "serve"."""
+    """For each round the times to first token, in seconds, of `asked` questions: "ours" and
+    "serve".
+    """
     checkpoint = folder / "checkpoint"
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     tokenizer.save_pretrained(checkpoint)
@@ -134,6 +157,9 @@ def measure(
         servers = {"ours": (portal.url, "bench"), "serve": (serve, str(checkpoint))}
         for number in range(-1, rounds):  # the first one warms both up
             work = questions(tokenizer, asked, number)
-            waits = {name: asyncio.run(first_tokens(url, named, key, work)) for name, (url, named) in servers.items()}
+            waits = {
+                name: asyncio.run(first_tokens(url, named, key, work))
+                for name, (url, named) in servers.items()
+            }
             if number >= 0:
                 yield waits

@@ -1,11 +1,13 @@
-"""Evaluation: many rows at once against one after another, the metrics, and how often a difference is seen where there is none.
+"""Evaluation: many rows at once against one after another, the metrics, and how often a difference
+is seen where there is none.
 
     python -m tests.bench.evaluation [--quick] [--json]
 
-The starter model, greedy, on the sample's held-out rows. `rows_vs_batch1`: rows per CPU-second of evaluation.predict over those of
-transformers' generate with one row at a time, as upstream's evaluation runs; both alternate on the same weights.
-`paired_false_alarm_rate`: the share of 95 % intervals of a paired difference that leave 0 out, when each row's difference has a
-random sign (5 % is what they promise).
+The starter model, greedy, on the sample's held-out rows. `rows_vs_batch1`: rows per CPU-second of
+evaluation.predict over those of transformers' generate with one row at a time, as upstream's
+evaluation runs; both alternate on the same weights. `paired_false_alarm_rate`: the share of 95 %
+intervals of a paired difference that leave 0 out, when each row's difference has a random sign (5 %
+is what they promise).
 """
 
 import os
@@ -52,7 +54,8 @@ def one_by_one(model, prompter, rows) -> dict[int, str]:
 def together(loaded, rows) -> dict[int, str]:
     engine = engine_for(loaded, SOURCE, TARGET)
     return {
-        found.row: found.text for found in predict(engine, rows, max_source_length=SOURCE, max_target_length=TARGET)
+        found.row: found.text
+        for found in predict(engine, rows, max_source_length=SOURCE, max_target_length=TARGET)
     }
 
 
@@ -63,7 +66,9 @@ def timed(work, *arguments):
 
 
 def pairs(count: int) -> list[tuple[str, str]]:
-    """Texts of the sample's style against each other: some words in common, as a tuned model's predictions have."""
+    """Texts of the sample's style against each other: some words in common, as a tuned model's
+    predictions have.
+    """
     draw = random.Random(0)
     texts = [row["summary"] for row in sample.load(sample.TRAIN)]
     return [(draw.choice(texts), draw.choice(texts)) for _ in range(count)]
@@ -117,7 +122,9 @@ def main() -> None:
         "paired_false_alarm_rate": false_alarm_rate(200 if options.quick else 1000),
     }
     packages = ("torch", "transformers")
-    report.tell("evaluation", results, rounds=rounds, packages=packages, as_json=options.json, threads=1)
+    report.tell(
+        "evaluation", results, rounds=rounds, packages=packages, as_json=options.json, threads=1
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""An engine that only emits, at a set rate, in the real worker's server: what is measured around it is not a model.
+"""An engine that only emits, at a set rate, in the real worker's server: what is measured around it
+is not a model.
 
     python -m tests.bench.metronome URL TOKEN RATE [--even] [--fingerprint F]
 
-The last message of a request says how many tokens it gets, and how many characters each has if that matters: "TOKENS [CHARACTERS]".
-A token's text is the time of its emission on this machine's monotonic clock, then blanks. Two rhythms: in steps, as a batched
-engine emits (all sequences at once), or even, every sequence by itself, which is the worst case.
+The last message of a request says how many tokens it gets, and how many characters each has if that
+matters: "TOKENS [CHARACTERS]". A token's text is the time of its emission on this machine's
+monotonic clock, then blanks. Two rhythms: in steps, as a batched engine emits (all sequences at
+once), or even, every sequence by itself, which is the worst case.
 """
 
 import argparse
@@ -84,7 +86,11 @@ def main() -> int:
     def load():
         return Metronome(options.rate, options.even), options.fingerprint
 
-    return asyncio.run(process.serve(process.bind(Address.parse(options.url)), options.token, load, name="metronome"))
+    return asyncio.run(
+        process.serve(
+            process.bind(Address.parse(options.url)), options.token, load, name="metronome"
+        )
+    )
 
 
 if __name__ == "__main__":

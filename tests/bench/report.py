@@ -1,4 +1,6 @@
-"""What every benchmark has besides its figures: the two common arguments, the table and the line of JSON."""
+"""What every benchmark has besides its figures: the two common arguments, the table and the line of
+JSON.
+"""
 
 import argparse
 import json
@@ -11,15 +13,21 @@ from pathlib import Path
 
 
 def arguments(description: str, quick: str) -> argparse.ArgumentParser:
-    """A parser with --quick (`quick` says what that leaves out) and --json; a benchmark adds its own."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """A parser with --quick (`quick` says what that leaves out) and --json; a benchmark adds its
+    own.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     return parser
 
 
 def peak_mib() -> float:
-    """The most memory that this process has held. Not getrusage's figure: a child's begins with its parent's."""
+    """The most memory that this process has held. Not getrusage's figure: a child's begins with its
+    parent's.
+    """
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
 
@@ -39,9 +47,11 @@ def tell(
     samples: dict[str, list[float]] | None = None,
     **machine,
 ) -> None:
-    """Prints `results`, with the lowest and highest of the `samples` that they are medians of, and at last the line of JSON.
+    """Prints `results`, with the lowest and highest of the `samples` that they are medians of, and
+    at last the line of JSON.
 
-    `packages`: whose versions matter; `machine`: what else there is to say of it, such as the number of threads.
+    `packages`: whose versions matter; `machine`: what else there is to say of it, such as the
+    number of threads.
     """
     print(f"{'':36}{'value':>12}{'lowest':>12}{'highest':>12}")
     for key, value in results.items():
@@ -51,8 +61,16 @@ def tell(
     if as_json:
         found = {
             "bench": bench,
-            "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "load": os.getloadavg()[0], **machine},
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "machine": {
+                "cpus": os.cpu_count(),
+                "machine": platform.machine(),
+                "load": os.getloadavg()[0],
+                **machine,
+            },
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in packages},
+            },
             "rounds": rounds,
             "results": {key: _rounded(value, 6) for key, value in results.items()},
         }

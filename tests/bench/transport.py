@@ -1,11 +1,13 @@
-"""Worker -> web: what a token costs on its way, and how late it is. `python -m tests.bench.transport [--quick] [--json]`
+"""Worker -> web: what a token costs on its way, and how late it is. `python -m
+tests.bench.transport [--quick] [--json]`
 
-The real server in a process of its own, with an engine that only emits (tests/bench/metronome.py), and the real client here.
-CPU seconds are those of both processes, the engine's emitting included, divided by the tokens; delays are from the engine's call
-of the sink to the reader's hands, on one machine's clock. Two rhythms: `steps` as a batched engine emits (all streams at once),
-`even` with every stream by itself, which is the worst case. With `cut`, the connection is aborted twice a second. `control` is the
-machine itself: the same tokens in the same rhythm as bare lines over a unix socket, without server, client
-or reconnection; `added_p99_ms` is ours less the control's.
+The real server in a process of its own, with an engine that only emits (tests/bench/metronome.py),
+and the real client here. CPU seconds are those of both processes, the engine's emitting included,
+divided by the tokens; delays are from the engine's call of the sink to the reader's hands, on one
+machine's clock. Two rhythms: `steps` as a batched engine emits (all streams at once), `even` with
+every stream by itself, which is the worst case. With `cut`, the connection is aborted twice a
+second. `control` is the machine itself: the same tokens in the same rhythm as bare lines over a
+unix socket, without server, client or reconnection; `added_p99_ms` is ours less the control's.
 """
 
 import asyncio
@@ -63,7 +65,8 @@ async def measure(url: str, pid: int, streams: int, seconds: float, cut: bool) -
     readers = []
     for request in requests:
         await client.submit(request)
-        readers.append(asyncio.create_task(read(request.id)))  # at once: what waits for its reader is not late
+        # at once: what waits for its reader is not late
+        readers.append(asyncio.create_task(read(request.id)))
     sawing = asyncio.create_task(saw()) if cut else None
     await asyncio.gather(*readers)
     if sawing:
@@ -83,7 +86,10 @@ def control_serve(path: str, streams: int, seconds: float) -> None:
         with connection:
             for _ in range(int(seconds * RATE)):
                 due = time.perf_counter() + 1 / RATE
-                lines = (json.dumps([i, 1, "delta", {"text": f"{time.monotonic():.6f} "}]) for i in range(streams))
+                lines = (
+                    json.dumps([i, 1, "delta", {"text": f"{time.monotonic():.6f} "}])
+                    for i in range(streams)
+                )
                 connection.sendall("".join(line + "\n" for line in lines).encode())
                 time.sleep(max(0.0, due - time.perf_counter()))
 
@@ -124,14 +130,18 @@ def run(rhythm: str, streams: int, seconds: float, cut: bool = False) -> dict:
         path = f"{folder}/worker.sock"
         url = f"unix:{path}"
         if rhythm == "control":
-            writer = multiprocessing.get_context("spawn").Process(target=control_serve, args=(path, streams, seconds))
+            writer = multiprocessing.get_context("spawn").Process(
+                target=control_serve, args=(path, streams, seconds)
+            )
             writer.start()
             try:
                 return asyncio.run(control_measure(path, writer.pid, streams, seconds))
             finally:
                 writer.join()
         even = ["--even"] if rhythm == "even" else []
-        worker = subprocess.Popen([sys.executable, "-m", "tests.bench.metronome", url, TOKEN, str(RATE), *even])
+        worker = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.metronome", url, TOKEN, str(RATE), *even]
+        )
         try:
             return asyncio.run(measure(url, worker.pid, streams, seconds, cut))
         finally:
@@ -143,9 +153,13 @@ def main():
     arguments = report.arguments(__doc__, "one round of 5 s a case").parse_args()
     rounds, seconds = (1, 5.0) if arguments.quick else (3, 20.0)
     cases = {
-        "control_100": ("control", 100), "steps_20": ("steps", 20), "steps_100": ("steps", 100), "steps_400": ("steps", 400),
-        "even_100": ("even", 100), "steps_100_cut": ("steps", 100, True),
-    }  # fmt: skip
+        "control_100": ("control", 100),
+        "steps_20": ("steps", 20),
+        "steps_100": ("steps", 100),
+        "steps_400": ("steps", 400),
+        "even_100": ("even", 100),
+        "steps_100_cut": ("steps", 100, True),
+    }
     samples = defaultdict(list)
     for _ in range(rounds):
         for name, (rhythm, streams, *cut) in cases.items():
@@ -155,7 +169,14 @@ def main():
     results |= {key: results[f"steps_100_{key}"] for key in ("us_per_token", "p99_ms")}
     results["added_p99_ms"] = results["steps_100_p99_ms"] - results["control_100_p99_ms"]
     results["lost"] = sum(sum(values) for key, values in samples.items() if key.endswith("_lost"))
-    report.tell("transport", results, rounds=rounds, packages=("aiohttp",), as_json=arguments.json, samples=samples)
+    report.tell(
+        "transport",
+        results,
+        rounds=rounds,
+        packages=("aiohttp",),
+        as_json=arguments.json,
+        samples=samples,
+    )
 
 
 if __name__ == "__main__":

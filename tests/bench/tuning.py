@@ -1,11 +1,14 @@
-"""P-tuning v2: our trainer against the loop that ChatGLM-6B's ptuning/ runs, with the same mathematics.
+"""P-tuning v2: our trainer against the loop that ChatGLM-6B's ptuning/ runs, with the same
+mathematics.
 
     python -m tests.bench.tuning [--quick] [--json]
 
-The reference loop takes one example at a time, padded to 64 + 64 tokens, 16 accumulated, with gradient checkpointing and logits
-at every position (SPEC 8). Both train a prefix of 128 before the same random model on the same examples, whose lengths are
-drawn as ADGEN's are under the official vocabulary (SPEC 9: prompts of 35 tokens, responses of 65, half of them cut). One thread;
-ours and the reference alternate, CPU-seconds, ratios are medians over rounds. Peak memory is that of a process of its own.
+The reference loop takes one example at a time, padded to 64 + 64 tokens, 16 accumulated, with
+gradient checkpointing and logits at every position (SPEC 8). Both train a prefix of 128 before the
+same random model on the same examples, whose lengths are drawn as ADGEN's are under the official
+vocabulary (SPEC 9: prompts of 35 tokens, responses of 65, half of them cut). One thread; ours and
+the reference alternate, CPU-seconds, ratios are medians over rounds. Peak memory is that of a
+process of its own.
 """
 
 from __future__ import annotations
@@ -38,14 +41,24 @@ from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Trainer
 
 SOURCE = TARGET = 64
-RECIPE = Recipe(pre_seq_len=128, max_source_length=SOURCE, max_target_length=TARGET, lr_scheduler_type="constant")
+RECIPE = Recipe(
+    pre_seq_len=128,
+    max_source_length=SOURCE,
+    max_target_length=TARGET,
+    lr_scheduler_type="constant",
+)
 PAD, GMASK, SOP, EOP = 3, 1001, 1004, 1005
 
 
 def qwen2() -> torch.nn.Module:
     """8 layers of 512, vocabulary 32,000."""
     torch.manual_seed(0)
-    shape = {"vocab_size": 32000, "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
+    shape = {
+        "vocab_size": 32000,
+        "hidden_size": 512,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+    }
     more = {"num_key_value_heads": 8, "intermediate_size": 1408, "max_position_embeddings": 1024}
     return Qwen2ForCausalLM(Qwen2Config(**shape, **more)).eval().requires_grad_(False)
 
@@ -69,8 +82,14 @@ def drawn_examples(count: int) -> list[tuple[list[int], list[int]]]:
     """(input_ids, labels) as SPEC 8 builds them: source, [gMASK] <sop>, target, <eop>."""
     draw, rows = random.Random(0), []
     for _ in range(count):
-        source = [draw.randrange(10, 1000) for _ in range(round(min(SOURCE - 1, max(8, draw.gauss(34.6, 9)))))]
-        target = [draw.randrange(10, 1000) for _ in range(round(min(TARGET - 2, max(10, draw.gauss(64.7, 22)))))]
+        source = [
+            draw.randrange(10, 1000)
+            for _ in range(round(min(SOURCE - 1, max(8, draw.gauss(34.6, 9)))))
+        ]
+        target = [
+            draw.randrange(10, 1000)
+            for _ in range(round(min(TARGET - 2, max(10, draw.gauss(64.7, 22)))))
+        ]
         ids = [*source, GMASK, SOP, *target, EOP]
         rows.append((ids, [IGNORED] * (len(source) + 1) + ids[len(source) + 1 :]))
     return rows
@@ -88,7 +107,9 @@ class Drawn:
 
 def ours(model: torch.nn.Module, rows, steps: int) -> tuple[Trainer, Loaded]:
     loaded = replace(from_parts(model, tiny.tokenizer()), prompter=Drawn(rows))
-    examples = [{"prompt": str(row), "response": "drawn", "history": []} for row in range(len(rows))]
+    examples = [
+        {"prompt": str(row), "response": "drawn", "history": []} for row in range(len(rows))
+    ]
     return Trainer(loaded, replace(RECIPE, max_steps=steps), examples)
 
 
@@ -98,7 +119,9 @@ class Reference:
     def __init__(self, model: torch.nn.Module, encoder: PrefixEncoder, rows):
         self.model, self.encoder, self.rows = model, encoder, rows
         self.layers = decoder_layers(model, encoder.layers)
-        self.optimizer = torch.optim.AdamW(encoder.parameters(), lr=RECIPE.learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            encoder.parameters(), lr=RECIPE.learning_rate, weight_decay=0.0
+        )
         self.dtype = next(model.parameters()).dtype
 
     def step(self, numbers: list[int]) -> float:
@@ -130,7 +153,9 @@ def seconds(call, *arguments) -> float:
 class Pair:
     """Ours and the reference on one model, from one prefix, in step with each other."""
 
-    def __init__(self, build, dtype: torch.dtype = torch.float32, reference_dtype: torch.dtype | None = None):
+    def __init__(
+        self, build, dtype: torch.dtype = torch.float32, reference_dtype: torch.dtype | None = None
+    ):
         plain = build()
         self.rows = drawn_examples(512)
         self.trainer = ours(copy.deepcopy(plain).to(dtype), self.rows, 10**6)
@@ -138,7 +163,9 @@ class Pair:
         self.reference = Reference(plain.to(reference_dtype or dtype), encoder, self.rows)
 
     def gradient_error(self) -> float:
-        """Relative difference of the gradients of one step from the same prefix, before clipping."""
+        """Relative difference of the gradients of one step from the same prefix, before
+        clipping.
+        """
         numbers = list(range(16))
         self.trainer._accumulate([self.rows[number] for number in numbers])
         mine = [parameter.grad.clone() for parameter in self.trainer.encoder.parameters()]
@@ -163,15 +190,21 @@ class Pair:
 
 
 def peak_mib(who: str) -> float:
-    """Peak memory of a process of its own while it takes two steps on the model with the large vocabulary (Linux)."""
+    """Peak memory of a process of its own while it takes two steps on the model with the large
+    vocabulary (Linux).
+    """
     argv = [sys.executable, "-m", "tests.bench.tuning", "--peak-of", who]
-    return float(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[-1])
+    return float(
+        subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[-1]
+    )
 
 
 def own_peak(who: str) -> float:
     rows, model = drawn_examples(64), chatglm()
     trainer = ours(model, rows, 2) if who == "ours" else None
-    reference = Reference(model, PrefixEncoder(pre_seq_len=128, layers=8, kv_heads=8, head_dim=64), rows)
+    reference = Reference(
+        model, PrefixEncoder(pre_seq_len=128, layers=8, kv_heads=8, head_dim=64), rows
+    )
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the model
     if trainer is not None:
@@ -201,14 +234,20 @@ def measure(rounds: int, steps: int, say) -> dict[str, float]:
         ratios = [mine / theirs for mine, theirs in speeds]
         results[f"{name}_vs_upstream"] = statistics.median(ratios)
         results[f"{name}_samples_per_cpu_s"] = statistics.median(mine for mine, _ in speeds)
-        results[f"{name}_upstream_samples_per_cpu_s"] = statistics.median(theirs for _, theirs in speeds)
+        results[f"{name}_upstream_samples_per_cpu_s"] = statistics.median(
+            theirs for _, theirs in speeds
+        )
         say(
             f"{name:10s} ours {results[f'{name}_samples_per_cpu_s']:6.2f}  reference "
             f"{results[f'{name}_upstream_samples_per_cpu_s']:6.2f} examples/CPU-s  "
             f"ratio {results[f'{name}_vs_upstream']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         )
     mine, theirs = peak_mib("ours"), peak_mib("reference")
-    results |= {"peak_mib": mine, "peak_mib_upstream": theirs, "peak_mib_vs_upstream": mine / theirs}
+    results |= {
+        "peak_mib": mine,
+        "peak_mib_upstream": theirs,
+        "peak_mib_vs_upstream": mine / theirs,
+    }
     say(f"peak memory, vocabulary 130,528: ours {mine:.0f} MiB, reference {theirs:.0f} MiB")
     return results
 
@@ -224,7 +263,9 @@ def main() -> None:
     rounds, steps = (1, 1) if arguments.quick else (3, 1)
     results = measure(rounds, steps, lambda line: print(line, flush=True))
     packages = ("torch", "transformers")
-    report.tell("tuning", results, rounds=rounds, packages=packages, as_json=arguments.json, threads=1)
+    report.tell(
+        "tuning", results, rounds=rounds, packages=packages, as_json=arguments.json, threads=1
+    )
 
 
 if __name__ == "__main__":

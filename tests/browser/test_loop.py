@@ -1,4 +1,5 @@
-"""The newcomer's whole way through the portal, in a real Chromium against `manage.py up`: everything real, only small.
+"""The newcomer's whole way through the portal, in a real Chromium against `manage.py up`:
+everything real, only small.
 
 `wait_for_function` does not work under the portal's Content-Security-Policy; locators do.
 """
@@ -14,7 +15,9 @@ from tests.running import ROOT, Portal, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 
 pytestmark = [
     pytest.mark.browser,
@@ -46,7 +49,12 @@ def page(portal, browser):
     page = context.new_page()
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda entry: faults.append(entry.text) if "Content Security Policy" in entry.text else None)
+    page.on(
+        "console",
+        lambda entry: (
+            faults.append(entry.text) if "Content Security Policy" in entry.text else None
+        ),
+    )
     page.goto("/")
     expect(page).to_have_url(re.compile("/login/"))
     page.fill("#id_username", "admin")
@@ -110,7 +118,13 @@ def test_chat_upload_tune_evaluate_and_chat_with_the_prefix_on_and_off(page, tmp
     page.locator("#run-form button[type=submit]").click()
     expect(page.locator("#id_pre_seq_len_error")).to_be_visible()
     expect(page.locator("#id_pre_seq_len")).to_have_attribute("aria-invalid", "true")
-    values = {"pre_seq_len": 8, "max_steps": 6, "save_steps": 6, "logging_steps": 1, "per_device_train_batch_size": 4}
+    values = {
+        "pre_seq_len": 8,
+        "max_steps": 6,
+        "save_steps": 6,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+    }
     for name, value in values.items():
         page.fill(f"[name={name}]", str(value))
     expect(page.locator("#panel-cli")).to_contain_text("--max-steps 6")
@@ -164,13 +178,15 @@ def test_a_message_that_does_not_fit_comes_back_to_be_shortened(page):
     long = "很长" * 3000
     say(page, long)
     expect(answers(page).nth(1)).to_have_attribute("data-status", "failed", timeout=PATIENCE)
-    expect(answers(page).nth(1).locator("[data-context]")).to_be_visible()  # the other way out: a new conversation
+    # the other way out: a new conversation
+    expect(answers(page).nth(1).locator("[data-context]")).to_be_visible()
     hour = answers(page).nth(1).locator("time").inner_text()[:3]
     assert page.input_value("#say") == long
     say(page, "你好")
     expect(finished(page, 3).locator("[data-context]")).to_be_hidden()
     page.reload()
-    assert hour == answers(page).nth(1).locator("time").inner_text()[:3]  # the portal's zone, not the browser's
+    # the portal's zone, not the browser's
+    assert hour == answers(page).nth(1).locator("time").inner_text()[:3]
 
 
 def test_code_in_an_answer_is_coloured_and_copied_without_its_frame(page):
@@ -183,7 +199,8 @@ def test_code_in_an_answer_is_coloured_and_copied_without_its_frame(page):
     page.wait_for_url(re.compile(r"/chat/\d+/"))
     finished(page, 1)
     assert page.locator(".bubble").inner_text() == "第一行\n第二行"
-    written = to_html('看：\n\n```python\nprint("你好")\n```\n\n完。')  # the starter cannot write code
+    # the starter cannot write code
+    written = to_html('看：\n\n```python\nprint("你好")\n```\n\n完。')
 
     def with_code(route):
         answer = route.fetch()
@@ -203,7 +220,11 @@ def test_code_in_an_answer_is_coloured_and_copied_without_its_frame(page):
     assert page.evaluate("navigator.clipboard.readText()") == 'print("你好")'
     page.locator(".actions [data-copy]").click()
     expect(page.locator(".toast")).to_have_count(2)
-    assert page.evaluate("navigator.clipboard.readText()").split() == ["看：", 'print("你好")', "完。"]
+    assert page.evaluate("navigator.clipboard.readText()").split() == [
+        "看：",
+        'print("你好")',
+        "完。",
+    ]
 
 
 def test_a_long_answer_is_acknowledged_before_the_server_gives_up_but_not_frame_by_frame(page):
@@ -250,5 +271,7 @@ def test_no_page_is_wider_than_the_screen(page, width):
     ]
     for path in [*paths, "/evaluations/new/", "/tasks/", "/account/", "/checkpoints/new/"]:
         page.goto(path)
-        sizes = json.loads(page.evaluate("JSON.stringify([document.documentElement.scrollWidth, innerWidth])"))
+        sizes = json.loads(
+            page.evaluate("JSON.stringify([document.documentElement.scrollWidth, innerWidth])")
+        )
         assert sizes[0] <= sizes[1], path

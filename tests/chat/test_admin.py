@@ -19,11 +19,18 @@ def base(tmp_path, data_dir):
 
 @pytest.fixture
 def adapter(base, member, tmp_path):
-    return registry.publish_adapter(adapter_folder(tmp_path / "tuned"), name="tuned", checkpoint=base, owner=member)
+    return registry.publish_adapter(
+        adapter_folder(tmp_path / "tuned"), name="tuned", checkpoint=base, owner=member
+    )
 
 
 def test_every_page_opens(admin_client, base, adapter):
-    for path in ("checkpoint", f"checkpoint/{base.pk}/change", "adapter", f"adapter/{adapter.pk}/change"):
+    for path in (
+        "checkpoint",
+        f"checkpoint/{base.pk}/change",
+        "adapter",
+        f"adapter/{adapter.pk}/change",
+    ):
         assert admin_client.get(f"/admin/chat/{path}/").status_code == 200
 
 
@@ -46,10 +53,20 @@ def test_another_checkpoint_becomes_the_default(admin_client, base, tmp_path):
 def test_a_name_that_can_be_no_model_id_is_refused(admin_client, base, adapter, name):
     answer = admin_client.post(f"/admin/chat/adapter/{adapter.pk}/change/", {"name": name})
     assert answer.status_code == 200 and answer.context["errors"]
-    assert admin_client.post(f"/admin/chat/checkpoint/{base.pk}/change/", {"name": "tuned"}).status_code == 200
+    assert (
+        admin_client.post(
+            f"/admin/chat/checkpoint/{base.pk}/change/", {"name": "tuned"}
+        ).status_code
+        == 200
+    )
     adapter.refresh_from_db()
     assert (adapter.name, Checkpoint.objects.get().name) == ("tuned", "base")
-    assert admin_client.post(f"/admin/chat/adapter/{adapter.pk}/change/", {"name": "better"}).status_code == 302
+    assert (
+        admin_client.post(
+            f"/admin/chat/adapter/{adapter.pk}/change/", {"name": "better"}
+        ).status_code
+        == 302
+    )
     assert Adapter.objects.get().name == "better"
 
 
@@ -58,7 +75,9 @@ def test_deleting_an_adapter_deletes_its_files(admin_client, adapter):
     assert not Adapter.objects.exists() and not adapter.path.exists()
 
 
-def test_deleting_a_checkpoint_deletes_its_adapters_and_keeps_its_folder(admin_client, base, adapter):
+def test_deleting_a_checkpoint_deletes_its_adapters_and_keeps_its_folder(
+    admin_client, base, adapter
+):
     admin_client.post(f"/admin/chat/checkpoint/{base.pk}/delete/", {"post": "yes"})
     assert not Checkpoint.objects.exists() and not adapter.path.exists()
     assert Path(base.path, "config.json").exists()

@@ -42,7 +42,12 @@ def adapter(checkpoint, member, data_dir):
     folder = data_dir / "adapters" / "one"
     sha256 = adapters.save(adapters.KVPrefix(tensor, True, checkpoint.fingerprint, {}), folder)
     return Adapter.objects.create(
-        name="tuned", checkpoint=checkpoint, owner=member, folder="adapters/one", sha256=sha256, pre_seq_len=PRE_SEQ_LEN
+        name="tuned",
+        checkpoint=checkpoint,
+        owner=member,
+        folder="adapters/one",
+        sha256=sha256,
+        pre_seq_len=PRE_SEQ_LEN,
     )
 
 

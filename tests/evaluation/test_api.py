@@ -38,7 +38,9 @@ def dataset(member, data_dir):
 
 def client_of(user) -> APIClient:
     client = APIClient()
-    client.credentials(HTTP_AUTHORIZATION=f"Bearer {ApiKey.create_for(user)[1]}", HTTP_ACCEPT_LANGUAGE="en")
+    client.credentials(
+        HTTP_AUTHORIZATION=f"Bearer {ApiKey.create_for(user)[1]}", HTTP_ACCEPT_LANGUAGE="en"
+    )
     return client
 
 
@@ -51,14 +53,20 @@ def ended(run: EvaluationRun, gain: float) -> EvaluationRun:
     """As evaluation/evaluate.py leaves a run."""
     made = [
         Prediction(
-            run=run, row=row, prompt=f"问{row}", reference=f"参考{row}", text=f" 预测{row}<b>",
+            run=run,
+            row=row,
+            prompt=f"问{row}",
+            reference=f"参考{row}",
+            text=f" 预测{row}<b>",
             scores={metric: 40 + row % 7 + gain for metric in METRICS},
         )
         for row in range(run.recipe["rows"])
-    ]  # fmt: skip
+    ]
     Prediction.objects.bulk_create(made)
     scores = average([prediction.scores for prediction in made])
-    run.__class__.objects.filter(pk=run.pk).update(scores=scores, status=Run.Status.SUCCEEDED, progress=len(made))
+    run.__class__.objects.filter(pk=run.pk).update(
+        scores=scores, status=Run.Status.SUCCEEDED, progress=len(made)
+    )
     update_differences(run.pk)
     run.refresh_from_db()
     return run
@@ -72,13 +80,22 @@ def tuned(member, dataset, checkpoint, adapter):
 
 
 def test_create_and_read(client, dataset, checkpoint, adapter):
-    body = {"dataset": dataset.pk, "checkpoint": checkpoint.pk, "adapter": adapter.pk, "max_examples": 12}
+    body = {
+        "dataset": dataset.pk,
+        "checkpoint": checkpoint.pk,
+        "adapter": adapter.pk,
+        "max_examples": 12,
+    }
     made = client.post(URL, body, format="json")
     assert made.status_code == 201
     run = made.json()
     assert (run["status"], run["rows"], run["adapter"], run["decoding"], run["scores"]) == (
-        "queued", 12, adapter.pk, "greedy", None,
-    )  # fmt: skip
+        "queued",
+        12,
+        adapter.pk,
+        "greedy",
+        None,
+    )
     assert [row["id"] for row in client.get(URL).json()["results"]] == [run["id"], run["baseline"]]
     assert client.get(f"{URL}{run['baseline']}/").json()["adapter"] is None
     cancelled = client.post(f"{URL}{run['id']}/cancel/").json()
@@ -91,11 +108,21 @@ def test_every_problem_of_a_bad_body_at_once(client, dataset, checkpoint, other_
     answer = client.post(URL, {"dataset": "x", "max_examples": "y"}, format="json")
     assert answer.status_code == 400
     assert {problem["param"] for problem in answer.json()["error"]["problems"]} == {
-        "dataset", "checkpoint", "max_examples",
-    }  # fmt: skip
-    body = {"dataset": dataset.pk, "checkpoint": checkpoint.pk, "decoding": "beam", "max_examples": 0}
+        "dataset",
+        "checkpoint",
+        "max_examples",
+    }
+    body = {
+        "dataset": dataset.pk,
+        "checkpoint": checkpoint.pk,
+        "decoding": "beam",
+        "max_examples": 0,
+    }
     answer = client.post(URL, body, format="json")
-    assert {problem["param"] for problem in answer.json()["error"]["problems"]} == {"decoding", "max_examples"}
+    assert {problem["param"] for problem in answer.json()["error"]["problems"]} == {
+        "decoding",
+        "max_examples",
+    }
     theirs = ingest(upload(lines(*rows(3))), name="theirs", owner=other_member)
     answer = client.post(URL, {"dataset": theirs.pk, "checkpoint": checkpoint.pk}, format="json")
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "does_not_exist"
@@ -107,12 +134,16 @@ def test_scores_predictions_comparison_and_files(client, tuned):
     detail = f"{URL}{tuned.pk}/"
     run = client.get(detail).json()
     assert set(run["scores"]) == set(METRICS) and run["status"] == "succeeded"
-    assert run["scores"]["bleu-4"]["value"] - run["baseline_scores"]["bleu-4"]["value"] == pytest.approx(5)
+    assert run["scores"]["bleu-4"]["value"] - run["baseline_scores"]["bleu-4"][
+        "value"
+    ] == pytest.approx(5)
     assert run["difference"]["bleu-4"] == {"value": 5.0, "low": 5.0, "high": 5.0}
     page = client.get(f"{detail}predictions/?page_size=20").json()
     assert [row["row"] for row in page["results"]] == list(range(20))
     following = client.get(page["next"]).json()
-    assert [row["row"] for row in following["results"]] == list(range(20, 30)) and following["next"] is None
+    assert [row["row"] for row in following["results"]] == list(range(20, 30)) and following[
+        "next"
+    ] is None
     assert set(page["results"][0]) == {"row", "prompt", "reference", "prediction", "scores"}
     compared = client.get(f"{detail}compare/?with={tuned.baseline_id}").json()
     assert compared["rows"] == 30 and compared["difference"]["rouge-l"]["value"] == 5.0
@@ -123,8 +154,16 @@ def test_scores_predictions_comparison_and_files(client, tuned):
     assert "attachment" in lines_["Content-Disposition"]
     assert lines_.content.decode().splitlines()[1] == '{"labels": "参考1", "predict": "预测1<b>"}'
     results = json.loads(client.get(f"{detail}predict_results.json/").content)
-    assert list(results)[:4] == ["predict_bleu-4", "predict_rouge-1", "predict_rouge-2", "predict_rouge-l"]
-    assert results["predict_samples"] == 30 and results["predict_rouge-l"] == run["scores"]["rouge-l"]["value"]
+    assert list(results)[:4] == [
+        "predict_bleu-4",
+        "predict_rouge-1",
+        "predict_rouge-2",
+        "predict_rouge-l",
+    ]
+    assert (
+        results["predict_samples"] == 30
+        and results["predict_rouge-l"] == run["scores"]["rouge-l"]["value"]
+    )
 
 
 def test_what_is_not_there_yet_is_said(client, member, dataset, checkpoint, tuned):
@@ -132,7 +171,10 @@ def test_what_is_not_there_yet_is_said(client, member, dataset, checkpoint, tune
     detail = f"{URL}{other.pk}/"
     assert client.get(f"{detail}predict_results.json/").status_code == 409
     assert client.get(f"{detail}generated_predictions.txt/").json()["error"]["code"] == "no_scores"
-    assert client.get(f"{URL}{tuned.pk}/compare/?with={other.pk}").json()["error"]["code"] == "no_scores"
+    assert (
+        client.get(f"{URL}{tuned.pk}/compare/?with={other.pk}").json()["error"]["code"]
+        == "no_scores"
+    )
     elsewhere = ingest(upload(lines(*rows(5, 50))), name="x", owner=member)
     other = ended(create_evaluation(member, dataset=elsewhere, checkpoint=checkpoint), 0)
     answer = client.get(f"{URL}{tuned.pk}/compare/?with={other.pk}")
@@ -141,7 +183,13 @@ def test_what_is_not_there_yet_is_said(client, member, dataset, checkpoint, tune
 
 def test_other_peoples_evaluations_do_not_exist(tuned, other_member, staff):
     stranger = client_of(other_member)
-    for path in ("", "predictions/", "predict_results.json/", "generated_predictions.txt/", "compare/?with=1"):
+    for path in (
+        "",
+        "predictions/",
+        "predict_results.json/",
+        "generated_predictions.txt/",
+        "compare/?with=1",
+    ):
         assert stranger.get(f"{URL}{tuned.pk}/{path}").status_code == 404, path
     for verb in ("cancel", "resume"):
         assert stranger.post(f"{URL}{tuned.pk}/{verb}/").status_code == 404
@@ -156,14 +204,23 @@ def test_a_deleted_adapter_leaves_its_name_on_the_scores(client, tuned, adapter)
     assert (run["adapter"], run["adapter_name"]) == (None, "tuned") and run["scores"]
 
 
-def test_the_admin_shows_base_beside_tuned(admin_client, tuned, settings, django_assert_max_num_queries):
-    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}  # nothing is collected in the tests
+def test_the_admin_shows_base_beside_tuned(
+    admin_client, tuned, settings, django_assert_max_num_queries
+):
+    # nothing is collected in the tests
+    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
     settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
     with django_assert_max_num_queries(14):
-        page = admin_client.get(reverse("admin:evaluation_evaluationrun_changelist")).content.decode()
+        page = admin_client.get(
+            reverse("admin:evaluation_evaluationrun_changelist")
+        ).content.decode()
     base, ours = (f"{run.scores['rouge-l']['value']:.2f}" for run in (tuned.baseline, tuned))
     assert f"{base} → <strong>{ours}</strong>" in page and "+5.00 [+5.00, +5.00]" in page
-    assert "wares v1" in page and "#predictions" in page and f"tuned<br><small>{tuned.checkpoint.name}" in page
+    assert (
+        "wares v1" in page
+        and "#predictions" in page
+        and f"tuned<br><small>{tuned.checkpoint.name}" in page
+    )
     address = reverse("admin:evaluation_evaluationrun_change", args=[tuned.pk])
     page = admin_client.get(address).content.decode()
     assert "预测3&lt;b&gt;" in page and "<b>" not in page and "预测25" not in page

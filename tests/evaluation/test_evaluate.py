@@ -1,4 +1,6 @@
-"""The evaluation process's work, step by step; the life of the process itself is in test_process.py."""
+"""The evaluation process's work, step by step; the life of the process itself is in
+test_process.py.
+"""
 
 from functools import partial
 
@@ -69,7 +71,9 @@ def carry_out(run, heart=None) -> EvaluationRun:
 
 
 def test_base_and_tuned_are_scored_and_compared(member, dataset, checkpoint, adapter):
-    tuned = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT)
+    tuned = create_evaluation(
+        member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT
+    )
     base = carry_out(tuned.baseline)
     assert base.status == Run.Status.SUCCEEDED and base.difference is None
     tuned = carry_out(tuned)
@@ -87,7 +91,9 @@ def test_base_and_tuned_are_scored_and_compared(member, dataset, checkpoint, ada
 
 
 def test_a_baseline_that_ends_later_fills_the_difference_in(member, dataset, checkpoint, adapter):
-    tuned = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT)
+    tuned = create_evaluation(
+        member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT
+    )
     base = tuned.baseline
     assert carry_out(tuned).difference is None
     carry_out(base)
@@ -97,8 +103,14 @@ def test_a_baseline_that_ends_later_fills_the_difference_in(member, dataset, che
 
 def test_a_stopped_run_goes_on_behind_its_rows(member, dataset, checkpoint, monkeypatch):
     monkeypatch.setattr(process, "predict", partial(predict, in_flight=2))
-    whole = carry_out(create_evaluation(member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT))
-    run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT)
+    whole = carry_out(
+        create_evaluation(
+            member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT
+        )
+    )
+    run = create_evaluation(
+        member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT
+    )
     with pytest.raises(Asked):
         evaluate(run, QuietHeart(stop_after=3))
     done = set(run.predictions.values_list("row", flat=True))
@@ -107,7 +119,9 @@ def test_a_stopped_run_goes_on_behind_its_rows(member, dataset, checkpoint, monk
     heart = QuietHeart()
     run = carry_out(run, heart)
     assert heart.progress == 8  # nothing was done twice
-    assert {row: pk for row, pk in run.predictions.values_list("row", "pk") if row in done} == before
+    assert {
+        row: pk for row, pk in run.predictions.values_list("row", "pk") if row in done
+    } == before
     texts = [list(each.predictions.values_list("text", flat=True)) for each in (whole, run)]
     assert texts[0] == texts[1] and run.scores == whole.scores
 
@@ -130,15 +144,21 @@ def test_rows_that_fail_count_as_empty_and_all_of_them_fail_the_run(member, chec
     run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, **SHORT)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            process, "predict", lambda engine, rows, **options: (process.Predicted(row, "", error) for row, _ in rows)
+            process,
+            "predict",
+            lambda engine, rows, **options: (process.Predicted(row, "", error) for row, _ in rows),
         )
         run = carry_out(run)
     assert run.status == Run.Status.FAILED and run.error["code"] == "all_rows_failed"
 
 
-@pytest.mark.parametrize("code", ["checkpoint_changed", "adapter_deleted", "dataset_missing", "checkpoint_invalid"])
+@pytest.mark.parametrize(
+    "code", ["checkpoint_changed", "adapter_deleted", "dataset_missing", "checkpoint_invalid"]
+)
 def test_what_cannot_work_fails_with_a_reason(member, dataset, checkpoint, adapter, data_dir, code):
-    run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT)
+    run = create_evaluation(
+        member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT
+    )
     if code == "checkpoint_changed":
         run.recipe["checkpoint_fingerprint"] = "another"
     elif code == "adapter_deleted":
@@ -156,7 +176,9 @@ def test_what_cannot_work_fails_with_a_reason(member, dataset, checkpoint, adapt
 
 
 def test_differences_wait_for_both_sides(member, dataset, checkpoint, adapter):
-    tuned = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT)
+    tuned = create_evaluation(
+        member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT
+    )
     Prediction.objects.all().delete()
     update_differences(tuned.pk)
     assert EvaluationRun.objects.get(pk=tuned.pk).difference is None

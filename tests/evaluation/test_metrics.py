@@ -20,8 +20,11 @@ def test_a_pair_worked_out_by_hand(scorer):
     # characters: 6 of 7, pairs 4 of 6, triples 2 of 5, quadruples 1 of 4
     bleu = (6 / 7 * 4 / 6 * 2 / 5 * 1 / 4) ** 0.25
     assert scorer.score(prediction, reference) == {
-        "rouge-1": 75.0, "rouge-2": 33.3333, "rouge-l": 75.0, "bleu-4": round(100 * bleu, 4),
-    }  # fmt: skip
+        "rouge-1": 75.0,
+        "rouge-2": 33.3333,
+        "rouge-l": 75.0,
+        "bleu-4": round(100 * bleu, 4),
+    }
 
 
 def test_a_shorter_prediction_is_penalised(scorer):
@@ -29,12 +32,16 @@ def test_a_shorter_prediction_is_penalised(scorer):
     # every n-gram is right, so BLEU is the brevity penalty alone: exp(1 - 7/4)
     # words: 2 of 2 and 2 of 4, F = 2/3; pairs: 1 of 1 and 1 of 3, F = 1/2
     assert scorer.score(prediction, reference) == {
-        "rouge-1": 66.6667, "rouge-2": 50.0, "rouge-l": 66.6667, "bleu-4": round(100 * math.exp(1 - 7 / 4), 4),
-    }  # fmt: skip
+        "rouge-1": 66.6667,
+        "rouge-2": 50.0,
+        "rouge-l": 66.6667,
+        "bleu-4": round(100 * math.exp(1 - 7 / 4), 4),
+    }
 
 
 def test_smoothing_keeps_a_short_match_above_zero(scorer):
-    # one character of one: method 3 halves the precision anew for every missing length: 1, 1/2, 1/4, 1/8
+    # one character of one: method 3 halves the precision anew for every missing length: 1, 1/2,
+    # 1/4, 1/8
     assert scorer.score("裙", "裙")["bleu-4"] == round(100 * (1 * 1 / 2 * 1 / 4 * 1 / 8) ** 0.25, 4)
 
 
@@ -52,7 +59,8 @@ def test_an_empty_or_blank_text_scores_zero_instead_of_losing_the_run(scorer, bl
 
 
 @given(
-    st.text(alphabet="裙子很好看红色。！？…”\n 　ab", max_size=30), st.text(alphabet="裙子真好看。\n ab", max_size=30)
+    st.text(alphabet="裙子很好看红色。！？…”\n 　ab", max_size=30),
+    st.text(alphabet="裙子真好看。\n ab", max_size=30),
 )
 @settings(max_examples=200, deadline=None)
 def test_rouge_is_the_librarys_on_any_text(scorer, prediction, reference):
@@ -73,7 +81,9 @@ def test_the_bit_parallel_subsequence_is_the_textbooks(left, right):
     table = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
     for i, a in enumerate(left):
         for j, b in enumerate(right):
-            table[i + 1][j + 1] = table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
+            table[i + 1][j + 1] = (
+                table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
+            )
     assert common_subsequence_length(left, right) == table[-1][-1]
 
 

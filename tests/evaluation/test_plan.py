@@ -14,22 +14,46 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
 
 
 def test_the_plan_is_frozen_and_names_what_it_reads(member, dataset, checkpoint, adapter):
-    run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, max_examples=5)
+    run = create_evaluation(
+        member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, max_examples=5
+    )
     entry = dataset.current.splits["validation"]
     assert run.recipe == {
-        "dataset": "sums", "dataset_version": 2, "dataset_sha256": entry["sha256"], "split": "validation", "rows": 5,
-        "checkpoint": "tiny", "checkpoint_fingerprint": checkpoint.fingerprint, "decoding": "greedy", "seed": 42,
-        "quantization_bit": None, "max_source_length": 64, "max_target_length": 64,
-        "adapter": "tuned", "adapter_sha256": adapter.sha256, "pre_seq_len": 4,
-    }  # fmt: skip
+        "dataset": "sums",
+        "dataset_version": 2,
+        "dataset_sha256": entry["sha256"],
+        "split": "validation",
+        "rows": 5,
+        "checkpoint": "tiny",
+        "checkpoint_fingerprint": checkpoint.fingerprint,
+        "decoding": "greedy",
+        "seed": 42,
+        "quantization_bit": None,
+        "max_source_length": 64,
+        "max_target_length": 64,
+        "adapter": "tuned",
+        "adapter_sha256": adapter.sha256,
+        "pre_seq_len": 4,
+    }
     assert (run.kind, run.queue, run.task, run.status, run.total) == (
-        Run.Kind.EVALUATION, "gpu", "evaluation.tasks.evaluate", "queued", 5,
-    )  # fmt: skip
-    assert create_evaluation(member, dataset=dataset, checkpoint=checkpoint, split="train").total == 12
-    assert create_evaluation(member, dataset=dataset, checkpoint=checkpoint, max_examples=10**6).total == 8
+        Run.Kind.EVALUATION,
+        "gpu",
+        "evaluation.tasks.evaluate",
+        "queued",
+        5,
+    )
+    assert (
+        create_evaluation(member, dataset=dataset, checkpoint=checkpoint, split="train").total == 12
+    )
+    assert (
+        create_evaluation(member, dataset=dataset, checkpoint=checkpoint, max_examples=10**6).total
+        == 8
+    )
 
 
-def test_the_bare_checkpoint_goes_first_and_only_once(member, other_member, dataset, checkpoint, adapter):
+def test_the_bare_checkpoint_goes_first_and_only_once(
+    member, other_member, dataset, checkpoint, adapter
+):
     plan = {"dataset": dataset, "checkpoint": checkpoint, "adapter": adapter}
     first = create_evaluation(member, **plan)
     base = first.baseline
@@ -38,16 +62,21 @@ def test_the_bare_checkpoint_goes_first_and_only_once(member, other_member, data
     assert create_evaluation(member, **plan, max_examples=3).baseline != base  # other rows
     assert create_evaluation(member, **plan, decoding="upstream").baseline != base
     assert create_evaluation(member, **plan, with_baseline=False).baseline is None
-    assert create_evaluation(other_member, **plan).baseline.owner == other_member  # what one cannot see is not shared
+    # what one cannot see is not shared
+    assert create_evaluation(other_member, **plan).baseline.owner == other_member
     Run.objects.filter(pk=base.pk).update(status=Run.Status.FAILED)
     assert create_evaluation(member, **plan).baseline != base
 
 
 def test_lengths_are_those_of_the_adapters_tuning(member, dataset, checkpoint, adapter):
     adapter.run = TuningRun.objects.create(
-        owner=member, kind=Run.Kind.TUNING, name="r", dataset_version=dataset.current, checkpoint=checkpoint,
+        owner=member,
+        kind=Run.Kind.TUNING,
+        name="r",
+        dataset_version=dataset.current,
+        checkpoint=checkpoint,
         recipe={"max_source_length": 40, "max_target_length": 20},
-    )  # fmt: skip
+    )
     run = create_evaluation(member, dataset=dataset, checkpoint=checkpoint, adapter=adapter)
     for recipe in (run.recipe, run.baseline.recipe):
         assert (recipe["max_source_length"], recipe["max_target_length"]) == (40, 20)
@@ -57,14 +86,34 @@ def test_every_problem_is_told_at_once(member, dataset, checkpoint, adapter):
     other = Checkpoint.objects.create(name="other", path="x", fingerprint="y")
     with pytest.raises(ValidationError) as caught:
         create_evaluation(
-            member, dataset=dataset, checkpoint=other, adapter=adapter, decoding="beam", max_examples=0, split="nope",
-            max_source_length=0, max_target_length=10**6, seed=-1,
-        )  # fmt: skip
+            member,
+            dataset=dataset,
+            checkpoint=other,
+            adapter=adapter,
+            decoding="beam",
+            max_examples=0,
+            split="nope",
+            max_source_length=0,
+            max_target_length=10**6,
+            seed=-1,
+        )
     assert set(caught.value.message_dict) == {
-        "adapter", "decoding", "max_examples", "split", "max_source_length", "max_target_length", "seed",
-    }  # fmt: skip
+        "adapter",
+        "decoding",
+        "max_examples",
+        "split",
+        "max_source_length",
+        "max_target_length",
+        "seed",
+    }
     with pytest.raises(ValidationError) as caught:  # the tiny model's context is 256
-        create_evaluation(member, dataset=dataset, checkpoint=checkpoint, max_source_length=200, max_target_length=200)
+        create_evaluation(
+            member,
+            dataset=dataset,
+            checkpoint=checkpoint,
+            max_source_length=200,
+            max_target_length=200,
+        )
     assert set(caught.value.message_dict) == {"max_target_length"}
     assert not EvaluationRun.objects.exists()
 

@@ -1,4 +1,6 @@
-"""Predictions are the serving engine's own, whatever shares the batch; one bad row is one bad row."""
+"""Predictions are the serving engine's own, whatever shares the batch; one bad row is one bad
+row.
+"""
 
 import pytest
 import torch
@@ -23,21 +25,30 @@ def loaded():
 def prefix(loaded, tmp_path_factory) -> AdapterRef:
     folder = tmp_path_factory.mktemp("adapter")
     tensor = torch.randn(
-        loaded.layers, 2, loaded.kv_heads, 4, loaded.head_dim, generator=torch.Generator().manual_seed(1)
+        loaded.layers,
+        2,
+        loaded.kv_heads,
+        4,
+        loaded.head_dim,
+        generator=torch.Generator().manual_seed(1),
     )
     made = adapters.KVPrefix(tensor, loaded.shifts_positions, loaded.fingerprint, {})
     return AdapterRef(adapters.save(made, folder), str(folder))
 
 
 def rows(count=10):
-    return [(row, messages_of(example["prompt"])) for row, example in enumerate(tiny.examples(count))]
+    return [
+        (row, messages_of(example["prompt"])) for row, example in enumerate(tiny.examples(count))
+    ]
 
 
 def run(loaded, wanted, **options) -> dict:
     pre_seq_len = 4 if options.get("adapter") else 0
     engine = engine_for(loaded, SOURCE, TARGET, pre_seq_len)
     lengths = {"max_source_length": SOURCE, "max_target_length": TARGET}
-    found = {predicted.row: predicted for predicted in predict(engine, wanted, **lengths, **options)}
+    found = {
+        predicted.row: predicted for predicted in predict(engine, wanted, **lengths, **options)
+    }
     assert engine.status()["active_rows"] == engine.status()["queue"] == 0
     return found
 
@@ -49,7 +60,10 @@ def texts(found) -> dict[int, str]:
 def greedy(loaded, messages) -> str:
     ids = loaded.prompter.prompt_ids(messages, SOURCE)
     made = loaded.model.generate(
-        torch.tensor([ids]), max_new_tokens=TARGET, do_sample=False, eos_token_id=list(loaded.prompter.end_ids)
+        torch.tensor([ids]),
+        max_new_tokens=TARGET,
+        do_sample=False,
+        eos_token_id=list(loaded.prompter.end_ids),
     )
     return loaded.prompter.decode(made[0, len(ids) :].tolist())
 
@@ -71,13 +85,20 @@ def test_sampled_predictions_depend_on_seed_and_row_alone(loaded):
     assert sampled == texts(run(loaded, rows()[::-1], decoding="upstream", seed=5, in_flight=3))
     assert {3: sampled[3]} == texts(run(loaded, rows()[3:4], decoding="upstream", seed=5))
     assert sampled != texts(run(loaded, rows(), decoding="upstream", seed=6))
-    twice = texts(run(loaded, [(row, messages_of("同一句")) for row in range(2)], decoding="upstream", seed=5))
+    twice = texts(
+        run(loaded, [(row, messages_of("同一句")) for row in range(2)], decoding="upstream", seed=5)
+    )
     assert twice[0] != twice[1]  # each row draws anew
 
 
 def test_upstreams_sampling_is_named_and_others_are_refused():
     upstream = sampling_of("upstream", 64, 0)
-    assert (upstream.top_p, upstream.temperature, upstream.top_k, upstream.max_new_tokens) == (0.7, 0.95, 50, 64)
+    assert (upstream.top_p, upstream.temperature, upstream.top_k, upstream.max_new_tokens) == (
+        0.7,
+        0.95,
+        50,
+        64,
+    )
     assert not sampling_of("greedy", 64, 0).do_sample
     with pytest.raises(ValueError, match="beam"):
         sampling_of("beam", 64, 0)
@@ -85,7 +106,11 @@ def test_upstreams_sampling_is_named_and_others_are_refused():
 
 def test_history_is_part_of_the_prompt():
     assert [turn["content"] for turn in messages_of("c", [["a", "b"]])] == ["a", "b", "c"]
-    assert [turn["role"] for turn in messages_of("c", [["a", "b"]])] == ["user", "assistant", "user"]
+    assert [turn["role"] for turn in messages_of("c", [["a", "b"]])] == [
+        "user",
+        "assistant",
+        "user",
+    ]
 
 
 def test_long_prompts_are_cut_as_in_training(loaded):
@@ -112,9 +137,13 @@ def test_stopping_leaves_the_rest_out_and_the_engine_empty(loaded):
     engine = engine_for(loaded, SOURCE, TARGET)
     found = []
     for predicted in predict(
-        engine, rows(24), max_source_length=SOURCE, max_target_length=TARGET, in_flight=4,
+        engine,
+        rows(24),
+        max_source_length=SOURCE,
+        max_target_length=TARGET,
+        in_flight=4,
         should_stop=lambda: len(found) >= 4,
-    ):  # fmt: skip
+    ):
         found.append(predicted)
     assert 4 <= len(found) < 24 and all(predicted.error is None for predicted in found)
     assert engine.status()["active_rows"] == engine.status()["queue"] == 0
@@ -124,7 +153,8 @@ def test_stopping_leaves_the_rest_out_and_the_engine_empty(loaded):
 
 def test_references_are_cut_to_what_a_model_could_have_said(loaded):
     assert reference_of(loaded.prompter, "问", "short", SOURCE, TARGET) == "short"
-    assert reference_of(loaded.prompter, "问", "abcdefghijklmnop", SOURCE, TARGET) == "abcdefghijk"  # 11 and the end
+    # 11 and the end
+    assert reference_of(loaded.prompter, "问", "abcdefghijklmnop", SOURCE, TARGET) == "abcdefghijk"
 
 
 def test_chatglm_is_scored_on_decoded_tokens_not_on_the_chats_wording(tmp_path):

@@ -1,6 +1,7 @@
 """The evaluation process on the starter model, killed and stopped on the way.
 
-In a driver of its own, because the processes need a real database file. A run through the real queue is in test_whole_loop.py.
+In a driver of its own, because the processes need a real database file. A run through the real
+queue is in test_whole_loop.py.
 """
 
 import json
@@ -33,11 +34,13 @@ from tuning.models import Dataset
 ensure_starter()
 ensure_sample()
 user = User.objects.create(username="member")
-plan = {"dataset": Dataset.objects.get(), "checkpoint": Checkpoint.objects.get(), "max_source_length": 64}
+plan = {"dataset": Dataset.objects.get(), "checkpoint": Checkpoint.objects.get()}
+plan |= {"max_source_length": 64}
 
 def start(run):
     token = lifecycle.claim(run.pk)
-    return subprocess.Popen([sys.executable, "-m", "evaluation.evaluate", str(run.pk), token]), token
+    argv = [sys.executable, "-m", "evaluation.evaluate", str(run.pk), token]
+    return subprocess.Popen(argv), token
 
 def wait_for_rows(run, count):
     deadline = time.monotonic() + 300
@@ -57,12 +60,19 @@ said = {}
 
 def drive(folder, script: str) -> dict:
     environment = {
-        **os.environ, "PORTAL_DATA_DIR": str(folder), "DJANGO_SETTINGS_MODULE": "portal.settings", "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        **os.environ,
+        "PORTAL_DATA_DIR": str(folder),
+        "DJANGO_SETTINGS_MODULE": "portal.settings",
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run(
         [sys.executable, "-c", DRIVER + textwrap.dedent(script) + "\nprint(json.dumps(said))"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200,
-    )  # fmt: skip
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -87,12 +97,18 @@ def test_killed_stopped_cancelled_and_fenced_off(tmp_path):
     said = drive(
         tmp_path,
         """
-        whole = create_evaluation(user, **plan, split="train", max_examples=300, decoding="upstream", max_target_length=64)
+        whole = create_evaluation(
+            user, **plan, split="train", max_examples=300, decoding="upstream", max_target_length=64
+        )
         process, token = start(whole)
         process.wait()
         said["whole"] = told(whole)
 
-        run = create_evaluation(user, **plan, split="train", max_examples=300, decoding="upstream", max_target_length=64)
+        run = create_evaluation(
+
+            user, **plan, split="train", max_examples=300, decoding="upstream", max_target_length=64
+
+        )
         process, token = start(run)
         wait_for_rows(run, 1)
         process.kill()
@@ -108,14 +124,22 @@ def test_killed_stopped_cancelled_and_fenced_off(tmp_path):
         process.wait()
         said["resumed"] = told(run)
 
-        cancelled = create_evaluation(user, **plan, split="train", max_examples=400, max_target_length=64)
+        cancelled = create_evaluation(
+
+            user, **plan, split="train", max_examples=400, max_target_length=64
+
+        )
         process, token = start(cancelled)
         wait_for_rows(cancelled, 1)
         lifecycle.cancel(cancelled)
         process.wait()
         said["cancelled"] = told(cancelled)
 
-        fenced = create_evaluation(user, **plan, split="train", max_examples=399, max_target_length=64)
+        fenced = create_evaluation(
+
+            user, **plan, split="train", max_examples=399, max_target_length=64
+
+        )
         process, token = start(fenced)
         wait_for_rows(fenced, 1)
         Run.objects.filter(pk=fenced.pk).update(token="another")
@@ -127,7 +151,8 @@ def test_killed_stopped_cancelled_and_fenced_off(tmp_path):
     assert said["after_kill"]["status"] == "running" and 0 < len(said["after_kill"]["rows"]) < 300
     assert said["exit_of_sigterm"] == 0
     stopped = said["after_sigterm"]
-    assert stopped["status"] == "queued" and stopped["attempt"] == 1  # stepping aside costs no attempt
+    # stepping aside costs no attempt
+    assert stopped["status"] == "queued" and stopped["attempt"] == 1
     assert len(said["after_kill"]["rows"]) < len(stopped["rows"]) < 300
     resumed = said["resumed"]
     assert resumed["status"] == "succeeded" and resumed["attempt"] == 2

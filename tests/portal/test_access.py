@@ -58,10 +58,14 @@ def test_visibility(member, other_member, staff):
     message = Message.objects.create(conversation=conversation, role="user", content="hello")
     assert list(Message.objects.visible_to(member)) == [message]
     for stranger in (other_member, staff):  # conversations are private, also from staff
-        assert not Conversation.objects.visible_to(stranger) and not Message.objects.visible_to(stranger)
+        assert not Conversation.objects.visible_to(stranger) and not Message.objects.visible_to(
+            stranger
+        )
 
     checkpoint = Checkpoint.objects.create(name="base", path="/nowhere")
-    assert list(Checkpoint.objects.visible_to(member)) == [checkpoint] and not Checkpoint.objects.changeable_by(member)
+    assert list(Checkpoint.objects.visible_to(member)) == [
+        checkpoint
+    ] and not Checkpoint.objects.changeable_by(member)
     adapter = Adapter.objects.create(name="a", checkpoint=checkpoint, owner=member, pre_seq_len=8)
     assert not Adapter.objects.visible_to(other_member)
     adapter.shared = True
@@ -81,12 +85,17 @@ def test_an_inactive_user_sees_nothing(member):
 
 def test_the_web_process_is_free_of_torch_and_collects_no_garbage_among_its_imports():
     code = (
-        "import gc, os, sys; os.environ['DJANGO_SETTINGS_MODULE'] = 'portal.settings'; import portal.asgi; import portal.urls;"
+        "import gc, os, sys; os.environ['DJANGO_SETTINGS_MODULE'] = 'portal.settings'; import "
+        "portal.asgi; import portal.urls;"
         "frozen = gc.get_freeze_count() > len(gc.get_objects());"
-        "from django.urls import get_resolver; get_resolver().url_patterns; from django.contrib import admin; admin.autodiscover();"
-        "print(frozen, sorted({'torch', 'transformers', 'peft', 'jieba', 'nltk'} & set(sys.modules)))"
+        "from django.urls import get_resolver; get_resolver().url_patterns; from django.contrib "
+        "import admin; admin.autodiscover();"
+        "print(frozen, sorted({'torch', 'transformers', 'peft', 'jieba', 'nltk'} & "
+        "set(sys.modules)))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert found.strip().splitlines()[-1] == "True []"
 
 
@@ -105,18 +114,32 @@ def test_a_variable_that_cannot_be_used_is_named_in_one_line(tmp_path, name, val
     environment = {**os.environ, "PORTAL_DATA_DIR": str(tmp_path), name: value}
     command = [sys.executable, "-c", "import portal.settings"]
     refused = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert refused.returncode == 1 and name in refused.stderr and len(refused.stderr.splitlines()) == 1
+    assert (
+        refused.returncode == 1 and name in refused.stderr and len(refused.stderr.splitlines()) == 1
+    )
 
 
 def test_two_installations_have_different_secrets_that_only_the_owner_can_read(tmp_path):
     def settings_of(folder):
         code = "from django.conf import settings; print(settings.SECRET_KEY, settings.WORKER_TOKEN)"
-        environment = {**os.environ, "PORTAL_DATA_DIR": str(folder), "DJANGO_SETTINGS_MODULE": "portal.settings"}
+        environment = {
+            **os.environ,
+            "PORTAL_DATA_DIR": str(folder),
+            "DJANGO_SETTINGS_MODULE": "portal.settings",
+        }
         return subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
 
-    first, again, second = settings_of(tmp_path / "a"), settings_of(tmp_path / "a"), settings_of(tmp_path / "b")
+    first, again, second = (
+        settings_of(tmp_path / "a"),
+        settings_of(tmp_path / "a"),
+        settings_of(tmp_path / "b"),
+    )
     assert first == again and not set(first.split()) & set(second.split())
     for name in ("secret_key", "worker_token"):
         assert stat.S_IMODE((tmp_path / "a" / name).stat().st_mode) == 0o600
@@ -129,7 +152,8 @@ class TestChecks:
         return {problem.id for problem in run_checks()}
 
     def test_the_default_configuration_is_clean(self, settings):
-        settings.ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]  # the test runner adds a name of its own
+        # the test runner adds a name of its own
+        settings.ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]"]
         assert not self.ids()
 
     def test_a_misspelt_variable_is_named(self, monkeypatch):

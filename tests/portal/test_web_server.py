@@ -1,4 +1,4 @@
-"""The web process against clients that mean harm: bodies without end, forms that are slow to read, pages of other sites."""
+"""The web process against clients that mean harm: bodies without end, slow forms, other origins."""
 
 import asyncio
 import json
@@ -29,11 +29,15 @@ def key_of(web) -> str:
     return f"Authorization: Bearer {web.key}"
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/login/", "/v1/models", "/static/nothing", "/datasets/upload/"])
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/login/", "/v1/models", "/static/nothing", "/datasets/upload/"]
+)
 @pytest.mark.parametrize("size", [10 << 20, 1 << 40])
 def test_a_body_too_large_is_refused_before_any_of_it_is_read(web, path, size):
     for kind in (FORM, "Content-Type: application/x-www-form-urlencoded"):
-        status, answer, _taken = send(web.port, head("POST", path, kind, f"Content-Length: {size}", port=web.port))
+        status, answer, _taken = send(
+            web.port, head("POST", path, kind, f"Content-Length: {size}", port=web.port)
+        )
         upload = path == "/datasets/upload/" and size < 200 << 20
         assert (status, b"too_large" in answer) == ((401, False) if upload else (413, True))
 
@@ -43,7 +47,9 @@ def test_nor_does_it_matter_that_its_length_is_not_declared(web, path):
     before = psutil.Process(web.process.pid).memory_info().rss
     with Neighbour(f"{web.url}/healthz") as other:
         status, _answer, taken = send(
-            web.port, head("POST", path, FORM, CHUNKED, port=web.port), chunked([b"\n" * CHUNK] * 3200)
+            web.port,
+            head("POST", path, FORM, CHUNKED, port=web.port),
+            chunked([b"\n" * CHUNK] * 3200),
         )
     assert status == (401 if path.startswith("/api/") else 413) and taken < 100 << 20
     assert psutil.Process(web.process.pid).memory_info().rss - before < 50 << 20
@@ -53,16 +59,24 @@ def test_nor_does_it_matter_that_its_length_is_not_declared(web, path):
 def test_a_form_is_parsed_for_views_that_ask_for_it_and_never_on_the_event_loop(web):
     size = 5 << 20
     with Neighbour(f"{web.url}/healthz") as other:
-        for kind, byte in ((FORM, b"\n"), ("Content-Type: application/x-www-form-urlencoded", b"a=1&")):
+        for kind, byte in (
+            (FORM, b"\n"),
+            ("Content-Type: application/x-www-form-urlencoded", b"a=1&"),
+        ):
             start = head("POST", "/healthz", kind, f"Content-Length: {size}", port=web.port)
-            status, _answer, _taken = send(web.port, start, [byte * (CHUNK // len(byte))] * (size // CHUNK))
+            status, _answer, _taken = send(
+                web.port, start, [byte * (CHUNK // len(byte))] * (size // CHUNK)
+            )
             assert status == 405
     assert other.longest < 0.5 and not other.errors
 
 
 def test_a_large_upload_passes_through_the_disk_and_not_through_memory(web):
     row = b'{"content": "x", "summary": "%b"}\n' % (b"y" * 100_000)
-    start, end = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.json"\r\n\r\n', b"\r\n--x--\r\n"
+    start, end = (
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.json"\r\n\r\n',
+        b"\r\n--x--\r\n",
+    )
     rows = (100 << 20) // len(row)
     length = f"Content-Length: {len(start) + rows * len(row) + len(end)}"
     before = psutil.Process(web.process.pid).memory_info().rss
@@ -110,7 +124,10 @@ def test_what_is_no_http_is_answered_and_ends(web):
 
 
 def test_static_files_are_not_sniffed(web):
-    assert b"x-content-type-options: nosniff" in send(web.port, head("GET", "/static/x.js", port=web.port))[1].lower()
+    assert (
+        b"x-content-type-options: nosniff"
+        in send(web.port, head("GET", "/static/x.js", port=web.port))[1].lower()
+    )
 
 
 @pytest.mark.parametrize(
@@ -160,7 +177,14 @@ async def through(scope: dict, messages: list[dict]) -> tuple[int, bytes]:
     async def sending(message):
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b"", "headers": [], **scope}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "query_string": b"",
+        "headers": [],
+        **scope,
+    }
     await LimitedBodies(application, set())(scope, receive, sending)
     return sent[0]["status"], sent[-1]["body"]
 
@@ -169,7 +193,9 @@ async def test_a_body_that_trickles_is_given_up(monkeypatch):
     monkeypatch.setattr(request_bodies, "PATIENCE", 0.05)
     piece = {"type": "http.request", "body": b"x", "more_body": True}
     assert (await through({}, [piece] * 3))[0] == 408
-    assert (await through({}, [piece, {"type": "http.request", "body": b"", "more_body": False}]))[0] == 204
+    assert (await through({}, [piece, {"type": "http.request", "body": b"", "more_body": False}]))[
+        0
+    ] == 204
 
 
 async def test_a_refusal_speaks_the_clients_language():

@@ -12,9 +12,12 @@ from tuning.datasets import store
 @pytest.fixture
 def checkpoint(db):
     return Checkpoint.objects.create(
-        name="base", path="/nowhere", fingerprint="f" * 64,
-        description={"architecture": "Qwen2ForCausalLM", "context_length": 512}, is_default=True,
-    )  # fmt: skip
+        name="base",
+        path="/nowhere",
+        fingerprint="f" * 64,
+        description={"architecture": "Qwen2ForCausalLM", "context_length": 512},
+        is_default=True,
+    )
 
 
 @pytest.fixture
@@ -25,6 +28,8 @@ def make_dataset(db, data_dir):
         lines = [json.dumps({"content": f"q{row}", "summary": f"a{row}"}) for row in range(rows)]
         file = io.BytesIO("\n".join(lines).encode())
         file.name = "train.json"
-        return store.ingest(file, name=name, owner=owner, prompt_column="content", response_column="summary")
+        return store.ingest(
+            file, name=name, owner=owner, prompt_column="content", response_column="summary"
+        )
 
     return make

@@ -21,7 +21,9 @@ def api(client, member):
 
 @pytest.fixture
 def run(member, checkpoint, make_dataset):
-    return create_run(member, dataset=make_dataset(member), checkpoint=checkpoint, name="first", max_steps=20)
+    return create_run(
+        member, dataset=make_dataset(member), checkpoint=checkpoint, name="first", max_steps=20
+    )
 
 
 def post(client, url, body=None):
@@ -31,14 +33,34 @@ def post(client, url, body=None):
 def test_create_then_read(api, member, checkpoint, make_dataset):
     dataset = make_dataset(member)
     answer = post(
-        api, URL, {"dataset": dataset.pk, "checkpoint": checkpoint.pk, "method": "ptuning_v2", "name": "v1", "max_steps": 30,
-                   "pre_seq_len": 16, "learning_rate": 0.01, "prefix_projection": True, "quantization_bit": None, "seed": 5},
-    )  # fmt: skip
+        api,
+        URL,
+        {
+            "dataset": dataset.pk,
+            "checkpoint": checkpoint.pk,
+            "method": "ptuning_v2",
+            "name": "v1",
+            "max_steps": 30,
+            "pre_seq_len": 16,
+            "learning_rate": 0.01,
+            "prefix_projection": True,
+            "quantization_bit": None,
+            "seed": 5,
+        },
+    )
     assert answer.status_code == 201, answer.content
     created = answer.json()
     assert created["status"] == "queued" and created["queue_position"] == 0
-    assert (created["step"], created["max_steps"], created["progress"], created["adapter"]) == (0, 30, 0.0, None)
-    assert created["recipe"]["learning_rate"] == 0.01 and created["recipe"]["prefix_projection"] is True
+    assert (created["step"], created["max_steps"], created["progress"], created["adapter"]) == (
+        0,
+        30,
+        0.0,
+        None,
+    )
+    assert (
+        created["recipe"]["learning_rate"] == 0.01
+        and created["recipe"]["prefix_projection"] is True
+    )
     detail = api.get(f"{URL}{created['id']}/").json()
     assert detail == created and detail["dataset"] == dataset.pk and detail["owner"] == "member"
     assert [row["id"] for row in api.get(URL).json()["results"]] == [created["id"]]
@@ -48,9 +70,15 @@ def test_create_then_read(api, member, checkpoint, make_dataset):
 
 def test_all_problems_of_a_body_at_once(api, checkpoint, make_dataset, other_member):
     body = {
-        "dataset": make_dataset(other_member).pk, "checkpoint": 999, "pre_seq_len": 0, "learning_rate": "fast",
-        "max_steps": 10**9, "quantization_bit": 3, "lr_scheduler_type": "saw", "learning_rat": 1,
-    }  # fmt: skip
+        "dataset": make_dataset(other_member).pk,
+        "checkpoint": 999,
+        "pre_seq_len": 0,
+        "learning_rate": "fast",
+        "max_steps": 10**9,
+        "quantization_bit": 3,
+        "lr_scheduler_type": "saw",
+        "learning_rat": 1,
+    }
     answer = post(api, URL, body)
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -58,15 +86,25 @@ def test_all_problems_of_a_body_at_once(api, checkpoint, make_dataset, other_mem
     assert {problem["param"] for problem in error["problems"]} == set(body)
 
 
-@pytest.mark.parametrize("body", [{}, [], "text", {"dataset": None}, {"dataset": {"id": 1}}, {"dataset": 10**30}])
+@pytest.mark.parametrize(
+    "body", [{}, [], "text", {"dataset": None}, {"dataset": {"id": 1}}, {"dataset": 10**30}]
+)
 def test_a_body_of_another_shape_is_a_400(api, body):
     assert api.post(URL, json.dumps(body), content_type="application/json").status_code == 400
 
 
 def test_a_length_that_does_not_fit_is_told_with_the_numbers(api, member, checkpoint, make_dataset):
-    body = {"dataset": make_dataset(member).pk, "checkpoint": checkpoint.pk, "max_source_length": 500}
+    body = {
+        "dataset": make_dataset(member).pk,
+        "checkpoint": checkpoint.pk,
+        "max_source_length": 500,
+    }
     error = post(api, URL, body).json()["error"]
-    assert error["param"] == "max_source_length" and error["code"] == "does_not_fit" and "512" in error["message"]
+    assert (
+        error["param"] == "max_source_length"
+        and error["code"] == "does_not_fit"
+        and "512" in error["message"]
+    )
 
 
 def test_others_runs_do_not_exist(client, other_member, run):
@@ -95,11 +133,16 @@ def test_metrics_and_progress_of_a_running_run(api, run):
     lifecycle.heartbeat(run.pk, token, progress=10, phase="training")
     TuningRun.objects.filter(pk=run.pk).update(loss=2.5, samples_per_second=32.0)
     for step in (10, 5):
-        TuningMetric.objects.create(run=run, step=step, loss=3.0, learning_rate=0.1, samples_per_second=32.0)
+        TuningMetric.objects.create(
+            run=run, step=step, loss=3.0, learning_rate=0.1, samples_per_second=32.0
+        )
     detail = api.get(f"{URL}{run.pk}/").json()
     assert (detail["step"], detail["progress"], detail["loss"]) == (10, 0.5, 2.5)
     assert detail["eta_seconds"] == pytest.approx(10 * 16 / 32.0)
-    assert [point["step"] for point in api.get(f"{URL}{run.pk}/metrics/").json()["results"]] == [5, 10]
+    assert [point["step"] for point in api.get(f"{URL}{run.pk}/metrics/").json()["results"]] == [
+        5,
+        10,
+    ]
 
 
 def test_the_log_and_its_tail(api, run):
@@ -107,7 +150,10 @@ def test_the_log_and_its_tail(api, run):
     assert api.get(url).content == b""
     (run_folder(run.pk) / "run.log").write_text("one\n二\nthree\n", encoding="utf-8")
     answer = api.get(url, {"tail": 2}, headers={"accept": "text/plain"})
-    assert answer["Content-Type"] == "text/plain; charset=utf-8" and answer.content.decode() == "二\nthree\n"
+    assert (
+        answer["Content-Type"] == "text/plain; charset=utf-8"
+        and answer.content.decode() == "二\nthree\n"
+    )
     assert api.get(url).content.decode() == "one\n二\nthree\n"
     for tail in ("0", "-1", "x", "٣", "9" * 30):
         refused = api.get(url, {"tail": tail}, headers={"accept": "text/plain"})
@@ -126,12 +172,15 @@ def test_a_list_costs_the_same_queries_however_long(
 
 
 def test_the_admin_lists_cancels_and_resumes(client, staff, run, settings):
-    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}  # nothing has been collected here
+    # nothing has been collected here
+    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
     settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
     client.force_login(staff)
     page = client.get("/admin/tuning/tuningrun/").content.decode()
     assert "first" in page and "0 / 20" in page
-    type(run).objects.filter(pk=run.pk).update(error={"code": "out_of_memory", "message": "<too little>"})
+    type(run).objects.filter(pk=run.pk).update(
+        error={"code": "out_of_memory", "message": "<too little>"}
+    )
     page = client.get(f"/admin/tuning/tuningrun/{run.pk}/change/").content.decode()
     assert "out_of_memory: &lt;too little&gt;" in page and "<br>max_steps: " in page
     assert client.get("/admin/tuning/tuningrun/add/").status_code == 403
@@ -141,6 +190,10 @@ def test_the_admin_lists_cancels_and_resumes(client, staff, run, settings):
         assert run.status == status
     page = client.get("/admin/tuning/dataset/").content.decode()
     assert "ads" in page
-    Dataset.objects.update(problems=[{"line": 7, "code": "x", "message": "<odd>", "level": "warning"}])
-    page = client.get(f"/admin/tuning/dataset/{run.dataset_version.dataset_id}/change/").content.decode()
+    Dataset.objects.update(
+        problems=[{"line": 7, "code": "x", "message": "<odd>", "level": "warning"}]
+    )
+    page = client.get(
+        f"/admin/tuning/dataset/{run.dataset_version.dataset_id}/change/"
+    ).content.decode()
     assert "7: &lt;odd&gt;" in page and re.search(r"train \d", page)

@@ -28,18 +28,24 @@ register_checkpoint({folder!r}, "tiny")
 
 def write_rows(path, count):
     rows = [{"content": row["prompt"], "summary": row["response"]} for row in tiny.examples(count)]
-    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    path.write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8"
+    )
     return path
 
 
 def test_a_run_in_the_foreground_makes_an_adapter(tmp_path):
-    """As train.sh has it, in a process of its own: upload of two splits, training, log, published adapter, clean ends."""
+    """As train.sh has it, in a process of its own: upload of two splits, training, log, published
+    adapter, clean ends.
+    """
     data = tmp_path / "data"
     environment = {**os.environ, "PORTAL_DATA_DIR": str(data), "PORTAL_DEVICE": "cpu"}
 
     def manage(*arguments, **options):
         argv = [sys.executable, "manage.py", *arguments]
-        return subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, **options)
+        return subprocess.run(
+            argv, cwd=ROOT, env=environment, capture_output=True, text=True, **options
+        )
 
     manage("shell", "-c", PREPARE.format(folder=str(tiny.write(tmp_path / "tiny"))), check=True)
     files = (
@@ -49,36 +55,87 @@ def test_a_run_in_the_foreground_makes_an_adapter(tmp_path):
         write_rows(tmp_path / "dev.json", 3),
     )
     done = manage(
-        "train", "--do_train", *map(str, files), "--prompt_column", "content", "--response_column", "summary",
-        "--overwrite_cache", "--model_name_or_path", "tiny", "--output_dir", "output/ads", "--overwrite_output_dir",
-        "--max_source_length", "40", "--max_target_length", "24", "--per_device_train_batch_size", "4",
-        "--per_device_eval_batch_size", "1", "--gradient_accumulation_steps", "1", "--predict_with_generate",
-        "--max_steps=6", "--logging_steps", "2", "--save_steps", "1000", "--learning_rate", "5e-2", "--pre_seq_len", "4",
-        "--name", "ads_1", "--json",
-    )  # fmt: skip
+        "train",
+        "--do_train",
+        *map(str, files),
+        "--prompt_column",
+        "content",
+        "--response_column",
+        "summary",
+        "--overwrite_cache",
+        "--model_name_or_path",
+        "tiny",
+        "--output_dir",
+        "output/ads",
+        "--overwrite_output_dir",
+        "--max_source_length",
+        "40",
+        "--max_target_length",
+        "24",
+        "--per_device_train_batch_size",
+        "4",
+        "--per_device_eval_batch_size",
+        "1",
+        "--gradient_accumulation_steps",
+        "1",
+        "--predict_with_generate",
+        "--max_steps=6",
+        "--logging_steps",
+        "2",
+        "--save_steps",
+        "1000",
+        "--learning_rate",
+        "5e-2",
+        "--pre_seq_len",
+        "4",
+        "--name",
+        "ads_1",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert (result["status"], result["step"], result["max_steps"], result["error"]) == ("succeeded", 6, 6, None)
+    assert (result["status"], result["step"], result["max_steps"], result["error"]) == (
+        "succeeded",
+        6,
+        6,
+        None,
+    )
     assert result["adapter"]["name"] == "ads_1"
     prefix = adapters.load(result["adapter"]["folder"])
     assert (
-        prefix.pre_seq_len == 4 and prefix.metadata["step"] == 6 and prefix.metadata["recipe"]["learning_rate"] == 0.05
+        prefix.pre_seq_len == 4
+        and prefix.metadata["step"] == 6
+        and prefix.metadata["recipe"]["learning_rate"] == 0.05
     )
     log = (data / "runs" / str(result["run"]) / "run.log").read_text(encoding="utf-8")
-    assert [line.split("  ")[1] for line in log.splitlines() if "loss" in line] == ["step 2/6", "step 4/6", "step 6/6"]
+    assert [line.split("  ")[1] for line in log.splitlines() if "loss" in line] == [
+        "step 2/6",
+        "step 4/6",
+        "step 6/6",
+    ]
     assert log in done.stderr and "Loading weights" not in done.stderr
-    assert not (data / "runs" / str(result["run"]) / "checkpoint").exists(), "nothing left that is not needed"
+    assert not (data / "runs" / str(result["run"]) / "checkpoint").exists(), (
+        "nothing left that is not needed"
+    )
     with contextlib.closing(sqlite3.connect(data / "portal.sqlite3")) as database:
-        rows = database.execute("SELECT step, loss FROM tuning_tuningmetric ORDER BY step").fetchall()
-        splits = json.loads(database.execute("SELECT splits FROM tuning_datasetversion").fetchone()[0])
-        assert database.execute("SELECT attempt, status FROM portal_run").fetchall() == [(1, "succeeded")]
+        rows = database.execute(
+            "SELECT step, loss FROM tuning_tuningmetric ORDER BY step"
+        ).fetchall()
+        splits = json.loads(
+            database.execute("SELECT splits FROM tuning_datasetversion").fetchone()[0]
+        )
+        assert database.execute("SELECT attempt, status FROM portal_run").fetchall() == [
+            (1, "succeeded")
+        ]
     assert [step for step, _ in rows] == [2, 4, 6] and rows[-1][1] == result["loss"] < rows[0][1]
     assert {name: split["rows"] for name, split in splits.items()} == {"train": 12, "validation": 3}
 
 
 @pytest.fixture
 def base(staff, data_dir):
-    return Checkpoint.objects.create(name="base", path="/nowhere", fingerprint="f", description={"context_length": 512})
+    return Checkpoint.objects.create(
+        name="base", path="/nowhere", fingerprint="f", description={"context_length": 512}
+    )
 
 
 def test_bad_input_is_named_and_nothing_is_started(base, tmp_path):
@@ -87,12 +144,38 @@ def test_bad_input_is_named_and_nothing_is_started(base, tmp_path):
     bad.write_text('{"content": "a"}\nnot json\n')
     for arguments, said in [
         (["--train-file", "/nowhere.json"], "/nowhere.json"),
-        (["--train-file", str(bad), "--prompt-column", "content", "--response-column", "summary"], ":2 "),
-        (["--train-file", str(good), "--prompt-column", "question", "--response-column", "summary"], "question"),
+        (
+            [
+                "--train-file",
+                str(bad),
+                "--prompt-column",
+                "content",
+                "--response-column",
+                "summary",
+            ],
+            ":2 ",
+        ),
+        (
+            [
+                "--train-file",
+                str(good),
+                "--prompt-column",
+                "question",
+                "--response-column",
+                "summary",
+            ],
+            "question",
+        ),
         (["--train-file", str(good), "--checkpoint", "other"], "base"),
         (["--train-file", str(good), "--user", "nobody"], "--user"),
-        (["--train-file", str(good), "--pre-seq-len", "0", "--learning-rate", "7"], "--pre-seq-len: "),
-        (["--train-file", str(good), "--pre-seq-len", "0", "--learning-rate", "7"], "--learning-rate: "),
+        (
+            ["--train-file", str(good), "--pre-seq-len", "0", "--learning-rate", "7"],
+            "--pre-seq-len: ",
+        ),
+        (
+            ["--train-file", str(good), "--pre-seq-len", "0", "--learning-rate", "7"],
+            "--learning-rate: ",
+        ),
         (["--train-file", str(good), "--max-source-length", "450"], "512"),
         (["--dataset", "unknown"], "unknown"),
         ([], "--train-file"),

@@ -16,35 +16,59 @@ from tuning.ptuning.recipe import Recipe
 @pytest.fixture
 def chatglm(db):
     return Checkpoint.objects.create(
-        name="chatglm-6b", path="/nowhere", fingerprint="c" * 64,
+        name="chatglm-6b",
+        path="/nowhere",
+        fingerprint="c" * 64,
         description={"architecture": "ChatGLMModel", "context_length": 2048},
-    )  # fmt: skip
+    )
 
 
 def problems_of(call, *arguments, **named) -> dict[str, list[str]]:
     with pytest.raises(ValidationError) as refused:
         call(*arguments, **named)
-    return {field: [error.code for error in errors] for field, errors in refused.value.error_dict.items()}
+    return {
+        field: [error.code for error in errors]
+        for field, errors in refused.value.error_dict.items()
+    }
 
 
-def test_a_plan_is_frozen_with_what_it_names(member, checkpoint, make_dataset, django_capture_on_commit_callbacks):
+def test_a_plan_is_frozen_with_what_it_names(
+    member, checkpoint, make_dataset, django_capture_on_commit_callbacks
+):
     dataset = make_dataset(member)
     with django_capture_on_commit_callbacks(execute=True):
-        run = create_run(member, dataset=dataset, checkpoint=checkpoint, name=" ads-v1 ", max_steps=40, seed=3)
-    assert (run.status, run.queue, run.kind, run.total, run.name) == ("queued", "gpu", "tuning", 40, "ads-v1")
+        run = create_run(
+            member, dataset=dataset, checkpoint=checkpoint, name=" ads-v1 ", max_steps=40, seed=3
+        )
+    assert (run.status, run.queue, run.kind, run.total, run.name) == (
+        "queued",
+        "gpu",
+        "tuning",
+        40,
+        "ads-v1",
+    )
     assert OrmQ.objects.filter(key="gpu").count() == 1
     recipe = TuningRun.objects.get(pk=run.pk).recipe
-    assert Recipe.from_dict(recipe) == Recipe(prefix_dropout=0.1, max_steps=40, seed=3, save_steps=40)
+    assert Recipe.from_dict(recipe) == Recipe(
+        prefix_dropout=0.1, max_steps=40, seed=3, save_steps=40
+    )
     assert recipe["method"] == "ptuning_v2" and recipe["preset"] == "chatglm-6b-train.sh"
     assert recipe["checkpoint"]["fingerprint"] == checkpoint.fingerprint
     version = dataset.current
     store.add_split(dataset, 2)
     run.refresh_from_db()
-    assert run.dataset_version == version and run.recipe["dataset"]["sha256"] == version.splits["train"]["sha256"]
+    assert (
+        run.dataset_version == version
+        and run.recipe["dataset"]["sha256"] == version.splits["train"]["sha256"]
+    )
     assert run.recipe["dataset"] == {
-        "id": dataset.pk, "name": "ads", "version": 1, "split": "train", "rows": 5,
+        "id": dataset.pk,
+        "name": "ads",
+        "version": 1,
+        "split": "train",
+        "rows": 5,
         "sha256": version.splits["train"]["sha256"],
-    }  # fmt: skip
+    }
 
 
 def test_presets_are_the_scripts_of_upstream_and_the_starters(chatglm, checkpoint):
@@ -63,9 +87,16 @@ def test_every_problem_is_told_at_once(member, checkpoint, make_dataset):
     store.Dataset.objects.filter(pk=dataset.pk).update(status="failed")
     dataset.refresh_from_db()
     problems = problems_of(
-        create_run, member, dataset=dataset, checkpoint=checkpoint, name="n" * 121, pre_seq_len=0, learning_rate=5,
-        max_steps="many", precision="float8",
-    )  # fmt: skip
+        create_run,
+        member,
+        dataset=dataset,
+        checkpoint=checkpoint,
+        name="n" * 121,
+        pre_seq_len=0,
+        learning_rate=5,
+        max_steps="many",
+        precision="float8",
+    )
     assert problems == {
         "dataset": ["not_ready"],
         "name": ["too_long"],
@@ -90,17 +121,23 @@ def test_what_the_checkpoint_cannot_do(member, checkpoint, chatglm, make_dataset
     assert recipe_for(chatglm, max_source_length=1024, max_target_length=1024)
     elsewhere = Checkpoint(name="vllm", description={"upstream": "http://127.0.0.1:9"})
     assert problems_of(recipe_for, elsewhere) == {"checkpoint": ["no_weights"]}
-    assert problems_of(recipe_for, checkpoint, num_virtual_tokens=8) == {"num_virtual_tokens": ["unknown_field"]}
+    assert problems_of(recipe_for, checkpoint, num_virtual_tokens=8) == {
+        "num_virtual_tokens": ["unknown_field"]
+    }
     assert problems_of(recipe_for, checkpoint, "lora") == {"preset": ["unknown_preset"]}
 
 
-def test_a_deleted_dataset_takes_no_new_run_and_old_runs_keep_theirs(member, checkpoint, make_dataset):
+def test_a_deleted_dataset_takes_no_new_run_and_old_runs_keep_theirs(
+    member, checkpoint, make_dataset
+):
     dataset = make_dataset(member)
     run = create_run(member, dataset=dataset, checkpoint=checkpoint)
     lifecycle.cancel(run)
     store.delete(dataset)
     dataset.refresh_from_db()
-    assert problems_of(create_run, member, dataset=dataset, checkpoint=checkpoint) == {"dataset": ["deleted"]}
+    assert problems_of(create_run, member, dataset=dataset, checkpoint=checkpoint) == {
+        "dataset": ["deleted"]
+    }
     with store.open_split(TuningRun.objects.get(pk=run.pk).dataset_version, "train") as rows:
         assert len(rows) == 5
 

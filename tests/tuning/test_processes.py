@@ -1,4 +1,6 @@
-"""Tuning runs through a real queue, with its processes killed. The portal runs as a subprocess, without an inference worker."""
+"""Tuning runs through a real queue, with its processes killed. The portal runs as a subprocess,
+without an inference worker.
+"""
 
 import json
 import os
@@ -21,7 +23,9 @@ from portal.runs import lifecycle
 for _ in range(4):
     lifecycle.ring(TuningRun.objects.order_by("-id").first().pk)
 """
-ROWS = "\n".join(json.dumps({"content": row["prompt"], "summary": row["response"]}) for row in tiny.examples(40))
+ROWS = "\n".join(
+    json.dumps({"content": row["prompt"], "summary": row["response"]}) for row in tiny.examples(40)
+)
 
 
 class Runs:
@@ -33,23 +37,39 @@ class Runs:
         portal.manage("add_checkpoint", str(tiny.write(folder / "tiny")), "--name", "tiny")
         (folder / "rows.json").write_text(ROWS, encoding="utf-8")
         portal.manage(
-            "shell", "-v", "0", "-c",
+            "shell",
+            "-v",
+            "0",
+            "-c",
             "from tuning.datasets.store import ingest; from portal.models import User;"
-            f"ingest(open({str(folder / 'rows.json')!r}, 'rb'), name='rows', owner=User.objects.get(),"
+            f"ingest(open({str(folder / 'rows.json')!r}, 'rb'), name='rows', "
+            "owner=User.objects.get(),"
             "prompt_column='content', response_column='summary')",
-        )  # fmt: skip
+        )
         self.dataset = self.get("datasets")["results"][0]["id"]
-        self.checkpoint = next(row["id"] for row in self.get("checkpoints")["results"] if row["name"] == "tiny")
+        self.checkpoint = next(
+            row["id"] for row in self.get("checkpoints")["results"] if row["name"] == "tiny"
+        )
 
     def get(self, path: str):
         return self.portal.get(f"/api/v1/{path}/", key=self.key)[1]
 
     def start(self, steps: int, **changes) -> int:
         body = {
-            "dataset": self.dataset, "checkpoint": self.checkpoint, "name": "run", "pre_seq_len": 4, "max_steps": steps,
-            "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "max_source_length": 40,
-            "max_target_length": 24, "logging_steps": 5, "save_steps": 20, "learning_rate": 0.05, **changes,
-        }  # fmt: skip
+            "dataset": self.dataset,
+            "checkpoint": self.checkpoint,
+            "name": "run",
+            "pre_seq_len": 4,
+            "max_steps": steps,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 1,
+            "max_source_length": 40,
+            "max_target_length": 24,
+            "logging_steps": 5,
+            "save_steps": 20,
+            "learning_rate": 0.05,
+            **changes,
+        }
         status, run = self.portal.call("POST", "/api/v1/tuning-runs/", body, key=self.key)
         assert status == 201, run
         return run["id"]
@@ -83,11 +103,16 @@ class Runs:
         return wait_for(lambda: self._pid("tuning.train"), 30, "a trainer")
 
     def _pid(self, word: str):
-        return min((pid for pid, command in self.portal.processes().items() if word in command), default=None)
+        return min(
+            (pid for pid, command in self.portal.processes().items() if word in command),
+            default=None,
+        )
 
     def finished_once(self, run: int, steps: int) -> None:
         """One adapter, every logged step once, and the same prefix as without any fault."""
-        adapters = [adapter for adapter in self.get("adapters")["results"] if adapter["tuning_run"] == run]
+        adapters = [
+            adapter for adapter in self.get("adapters")["results"] if adapter["tuning_run"] == run
+        ]
         assert len(adapters) == 1 and adapters[0]["step"] == steps
         points = self.get(f"tuning-runs/{run}/metrics")["results"]
         assert [point["step"] for point in points] == list(range(5, steps + 1, 5))
@@ -118,11 +143,17 @@ def undisturbed(running):
     run = running.start(STEPS)
     running.end(run)
     running.finished_once(run, STEPS)
-    return [(point["step"], point["loss"]) for point in running.get(f"tuning-runs/{run}/metrics")["results"]]
+    return [
+        (point["step"], point["loss"])
+        for point in running.get(f"tuning-runs/{run}/metrics")["results"]
+    ]
 
 
 def losses(running, run):
-    return [(point["step"], point["loss"]) for point in running.get(f"tuning-runs/{run}/metrics")["results"]]
+    return [
+        (point["step"], point["loss"])
+        for point in running.get(f"tuning-runs/{run}/metrics")["results"]
+    ]
 
 
 def test_a_killed_trainer_goes_on_from_its_checkpoint(running, undisturbed):
@@ -138,7 +169,9 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint(running, undisturbed):
 
 
 def test_a_killed_queue_worker_costs_no_attempt(running, undisturbed):
-    """The kernel tells the trainer (SIGTERM): it saves, puts the run back, and the supervisor rings again."""
+    """The kernel tells the trainer (SIGTERM): it saves, puts the run back, and the supervisor rings
+    again.
+    """
     run = running.start(STEPS)
     running.after_step(run, 30)
     os.kill(parent_of(running.trainer()), signal.SIGKILL)
@@ -179,7 +212,12 @@ def test_a_run_rung_five_times_trains_once(running):
     time.sleep(5)  # whatever was delivered late has been answered by now
     running.finished_once(run, 40)
     with closing(sqlite3.connect(running.portal.data_dir / "portal.sqlite3")) as database:
-        words = [row[0] for row in database.execute("SELECT name FROM django_q_task WHERE name = ?", (f"run-{run}",))]
+        words = [
+            row[0]
+            for row in database.execute(
+                "SELECT name FROM django_q_task WHERE name = ?", (f"run-{run}",)
+            )
+        ]
     assert len(words) >= 2, "the other deliveries came, and did nothing"
     assert running.log(run).count("attempt 1") == 1
 

@@ -1,10 +1,18 @@
-"""A tiny random checkpoint with a byte-level tokenizer, for tests of training: no weights are downloaded."""
+"""A tiny random checkpoint with a byte-level tokenizer, for tests of training: no weights are
+downloaded.
+"""
 
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from chat.engine.loading import Loaded, from_parts
 
@@ -16,17 +24,25 @@ TEMPLATE = (
 
 def tokenizer() -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    backend = Tokenizer(
+        models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[])
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|pad|>")
-    made.add_special_tokens({"additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>"]})
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|end|>", pad_token="<|pad|>"
+    )
+    made.add_special_tokens(
+        {"additional_special_tokens": ["<|system|>", "<|user|>", "<|assistant|>"]}
+    )
     made.chat_template = TEMPLATE
     return made
 
 
 def model(kind: str = "qwen2", seed: int = 0, **changes):
-    """Grouped-query attention for Qwen2, one key head per query head for Llama. Vocabulary: 261 of 272 rows are used."""
+    """Grouped-query attention for Qwen2, one key head per query head for Llama. Vocabulary: 261 of
+    272 rows are used.
+    """
     shape = {
         "vocab_size": 272,
         "hidden_size": 32,

@@ -4,7 +4,12 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_field
+from drf_spectacular.utils import (
+    OpenApiParameter,
+    OpenApiResponse,
+    extend_schema,
+    extend_schema_field,
+)
 from rest_framework import exceptions, mixins, parsers, serializers, status
 from rest_framework.decorators import action
 from rest_framework.response import Response
@@ -31,9 +36,20 @@ class DatasetSerializer(serializers.ModelSerializer):
     class Meta:
         model = Dataset
         fields = [
-            "id", "name", "owner", "status", "rows", "splits", "version", "sha256", "encoding",
-            "prompt_column", "response_column", "history_column", "created_at",
-        ]  # fmt: skip
+            "id",
+            "name",
+            "owner",
+            "status",
+            "rows",
+            "splits",
+            "version",
+            "sha256",
+            "encoding",
+            "prompt_column",
+            "response_column",
+            "history_column",
+            "created_at",
+        ]
         read_only_fields = [field for field in fields if field != "name"]
 
     def _current(self, dataset):
@@ -62,7 +78,9 @@ class DatasetSerializer(serializers.ModelSerializer):
 
 
 class ProblemSerializer(serializers.Serializer):
-    line = serializers.IntegerField(allow_null=True, help_text="From 1; null where it concerns the whole file.")
+    line = serializers.IntegerField(
+        allow_null=True, help_text="From 1; null where it concerns the whole file."
+    )
     code = serializers.CharField()
     message = serializers.CharField()
     level = serializers.ChoiceField(["error", "warning"])
@@ -82,10 +100,16 @@ class DatasetDetailSerializer(DatasetSerializer):
 
 
 class UploadSerializer(serializers.Serializer):
-    file = serializers.FileField(help_text=".json, .jsonl or .csv; plain or in .gz, .zip, .tar, .tar.gz")
+    file = serializers.FileField(
+        help_text=".json, .jsonl or .csv; plain or in .gz, .zip, .tar, .tar.gz"
+    )
     name = serializers.CharField(max_length=120, required=False, allow_blank=True, default="")
     prompt_column = serializers.CharField(
-        max_length=100, required=False, allow_blank=True, default="", help_text="Empty: recognised from the first row."
+        max_length=100,
+        required=False,
+        allow_blank=True,
+        default="",
+        help_text="Empty: recognised from the first row.",
     )
     response_column = serializers.CharField(
         max_length=100,
@@ -94,7 +118,9 @@ class UploadSerializer(serializers.Serializer):
         default="",
         help_text="Same as prompt_column: that column holds a whole conversation.",
     )
-    history_column = serializers.CharField(max_length=100, required=False, allow_blank=True, default="")
+    history_column = serializers.CharField(
+        max_length=100, required=False, allow_blank=True, default=""
+    )
     skip_bad_rows = serializers.BooleanField(
         default=False, help_text="Take the good rows of a file that has bad ones, rather than none."
     )
@@ -139,8 +165,12 @@ def rejection(rejected: store.DatasetRejected) -> Response:
 
 
 class DatasetViewSet(
-    mixins.ListModelMixin, mixins.RetrieveModelMixin, mixins.UpdateModelMixin, mixins.DestroyModelMixin, VisibleRows,
-):  # fmt: skip
+    mixins.ListModelMixin,
+    mixins.RetrieveModelMixin,
+    mixins.UpdateModelMixin,
+    mixins.DestroyModelMixin,
+    VisibleRows,
+):
     """Uploaded examples. A dataset's versions never change; `split` adds one."""
 
     queryset = Dataset.objects.all()
@@ -154,7 +184,10 @@ class DatasetViewSet(
         return DatasetSerializer if self.action == "list" else DatasetDetailSerializer
 
     def get_parsers(self):
-        if getattr(self, "action_map", {}).get(self.request.method.lower() if self.request else "") == "create":
+        if (
+            getattr(self, "action_map", {}).get(self.request.method.lower() if self.request else "")
+            == "create"
+        ):
             return [parsers.MultiPartParser()]
         return super().get_parsers()
 
@@ -162,7 +195,9 @@ class DatasetViewSet(
         """Refuses a body that is too large before anything reads it."""
         length = request.META.get("CONTENT_LENGTH") or "0"
         if length.isdigit() and int(length) > settings.DATASET_MAX_BYTES + _FORM_ROOM:
-            raise TooLarge(_(store.MESSAGES["too_large"]) % {"limit": settings.DATASET_MAX_BYTES >> 20})
+            raise TooLarge(
+                _(store.MESSAGES["too_large"]) % {"limit": settings.DATASET_MAX_BYTES >> 20}
+            )
         super().initial(request, *args, **kwargs)
 
     @extend_schema(
@@ -170,7 +205,8 @@ class DatasetViewSet(
         responses={
             201: DatasetDetailSerializer,
             400: OpenApiResponse(
-                OpenApiTypes.OBJECT, "error.problems lists every problem with its line; nothing was stored"
+                OpenApiTypes.OBJECT,
+                "error.problems lists every problem with its line; nothing was stored",
             ),
         },
     )
@@ -179,7 +215,9 @@ class DatasetViewSet(
         body.is_valid(raise_exception=True)
         fields = body.validated_data
         try:
-            dataset = store.ingest(fields.pop("file"), name=fields.pop("name"), owner=request.user, **fields)
+            dataset = store.ingest(
+                fields.pop("file"), name=fields.pop("name"), owner=request.user, **fields
+            )
         except store.DatasetRejected as rejected:
             return rejection(rejected)
         return Response(DatasetDetailSerializer(dataset).data, status=status.HTTP_201_CREATED)
@@ -197,7 +235,9 @@ class DatasetViewSet(
 
     @extend_schema(
         parameters=[
-            OpenApiParameter("split", str, description="train, validation or test; the first split if left out"),
+            OpenApiParameter(
+                "split", str, description="train, validation or test; the first split if left out"
+            ),
             OpenApiParameter("page", int, description="from 1"),
             OpenApiParameter("page_size", int, description=f"up to {MOST_EXAMPLES_PER_PAGE}"),
         ],
@@ -209,9 +249,17 @@ class DatasetViewSet(
         split = request.query_params.get("split") or next(iter(version.splits), "")
         if split not in version.splits:
             raise exceptions.ValidationError(
-                {"split": [_("There is no such split. There are: %(splits)s.") % {"splits": ", ".join(version.splits)}]}
+                {
+                    "split": [
+                        _("There is no such split. There are: %(splits)s.")
+                        % {"splits": ", ".join(version.splits)}
+                    ]
+                }
             )
-        page, size = self._number("page", 1), min(self._number("page_size", EXAMPLES_PER_PAGE), MOST_EXAMPLES_PER_PAGE)
+        page, size = (
+            self._number("page", 1),
+            min(self._number("page_size", EXAMPLES_PER_PAGE), MOST_EXAMPLES_PER_PAGE),
+        )
         count = version.splits[split]["rows"]
         last = max(1, -(-count // size))
         if page > last:
@@ -226,7 +274,9 @@ class DatasetViewSet(
 
         with rules_as_400():
             rows = store.examples(version, split, (page - 1) * size, size)
-        return Response({"count": count, "next": link(page + 1), "previous": link(page - 1), "results": rows})
+        return Response(
+            {"count": count, "next": link(page + 1), "previous": link(page - 1), "results": rows}
+        )
 
     def _number(self, name: str, otherwise: int) -> int:
         text = self.request.query_params.get(name, "")
@@ -246,7 +296,9 @@ class DatasetViewSet(
         body.is_valid(raise_exception=True)
         with rules_as_400():
             store.add_split(dataset, **body.validated_data)
-        return Response(DatasetDetailSerializer(self.get_queryset().get(pk=dataset.pk)).data, status=201)
+        return Response(
+            DatasetDetailSerializer(self.get_queryset().get(pk=dataset.pk)).data, status=201
+        )
 
 
 _router = SimpleRouter()

@@ -1,7 +1,8 @@
 """The files of dataset splits, named by what they hold; they are read and written here alone.
 
-Below DATA_DIR/datasets: SHA256.jsonl, one example a line ({"prompt", "response", "history"?}), and SHA256.idx, the offsets of the
-lines and of the end as little-endian 64-bit integers. Nothing has its final name before the whole upload is good.
+Below DATA_DIR/datasets: SHA256.jsonl, one example a line ({"prompt", "response", "history"?}), and
+SHA256.idx, the offsets of the lines and of the end as little-endian 64-bit integers. Nothing has
+its final name before the whole upload is good.
 """
 
 from __future__ import annotations
@@ -35,14 +36,18 @@ def paths_of(sha256: str) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def files_locked() -> Iterator[None]:
-    """Held while files get their names or lose them, so that a delete never takes a file that an upload has just found present."""
+    """Held while files get their names or lose them, so that a delete never takes a file that an
+    upload has just found present.
+    """
     with open(_folder() / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 class Writer:
-    """Writes canonical lines to a temporary file beside the others; `publish` gives it its name, leaving the block drops it."""
+    """Writes canonical lines to a temporary file beside the others; `publish` gives it its name,
+    leaving the block drops it.
+    """
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
@@ -92,9 +97,11 @@ class Writer:
 
 
 class Split:
-    """The rows of one split by number: `split[7]` -> {"prompt", "response", "history", "line"}; `line` counts from 1.
+    """The rows of one split by number: `split[7]` -> {"prompt", "response", "history", "line"};
+    `line` counts from 1.
 
-    The file is mapped into memory, so a page costs the same at any offset. Closes as a context manager or by itself.
+    The file is mapped into memory, so a page costs the same at any offset. Closes as a context
+    manager or by itself.
     """
 
     def __init__(self, sha256: str):

@@ -1,8 +1,10 @@
-"""Text files to examples: prompt, response, history. Every row that cannot be used is named with its line. No Django.
+"""Text files to examples: prompt, response, history. Every row that cannot be used is named with
+its line. No Django.
 
-Understood are JSON lines, one JSON array, and CSV; rows with columns of any name (ADGEN's content/summary, prompt/response/history,
-alpaca's instruction/input/output), and rows that hold a whole conversation (OpenAI's messages, ShareGPT's conversations).
-Memory stays bounded by the longest permitted line, whatever the size of the file.
+Understood are JSON lines, one JSON array, and CSV; rows with columns of any name (ADGEN's
+content/summary, prompt/response/history, alpaca's instruction/input/output), and rows that hold a
+whole conversation (OpenAI's messages, ShareGPT's conversations). Memory stays bounded by the
+longest permitted line, whatever the size of the file.
 """
 
 from __future__ import annotations
@@ -15,19 +17,28 @@ from dataclasses import dataclass
 from json.encoder import encode_basestring as quoted
 from typing import Any
 
-from tuning.datasets.sources import CHUNK, UTF_8, UTF_8_BOM, DatasetRejected, Limits, Source, problem
+from tuning.datasets.sources import (
+    CHUNK,
+    UTF_8,
+    UTF_8_BOM,
+    DatasetRejected,
+    Limits,
+    Source,
+    problem,
+)
 
 KEPT_PROBLEMS = 1000
-csv.field_size_limit(
-    Limits.max_line_bytes
-)  # of a quoted field, which may hold line ends; Python's own limit is 128 KiB
+# of a quoted field, which may hold line ends; Python's own limit is 128 KiB
+csv.field_size_limit(Limits.max_line_bytes)
 Row = tuple[int, Any]  # (1-based line where it begins, parsed value)
 History = list[list[str]]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a row keeps its parts. `response` equal to `prompt`, or empty: that column holds the whole conversation."""
+    """Where a row keeps its parts. `response` equal to `prompt`, or empty: that column holds the
+    whole conversation.
+    """
 
     prompt: str
     response: str = ""
@@ -84,7 +95,9 @@ _KNOWN = (
 
 
 def suggest(names: list[str]) -> dict[str, str]:
-    """{"format", "prompt_column", "response_column", "history_column"} for a row with these columns; "" where nothing fits."""
+    """{"format", "prompt_column", "response_column", "history_column"} for a row with these
+    columns; "" where nothing fits.
+    """
     for kind, prompt, response, history in _KNOWN:
         if prompt in names and response in names:
             return {
@@ -97,7 +110,9 @@ def suggest(names: list[str]) -> dict[str, str]:
 
 
 def first_row(source: Source, limits: Limits) -> tuple[int, dict[str, Any]]:
-    """(line, row) of the first row that has columns. Raises DatasetRejected, every line before the end named, if none has."""
+    """(line, row) of the first row that has columns. Raises DatasetRejected, every line before the
+    end named, if none has.
+    """
     findings = Findings()
     for line, row in _rows(source, limits, findings):
         if isinstance(row, dict) and row:
@@ -107,8 +122,12 @@ def first_row(source: Source, limits: Limits) -> tuple[int, dict[str, Any]]:
     raise findings.rejection()
 
 
-def examples_of(source: Source, columns: Columns, limits: Limits, findings: Findings) -> Iterator[bytes]:
-    """Each usable row as one canonical line: {"prompt": ..., "response": ..., "history": [[question, answer], ...] if any}."""
+def examples_of(
+    source: Source, columns: Columns, limits: Limits, findings: Findings
+) -> Iterator[bytes]:
+    """Each usable row as one canonical line: {"prompt": ..., "response": ..., "history":
+    [[question, answer], ...] if any}.
+    """
     to_example = _conversation(columns) if columns.conversation else _from_columns(columns)
     for line, row in _rows(source, limits, findings):
         try:
@@ -130,7 +149,8 @@ def examples_of(source: Source, columns: Columns, limits: Limits, findings: Find
             yield encoded
 
 
-# --- rows of a file ---------------------------------------------------------------------------------------------------------
+# --- rows of a file
+# ---------------------------------------------------------------------------------------
 
 
 def _is_csv(name: str) -> bool:
@@ -149,7 +169,9 @@ def _rows(source: Source, limits: Limits, findings: Findings) -> Iterator[Row]:
 
 
 def _lines(source: Source, limits: Limits, findings: Findings) -> Iterator[tuple[int, bytes]]:
-    """(number, bytes) of each line up to the limit. Both encodings keep 0x0A for line ends, so bytes can be cut before decoding."""
+    """(number, bytes) of each line up to the limit. Both encodings keep 0x0A for line ends, so
+    bytes can be cut before decoding.
+    """
     limit = limits.max_line_bytes
     readline = source.file.readline
     number = 0
@@ -176,12 +198,15 @@ def _line_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[R
         except json.JSONDecodeError as fault:
             if not line.isspace():
                 findings.add("not_json", number, position=fault.pos + 1)
-        except (ValueError, RecursionError):  # a number of thousands of digits, brackets nested thousands deep
+        except (ValueError, RecursionError):
+            # a number of thousands of digits, brackets nested thousands deep
             findings.add("not_json", number, position=1)
 
 
 def _array_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[Row]:
-    """The elements of one JSON array, one at a time. Nothing can be read behind a syntax error, so the first one is the last."""
+    """The elements of one JSON array, one at a time. Nothing can be read behind a syntax error, so
+    the first one is the last.
+    """
     decoder = codecs.getincrementaldecoder(source.encoding)()
     parse = json.JSONDecoder().raw_decode
     text, at, line, at_end = "", 0, 1, False
@@ -222,11 +247,17 @@ def _array_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[
             while True:
                 try:
                     value, end = parse(text, at)
-                    if end < len(text) or at_end:  # a number that ends with the text may go on behind it
+                    # a number that ends with the text may go on behind it
+                    if end < len(text) or at_end:
                         break
                 except json.JSONDecodeError as fault:
-                    if at_end or (fault.pos < len(text) - 16 and not fault.msg.startswith("Unterminated string")):
-                        findings.add("not_json", line + text.count("\n", at, fault.pos), position=fault.colno)
+                    if at_end or (
+                        fault.pos < len(text) - 16
+                        and not fault.msg.startswith("Unterminated string")
+                    ):
+                        findings.add(
+                            "not_json", line + text.count("\n", at, fault.pos), position=fault.colno
+                        )
                         return
                 except (ValueError, RecursionError):
                     findings.add("not_json", line, position=1)
@@ -288,14 +319,17 @@ def _csv_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[Ro
             yield start, dict(zip(names, fields, strict=False))
 
 
-# --- a row's parts ----------------------------------------------------------------------------------------------------------
+# --- a row's parts
+# ---------------------------------------------------------------------------------------
 
 
 def _text(row: dict, name: str) -> str:
     try:
         value = row[name]
     except KeyError:
-        raise BadRow("missing_column", column=name, columns=", ".join(map(str, row))[:300]) from None
+        raise BadRow(
+            "missing_column", column=name, columns=", ".join(map(str, row))[:300]
+        ) from None
     except TypeError:
         raise BadRow("not_object") from None
     if isinstance(value, str):
@@ -306,7 +340,11 @@ def _text(row: dict, name: str) -> str:
 
 
 def _from_columns(columns: Columns) -> Callable[[Any], tuple[str, str, History]]:
-    prompt_column, response_column, history_column = columns.prompt, columns.response, columns.history
+    prompt_column, response_column, history_column = (
+        columns.prompt,
+        columns.response,
+        columns.history,
+    )
     joins_input = prompt_column == "instruction" and response_column != "input"  # alpaca
 
     def to_example(row: Any) -> tuple[str, str, History]:
@@ -333,7 +371,8 @@ def _history(row: dict, name: str) -> History:
     if not value:
         return []
     if isinstance(value, list) and all(
-        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn) for turn in value
+        isinstance(turn, list) and len(turn) == 2 and all(isinstance(text, str) for text in turn)
+        for turn in value
     ):
         return value
     raise BadRow("bad_history", column=name)
@@ -352,7 +391,8 @@ _ROLES = {
 def _conversation(columns: Columns) -> Callable[[Any], tuple[str, str, History]]:
     """The last answer is the response, its question the prompt, the rounds before it the history.
 
-    A system text stands before the first question, on a line of its own; a question without an answer at the end is left out.
+    A system text stands before the first question, on a line of its own; a question without an
+    answer at the end is left out.
     """
     name = columns.prompt
 

@@ -1,7 +1,9 @@
-"""From the bytes that somebody uploaded to plain text files: archives unpacked under limits, encodings recognised. No Django.
+"""From the bytes that somebody uploaded to plain text files: archives unpacked under limits,
+encodings recognised. No Django.
 
-An upload is hostile until proved otherwise: nothing is written under a name from inside an archive, and everything is counted while
-it is read (bytes, ratio, members), never believed from a header. Python's `extractall` is never used (CVE-2025-4517 and kin).
+An upload is hostile until proved otherwise: nothing is written under a name from inside an archive,
+and everything is counted while it is read (bytes, ratio, members), never believed from a header.
+Python's `extractall` is never used (CVE-2025-4517 and kin).
 """
 
 from __future__ import annotations
@@ -34,16 +36,27 @@ class Limits:
 
 
 class DatasetRejected(Exception):
-    """Nothing was stored. `problems`: [{"line", "code", "level", "params", "member"?}, ...], the first 1,000 of `total`."""
+    """Nothing was stored. `problems`: [{"line", "code", "level", "params", "member"?}, ...], the
+    first 1,000 of `total`.
+    """
 
     def __init__(self, problems: list[dict[str, Any]], total: int | None = None):
-        super().__init__(f"{problems[0]['code']} at line {problems[0]['line']}" if problems else "rejected")
+        super().__init__(
+            f"{problems[0]['code']} at line {problems[0]['line']}" if problems else "rejected"
+        )
         self.problems, self.total = problems, len(problems) if total is None else total
 
 
-def problem(code: str, line: int | None = None, *, level: str = "error", member: str = "", **params) -> dict[str, Any]:
-    """One finding. tuning/datasets/store.py words it; `line` is 1-based, None where it concerns the whole file."""
-    told = {name: printable(value) if isinstance(value, str) else value for name, value in params.items()}
+def problem(
+    code: str, line: int | None = None, *, level: str = "error", member: str = "", **params
+) -> dict[str, Any]:
+    """One finding. tuning/datasets/store.py words it; `line` is 1-based, None where it concerns the
+    whole file.
+    """
+    told = {
+        name: printable(value) if isinstance(value, str) else value
+        for name, value in params.items()
+    }
     found = {"line": line, "code": code, "level": level, "params": told}
     if member:
         found["member"] = printable(member)
@@ -51,7 +64,9 @@ def problem(code: str, line: int | None = None, *, level: str = "error", member:
 
 
 def printable(text: str) -> str:
-    """Text from inside a file, fit for JSON, a page and the database: no half characters, no NUL."""
+    """Text from inside a file, fit for JSON, a page and the database: no half characters, no
+    NUL.
+    """
     return text.encode("utf-8", "replace").decode().replace("\0", "�")
 
 
@@ -61,7 +76,9 @@ def rejected(code: str, **params) -> DatasetRejected:
 
 @dataclass
 class Source:
-    """One data file of an upload, readable from its start. `name`: as it was called, for people and for its suffix alone."""
+    """One data file of an upload, readable from its start. `name`: as it was called, for people and
+    for its suffix alone.
+    """
 
     name: str
     file: IO[bytes]
@@ -84,7 +101,9 @@ class _Budget:
 
 
 class _Counted:
-    """A readable file whose every byte is spent from a budget, also those that tarfile reads to skip."""
+    """A readable file whose every byte is spent from a budget, also those that tarfile reads to
+    skip.
+    """
 
     def __init__(self, file: IO[bytes], budget: _Budget):
         self._file, self._budget = file, budget
@@ -96,9 +115,11 @@ class _Counted:
 
 
 def open_sources(file: IO[bytes], name: str, limits: Limits) -> list[Source]:
-    """The data files of an upload: itself, or the members of a .gz, .zip, .tar or .tar.gz as anonymous temporary files.
+    """The data files of an upload: itself, or the members of a .gz, .zip, .tar or .tar.gz as
+    anonymous temporary files.
 
-    Raises DatasetRejected: too_large, archive_bomb, archive_damaged, archive_encrypted, archive_member, no_data_file.
+    Raises DatasetRejected: too_large, archive_bomb, archive_damaged, archive_encrypted,
+    archive_member, no_data_file.
     """
     size = _size(file)
     if size > limits.max_bytes:
@@ -159,14 +180,18 @@ class _damage_named:
             RuntimeError,
         )
         if isinstance(fault, (*broken, struct.error, UnicodeDecodeError, ValueError)):
-            raise DatasetRejected([problem("archive_damaged", member=self.member, detail=str(fault)[:200])]) from fault
+            raise DatasetRejected(
+                [problem("archive_damaged", member=self.member, detail=str(fault)[:200])]
+            ) from fault
         return False
 
 
 def _members(
     file: IO[bytes], name: str, limits: Limits, budget: _Budget, notes: list[dict[str, Any]]
 ) -> Iterator[tuple[str, Any]]:
-    """(name, stream) of each data file, one after another; a stream is valid until the next one is asked for."""
+    """(name, stream) of each data file, one after another; a stream is valid until the next one is
+    asked for.
+    """
     magic = file.read(512)
     file.seek(0)
     if magic.startswith(b"\x1f\x8b"):
@@ -187,7 +212,9 @@ def _members(
 
 
 def _is_data(path: str, regular: bool, notes: list[dict[str, Any]]) -> bool:
-    """Does an archive's member hold rows? What is passed over is noted, the clutter of macOS left out."""
+    """Does an archive's member hold rows? What is passed over is noted, the clutter of macOS left
+    out.
+    """
     parts = PurePosixPath(path.replace("\\", "/")).parts
     if not parts or parts[0] == "__MACOSX" or parts[-1].startswith("."):
         return False
@@ -198,7 +225,9 @@ def _is_data(path: str, regular: bool, notes: list[dict[str, Any]]) -> bool:
     return False
 
 
-def _tar_members(stream: Any, name: str, limits: Limits, notes: list[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+def _tar_members(
+    stream: Any, name: str, limits: Limits, notes: list[dict[str, Any]]
+) -> Iterator[tuple[str, Any]]:
     with _damage_named(name), tarfile.open(fileobj=stream, mode="r|") as archive:
         for number, member in enumerate(archive):
             if number >= limits.max_members:
@@ -219,7 +248,8 @@ def _zip_members(
             if member.flag_bits & 1:
                 raise rejected("archive_encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise NotImplementedError("compression method")  # LZMA could ask for gigabytes of dictionary
+                # LZMA could ask for gigabytes of dictionary
+                raise NotImplementedError("compression method")
             with archive.open(member) as stream:
                 yield printable(PurePosixPath(member.filename).name), _Counted(stream, budget)
 
@@ -233,15 +263,17 @@ def _check_directory(file: IO[bytes], limits: Limits) -> None:
     at = tail.rfind(b"PK\x05\x06")
     if at >= 0 and len(tail) >= at + 22:
         entries, size = struct.unpack_from("<HI", tail, at + 10)
-        if entries > limits.max_members or size > limits.max_members * 1024:  # ZIP64 shows itself as 0xFFFF too
+        # ZIP64 shows itself as 0xFFFF too
+        if entries > limits.max_members or size > limits.max_members * 1024:
             raise rejected("archive_members", limit=limits.max_members)
 
 
 def recognise_encoding(file: IO[bytes]) -> str:
-    """utf-8, utf-8-sig or gb18030, by decoding the whole file piece by piece; leaves the file at its start.
+    """utf-8, utf-8-sig or gb18030, by decoding the whole file piece by piece; leaves the file at
+    its start.
 
-    UTF-8 with some broken bytes stays utf-8, so that each broken line is named: text whose first Chinese characters were
-    valid UTF-8 is not GB18030.
+    UTF-8 with some broken bytes stays utf-8, so that each broken line is named: text whose first
+    Chinese characters were valid UTF-8 is not GB18030.
     """
     file.seek(0)
     first = file.read(CHUNK)

@@ -1,8 +1,10 @@
-"""An upload becomes an immutable, content-addressed dataset version that is read by row (tuning/datasets/files.py: the files).
+"""An upload becomes an immutable, content-addressed dataset version that is read by row
+(tuning/datasets/files.py: the files).
 
-A row that is wrong (not JSON, a column missing, not text) rejects the upload with all problems named, because a file that is
-silently half used trains another model than its owner thinks; `skip_bad_rows` asks for the good rows alone. Rows whose prompt
-or response is empty are passed over with a warning, as upstream's training does.
+A row that is wrong (not JSON, a column missing, not text) rejects the upload with all problems
+named, because a file that is silently half used trains another model than its owner thinks;
+`skip_bad_rows` asks for the good rows alone. Rows whose prompt or response is empty are passed over
+with a warning, as upstream's training does.
 """
 
 from __future__ import annotations
@@ -40,9 +42,20 @@ from tuning.datasets.sources import (
 from tuning.models import Dataset, DatasetVersion
 
 __all__ = [
-    "DatasetRejected", "Split", "add_split", "delete", "detect_columns", "ensure_sample", "examples", "in_short", "ingest",
-    "limits", "open_split", "problem_count", "worded",
-]  # fmt: skip
+    "DatasetRejected",
+    "Split",
+    "add_split",
+    "delete",
+    "detect_columns",
+    "ensure_sample",
+    "examples",
+    "in_short",
+    "ingest",
+    "limits",
+    "open_split",
+    "problem_count",
+    "worded",
+]
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SAMPLE_NAME = "青禾衣橱"  # the made-up house in whose style the sample is written
@@ -55,7 +68,8 @@ _SPLIT_NAMES = {
 MESSAGES = {
     "not_json": gettext_noop("This line is not JSON (at character %(position)s)."),
     "not_csv": gettext_noop(
-        "This line is not CSV: a carriage return stands where no line end may be. Save the file with the usual line ends."
+        "This line is not CSV: a carriage return stands where no line end may be. Save the file "
+        "with the usual line ends."
     ),
     "not_object": gettext_noop("This row is not an object with columns."),
     "missing_column": gettext_noop("There is no column “%(column)s”. The row has: %(columns)s."),
@@ -63,30 +77,42 @@ MESSAGES = {
     "half_character": gettext_noop("The row holds half a character (a lone surrogate)."),
     "empty_prompt": gettext_noop("The prompt is empty: the row is left out."),
     "empty_response": gettext_noop("The response is empty: the row is left out."),
-    "bad_history": gettext_noop("The column “%(column)s” is not a list of [question, answer] pairs."),
+    "bad_history": gettext_noop(
+        "The column “%(column)s” is not a list of [question, answer] pairs."
+    ),
     "bad_conversation": gettext_noop(
-        "Turn %(turn)s of “%(column)s” is out of place: a system text may come first, then user and assistant take turns."
+        "Turn %(turn)s of “%(column)s” is out of place: a system text may come first, then user "
+        "and assistant take turns."
     ),
     "line_too_long": gettext_noop("The line is longer than %(limit)s MB."),
     "encoding": gettext_noop("The text is neither UTF-8 nor GB18030."),
     "no_rows": gettext_noop("The file holds no row that can be used."),
     "too_large": gettext_noop("The file, or what is packed in it, is larger than %(limit)s MB."),
-    "archive_bomb": gettext_noop("The archive unpacks to more than %(ratio)s times its size and is refused."),
+    "archive_bomb": gettext_noop(
+        "The archive unpacks to more than %(ratio)s times its size and is refused."
+    ),
     "archive_members": gettext_noop("The archive holds more than %(limit)s files and is refused."),
     "archive_encrypted": gettext_noop("The archive is encrypted. Pack it without a password."),
     "archive_damaged": gettext_noop("The archive cannot be read: %(detail)s."),
-    "archive_member": gettext_noop("This member of the archive is not a data file and is left out."),
+    "archive_member": gettext_noop(
+        "This member of the archive is not a data file and is left out."
+    ),
     "no_data_file": gettext_noop("There is no data file in the archive (%(suffixes)s)."),
-    "two_files_for_split": gettext_noop("Two files of the archive would be the split “%(split)s”: %(members)s."),
+    "two_files_for_split": gettext_noop(
+        "Two files of the archive would be the split “%(split)s”: %(members)s."
+    ),
     "no_training_file": gettext_noop("None of the archive's files is named train: %(members)s."),
     "unknown_columns": gettext_noop(
-        "The columns for prompt and response could not be recognised. Name them. The row has: %(columns)s."
+        "The columns for prompt and response could not be recognised. Name them. The row has: "
+        "%(columns)s."
     ),
 }
 
 
 def worded(found: dict[str, Any]) -> dict[str, Any]:
-    """A problem with its message in the active language: {"line", "code", "message", "level", "member"?}."""
+    """A problem with its message in the active language: {"line", "code", "message", "level",
+    "member"?}.
+    """
     told = {key: value for key, value in found.items() if key != "params"}
     return {**told, "message": _(MESSAGES[found["code"]]) % found["params"]}
 
@@ -94,14 +120,17 @@ def worded(found: dict[str, Any]) -> dict[str, Any]:
 def in_short(rejected: DatasetRejected) -> str:
     """The first of a rejection's worded problems, with its line."""
     first = rejected.problems[0]
-    return (_("Line %(line)s: ") % {"line": first["line"]} if first["line"] else "") + first["message"]
+    return (_("Line %(line)s: ") % {"line": first["line"]} if first["line"] else "") + first[
+        "message"
+    ]
 
 
 def limits() -> Limits:
     return Limits(max_bytes=settings.DATASET_MAX_BYTES)
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------------
+# --- writing
+# ---------------------------------------------------------------------------------------
 
 
 def ingest(
@@ -116,12 +145,15 @@ def ingest(
 ) -> Dataset:
     """Validates and stores an upload; returns the ready dataset with its warnings in `problems`.
 
-    `file`: binary, seekable, with a `name` whose suffix tells CSV from JSON. Without `prompt_column` the columns are recognised
-    from the first row. Raises DatasetRejected with worded problems, and then nothing has been stored.
+    `file`: binary, seekable, with a `name` whose suffix tells CSV from JSON. Without
+    `prompt_column` the columns are recognised from the first row. Raises DatasetRejected with
+    worded problems, and then nothing has been stored.
     """
     try:
         with contextlib.ExitStack() as stack:
-            sources = open_sources(file, Path(getattr(file, "name", "") or "upload.json").name, limits())
+            sources = open_sources(
+                file, Path(getattr(file, "name", "") or "upload.json").name, limits()
+            )
             for source in sources:
                 if source.file is not file:
                     stack.enter_context(source.file)
@@ -137,13 +169,17 @@ def ingest(
                 skip_bad_rows=skip_bad_rows,
             )
     except DatasetRejected as rejection:
-        raise DatasetRejected([worded(found) for found in rejection.problems], rejection.total) from rejection
+        raise DatasetRejected(
+            [worded(found) for found in rejection.problems], rejection.total
+        ) from rejection
 
 
 def _name_of(source) -> str:
     """How an upload is called that nobody named: as its file, without what tells the format."""
     name = PurePosixPath(getattr(source, "name", "") or "upload").name
-    return re.sub(r"(\.(json|jsonl|csv|tsv|zip|tgz|tar|gz))+$", "", name, flags=re.IGNORECASE) or name
+    return (
+        re.sub(r"(\.(json|jsonl|csv|tsv|zip|tgz|tar|gz))+$", "", name, flags=re.IGNORECASE) or name
+    )
 
 
 def _recognised(source: Source) -> Columns:
@@ -167,11 +203,15 @@ def _splits(sources: list[Source]) -> dict[str, Source]:
             raise DatasetRejected([problem("two_files_for_split", split=split, members=members)])
         named[split] = source
     if TRAIN not in named:
-        raise DatasetRejected([problem("no_training_file", members=", ".join(s.name for s in sources)[:300])])
+        raise DatasetRejected(
+            [problem("no_training_file", members=", ".join(s.name for s in sources)[:300])]
+        )
     return {split: named[split] for split in _SPLIT_NAMES if split in named}
 
 
-def _store(sources: dict[str, Source], columns: Columns, *, name, owner, source_name, skip_bad_rows=False) -> Dataset:
+def _store(
+    sources: dict[str, Source], columns: Columns, *, name, owner, source_name, skip_bad_rows=False
+) -> Dataset:
     findings = Findings()
     findings.problems.extend(note for source in sources.values() for note in source.notes)
     findings.warnings = len(findings.problems)
@@ -204,7 +244,9 @@ def _store(sources: dict[str, Source], columns: Columns, *, name, owner, source_
     return dataset
 
 
-def _add_version(dataset: Dataset, splits: dict, *, source_name: str, encoding: str) -> DatasetVersion:
+def _add_version(
+    dataset: Dataset, splits: dict, *, source_name: str, encoding: str
+) -> DatasetVersion:
     named = json.dumps({split: splits[split]["sha256"] for split in sorted(splits)})
     last = dataset.versions.aggregate(last=Max("number"))["last"] or 0
     return DatasetVersion.objects.create(
@@ -218,9 +260,11 @@ def _add_version(dataset: Dataset, splits: dict, *, source_name: str, encoding: 
 
 
 def add_split(dataset: Dataset, validation: int | float, seed: int = 42) -> DatasetVersion:
-    """A new version whose validation split is drawn from the training rows: a number of rows, or a fraction below 1.
+    """A new version whose validation split is drawn from the training rows: a number of rows, or a
+    fraction below 1.
 
-    Raises ValidationError when there is a validation split already, the number leaves nothing on one side or the files are gone.
+    Raises ValidationError when there is a validation split already, the number leaves nothing on
+    one side or the files are gone.
     """
     with transaction.atomic():
         dataset = Dataset.objects.select_for_update().get(pk=dataset.pk)
@@ -228,36 +272,48 @@ def add_split(dataset: Dataset, validation: int | float, seed: int = 42) -> Data
         if version is None:
             raise ValidationError(_("The dataset has no rows."), code="no_rows")
         if VALIDATION in version.splits:
-            raise ValidationError(_("The dataset has a validation split already."), code="already_split")
+            raise ValidationError(
+                _("The dataset has a validation split already."), code="already_split"
+            )
         with _opened(version, TRAIN) as train, contextlib.ExitStack() as stack:
             count = round(validation * len(train)) if isinstance(validation, float) else validation
             if not 0 < count < len(train):
                 raise ValidationError(
-                    {"validation": ValidationError(
-                        _("Between 1 and %(most)s of the %(rows)s rows can be set aside.")
-                        % {"most": max(len(train) - 1, 0), "rows": len(train)}, code="out_of_range",
-                    )}
-                )  # fmt: skip
+                    {
+                        "validation": ValidationError(
+                            _("Between 1 and %(most)s of the %(rows)s rows can be set aside.")
+                            % {"most": max(len(train) - 1, 0), "rows": len(train)},
+                            code="out_of_range",
+                        )
+                    }
+                )
             chosen = set(random.Random(seed).sample(range(len(train)), count))
             kept, aside = stack.enter_context(Writer()), stack.enter_context(Writer())
             kept.write(train.raw(row) for row in range(len(train)) if row not in chosen)
             aside.write(train.raw(row) for row in sorted(chosen))
             with files_locked():
                 splits = {TRAIN: kept.publish(), VALIDATION: aside.publish()}
-                splits |= {name: entry for name, entry in version.splits.items() if name not in splits}
+                splits |= {
+                    name: entry for name, entry in version.splits.items() if name not in splits
+                }
                 splits[VALIDATION]["seed"] = seed
-                return _add_version(dataset, splits, source_name=version.source_name, encoding=version.encoding)
+                return _add_version(
+                    dataset, splits, source_name=version.source_name, encoding=version.encoding
+                )
 
 
 def delete(dataset: Dataset) -> None:
-    """Takes a dataset out of sight. Versions that a run has used stay, with their files: a run's recipe keeps its meaning.
+    """Takes a dataset out of sight. Versions that a run has used stay, with their files: a run's
+    recipe keeps its meaning.
 
     Raises ValidationError (code "in_use") while a run that uses it is queued or running.
     """
     with files_locked(), transaction.atomic():
         dataset = Dataset.objects.select_for_update().get(pk=dataset.pk)
         if any(run.is_active for run in _runs(dataset)):
-            raise ValidationError(_("A run that uses this dataset has not ended yet."), code="in_use")
+            raise ValidationError(
+                _("A run that uses this dataset has not ended yet."), code="in_use"
+            )
         if _runs(dataset):
             dataset.deleted_at = timezone.now()
             dataset.save(update_fields=["deleted_at"])
@@ -269,9 +325,8 @@ def delete(dataset: Dataset) -> None:
 
 def _runs(dataset: Dataset) -> list:
     versions = dataset.versions.all()
-    related = [
-        field.get_accessor_name() for field in DatasetVersion._meta.related_objects
-    ]  # tuning and evaluation runs
+    # tuning and evaluation runs
+    related = [field.get_accessor_name() for field in DatasetVersion._meta.related_objects]
     return [run for version in versions for name in related for run in getattr(version, name).all()]
 
 
@@ -286,16 +341,22 @@ def _remove(digests: set[str]) -> None:
 
 
 def ensure_sample() -> None:
-    """Registers the sample dataset that comes with the project: no owner, training and validation split. Safe to call again."""
+    """Registers the sample dataset that comes with the project: no owner, training and validation
+    split. Safe to call again.
+    """
     folder = settings.BASE_DIR / "chat" / "starter" / "sample"
     found = Dataset.objects.filter(owner=None, name=SAMPLE_NAME).first()
-    if found is not None and all(path.exists() for sha256 in _digests([found.current]) for path in paths_of(sha256)):
+    if found is not None and all(
+        path.exists() for sha256 in _digests([found.current]) for path in paths_of(sha256)
+    ):
         return
     with open(folder / "train.json", "rb") as train, open(folder / "dev.json", "rb") as dev:
         sources = {TRAIN: Source("train.json", train), VALIDATION: Source("dev.json", dev)}
         columns = Columns("content", "summary")
         if found is None:
-            _store(sources, columns, name=SAMPLE_NAME, owner=None, source_name="chat/starter/sample")
+            _store(
+                sources, columns, name=SAMPLE_NAME, owner=None, source_name="chat/starter/sample"
+            )
             return
         for source in sources.values():  # the data folder was emptied behind the database's back
             with Writer() as writer, files_locked():
@@ -303,11 +364,14 @@ def ensure_sample() -> None:
                 writer.publish()
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------------
+# --- reading
+# ---------------------------------------------------------------------------------------
 
 
 def open_split(version: DatasetVersion, split: str) -> Split:
-    """Random access to a split. Raises KeyError when the version has no such split, FileNotFoundError when its files are gone."""
+    """Random access to a split. Raises KeyError when the version has no such split,
+    FileNotFoundError when its files are gone.
+    """
     return Split(version.splits[split]["sha256"])
 
 
@@ -321,7 +385,9 @@ def _opened(version: DatasetVersion, split: str) -> Split:
 
 
 def examples(version: DatasetVersion, split: str, start: int, count: int) -> list[dict[str, Any]]:
-    """Rows start (from 0) to start + count of a split, as many as there are. ValidationError when the files are gone."""
+    """Rows start (from 0) to start + count of a split, as many as there are. ValidationError when
+    the files are gone.
+    """
     with _opened(version, split) as rows:
         return [rows[row] for row in range(max(start, 0), min(start + count, len(rows)))]
 
@@ -333,20 +399,33 @@ def problem_count(dataset: Dataset) -> int:
 
 
 def detect_columns(file: IO[bytes]) -> dict[str, Any]:
-    """What the first row suggests, before anything is stored; reads at most a megabyte of an upload.
+    """What the first row suggests, before anything is stored; reads at most a megabyte of an
+    upload.
 
-    {"format", "prompt_column", "response_column", "history_column", "columns", "encoding", "member", "row"}; format and the
-    three columns are "" when nothing fits. Raises DatasetRejected with worded problems when there is no row to look at.
+    {"format", "prompt_column", "response_column", "history_column", "columns", "encoding",
+    "member", "row"}; format and the three columns are "" when nothing fits. Raises DatasetRejected
+    with worded problems when there is no row to look at.
     """
     try:
-        member, head = read_head(file, Path(getattr(file, "name", "") or "upload.json").name, limits())
+        member, head = read_head(
+            file, Path(getattr(file, "name", "") or "upload.json").name, limits()
+        )
         with tempfile.SpooledTemporaryFile(max_size=1 << 21) as copy:
-            copy.write(head[: head.rfind(b"\n") + 1] or head)  # whole lines: the head may end inside a character
+            # whole lines: the head may end inside a character
+            copy.write(head[: head.rfind(b"\n") + 1] or head)
             encoding = recognise_encoding(copy)
             _line, row = first_row(Source(member, copy, encoding), limits())
         row = json.loads(printable(json.dumps(row, ensure_ascii=False)))
     except DatasetRejected as rejection:
-        raise DatasetRejected([worded(found) for found in rejection.problems], rejection.total) from rejection
+        raise DatasetRejected(
+            [worded(found) for found in rejection.problems], rejection.total
+        ) from rejection
     finally:
         file.seek(0)
-    return {**suggest(list(row)), "columns": list(row), "encoding": encoding, "member": member, "row": row}
+    return {
+        **suggest(list(row)),
+        "columns": list(row),
+        "encoding": encoding,
+        "member": member,
+        "row": row,
+    }

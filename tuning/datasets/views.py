@@ -1,4 +1,6 @@
-"""Pages of datasets: list, upload with a suggested column mapping, one dataset with its problems and rows."""
+"""Pages of datasets: list, upload with a suggested column mapping, one dataset with its problems
+and rows.
+"""
 
 from django.contrib import messages
 from django.core.exceptions import ValidationError
@@ -22,7 +24,11 @@ LINES_SHOWN = 12  # line numbers shown of a kind of problem; REST lists them all
 
 @require_GET
 def dataset_list(request):
-    found = Dataset.objects.visible_to(request.user).select_related("owner").prefetch_related("versions")
+    found = (
+        Dataset.objects.visible_to(request.user)
+        .select_related("owner")
+        .prefetch_related("versions")
+    )
     page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
     for dataset in page:
         dataset.problem_count = _count(dataset)
@@ -32,7 +38,9 @@ def dataset_list(request):
 
 @require_POST
 def columns(request):
-    """What the head of a chosen file suggests: {"columns", "prompt_column", ...} or {"problem"}. Nothing is stored."""
+    """What the head of a chosen file suggests: {"columns", "prompt_column", ...} or {"problem"}.
+    Nothing is stored.
+    """
     head = request.FILES.get("file")
     if head is None:
         return JsonResponse({"problem": _("Choose a file.")}, status=400)
@@ -60,8 +68,17 @@ def upload(request):
             ):  # the page's script, which shows the upload's progress
                 return JsonResponse({"url": reverse("dataset", args=[dataset.pk])}, status=201)
             return redirect("dataset", pk=dataset.pk)
-    context = {"form": form, "rejection": rejection, "kinds": _by_kind(rejection.problems) if rejection else []}
-    return render(request, "tuning/dataset_form.html", context, status=422 if rejection or form.errors else 200)
+    context = {
+        "form": form,
+        "rejection": rejection,
+        "kinds": _by_kind(rejection.problems) if rejection else [],
+    }
+    return render(
+        request,
+        "tuning/dataset_form.html",
+        context,
+        status=422 if rejection or form.errors else 200,
+    )
 
 
 @require_GET
@@ -76,9 +93,15 @@ def _detail_context(request, dataset, split_form=None) -> dict:
     split = split if version and split in version.splits else "train"
     rows, page = [], None
     if version:
-        page = Paginator(range(version.splits[split]["rows"]), PER_PAGE).get_page(request.GET.get("page"))
+        page = Paginator(range(version.splits[split]["rows"]), PER_PAGE).get_page(
+            request.GET.get("page")
+        )
         try:
-            rows = store.examples(version, split, page.start_index() - 1, PER_PAGE) if page.object_list else []
+            rows = (
+                store.examples(version, split, page.start_index() - 1, PER_PAGE)
+                if page.object_list
+                else []
+            )
         except ValidationError as error:
             messages.error(request, reason(error))
     train_rows = version.splits["train"]["rows"] if version else 0
@@ -93,7 +116,9 @@ def _detail_context(request, dataset, split_form=None) -> dict:
         "problem_count": _count(dataset),
         "mine": Dataset.objects.changeable_by(request.user).filter(pk=dataset.pk).exists(),
         "split_form": split_form or SplitForm(initial={"validation": max(1, train_rows // 10)}),
-        "can_split": version is not None and store.VALIDATION not in version.splits and train_rows > 1,
+        "can_split": version is not None
+        and store.VALIDATION not in version.splits
+        and train_rows > 1,
     }
 
 
@@ -105,11 +130,15 @@ def _count(dataset) -> int:
 
 
 def _by_kind(problems: list[dict]) -> list[dict]:
-    """Equal messages together: {"level", "message", "count", "lines" (the first few), "more"}; errors first."""
+    """Equal messages together: {"level", "message", "count", "lines" (the first few), "more"};
+    errors first.
+    """
     kinds: dict[tuple, dict] = {}
     for found in problems:
         key = (found.get("level"), found["message"], found.get("member", ""))
-        kind = kinds.setdefault(key, {"level": key[0], "message": key[1], "member": key[2], "count": 0, "lines": []})
+        kind = kinds.setdefault(
+            key, {"level": key[0], "message": key[1], "member": key[2], "count": 0, "lines": []}
+        )
         kind["count"] += 1
         if found.get("line") is not None and len(kind["lines"]) < LINES_SHOWN:
             kind["lines"].append(found["line"])
@@ -124,13 +153,19 @@ def split(request, pk):
     form = SplitForm(request.POST)
     if form.is_valid():
         try:
-            store.add_split(dataset, form.cleaned_data["validation"], seed=form.cleaned_data["seed"])
+            store.add_split(
+                dataset, form.cleaned_data["validation"], seed=form.cleaned_data["seed"]
+            )
         except ValidationError as error:
             add_errors(form, error)
         else:
-            messages.success(request, _("The validation rows have been set aside as a new version."))
+            messages.success(
+                request, _("The validation rows have been set aside as a new version.")
+            )
             return redirect("dataset", pk=pk)
-    return render(request, "tuning/dataset_detail.html", _detail_context(request, dataset, form), status=422)
+    return render(
+        request, "tuning/dataset_detail.html", _detail_context(request, dataset, form), status=422
+    )
 
 
 @require_POST

@@ -13,18 +13,29 @@ from chat.engine.prompts import IGNORED, Prompter
 
 
 def messages_of(example: dict[str, Any]) -> list[dict[str, str]]:
-    """A dataset row {"prompt", "response", "history"} as messages before the response; history is [[question, answer], ...]."""
+    """A dataset row {"prompt", "response", "history"} as messages before the response; history is
+    [[question, answer], ...].
+    """
     messages = []
     for question, answer in example.get("history") or ():
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        messages += [
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": answer},
+        ]
     return [*messages, {"role": "user", "content": example["prompt"]}]
 
 
 class Encoded:
-    """Examples as token lists, encoded when they are read. Rows with a blank prompt or response are left out, as upstream does."""
+    """Examples as token lists, encoded when they are read. Rows with a blank prompt or response are
+    left out, as upstream does.
+    """
 
     def __init__(
-        self, examples: Sequence[dict[str, Any]], prompter: Prompter, max_source_length: int, max_target_length: int
+        self,
+        examples: Sequence[dict[str, Any]],
+        prompter: Prompter,
+        max_source_length: int,
+        max_target_length: int,
     ):
         self._examples, self._prompter = examples, prompter
         self._lengths = max_source_length, max_target_length
@@ -40,7 +51,9 @@ class Encoded:
     def __getitem__(self, index: int) -> tuple[list[int], list[int]]:
         """(input_ids, labels), equally long, not padded."""
         example = self._examples[self._rows[index]]
-        return self._prompter.training_ids(messages_of(example), example["response"], *self._lengths)
+        return self._prompter.training_ids(
+            messages_of(example), example["response"], *self._lengths
+        )
 
 
 @lru_cache(maxsize=2)
@@ -50,22 +63,31 @@ def _shuffled(count: int, seed: int, epoch: int) -> list[int]:
 
 
 def rows_of_step(step: int, samples: int, count: int, seed: int) -> list[int]:
-    """Which of `count` examples update `step` (0 is the first) reads: epochs in a fresh order each, joined without a gap.
+    """Which of `count` examples update `step` (0 is the first) reads: epochs in a fresh order each,
+    joined without a gap.
 
-    Depends on its arguments alone, so a resumed run reads what an uninterrupted one would have read.
+    Depends on its arguments alone, so a resumed run reads what an uninterrupted one would have
+    read.
     """
     position = step * samples
-    return [_shuffled(count, seed, at // count)[at % count] for at in range(position, position + samples)]
+    return [
+        _shuffled(count, seed, at // count)[at % count]
+        for at in range(position, position + samples)
+    ]
 
 
 def token_weights(labels: Sequence[Sequence[int]], batch_size: int) -> list[float]:
-    """Weight of each label token of each example, so that the weighted sum over a step is upstream's loss.
+    """Weight of each label token of each example, so that the weighted sum over a step is
+    upstream's loss.
 
-    That is the mean over the tokens of each batch of `batch_size` consecutive examples, then over these batches. The first
-    label of an example is never predicted (labels are shifted by one).
+    That is the mean over the tokens of each batch of `batch_size` consecutive examples, then over
+    these batches. The first label of an example is never predicted (labels are shifted by one).
     """
     counts = [sum(label != IGNORED for label in row[1:]) for row in labels]
-    batches = [range(start, min(start + batch_size, len(counts))) for start in range(0, len(counts), batch_size)]
+    batches = [
+        range(start, min(start + batch_size, len(counts)))
+        for start in range(0, len(counts), batch_size)
+    ]
     weights = [0.0] * len(counts)
     for batch in batches:
         tokens = sum(counts[row] for row in batch)
@@ -75,13 +97,16 @@ def token_weights(labels: Sequence[Sequence[int]], batch_size: int) -> list[floa
 
 
 def group_by_length(lengths: Sequence[int], max_tokens: int, overhead: int) -> list[list[int]]:
-    """Splits a step's examples into micro-batches of similar length; returns the row numbers of each.
+    """Splits a step's examples into micro-batches of similar length; returns the row numbers of
+    each.
 
-    Minimises padded tokens + `overhead` tokens per micro-batch (what one more forward and backward costs), while no
-    micro-batch of more than one example exceeds `max_tokens` padded tokens. Exact, by dynamic programming.
+    Minimises padded tokens + `overhead` tokens per micro-batch (what one more forward and backward
+    costs), while no micro-batch of more than one example exceeds `max_tokens` padded tokens. Exact,
+    by dynamic programming.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    best, start_of = [0.0], [0]  # best[n]: cost of the n longest; start_of[n]: where their last micro-batch begins
+    # best[n]: cost of the n longest; start_of[n]: where their last micro-batch begins
+    best, start_of = [0.0], [0]
     for end in range(1, len(order) + 1):
         found = []
         for start in range(end - 1, -1, -1):
@@ -101,8 +126,9 @@ def group_by_length(lengths: Sequence[int], max_tokens: int, overhead: int) -> l
 
 @dataclass
 class MicroBatch:
-    """input_ids [rows, longest], right padded; `positions` [n] index its flattened [rows * longest] hidden states that predict
-    `targets` [n], each counted with `weights` [n]."""
+    """input_ids [rows, longest], right padded; `positions` [n] index its flattened [rows * longest]
+    hidden states that predict `targets` [n], each counted with `weights` [n].
+    """
 
     input_ids: torch.Tensor
     positions: torch.Tensor

@@ -1,8 +1,8 @@
 """The loss of a frozen language model under a prefix, with logits only where there are labels.
 
-With ChatGLM-6B's 130,528 words the output layer is most of the work of short examples, and its logits most of the memory. The
-output layer is frozen, so its gradient with respect to its input is taken right away, some rows at a time: at no moment are
-there logits of more than `_LOGITS_BYTES`.
+With ChatGLM-6B's 130,528 words the output layer is most of the work of short examples, and its
+logits most of the memory. The output layer is frozen, so its gradient with respect to its input is
+taken right away, some rows at a time: at no moment are there logits of more than `_LOGITS_BYTES`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 
 
 class _FrozenHeadLoss(torch.autograd.Function):
-    """sum(weights * cross_entropy(head(hidden), targets)) in float32, its gradient computed beside it."""
+    """sum(weights * cross_entropy(head(hidden), targets)) in float32, its gradient computed beside
+    it.
+    """
 
     @staticmethod
     def forward(ctx, hidden, targets, weights, head, rows):
@@ -48,7 +50,9 @@ class _FrozenHeadLoss(torch.autograd.Function):
 
 
 class PrefixLoss:
-    """Weighted loss of a micro-batch behind a prefix. Which way is taken is found out with one example, not assumed."""
+    """Weighted loss of a micro-batch behind a prefix. Which way is taken is found out with one
+    example, not assumed.
+    """
 
     def __init__(self, model: nn.Module, probe: torch.Tensor):
         """probe [1, length]: token ids of one example."""
@@ -61,15 +65,23 @@ class PrefixLoss:
 
     @torch.no_grad()
     def _plain(self, probe: torch.Tensor) -> bool:
-        """Are the model's logits its output layer on its last hidden state, and nothing else (no scaling, no soft cap)?"""
+        """Are the model's logits its output layer on its last hidden state, and nothing else (no
+        scaling, no soft cap)?
+        """
         hidden = self._base(input_ids=probe, use_cache=False).last_hidden_state
         if hidden.shape[:2] != probe.shape:
             return False
         logits = self._model(input_ids=probe, use_cache=False).logits.float()
-        return torch.allclose(self._head(hidden).float(), logits, rtol=1e-3, atol=1e-3 * logits.abs().max().item())
+        return torch.allclose(
+            self._head(hidden).float(), logits, rtol=1e-3, atol=1e-3 * logits.abs().max().item()
+        )
 
-    def __call__(self, batch: MicroBatch, prefix: torch.Tensor, weights: torch.Tensor, dropout: float = 0.0):
-        """Scalar float32; prefix [layers, 2, kv_heads, pre_seq_len, head_dim] in the model's dtype, weights [n]."""
+    def __call__(
+        self, batch: MicroBatch, prefix: torch.Tensor, weights: torch.Tensor, dropout: float = 0.0
+    ):
+        """Scalar float32; prefix [layers, 2, kv_heads, pre_seq_len, head_dim] in the model's dtype,
+        weights [n].
+        """
         arguments = {
             "input_ids": batch.input_ids,
             "past_key_values": PrefixCache(prefix, batch.input_ids.shape[0], dropout),
@@ -86,7 +98,10 @@ class PrefixLoss:
             logits = self._model(**arguments, logits_to_keep=columns).logits
         else:
             logits = self._model(**arguments).logits[:, columns]
-        rows, where = batch.positions // length, torch.searchsorted(columns, batch.positions % length)
+        rows, where = (
+            batch.positions // length,
+            torch.searchsorted(columns, batch.positions % length),
+        )
         some = logits[rows.to(logits.device), where.to(logits.device)].float()
         losses = cross_entropy(some, batch.targets.to(some.device), reduction="none")
         return (losses * weights.to(some.device)).sum()
@@ -94,7 +109,11 @@ class PrefixLoss:
 
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
     """The list of the model's `count` layers."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+    lists = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
     if not lists:
         raise ValueError(f"{type(model).__name__} has no list of {count} layers")
     return lists[0]
@@ -104,11 +123,14 @@ def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:
 def gradient_checkpointing(layers: nn.ModuleList, on: bool) -> Iterator[None]:
     """Layers keep only their input and are computed again in the backward pass.
 
-    transformers' own switch drops the past that the prefix is given as (and peft refuses, peft#869): PrefixCache may be replayed.
+    transformers' own switch drops the past that the prefix is given as (and peft refuses,
+    peft#869): PrefixCache may be replayed.
     """
 
     def replayed(forward: Callable) -> Callable:
-        return lambda *arguments, **named: checkpoint(forward, *arguments, use_reentrant=False, **named)
+        return lambda *arguments, **named: checkpoint(
+            forward, *arguments, use_reentrant=False, **named
+        )
 
     for layer in layers if on else ():
         layer.forward = replayed(layer.forward)

@@ -8,10 +8,12 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class PrefixEncoder(nn.Module):
-    """Trainable keys and values of every layer. Parameter names and initialisation are upstream's (SPEC 6).
+    """Trainable keys and values of every layer. Parameter names and initialisation are upstream's
+    (SPEC 6).
 
-    Without projection: embedding.weight [pre_seq_len, layers * 2 * kv_heads * head_dim], drawn from N(0, 1).
-    With it: embedding.weight [pre_seq_len, hidden_size], then trans = Linear, Tanh, Linear to the same width.
+    Without projection: embedding.weight [pre_seq_len, layers * 2 * kv_heads * head_dim], drawn from
+    N(0, 1). With it: embedding.weight [pre_seq_len, hidden_size], then trans = Linear, Tanh, Linear
+    to the same width.
     """
 
     def __init__(
@@ -25,25 +27,36 @@ class PrefixEncoder(nn.Module):
         hidden_size: int | None = None,
     ):
         super().__init__()
-        self.pre_seq_len, self.layers, self.kv_heads, self.head_dim = pre_seq_len, layers, kv_heads, head_dim
+        self.pre_seq_len, self.layers, self.kv_heads, self.head_dim = (
+            pre_seq_len,
+            layers,
+            kv_heads,
+            head_dim,
+        )
         width = layers * 2 * kv_heads * head_dim
         if projection:
             hidden_size = hidden_size or kv_heads * head_dim
             self.embedding = nn.Embedding(pre_seq_len, hidden_size)
-            self.trans = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, width))
+            self.trans = nn.Sequential(
+                nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, width)
+            )
         else:
             self.embedding = nn.Embedding(pre_seq_len, width)
             self.trans = nn.Identity()
 
     def forward(self) -> torch.Tensor:
-        """[layers, 2, kv_heads, pre_seq_len, head_dim] in float32: index 0 of dimension 1 the keys (not rotated), 1 the values."""
+        """[layers, 2, kv_heads, pre_seq_len, head_dim] in float32: index 0 of dimension 1 the keys
+        (not rotated), 1 the values.
+        """
         flat = self.trans(self.embedding.weight)  # [pre_seq_len, layers * 2 * kv_heads * head_dim]
         split = flat.view(self.pre_seq_len, self.layers, 2, self.kv_heads, self.head_dim)
         return split.permute(1, 2, 3, 0, 4)
 
 
 class _PrefixLayer(CacheLayerMixin):
-    """One layer's prefix. `update` joins it before the new keys and keeps nothing, so a layer may be computed twice."""
+    """One layer's prefix. `update` joins it before the new keys and keeps nothing, so a layer may
+    be computed twice.
+    """
 
     is_sliding = False
 
@@ -74,11 +87,14 @@ class _PrefixLayer(CacheLayerMixin):
 class PrefixCache(Cache):
     """A prefix as `past_key_values` of one forward over a whole batch.
 
-    A forward leaves it unchanged, unlike transformers' DynamicCache, so gradient checkpointing may replay layers on it.
+    A forward leaves it unchanged, unlike transformers' DynamicCache, so gradient checkpointing may
+    replay layers on it.
     """
 
     def __init__(self, prefix: torch.Tensor, batch: int, dropout: float = 0.0):
-        """prefix: [layers, 2, kv_heads, pre_seq_len, head_dim]; dropout is drawn anew for every row, as upstream does."""
+        """prefix: [layers, 2, kv_heads, pre_seq_len, head_dim]; dropout is drawn anew for every
+        row, as upstream does.
+        """
         rows = prefix.unsqueeze(2).expand(-1, -1, batch, -1, -1, -1)
         if dropout:
             rows = nn.functional.dropout(rows, dropout)

@@ -1,4 +1,6 @@
-"""The hyper-parameters of a run: names as upstream's ptuning/arguments.py has them. No torch here."""
+"""The hyper-parameters of a run: names as upstream's ptuning/arguments.py has them. No torch
+here.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ MAX_SAMPLES_PER_STEP = 4096
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a recipe. `code`: not_a_number | out_of_range | not_a_choice | too_many_samples | warmup_too_long."""
+    """One thing wrong with a recipe. `code`: not_a_number | out_of_range | not_a_choice |
+    too_many_samples | warmup_too_long.
+    """
 
     field: str
     code: str
@@ -49,10 +53,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a run computes, besides base weights and examples; the defaults are upstream's train.sh.
+    """Everything that decides what a run computes, besides base weights and examples; the defaults
+    are upstream's train.sh.
 
-    One step reads per_device_train_batch_size * gradient_accumulation_steps examples. Its loss is upstream's: the mean over
-    tokens inside each batch of per_device_train_batch_size examples, then the mean over the accumulated batches.
+    One step reads per_device_train_batch_size * gradient_accumulation_steps examples. Its loss is
+    upstream's: the mean over tokens inside each batch of per_device_train_batch_size examples, then
+    the mean over the accumulated batches.
     """
 
     pre_seq_len: int = 128
@@ -94,15 +100,28 @@ class Recipe:
             value = getattr(self, name)
             whole = name in WHOLE_NUMBERS
             if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                found.append(Problem(name, "not_a_number", f"{name} must be a {'whole ' if whole else ''}number", {}))
+                found.append(
+                    Problem(
+                        name,
+                        "not_a_number",
+                        f"{name} must be a {'whole ' if whole else ''}number",
+                        {},
+                    )
+                )
             elif not low <= value <= high:  # not-a-number lies nowhere
                 message = f"{name} must lie between {low} and {high}"
                 found.append(Problem(name, "out_of_range", message, {"low": low, "high": high}))
         for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if value not in choices or isinstance(value, bool) != any(isinstance(choice, bool) for choice in choices):
+            if value not in choices or isinstance(value, bool) != any(
+                isinstance(choice, bool) for choice in choices
+            ):
                 message = f"{name} must be one of {', '.join(map(str, choices))}"
-                found.append(Problem(name, "not_a_choice", message, {"choices": ", ".join(map(str, choices))}))
+                found.append(
+                    Problem(
+                        name, "not_a_choice", message, {"choices": ", ".join(map(str, choices))}
+                    )
+                )
         if found:
             return found
         if self.samples_per_step > MAX_SAMPLES_PER_STEP:
@@ -110,17 +129,30 @@ class Recipe:
             name = "gradient_accumulation_steps"
             found.append(Problem(name, "too_many_samples", message, {"most": MAX_SAMPLES_PER_STEP}))
         if self.warmup_steps and self.warmup_steps >= self.max_steps:
-            found.append(Problem("warmup_steps", "warmup_too_long", "warmup_steps must be less than max_steps", {}))
+            found.append(
+                Problem(
+                    "warmup_steps",
+                    "warmup_too_long",
+                    "warmup_steps must be less than max_steps",
+                    {},
+                )
+            )
         return found
 
     def learning_rate_at(self, step: int) -> float:
-        """The rate of update `step` (0 is the first): warm-up from 0, then decay to 0 at max_steps, or constant."""
+        """The rate of update `step` (0 is the first): warm-up from 0, then decay to 0 at max_steps,
+        or constant.
+        """
         if step < self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
         done = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
         if self.lr_scheduler_type == "constant":
             return self.learning_rate
-        left = 1.0 - done if self.lr_scheduler_type == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+        left = (
+            1.0 - done
+            if self.lr_scheduler_type == "linear"
+            else 0.5 * (1.0 + math.cos(math.pi * done))
+        )
         return self.learning_rate * max(0.0, left)
 
 

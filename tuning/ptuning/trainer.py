@@ -1,7 +1,8 @@
 """The training loop of P-tuning v2: only the prefix learns, the base model is frozen.
 
-Our own loop rather than transformers' Trainer: logits only where there are labels, micro-batches grouped by length, a stop
-between any two steps, and a resume that is bit for bit what an uninterrupted run would have computed.
+Our own loop rather than transformers' Trainer: logits only where there are labels, micro-batches
+grouped by length, a stop between any two steps, and a resume that is bit for bit what an
+uninterrupted run would have computed.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ _ENOUGH_BYTES = {"cpu": 256 << 20}
 
 
 class TrainingFailed(Exception):
-    """The run cannot go on and would fail again. `code`: loss_not_finite | no_examples | does_not_fit | out_of_memory |
-    checkpoint_mismatch."""
+    """The run cannot go on and would fail again. `code`: loss_not_finite | no_examples |
+    does_not_fit | out_of_memory | checkpoint_mismatch.
+    """
 
     def __init__(self, code: str, message: str):
         super().__init__(message)
@@ -50,7 +52,9 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Progress:
-    """What `report` is told after each step. `logged` is the mean loss since the last logged step, on logged steps only."""
+    """What `report` is told after each step. `logged` is the mean loss since the last logged step,
+    on logged steps only.
+    """
 
     step: int  # updates done
     max_steps: int
@@ -61,15 +65,16 @@ class Progress:
     logged: float | None = None
 
 
-Report = Callable[[Progress], object]  # a true answer asks the trainer to save a checkpoint and stop
+# a true answer asks the trainer to save a checkpoint and stop
+Report = Callable[[Progress], object]
 
 
 class Trainer:
     """One run: `Trainer(...).train()` returns the KV prefix, or raises TrainingFailed or Stopped.
 
-    examples: random access to rows {"prompt", "response", "history"}.
-    checkpoint_folder: where the run resumes from and saves every `save_steps` steps; None: nowhere.
-    micro_batch_tokens: padded tokens of one forward; None: from free memory. Changes speed and memory, not the mathematics.
+    examples: random access to rows {"prompt", "response", "history"}. checkpoint_folder: where the
+    run resumes from and saves every `save_steps` steps; None: nowhere. micro_batch_tokens: padded
+    tokens of one forward; None: from free memory. Changes speed and memory, not the mathematics.
     """
 
     def __init__(
@@ -84,7 +89,9 @@ class Trainer:
     ):
         self.loaded, self.recipe = loaded, recipe
         self._folder, self._report = checkpoint_folder, report or (lambda progress: None)
-        self._examples = Encoded(examples, loaded.prompter, recipe.max_source_length, recipe.max_target_length)
+        self._examples = Encoded(
+            examples, loaded.prompter, recipe.max_source_length, recipe.max_target_length
+        )
         if not len(self._examples):
             raise TrainingFailed("no_examples", "no example has both a prompt and a response")
         if any(parameter.requires_grad for parameter in loaded.model.parameters()):
@@ -92,7 +99,10 @@ class Trainer:
         longest = recipe.max_source_length + recipe.max_target_length
         longest += recipe.pre_seq_len if loaded.shifts_positions else 0
         if longest > loaded.context_length:
-            message = f"prefix, source and target need {longest} positions, the checkpoint has {loaded.context_length}"
+            message = (
+                f"prefix, source and target need {longest} positions, "
+                f"the checkpoint has {loaded.context_length}"
+            )
             raise TrainingFailed("does_not_fit", message)
         torch.manual_seed(recipe.seed)
         text_config = loaded.model.config.get_text_config()
@@ -107,8 +117,11 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(
             self.encoder.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        # The prefix is float32; in float16 what flows back to it through the base would underflow without a scale.
-        self._scaler = torch.amp.GradScaler(loaded.device.type, enabled=loaded.dtype == torch.float16)
+        # The prefix is float32; in float16 what flows back to it through the base would underflow
+        # without a scale.
+        self._scaler = torch.amp.GradScaler(
+            loaded.device.type, enabled=loaded.dtype == torch.float16
+        )
         self._layers = decoder_layers(loaded.model, loaded.layers)
         probe = torch.tensor([self._examples[0][0]], device=loaded.device)
         self._loss = PrefixLoss(loaded.model, probe)
@@ -137,7 +150,9 @@ class Trainer:
                 logged = sum(self._losses) / len(self._losses)
                 self._losses = []
             speed = self._samples / max(1e-9, time.monotonic() - self._began)
-            stop = self._report(Progress(self.step, recipe.max_steps, loss, learning_rate, norm, speed, logged))
+            stop = self._report(
+                Progress(self.step, recipe.max_steps, loss, learning_rate, norm, speed, logged)
+            )
             done = self.step == recipe.max_steps
             if logged is not None:
                 self._began, self._samples = time.monotonic(), 0
@@ -176,12 +191,16 @@ class Trainer:
         self._scaler.unscale_(self._optimizer)
         limit = recipe.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), limit).item()
-        # An infinite gradient in float16 is what the scaler is there for: it skips the step and lowers the scale.
+        # An infinite gradient in float16 is what the scaler is there for: it skips the step and
+        # lowers the scale.
         if not math.isfinite(loss) or (not math.isfinite(norm) and not self._scaler.is_enabled()):
-            what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+            what = (
+                f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient norm is {norm}"
+            )
             raise TrainingFailed(
                 "loss_not_finite",
-                f"step {self.step + 1}: {what} (learning rate {learning_rate:g}). Lower the learning rate, or use "
+                f"step {self.step + 1}: {what} (learning rate {learning_rate:g}). Lower the "
+                "learning rate, or use "
                 "bfloat16 or float32.",
             )
         for group in self._optimizer.param_groups:
@@ -193,7 +212,9 @@ class Trainer:
     def _accumulate(self, rows: list[tuple[list[int], list[int]]]) -> float:
         """Gradients of a whole step into the encoder's .grad; returns the loss."""
         self._optimizer.zero_grad(set_to_none=True)
-        weights = token_weights([labels for _, labels in rows], self.recipe.per_device_train_batch_size)
+        weights = token_weights(
+            [labels for _, labels in rows], self.recipe.per_device_train_batch_size
+        )
         groups = group_by_length([len(ids) for ids, _ in rows], self._tokens, self._overhead)
         prefix = self.encoder()
         # Micro-batches add their gradients up at this leaf; the encoder's own backward runs once.
@@ -203,9 +224,14 @@ class Trainer:
         with gradient_checkpointing(self._layers, self._replay):
             for group in groups:
                 batch = MicroBatch.of(
-                    [rows[row] for row in group], [weights[row] for row in group], self._pad_id, self.loaded.device
+                    [rows[row] for row in group],
+                    [weights[row] for row in group],
+                    self._pad_id,
+                    self.loaded.device,
                 )
-                loss = self._loss(batch, leaf, self._scaler.scale(batch.weights), self.recipe.prefix_dropout)
+                loss = self._loss(
+                    batch, leaf, self._scaler.scale(batch.weights), self.recipe.prefix_dropout
+                )
                 (gradient,) = torch.autograd.grad(loss, leaf)
                 leaf_gradient += gradient
                 total += loss.detach().to(total.device)
@@ -214,18 +240,33 @@ class Trainer:
 
     @property
     def _overhead(self) -> int:
-        """What one more micro-batch costs, in tokens: a GPU is idle on small ones, a CPU hardly minds."""
+        """What one more micro-batch costs, in tokens: a GPU is idle on small ones, a CPU hardly
+        minds.
+        """
         return 96 if self.loaded.device.type == "cpu" else 2048
 
     def _tokens_that_fit(self) -> int:
-        """Padded tokens of one forward whose activations take about half of the free memory; never less than one example."""
+        """Padded tokens of one forward whose activations take about half of the free memory; never
+        less than one example.
+        """
         config, device = self.loaded.model.config.get_text_config(), self.loaded.device
         free = free_memory(device)
-        inner = getattr(config, "intermediate_size", None) or getattr(config, "inner_hidden_size", None)
+        inner = getattr(config, "intermediate_size", None) or getattr(
+            config, "inner_hidden_size", None
+        )
         inner = inner or 4 * config.hidden_size
-        # Kept for the backward pass, per token and layer: about 12 vectors of the hidden size and 4 of the inner one.
-        per_token = self.loaded.layers * (12 * config.hidden_size + 4 * inner) * self.loaded.dtype.itemsize
-        keys = 2 * self.loaded.layers * self.loaded.kv_heads * self.loaded.head_dim * self.loaded.dtype.itemsize
+        # Kept for the backward pass, per token and layer: about 12 vectors of the hidden size and 4
+        # of the inner one.
+        per_token = (
+            self.loaded.layers * (12 * config.hidden_size + 4 * inner) * self.loaded.dtype.itemsize
+        )
+        keys = (
+            2
+            * self.loaded.layers
+            * self.loaded.kv_heads
+            * self.loaded.head_dim
+            * self.loaded.dtype.itemsize
+        )
         longest = self.recipe.max_source_length + self.recipe.max_target_length
         per_example = longest * per_token + self.recipe.pre_seq_len * keys
         room = free // 2
@@ -233,7 +274,9 @@ class Trainer:
         return int(max(1, min(room, _ENOUGH_BYTES.get(device.type, room)) / per_example) * longest)
 
     def _use_less_memory(self, rows: list[tuple[list[int], list[int]]], reason: str) -> None:
-        """After running out of memory: smaller micro-batches, then gradient checkpointing, then give up."""
+        """After running out of memory: smaller micro-batches, then gradient checkpointing, then
+        give up.
+        """
         longest = max(len(ids) for ids, _ in rows)
         self._optimizer.zero_grad(set_to_none=True)
         if self.loaded.device.type == "cuda":
@@ -243,7 +286,9 @@ class Trainer:
         elif not self._replay:
             self._replay = True
         else:
-            raise TrainingFailed("out_of_memory", f"one example of {longest} tokens does not fit: {reason}")
+            raise TrainingFailed(
+                "out_of_memory", f"one example of {longest} tokens does not fit: {reason}"
+            )
         logger.warning(
             "out of memory: going on with micro-batches of %d tokens%s",
             self._tokens,
@@ -275,13 +320,19 @@ class Trainer:
         }
 
     def _resume(self) -> None:
-        state = training_state.load_newest(self._folder, self.loaded.device) if self._folder is not None else None
+        state = (
+            training_state.load_newest(self._folder, self.loaded.device)
+            if self._folder is not None
+            else None
+        )
         if state is None:
             return
         if state["identity"] != self._identity():
             mine, theirs = self._identity(), state["identity"]
             names = ", ".join(name for name in mine if mine[name] != theirs.get(name))
-            raise TrainingFailed("checkpoint_mismatch", f"the saved state belongs to another run: {names} differ")
+            raise TrainingFailed(
+                "checkpoint_mismatch", f"the saved state belongs to another run: {names} differ"
+            )
         self.step = state["step"]
         self.encoder.load_state_dict(state["encoder"])
         self._optimizer.load_state_dict(state["optimizer"])

@@ -1,7 +1,8 @@
-"""A run's own checkpoints: everything that a later process needs to go on as if nothing had happened.
+"""A run's own checkpoints: everything that a later process needs to go on as if nothing had
+happened.
 
-One folder step-N, written under another name and renamed when it is complete, so that a kill leaves the old one or the new
-one and never half of one. Only the newest is kept.
+One folder step-N, written under another name and renamed when it is complete, so that a kill leaves
+the old one or the new one and never half of one. Only the newest is kept.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def _sync(path: Path) -> None:
 
 
 def save(folder: str | Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes `state` (tensors, numbers, strings, lists and dictionaries of them) as the checkpoint of `step`."""
+    """Writes `state` (tensors, numbers, strings, lists and dictionaries of them) as the checkpoint
+    of `step`.
+    """
     folder = Path(folder)
     target, unfinished = folder / f"step-{step:08d}", folder / f"{_UNFINISHED}{step:08d}"
     for leftover in folder.glob(f"{_UNFINISHED}*"):
@@ -53,7 +56,9 @@ def save(folder: str | Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def load_newest(folder: str | Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest complete checkpoint's state, or None when there is none. Read without executing pickled code."""
+    """The newest complete checkpoint's state, or None when there is none. Read without executing
+    pickled code.
+    """
     found = _complete(Path(folder))
     if not found:
         return None

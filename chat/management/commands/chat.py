@@ -1,4 +1,6 @@
-"""`manage.py chat`: a conversation in the terminal, streamed; through the worker when it is up, else with the model loaded here."""
+"""`manage.py chat`: a conversation in the terminal, streamed; through the worker when it is up,
+else with the model loaded here.
+"""
 
 import asyncio
 import contextlib
@@ -21,11 +23,20 @@ from chat.worker.router import CheckpointRef, Router, WorkerUnavailable, get_rou
 
 
 class Command(BaseCommand):
-    help = "Chat in the terminal: `clear` wipes the history, `stop` exits, Ctrl-C stops the answer. Example: chat --adapter mine"
+    help = (
+        "Chat in the terminal: `clear` wipes the history, `stop` exits, Ctrl-C stops the answer. "
+        "Example: chat --adapter mine"
+    )
 
     def add_arguments(self, parser):
-        parser.add_argument("--checkpoint", default="", help="name of the base checkpoint (default: the default one)")
-        parser.add_argument("--adapter", default="", help="name of an adapter, or its folder (default: prefix off)")
+        parser.add_argument(
+            "--checkpoint",
+            default="",
+            help="name of the base checkpoint (default: the default one)",
+        )
+        parser.add_argument(
+            "--adapter", default="", help="name of an adapter, or its folder (default: prefix off)"
+        )
         parser.add_argument("--temperature", type=float, help="default: what the checkpoint wishes")
         parser.add_argument("--top-p", type=float)
         parser.add_argument("--max-new-tokens", type=int, default=None)
@@ -33,12 +44,24 @@ class Command(BaseCommand):
 
     def handle(self, *, checkpoint, adapter, temperature, top_p, max_new_tokens, seed, **options):
         chosen, prefix = _chosen(checkpoint, adapter)
-        wishes = {"temperature": temperature, "top_p": top_p, "max_new_tokens": max_new_tokens, "seed": seed}
+        wishes = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "max_new_tokens": max_new_tokens,
+            "seed": seed,
+        }
         try:
             sampling = as_sampling(checked(wishes), chosen.sampling)
         except ValidationError as error:
-            named = {f"--{name.removeprefix('sampling.')}": texts for name, texts in error.message_dict.items()}
-            problems = [f"{name.replace('_', '-')}: {text}" for name, texts in named.items() for text in texts]
+            named = {
+                f"--{name.removeprefix('sampling.')}": texts
+                for name, texts in error.message_dict.items()
+            }
+            problems = [
+                f"{name.replace('_', '-')}: {text}"
+                for name, texts in named.items()
+                for text in texts
+            ]
             raise CommandError("\n".join(problems)) from error
         self.interactive, self.refused = sys.stdin.isatty(), False
         try:
@@ -48,7 +71,9 @@ class Command(BaseCommand):
         if self.refused and not self.interactive:
             sys.exit(1)
 
-    async def _converse(self, checkpoint: Checkpoint, adapter: AdapterRef | None, sampling: Sampling) -> None:
+    async def _converse(
+        self, checkpoint: Checkpoint, adapter: AdapterRef | None, sampling: Sampling
+    ) -> None:
         model = await self._model(checkpoint)
         self._explain()
         self._mind_the_prompt()
@@ -76,10 +101,14 @@ class Command(BaseCommand):
 
     def _explain(self) -> None:
         if self.interactive:
-            self.stdout.write(_("“clear” wipes the history, “stop” exits, Ctrl-C stops the answer."))
+            self.stdout.write(
+                _("“clear” wipes the history, “stop” exits, Ctrl-C stops the answer.")
+            )
 
     def _mind_the_prompt(self) -> None:
-        """From now on Ctrl-C explains: who pressed it just after an answer's end wants to go on talking."""
+        """From now on Ctrl-C explains: who pressed it just after an answer's end wants to go on
+        talking.
+        """
         loop = asyncio.get_running_loop()
         if not self.interactive:
             loop.remove_signal_handler(signal.SIGINT)
@@ -97,16 +126,21 @@ class Command(BaseCommand):
         reference = CheckpointRef(checkpoint.name, checkpoint.fingerprint)
         router = get_router()
         served = await asyncio.gather(
-            *(backend.serves(reference, with_adapter=False) for backend in router.backends), return_exceptions=True
+            *(backend.serves(reference, with_adapter=False) for backend in router.backends),
+            return_exceptions=True,
         )
         if True in served:
             return _Served(router, reference)
         await router.close()
-        self.stderr.write(_("No worker serves %(name)s; loading it here.") % {"name": checkpoint.name})
+        self.stderr.write(
+            _("No worker serves %(name)s; loading it here.") % {"name": checkpoint.name}
+        )
         return await asyncio.to_thread(_LoadedHere, checkpoint)
 
     async def _answer(self, model, request: Request) -> str:
-        """Prints the answer as it comes; Ctrl-C ends the answer, not the program. What was written, or "" when refused."""
+        """Prints the answer as it comes; Ctrl-C ends the answer, not the program. What was written,
+        or "" when refused.
+        """
         loop, written = asyncio.get_running_loop(), []
         loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(model.abort(request.id)))
         try:
@@ -154,7 +188,9 @@ def _chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, Adapte
             reference = AdapterRef(adapter.sha256, str(adapter.path))
         elif (Path(adapter_name) / "adapter.json").is_file():
             folder = Path(adapter_name).resolve()
-            reference = AdapterRef(f"{folder} {(folder / 'adapter.safetensors').stat().st_mtime_ns}", str(folder))
+            reference = AdapterRef(
+                f"{folder} {(folder / 'adapter.safetensors').stat().st_mtime_ns}", str(folder)
+            )
         else:
             known = ", ".join(Adapter.objects.values_list("name", flat=True)[:20]) or "-"
             raise CommandError(f"There is no adapter named {adapter_name!r}. There are: {known}")
@@ -167,7 +203,8 @@ def _chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, Adapte
         raise CommandError(f"There is no checkpoint named {checkpoint_name!r}. There are: {known}")
     if adapter is not None and adapter.checkpoint_id != checkpoint.pk:
         raise CommandError(
-            f"The adapter {adapter.name} belongs to {adapter.checkpoint.name}, not to {checkpoint.name}."
+            f"The adapter {adapter.name} belongs to {adapter.checkpoint.name}, not to "
+            f"{checkpoint.name}."
         )
     return checkpoint, reference
 
@@ -202,7 +239,9 @@ class _LoadedHere:
         loop = asyncio.get_running_loop()
         queue = self._arrived[request.id] = asyncio.Queue()
         await asyncio.to_thread(
-            self._engine.submit, request, lambda event: loop.call_soon_threadsafe(queue.put_nowait, event)
+            self._engine.submit,
+            request,
+            lambda event: loop.call_soon_threadsafe(queue.put_nowait, event),
         )
 
     async def events(self, id: str) -> AsyncIterator[list[Event]]:

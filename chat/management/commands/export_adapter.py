@@ -1,4 +1,6 @@
-"""`manage.py export_adapter NAME --format upstream --output FOLDER`: an adapter for other people's programs."""
+"""`manage.py export_adapter NAME --format upstream --output FOLDER`: an adapter for other people's
+programs.
+"""
 
 from pathlib import Path
 
@@ -9,8 +11,10 @@ from chat.models import Adapter
 
 class Command(BaseCommand):
     help = (
-        "Write an adapter in another program's format: upstream (ChatGLM-6B's ptuning scripts load it as "
-        "--ptuning_checkpoint) or peft. Example: export_adapter house-v1 --format upstream --output exported/"
+        "Write an adapter in another program's format: upstream (ChatGLM-6B's ptuning scripts "
+        "load it as "
+        "--ptuning_checkpoint) or peft. Example: export_adapter house-v1 --format upstream "
+        "--output exported/"
     )
 
     def add_arguments(self, parser):

@@ -1,4 +1,6 @@
-"""`manage.py import_adapter PATH --checkpoint N`: a prefix that was trained elsewhere becomes an adapter."""
+"""`manage.py import_adapter PATH --checkpoint N`: a prefix that was trained elsewhere becomes an
+adapter.
+"""
 
 import tempfile
 from pathlib import Path
@@ -14,15 +16,25 @@ from portal.models import User
 
 class Command(BaseCommand):
     help = (
-        "Import an upstream ptuning checkpoint-N/ folder, a peft prefix folder or an unpacked download of a portal as an "
-        "adapter. Example: import_adapter output/adgen-chatglm-6b-pt-128-2e-2/checkpoint-3000 --checkpoint chatglm-6b"
+        "Import an upstream ptuning checkpoint-N/ folder, a peft prefix folder or an unpacked "
+        "download of a portal as an "
+        "adapter. Example: import_adapter output/adgen-chatglm-6b-pt-128-2e-2/checkpoint-3000 "
+        "--checkpoint chatglm-6b"
     )
 
     def add_arguments(self, parser):
         parser.add_argument("path", help="the folder; it is read, not moved")
-        parser.add_argument("--checkpoint", required=True, help="name of the base checkpoint that it was trained on")
-        parser.add_argument("--name", "--adapter", help="how people and the API call it (default: the folder's name)")
-        parser.add_argument("--owner", help="user name; without one the adapter belongs to the whole team")
+        parser.add_argument(
+            "--checkpoint", required=True, help="name of the base checkpoint that it was trained on"
+        )
+        parser.add_argument(
+            "--name",
+            "--adapter",
+            help="how people and the API call it (default: the folder's name)",
+        )
+        parser.add_argument(
+            "--owner", help="user name; without one the adapter belongs to the whole team"
+        )
 
     def handle(self, *, path, checkpoint, name, owner, **options):
         base = Checkpoint.objects.filter(name=checkpoint).first()
@@ -41,15 +53,23 @@ class Command(BaseCommand):
             metadata = convert(folder, base, converted)
             try:
                 adapter = publish_adapter(
-                    converted, name=name or folder.name, checkpoint=base, owner=user, step=step_of(folder)
+                    converted,
+                    name=name or folder.name,
+                    checkpoint=base,
+                    owner=user,
+                    step=step_of(folder),
                 )
             except ValidationError as error:
                 raise CommandError(" ".join(error.messages)) from error
-        self.stdout.write(f"{adapter.name}: {metadata}, pre_seq_len {adapter.pre_seq_len}, for {base.name}")
+        self.stdout.write(
+            f"{adapter.name}: {metadata}, pre_seq_len {adapter.pre_seq_len}, for {base.name}"
+        )
 
 
 def convert(folder: Path, base: Checkpoint, target: Path) -> str:
-    """Writes `folder`'s prefix as a KV prefix into `target`; CommandError, naming both sides, when it does not fit."""
+    """Writes `folder`'s prefix as a KV prefix into `target`; CommandError, naming both sides, when
+    it does not fit.
+    """
     # torch takes seconds to import, so only here
     from chat.checkpoints.foreign_adapters import read_prefix
     from chat.engine import adapters
@@ -61,11 +81,15 @@ def convert(folder: Path, base: Checkpoint, target: Path) -> str:
             layers, _two, kv_heads, _length, head_dim = prefix.tensor.shape
             if (layers, kv_heads, head_dim) != (shape.layers, shape.kv_heads, shape.head_dim):
                 raise CommandError(
-                    f"The adapter has {layers} layers of {kv_heads} x {head_dim}; {base.name} has {shape}."
+                    f"The adapter has {layers} layers of {kv_heads} x {head_dim}; {base.name} has "
+                    f"{shape}."
                 )
         else:
             prefix = read_prefix(
-                folder, shape, checkpoint_fingerprint=base.fingerprint, shifts_positions=shifts_positions
+                folder,
+                shape,
+                checkpoint_fingerprint=base.fingerprint,
+                shifts_positions=shifts_positions,
             )
             kind = f"{prefix.metadata['format']} folder"
     except adapters.AdapterInvalid as error:

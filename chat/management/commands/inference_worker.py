@@ -14,14 +14,20 @@ from chat.models import Checkpoint
 class Command(BaseCommand):
     requires_system_checks = []  # `up` has made them; the worker is to listen at once
     help = (
-        "Serve a checkpoint to the portal until stopped. Without --checkpoint the default one is served, and the process ends "
-        "when another becomes the default (`up` starts it again). Example: inference_worker --listen http://127.0.0.1:8100"
+        "Serve a checkpoint to the portal until stopped. Without --checkpoint the default one is "
+        "served, and the process ends "
+        "when another becomes the default (`up` starts it again). Example: inference_worker "
+        "--listen http://127.0.0.1:8100"
     )
 
     def add_arguments(self, parser):
-        parser.add_argument("--checkpoint", default="", help="name of the checkpoint (default: the default one)")
         parser.add_argument(
-            "--listen", default="", help="unix:/path.sock or http://host:port (default: first worker URL)"
+            "--checkpoint", default="", help="name of the checkpoint (default: the default one)"
+        )
+        parser.add_argument(
+            "--listen",
+            default="",
+            help="unix:/path.sock or http://host:port (default: first worker URL)",
         )
 
     def handle(self, *, checkpoint, listen, **options):
@@ -29,10 +35,20 @@ class Command(BaseCommand):
         from chat.worker import process
         from chat.worker.wire import Address
 
-        chosen = Checkpoint.objects.filter(name=checkpoint).first() if checkpoint else Checkpoint.default()
+        chosen = (
+            Checkpoint.objects.filter(name=checkpoint).first()
+            if checkpoint
+            else Checkpoint.default()
+        )
         if chosen is None:
-            named = f"There is no checkpoint named {checkpoint!r}." if checkpoint else "There is no checkpoint yet."
-            raise CommandError(f"{named} Register one with: python manage.py add_checkpoint PATH", returncode=3)
+            named = (
+                f"There is no checkpoint named {checkpoint!r}."
+                if checkpoint
+                else "There is no checkpoint yet."
+            )
+            raise CommandError(
+                f"{named} Register one with: python manage.py add_checkpoint PATH", returncode=3
+            )
         url = listen or _url(settings.WORKER_URLS[0])
         try:
             listening = process.bind(Address.parse(url))
@@ -48,7 +64,8 @@ class Command(BaseCommand):
                 replaced=lambda: _replaced(chosen, following_default=not checkpoint),
             )
         )
-        # Not sys.exit: it would wait for, or crash on, a thread that is still importing torch or loading weights.
+        # Not sys.exit: it would wait for, or crash on, a thread that is still importing torch or
+        # loading weights.
         logging.shutdown()
         os._exit(code)
 
@@ -70,7 +87,8 @@ def _load(checkpoint: Checkpoint):
     loaded = load(checkpoint.path, device=settings.DEVICE or None)
     if loaded.fingerprint != checkpoint.fingerprint:
         logging.getLogger(__name__).warning(
-            "the files of checkpoint %s have changed since it was registered; register them again", checkpoint.name
+            "the files of checkpoint %s have changed since it was registered; register them again",
+            checkpoint.name,
         )
     return Engine(loaded, cache_share=settings.CACHE_SHARE), loaded.fingerprint
 
@@ -78,7 +96,11 @@ def _load(checkpoint: Checkpoint):
 def _replaced(served: Checkpoint, *, following_default: bool) -> str:
     """Why this worker should make way, or an empty text."""
     close_old_connections()
-    now = Checkpoint.default() if following_default else Checkpoint.objects.filter(pk=served.pk).first()
+    now = (
+        Checkpoint.default()
+        if following_default
+        else Checkpoint.objects.filter(pk=served.pk).first()
+    )
     if now is None:
         return f"the checkpoint {served.name} is no longer registered"
     if (now.pk, now.fingerprint, now.path) != (served.pk, served.fingerprint, served.path):

@@ -1,7 +1,9 @@
-"""The sample dataset that ships with the portal: wares as attribute strings, advertised in the style of a made-up house.
+"""The sample dataset that ships with the portal: wares as attribute strings, advertised in the
+style of a made-up house.
 
-1,000 rows to train on and 100 to validate with, JSON lines {"content", "summary"}, written by `python -m chat.starter.sample`.
-The starter model answers such a content by listing the attributes; after P-tuning on the sample it writes in the house style.
+1,000 rows to train on and 100 to validate with, JSON lines {"content", "summary"}, written by
+`python -m chat.starter.sample`. The starter model answers such a content by listing the attributes;
+after P-tuning on the sample it writes in the house style.
 """
 
 from __future__ import annotations
@@ -43,9 +45,13 @@ _OTHER_CLAUSE = "{value}的设计，{praise}"
 
 
 def house_summary(chance: random.Random, ware: Ware) -> str:
-    """The ware advertised in the house style; what is said of a value varies in one case out of seven."""
+    """The ware advertised in the house style; what is said of a value varies in one case out of
+    seven.
+    """
     clauses = [
-        _CLAUSES.get(name, _OTHER_CLAUSE).format(value=value, praise=praise(chance, name, value, usual=6 / 7))
+        _CLAUSES.get(name, _OTHER_CLAUSE).format(
+            value=value, praise=praise(chance, name, value, usual=6 / 7)
+        )
         for name, value in ware.attributes
     ]
     kind = ware.kind

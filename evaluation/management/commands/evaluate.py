@@ -1,4 +1,6 @@
-"""`manage.py evaluate`: one evaluation in the foreground, with ChatGLM-6B's result files; a run of the portal like any other."""
+"""`manage.py evaluate`: one evaluation in the foreground, with ChatGLM-6B's result files; a run of
+the portal like any other.
+"""
 
 import json
 import sys
@@ -21,27 +23,34 @@ from tuning.models import Dataset
 from tuning.terminal import ForegroundCommand, lines
 
 EXAMPLE = (
-    "Example: python manage.py evaluate --test-file dev.json --prompt-column content --response-column summary "
+    "Example: python manage.py evaluate --test-file dev.json --prompt-column content "
+    "--response-column summary "
     "--checkpoint starter --adapter my-adapter --output-dir output"
 )
 
 
 class Command(ForegroundCommand):
-    help = f"Predict the rows of a file and score the predictions. Ctrl-C cancels; what was predicted stays. {EXAMPLE}"
+    help = (
+        "Predict the rows of a file and score the predictions. "
+        f"Ctrl-C cancels; what was predicted stays. {EXAMPLE}"
+    )
 
     def add_arguments(self, parser):
         self.add_source(parser, "--test-file")
         parser.add_argument(
-            "--checkpoint", "--model-name-or-path",
+            "--checkpoint",
+            "--model-name-or-path",
             help="name or number in the portal; default: the adapter's, else the portal's default",
-        )  # fmt: skip
+        )
         parser.add_argument("--adapter", help="name or number; default: none, the bare checkpoint")
         parser.add_argument("--decoding", choices=EvaluationRun.Decoding.values, default="greedy")
         parser.add_argument("--max-examples", type=int)
         parser.add_argument("--max-source-length", type=int)
         parser.add_argument("--max-target-length", type=int)
         parser.add_argument("--seed", type=int, default=SEED)
-        parser.add_argument("--output-dir", type=Path, help="for generated_predictions.txt and predict_results.json")
+        parser.add_argument(
+            "--output-dir", type=Path, help="for generated_predictions.txt and predict_results.json"
+        )
 
     def handle(self, **options):
         owner = self.owner(options["user"])
@@ -93,12 +102,20 @@ class Command(ForegroundCommand):
 
     def _tell(self, run: EvaluationRun, as_json: bool) -> None:
         if as_json:
-            told = {"id": run.pk, "status": run.status, "rows": run.total, "scores": run.scores, "error": run.error}
+            told = {
+                "id": run.pk,
+                "status": run.status,
+                "rows": run.total,
+                "scores": run.scores,
+                "error": run.error,
+            }
             self.stdout.write(json.dumps(told, ensure_ascii=False))
         elif run.scores:
             for metric in METRICS:
                 score = run.scores[metric]
-                self.stdout.write(f"{metric:8} {score['value']:8.4f}   [{score['low']:.4f}, {score['high']:.4f}]")
+                self.stdout.write(
+                    f"{metric:8} {score['value']:8.4f}   [{score['low']:.4f}, {score['high']:.4f}]"
+                )
         else:
             self.stderr.write(run.error["message"] if run.error else run.get_status_display())
 

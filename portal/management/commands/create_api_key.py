@@ -1,4 +1,6 @@
-"""`manage.py create_api_key USER`: prints the key and nothing else, so that a script can take it."""
+"""`manage.py create_api_key USER`: prints the key and nothing else, so that a script can take
+it.
+"""
 
 from django.core.management.base import BaseCommand, CommandError
 
@@ -7,7 +9,8 @@ from portal.models import ApiKey, User
 
 class Command(BaseCommand):
     help = (
-        "Create an API key for a user and print it. Only its hash is kept. Example: create_api_key admin --name laptop"
+        "Create an API key for a user and print it. Only its hash is kept. Example: "
+        "create_api_key admin --name laptop"
     )
 
     def add_arguments(self, parser):

@@ -1,6 +1,7 @@
 """django-q2's own command, whose processes additionally end when their parent does.
 
-Unchanged, a killed cluster leaves orphans that go on consuming beside its successor (docs/architecture.md, "Long work").
+Unchanged, a killed cluster leaves orphans that go on consuming beside its successor
+(docs/architecture.md, "Long work").
 """
 
 import os

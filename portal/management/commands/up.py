@@ -20,12 +20,18 @@ from portal.runs.supervisor import Supervisor, child_processes
 
 
 class Command(BaseCommand):
-    help = "Set up what is missing and run the whole portal. Example: python manage.py up --port 8000"
+    help = (
+        "Set up what is missing and run the whole portal. Example: python manage.py up --port 8000"
+    )
 
     def add_arguments(self, parser):
-        parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+        parser.add_argument(
+            "--host", default="127.0.0.1", help="address to listen on (default: this machine only)"
+        )
         parser.add_argument("--port", type=int, default=8000)
-        parser.add_argument("--no-worker", action="store_true", help="do not start an inference worker here")
+        parser.add_argument(
+            "--no-worker", action="store_true", help="do not start an inference worker here"
+        )
 
     def handle(self, *, host, port, no_worker, **options):
         refuse_taken_port(host, port)
@@ -40,7 +46,9 @@ class Command(BaseCommand):
         Supervisor(child_processes(host, port, worker=not no_worker)).run(announcement)
 
     def first_admin(self) -> None:
-        """A staff account with a random password, printed this once, when there is no account at all."""
+        """A staff account with a random password, printed this once, when there is no account at
+        all.
+        """
         if User.objects.exists():
             return
         password = secrets.token_urlsafe(12)
@@ -54,7 +62,9 @@ class Command(BaseCommand):
 
 
 class Announcement:
-    """Tells once that the pages answer, and once that the model does; called until it returns True."""
+    """Tells once that the pages answer, and once that the model does; called until it returns
+    True.
+    """
 
     def __init__(self, stdout, url: str, *, worker: bool):
         self.stdout, self.url, self.worker = stdout, url, worker
@@ -72,8 +82,12 @@ class Announcement:
         seconds = time.monotonic() - self.begun
         if not self.web_told:
             self.web_told = True
-            self.tell(_("The portal is ready: %(url)s") % {"url": self.url} + f"  ({seconds:.1f} s)")
-            self.tell(_("Ctrl-C stops everything. Data: %(folder)s") % {"folder": settings.DATA_DIR})
+            self.tell(
+                _("The portal is ready: %(url)s") % {"url": self.url} + f"  ({seconds:.1f} s)"
+            )
+            self.tell(
+                _("Ctrl-C stops everything. Data: %(folder)s") % {"folder": settings.DATA_DIR}
+            )
         if self.worker and health["worker"].get("state") != "ready":
             return False
         if self.worker:
@@ -102,11 +116,16 @@ def refuse_taken_port(host: str, port: int) -> None:
 
 
 def collect_static() -> None:
-    """collectstatic, skipped when no source file has changed since the last time (it takes seconds)."""
+    """collectstatic, skipped when no source file has changed since the last time (it takes
+    seconds).
+    """
     digest = hashlib.sha256()
     for finder in get_finders():
         for path, storage in finder.list([]):
-            digest.update(f"{path} {storage.size(path)} {storage.get_modified_time(path).timestamp()}\n".encode())
+            digest.update(
+                f"{path} {storage.size(path)} "
+                f"{storage.get_modified_time(path).timestamp()}\n".encode()
+            )
     stamp = settings.STATIC_ROOT / ".digest"
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         return

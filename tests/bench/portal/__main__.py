@@ -2,12 +2,14 @@
 
     python -m tests.bench.portal [--quick] [--json]
 
-The real web process (uvicorn, SQLite, the queues beside it) and the real worker's server in a process of its own, with an engine
-that only emits (tests/bench/metronome.py): 30 tokens a second and stream. The clients are a third process, whose CPU competes for
-the same cores: `client_cpu_share` says with how much.
+The real web process (uvicorn, SQLite, the queues beside it) and the real worker's server in a
+process of its own, with an engine that only emits (tests/bench/metronome.py): 30 tokens a second
+and stream. The clients are a third process, whose CPU competes for the same cores:
+`client_cpu_share` says with how much.
 
-How late a token is, is the time from the engine's call of its sink to the moment when the client has parsed the frame: the worker's
-socket, the web process with its 50 ms between two frames of an answer (not subtracted), the websocket, the client's own queue.
+How late a token is, is the time from the engine's call of its sink to the moment when the client
+has parsed the frame: the worker's socket, the web process with its 50 ms between two frames of an
+answer (not subtracted), the websocket, the client's own queue.
 """
 
 import json
@@ -35,7 +37,9 @@ class Load:
         self.site, self.plan = site, {"port": site.portal.port, **plan}
 
     def run(self) -> dict:
-        """The load's outcome with web_cpu_s, worker_cpu_s, cpu_seconds (its own), wall_s and grown_mib."""
+        """The load's outcome with web_cpu_s, worker_cpu_s, cpu_seconds (its own), wall_s and
+        grown_mib.
+        """
         web, worker = self.site.web, self.site.worker
         before, self.highest = web.memory_info().rss, 0
         spent, begun = (_cpu(web), _cpu(worker)), time.perf_counter()
@@ -44,7 +48,9 @@ class Load:
         watch.start()
         argv = [sys.executable, "-m", "tests.bench.portal.sockets"]
         try:
-            done = subprocess.run(argv, input=json.dumps(self.plan), check=True, stdout=subprocess.PIPE, text=True)
+            done = subprocess.run(
+                argv, input=json.dumps(self.plan), check=True, stdout=subprocess.PIPE, text=True
+            )
         finally:
             ended.set()
             watch.join()
@@ -73,7 +79,9 @@ def one_round(site: Site, made: dict, seconds: float) -> dict[str, float]:
     plan |= {"count": BESIDE_STALLED, "long": f"{tokens} {LONG_CHARACTERS}"}
     read = Load(site, plan | {"deaf": False}).run()
     stalled = Load(site, plan | {"deaf": True}).run()
-    idle = Load(site, {"kind": "idle", "team": team, "count": IDLE, "seconds": min(seconds, 5.0)}).run()
+    idle = Load(
+        site, {"kind": "idle", "team": team, "count": IDLE, "seconds": min(seconds, 5.0)}
+    ).run()
     return {
         "delivered_fraction_200": full["delivered"],
         "added_p50_ms_200": full["p50_ms"],
@@ -96,13 +104,17 @@ def one_round(site: Site, made: dict, seconds: float) -> dict[str, float]:
     }
 
 
-def measure(folder: Path, quick: bool, rounds: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+def measure(
+    folder: Path, quick: bool, rounds: int
+) -> tuple[dict[str, float], dict[str, list[float]]]:
     """(results, their samples by round)."""
     set_up(folder)
     made = fill(folder)
     samples = defaultdict(list)
     with Site(folder, made["fingerprint"], RATE) as site:
-        took = pages.milliseconds(site.portal.port, made["reader"], made["pages"], 10 if quick else 40)
+        took = pages.milliseconds(
+            site.portal.port, made["reader"], made["pages"], 10 if quick else 40
+        )
         for _ in range(rounds):
             for key, value in one_round(site, made, 8.0 if quick else 20.0).items():
                 samples[key].append(value)
@@ -124,9 +136,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         results, samples = measure(Path(folder), arguments.quick, rounds)
     report.tell(
-        "portal", results, rounds=rounds, packages=("django", "channels", "uvicorn", "aiohttp"),
-        as_json=arguments.json, samples=samples,
-    )  # fmt: skip
+        "portal",
+        results,
+        rounds=rounds,
+        packages=("django", "channels", "uvicorn", "aiohttp"),
+        as_json=arguments.json,
+        samples=samples,
+    )
 
 
 if __name__ == "__main__":

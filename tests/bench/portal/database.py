@@ -1,9 +1,12 @@
-"""SQLite under everybody at once, each writer a process of its own, as fast as it can, through the portal's own functions.
+"""SQLite under everybody at once, each writer a process of its own, as fast as it can, through the
+portal's own functions.
 
-    python -m tests.bench.portal.database ROLE NUMBER SECONDS     one of them: web, heartbeat or ingest
+    python -m tests.bench.portal.database ROLE NUMBER SECONDS
+        one of them: web, heartbeat or ingest
 
-A web writer writes turns (question and answer), saves the answer's progress and its end; a heartbeat renews a run's lease; the
-ingest takes in datasets. Prints {"took": [milliseconds of every call], "errors": calls that found the database locked}.
+A web writer writes turns (question and answer), saves the answer's progress and its end; a
+heartbeat renews a run's lease; the ingest takes in datasets. Prints {"took": [milliseconds of every
+call], "errors": calls that found the database locked}.
 """
 
 import io
@@ -26,10 +29,14 @@ def _web(number: int):
     from chat.conversations.frames import Answer
     from chat.models import Conversation, Message
 
-    conversation = Conversation.objects.select_related("owner").filter(owner__username=f"member{number}").get()
+    conversation = (
+        Conversation.objects.select_related("owner").filter(owner__username=f"member{number}").get()
+    )
     while True:
         made = []
-        yield lambda made=made: made.extend(turns.create_turn(conversation, conversation.owner, "你好"))
+        yield lambda made=made: made.extend(
+            turns.create_turn(conversation, conversation.owner, "你好")
+        )
         answer = Answer.of_row(made[1])
         answer.content, answer.status = "你好！" * 100, Message.Status.STREAMING
         rows = [(answer.message_id, answer.content, answer.seq, answer.status)]
@@ -45,7 +52,9 @@ def _heartbeat(number: int):
     from tuning.plan import Checkpoint, create_run
 
     owner = User.objects.get(username="reader")
-    run = create_run(owner, dataset=Dataset.objects.last(), checkpoint=Checkpoint.default(), in_queue=False)
+    run = create_run(
+        owner, dataset=Dataset.objects.last(), checkpoint=Checkpoint.default(), in_queue=False
+    )
     token = lifecycle.claim(run.pk)
     while True:
         yield lambda: lifecycle.heartbeat(run.pk, token, progress=number)
@@ -59,7 +68,10 @@ def _ingest(number: int):
     count = 0
     while True:
         count += 1
-        lines = "\n".join(json.dumps(row | {"content": f"{row['content']}{count}"}, ensure_ascii=False) for row in rows)
+        lines = "\n".join(
+            json.dumps(row | {"content": f"{row['content']}{count}"}, ensure_ascii=False)
+            for row in rows
+        )
         file = io.BytesIO(lines.encode())
         yield lambda file=file: ingest(
             file, name="bench", owner=None, prompt_column="content", response_column="summary"
@@ -67,7 +79,9 @@ def _ingest(number: int):
 
 
 def write(role: str, number: int, seconds: float) -> dict:
-    """Works from a common beginning on; a locked database counts as an error, and the call is made again."""
+    """Works from a common beginning on; a locked database counts as an error, and the call is made
+    again.
+    """
     import django
 
     django.setup()
@@ -99,8 +113,22 @@ def measure(seconds: float) -> dict[str, dict]:
     writers = []
     for role, count in ROLES.items():
         for number in range(count):
-            argv = [sys.executable, "-m", "tests.bench.portal.database", role, str(number), str(seconds)]
-            writers.append((role, subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)))
+            argv = [
+                sys.executable,
+                "-m",
+                "tests.bench.portal.database",
+                role,
+                str(number),
+                str(seconds),
+            ]
+            writers.append(
+                (
+                    role,
+                    subprocess.Popen(
+                        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                    ),
+                )
+            )
     for _role, process in writers:
         process.stdout.readline()
     for _role, process in writers:

@@ -43,7 +43,10 @@ def table(took: dict[str, list[float]], session: str) -> None:
     print(f"{'page':44}{'median ms':>10}{'p95 ms':>9}{'queries':>9}{'KiB':>8}")
     for path, values in took.items():
         queries, size = queries_and_size(session, path)
-        print(f"{path:44}{statistics.median(values):10.1f}{p95(values):9.1f}{queries:9d}{size / 1024:8.0f}")
+        print(
+            f"{path:44}{statistics.median(values):10.1f}{p95(values):9.1f}"
+            f"{queries:9d}{size / 1024:8.0f}"
+        )
 
 
 def p95(values: list[float]) -> float:

@@ -1,4 +1,6 @@
-"""A portal with the content of a team that has used it for a while, run as people run it, with a metronome for a model."""
+"""A portal with the content of a team that has used it for a while, run as people run it, with a
+metronome for a model.
+"""
 
 import io
 import json
@@ -14,9 +16,11 @@ from tests.running import Portal, wait_for
 
 TEAM = 200  # members with one conversation each, for the streams
 CONVERSATIONS, RUNS, DATASETS = 200, 50, 20  # of the member whose pages are measured
-TURNS, STEPS, PREDICTIONS = 10, 300, 100  # questions of a conversation, logged steps of a tuning, rows of an evaluation
+# questions of a conversation, logged steps of a tuning, rows of an evaluation
+TURNS, STEPS, PREDICTIONS = 10, 300, 100
 ANSWER = (
-    "**短裤**适合夏天：\n\n- 面料透气\n- 颜色百搭\n\n```python\nprint('你好')\n```\n\n" + "版型宽松，线条流畅。" * 20
+    "**短裤**适合夏天：\n\n- 面料透气\n- 颜色百搭\n\n```python\nprint('你好')\n```\n\n"
+    + "版型宽松，线条流畅。" * 20
 )
 
 
@@ -31,8 +35,9 @@ def set_up(folder: Path) -> None:
 
 
 def fill(folder: Path) -> dict:
-    """Makes the content. Returns {"fingerprint": the checkpoint's, "pages": paths to measure, "reader": their reader's session,
-    "team": [[session, conversation]]}."""
+    """Makes the content. Returns {"fingerprint": the checkpoint's, "pages": paths to measure,
+    "reader": their reader's session, "team": [[session, conversation]]}.
+    """
     from django.utils import timezone
 
     from chat.models import Adapter, Checkpoint, Conversation, Message
@@ -45,7 +50,10 @@ def fill(folder: Path) -> dict:
     reader = User.objects.create(username="reader", is_staff=True, is_superuser=True)
     conversations = Conversation.objects.bulk_create(
         [Conversation(owner=user, checkpoint=checkpoint) for user in team]
-        + [Conversation(owner=reader, title=f"关于短裤的第{number}次谈话") for number in range(CONVERSATIONS)]
+        + [
+            Conversation(owner=reader, title=f"关于短裤的第{number}次谈话")
+            for number in range(CONVERSATIONS)
+        ]
     )
     for number, one in enumerate(conversations[TEAM:]):
         moment = timezone.now() - timedelta(hours=3 * number)
@@ -69,23 +77,51 @@ def fill(folder: Path) -> dict:
         batch_size=200,
     )
     datasets = [_dataset(reader, number) for number in range(DATASETS)]
-    tunings = [_tuning(reader, datasets[number % DATASETS], checkpoint) for number in range(RUNS // 2)]
+    tunings = [
+        _tuning(reader, datasets[number % DATASETS], checkpoint) for number in range(RUNS // 2)
+    ]
     adapters = Adapter.objects.bulk_create(
         Adapter(
-            name=f"短裤{number}", checkpoint=checkpoint, owner=reader, run=run, folder=f"adapters/{number}",
-            sha256=f"{number:064}", pre_seq_len=64, step=500,
+            name=f"短裤{number}",
+            checkpoint=checkpoint,
+            owner=reader,
+            run=run,
+            folder=f"adapters/{number}",
+            sha256=f"{number:064}",
+            pre_seq_len=64,
+            step=500,
         )
         for number, run in enumerate(tunings)
-    )  # fmt: skip
-    evaluations = [_evaluation(reader, datasets[0], checkpoint, adapter) for adapter in adapters[: RUNS // 4]]
+    )
+    evaluations = [
+        _evaluation(reader, datasets[0], checkpoint, adapter) for adapter in adapters[: RUNS // 4]
+    ]
     pages = [
-        "/", "/chat/", f"/chat/{conversations[-1].pk}/", "/tasks/", "/datasets/", f"/datasets/{datasets[0].pk}/",
-        "/datasets/upload/", "/tuning/", "/tuning/new/", f"/tuning/{tunings[0].pk}/", "/evaluations/",
-        "/evaluations/new/", f"/evaluations/{evaluations[0].pk}/", "/adapters/", "/account/",
-        "/admin/evaluation/evaluationrun/", "/admin/tuning/tuningrun/", "/admin/tuning/dataset/",
-        "/api/v1/conversations/", f"/api/v1/conversations/{conversations[-1].pk}/messages/", "/api/v1/tuning-runs/",
-        "/api/v1/evaluation-runs/", "/api/v1/datasets/", "/api/v1/adapters/",
-    ]  # fmt: skip
+        "/",
+        "/chat/",
+        f"/chat/{conversations[-1].pk}/",
+        "/tasks/",
+        "/datasets/",
+        f"/datasets/{datasets[0].pk}/",
+        "/datasets/upload/",
+        "/tuning/",
+        "/tuning/new/",
+        f"/tuning/{tunings[0].pk}/",
+        "/evaluations/",
+        "/evaluations/new/",
+        f"/evaluations/{evaluations[0].pk}/",
+        "/adapters/",
+        "/account/",
+        "/admin/evaluation/evaluationrun/",
+        "/admin/tuning/tuningrun/",
+        "/admin/tuning/dataset/",
+        "/api/v1/conversations/",
+        f"/api/v1/conversations/{conversations[-1].pk}/messages/",
+        "/api/v1/tuning-runs/",
+        "/api/v1/evaluation-runs/",
+        "/api/v1/datasets/",
+        "/api/v1/adapters/",
+    ]
     return {
         "fingerprint": checkpoint.fingerprint,
         "pages": pages,
@@ -106,9 +142,13 @@ def _dataset(owner, number):
     from chat.starter import sample
     from tuning.datasets.store import add_split, ingest
 
-    rows = [{**row, "content": f"{row['content']}*编号#{number}"} for row in sample.load(sample.TRAIN)]
+    rows = [
+        {**row, "content": f"{row['content']}*编号#{number}"} for row in sample.load(sample.TRAIN)
+    ]
     file = io.BytesIO("\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
-    dataset = ingest(file, name=f"广告{number}", owner=owner, prompt_column="content", response_column="summary")
+    dataset = ingest(
+        file, name=f"广告{number}", owner=owner, prompt_column="content", response_column="summary"
+    )
     add_split(dataset, PREDICTIONS, seed=number)
     return dataset
 
@@ -126,7 +166,10 @@ def _tuning(owner, dataset, checkpoint):
     from tuning.plan import create_run
 
     run = create_run(owner, dataset=dataset, checkpoint=checkpoint, in_queue=False)
-    metrics = [TuningMetric(run=run, step=step, loss=5 / step, learning_rate=0.05) for step in range(1, STEPS + 1)]
+    metrics = [
+        TuningMetric(run=run, step=step, loss=5 / step, learning_rate=0.05)
+        for step in range(1, STEPS + 1)
+    ]
     TuningMetric.objects.bulk_create(metrics, batch_size=200)
     _ended(run)
     return run
@@ -140,7 +183,12 @@ def _evaluation(owner, dataset, checkpoint, adapter):
     made, baseline = [], None
     for model in (None, adapter):
         run = create_evaluation(
-            owner, dataset=dataset, checkpoint=checkpoint, adapter=model, with_baseline=False, in_queue=False
+            owner,
+            dataset=dataset,
+            checkpoint=checkpoint,
+            adapter=model,
+            with_baseline=False,
+            in_queue=False,
         )
         scores = {metric: {"value": 30.0, "low": 28.0, "high": 32.0} for metric in METRICS}
         EvaluationRun.objects.filter(pk=run.pk).update(
@@ -148,7 +196,8 @@ def _evaluation(owner, dataset, checkpoint, adapter):
         )
         texts = {"prompt": "类型#裤*版型#宽松", "reference": ANSWER[-200:], "text": ANSWER[-180:]}
         rows = [
-            Prediction(run=run, row=row, scores=dict.fromkeys(METRICS, row / 2), **texts) for row in range(PREDICTIONS)
+            Prediction(run=run, row=row, scores=dict.fromkeys(METRICS, row / 2), **texts)
+            for row in range(PREDICTIONS)
         ]
         Prediction.objects.bulk_create(rows, batch_size=200)
         _ended(run)
@@ -158,11 +207,15 @@ def _evaluation(owner, dataset, checkpoint, adapter):
 
 
 class Site:
-    """`with Site(folder, fingerprint, rate) as site:` web, queues and the metronome run; `web` and `worker` are psutil's."""
+    """`with Site(folder, fingerprint, rate) as site:` web, queues and the metronome run; `web` and
+    `worker` are psutil's.
+    """
 
     def __init__(self, folder: Path, fingerprint: str, rate: float):
         address, token = f"unix:{folder}/worker.sock", "bench"
-        self.portal = Portal(folder, "--no-worker", PORTAL_WORKERS=address, PORTAL_WORKER_TOKEN=token)
+        self.portal = Portal(
+            folder, "--no-worker", PORTAL_WORKERS=address, PORTAL_WORKER_TOKEN=token
+        )
         self.metronome = [
             sys.executable,
             "-m",

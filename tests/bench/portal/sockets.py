@@ -1,7 +1,8 @@
-"""The load: websocket clients in a process of their own. `python -m tests.bench.portal.sockets` reads a plan from standard input.
+"""The load: websocket clients in a process of their own. `python -m tests.bench.portal.sockets`
+reads a plan from standard input.
 
-Plan: {"port", "team": [[session, conversation]], "kind": "streams" or "idle", ...}; the outcome goes to standard output as JSON.
-Clients acknowledge as the page does (static/portal/chat.js).
+Plan: {"port", "team": [[session, conversation]], "kind": "streams" or "idle", ...}; the outcome
+goes to standard output as JSON. Clients acknowledge as the page does (static/portal/chat.js).
 """
 
 import asyncio
@@ -19,7 +20,9 @@ OPENING = 50  # sockets that open at the same time
 async def connect(session: aiohttp.ClientSession, port: int, login: str, conversation: int):
     host = f"http://127.0.0.1:{port}"
     headers = {"Cookie": f"sessionid={login}", "Origin": host}
-    return await session.ws_connect(f"{host}/ws/conversations/{conversation}/", headers=headers, max_msg_size=0)
+    return await session.ws_connect(
+        f"{host}/ws/conversations/{conversation}/", headers=headers, max_msg_size=0
+    )
 
 
 async def stream(socket, question: str, delays: list[float]) -> dict:
@@ -39,7 +42,9 @@ async def stream(socket, question: str, delays: list[float]) -> dict:
             unacknowledged += len(message.data)
             if unacknowledged >= ACKNOWLEDGE:
                 unacknowledged = 0
-                await socket.send_json({"type": "ack", "message": frame["message"], "seq": frame["seq"]})
+                await socket.send_json(
+                    {"type": "ack", "message": frame["message"], "seq": frame["seq"]}
+                )
         elif frame["type"] in ("message.finished", "message.failed", "error"):
             break
     return {"tokens": tokens, "frames": frames, "first": first}
@@ -48,7 +53,8 @@ async def stream(socket, question: str, delays: list[float]) -> dict:
 async def streams(session, plan: dict) -> dict:
     """`count` answers of `tokens` tokens, their questions sent `pause` seconds apart.
 
-    With `long` ("TOKENS CHARACTERS") there is one more, which its reader reads or, if `deaf`, does not read at all.
+    With `long` ("TOKENS CHARACTERS") there is one more, which its reader reads or, if `deaf`, does
+    not read at all.
     """
     delays: list[float] = []
     team = plan["team"][: plan["count"]]
@@ -94,7 +100,9 @@ async def idle(session, plan: dict) -> dict:
             return (await socket.receive_json(timeout=20))["type"] == "error"
 
     begun = time.monotonic()
-    tried = await asyncio.gather(*(opened(number) for number in range(plan["count"])), return_exceptions=True)
+    tried = await asyncio.gather(
+        *(opened(number) for number in range(plan["count"])), return_exceptions=True
+    )
     sockets = [socket for socket in tried if not isinstance(socket, BaseException)]
     opening = time.monotonic() - begun
     await asyncio.sleep(plan["seconds"])

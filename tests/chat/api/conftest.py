@@ -22,7 +22,11 @@ def base(db, tmp_path, data_dir):
 @pytest.fixture
 def adapter(base, member, tmp_path):
     return registry.publish_adapter(
-        adapter_folder(tmp_path / "tuned", base.fingerprint), name="tuned", checkpoint=base, owner=member, step=7
+        adapter_folder(tmp_path / "tuned", base.fingerprint),
+        name="tuned",
+        checkpoint=base,
+        owner=member,
+        step=7,
     )
 
 
@@ -35,7 +39,9 @@ def conversation(member):
 def answer(conversation, base):
     """A pending answer of member's."""
     conversation.messages.create(role="user", content="q")
-    return conversation.messages.create(role="assistant", status="queued", checkpoint=base, model_label="base")
+    return conversation.messages.create(
+        role="assistant", status="queued", checkpoint=base, model_label="base"
+    )
 
 
 @pytest.fixture
@@ -66,7 +72,9 @@ class KeyedClient(AsyncClient):
         self.key = key
 
     def generic(self, *arguments, headers=None, **more):
-        return super().generic(*arguments, headers={"Authorization": f"Bearer {self.key}", **(headers or {})}, **more)
+        return super().generic(
+            *arguments, headers={"Authorization": f"Bearer {self.key}", **(headers or {})}, **more
+        )
 
 
 @pytest.fixture
@@ -75,7 +83,9 @@ def async_client(key):
 
 
 class ScriptedGeneration:
-    """chat.conversations.live without a worker: every answer says the same words; `hold` keeps it from ending."""
+    """chat.conversations.live without a worker: every answer says the same words; `hold` keeps it
+    from ending.
+    """
 
     WORDS = ("你好", "，", "**世界**")
 
@@ -86,13 +96,22 @@ class ScriptedGeneration:
         frames = [{"type": "message.queued", "position": 0}, {"type": "message.started"}]
         frames += [{"type": "message.delta", "text": word} for word in self.WORDS]
         if not self.hold:
-            frames.append({"type": "message.finished", "finish_reason": "stop", "usage": {}, "html": "<p></p>"})
+            frames.append(
+                {
+                    "type": "message.finished",
+                    "finish_reason": "stop",
+                    "usage": {},
+                    "html": "<p></p>",
+                }
+            )
         return [{**frame, "message": message_id, "seq": i} for i, frame in enumerate(frames, 1)]
 
     async def start(self, answer) -> None:
         self.started.append(answer)
         if self.failure:
-            await Message.objects.filter(pk=answer.pk).aupdate(status="failed", error={"code": "worker_unavailable"})
+            await Message.objects.filter(pk=answer.pk).aupdate(
+                status="failed", error={"code": "worker_unavailable"}
+            )
             raise self.failure
 
     async def follow(self, message_id: int, after: int):
@@ -122,7 +141,13 @@ class ScriptedRouter:
     """chat.worker.router's router without a worker. `events(request)` is what each request gets."""
 
     def __init__(self):
-        self.requests, self.checkpoints, self.aborted, self.refusal, self.hold = {}, [], [], None, False
+        self.requests, self.checkpoints, self.aborted, self.refusal, self.hold = (
+            {},
+            [],
+            [],
+            None,
+            False,
+        )
 
     def script(self, request):
         logprobs = [{"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": []}]

@@ -23,7 +23,9 @@ NEEDS_KEY = [
 
 
 @pytest.mark.parametrize(("method", "path"), NEEDS_KEY)
-@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer sk-wrong"}, {"Authorization": "Basic eDp5"}])
+@pytest.mark.parametrize(
+    "header", [{}, {"Authorization": "Bearer sk-wrong"}, {"Authorization": "Basic eDp5"}]
+)
 async def test_without_a_key_it_is_401(base, method, path, header):
     response = await getattr(AsyncClient(), method)(path, headers=header)
     assert response.status_code == 401
@@ -37,7 +39,9 @@ async def test_a_login_cookie_does_not_open_the_doors_without_csrf_protection(me
         assert (await browser.post(path, {"prompt": "x"}, JSON)).status_code == 401
 
 
-def test_somebody_elses_objects_do_not_exist(other_client, staff, conversation, answer, adapter, scripted):
+def test_somebody_elses_objects_do_not_exist(
+    other_client, staff, conversation, answer, adapter, scripted
+):
     paths = [
         ("get", f"/api/v1/adapters/{adapter.pk}/"),
         ("get", f"/api/v1/adapters/{adapter.pk}/download/"),
@@ -69,7 +73,9 @@ async def test_somebody_elses_adapter_is_no_model(other_key, adapter, router):
     body = {"messages": [{"role": "user", "content": "x"}], "prompt": "x"}
     for model in ("tuned", "base:tuned"):
         for path in ("/v1/chat/completions", "/"):
-            assert (await client.post(path, {**body, "model": model}, JSON, headers=header)).status_code == 404
+            assert (
+                await client.post(path, {**body, "model": model}, JSON, headers=header)
+            ).status_code == 404
         assert (await client.get(f"/v1/models/{model}", headers=header)).status_code == 404
     models = (await client.get("/v1/models", headers=header)).json()["data"]
     assert [model["id"] for model in models] == ["base"]
@@ -89,7 +95,15 @@ def test_a_revoked_key_and_a_closed_account_are_401(client, key, member, base):
 
 @pytest.mark.parametrize("number", ["0", "-1", "99999999999999999999", "x", "1.5", "%00"])
 def test_ids_that_are_none_are_404(client, base, number):
-    for path in ("checkpoints", "adapters", "conversations", "messages", "datasets", "tuning-runs", "evaluation-runs"):
+    for path in (
+        "checkpoints",
+        "adapters",
+        "conversations",
+        "messages",
+        "datasets",
+        "tuning-runs",
+        "evaluation-runs",
+    ):
         assert client.get(f"/api/v1/{path}/{number}/").status_code == 404
 
 
@@ -100,7 +114,9 @@ def test_a_path_with_the_wrong_end_leads_to_the_right_one_method_and_body_kept(c
     assert client.get("/v1/models/", follow=True).json()["data"][0]["id"] == "base"
 
 
-@pytest.mark.parametrize("path", ["/api/v1/", "/api/v1/nothing/", "/api", "/v1", "/v1/embeddings", "/v1/embeddings/"])
+@pytest.mark.parametrize(
+    "path", ["/api/v1/", "/api/v1/nothing/", "/api", "/v1", "/v1/embeddings", "/v1/embeddings/"]
+)
 @pytest.mark.parametrize("method", ["get", "post", "delete"])
 def test_what_is_no_interface_is_a_404_that_scripts_can_read(method, path):
     response = getattr(Client(enforce_csrf_checks=True), method)(path)

@@ -21,7 +21,11 @@ async def test_the_tutorials_request(async_client, base, router):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", body["time"])
     (request,) = router.requests.values()
     assert (request.sampling.max_length, request.sampling.max_new_tokens) == (2048, None)
-    assert (request.sampling.top_p, request.sampling.temperature, request.sampling.top_k) == (0.7, 0.95, 50)
+    assert (request.sampling.top_p, request.sampling.temperature, request.sampling.top_k) == (
+        0.7,
+        0.95,
+        50,
+    )
 
 
 async def test_the_history_goes_along_and_grows(async_client, base, router):
@@ -33,13 +37,26 @@ async def test_the_history_goes_along_and_grows(async_client, base, router):
 
 @pytest.mark.parametrize("falsy", [0, None, "", False])
 async def test_a_falsy_value_is_the_default(async_client, base, router, falsy):
-    body = {"prompt": "x", "history": falsy, "max_length": falsy, "top_p": falsy, "temperature": falsy, "model": falsy}
+    body = {
+        "prompt": "x",
+        "history": falsy,
+        "max_length": falsy,
+        "top_p": falsy,
+        "temperature": falsy,
+        "model": falsy,
+    }
     assert (await post(async_client, body)).status_code == 200
     (request,) = router.requests.values()
-    assert (request.sampling.max_length, request.sampling.top_p, request.sampling.temperature) == (2048, 0.7, 0.95)
+    assert (request.sampling.max_length, request.sampling.top_p, request.sampling.temperature) == (
+        2048,
+        0.7,
+        0.95,
+    )
 
 
-async def test_the_checkpoints_own_wish_comes_before_the_default_and_after_the_request(async_client, base, router):
+async def test_the_checkpoints_own_wish_comes_before_the_default_and_after_the_request(
+    async_client, base, router
+):
     base.description = {"sampling": {"temperature": 0.2}}
     await base.asave()
     await post(async_client, {"prompt": "x"})

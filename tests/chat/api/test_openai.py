@@ -1,4 +1,6 @@
-"""/v1/ against a scripted worker: what goes to the engine, what comes back, and every refusal in OpenAI's words."""
+"""/v1/ against a scripted worker: what goes to the engine, what comes back, and every refusal in
+OpenAI's words.
+"""
 
 import asyncio
 import json
@@ -46,20 +48,40 @@ async def test_an_answer(async_client, base, router):
 async def test_what_the_engine_is_asked_for(async_client, adapter, router, member):
     await post(
         async_client,
-        model="base:tuned", temperature=0.5, top_p=0.9, max_tokens=9, seed=7, n=2, stop=["。", "x"], top_k=3,
+        model="base:tuned",
+        temperature=0.5,
+        top_p=0.9,
+        max_tokens=9,
+        seed=7,
+        n=2,
+        stop=["。", "x"],
+        top_k=3,
         messages=[
             {"role": "developer", "content": "简短"},
-            {"role": "user", "content": [{"type": "text", "text": "你"}, {"type": "text", "text": "好"}]},
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "你"}, {"type": "text", "text": "好"}],
+            },
             {"role": "assistant", "content": None},
             {"role": "user", "content": "?"},
         ],
-    )  # fmt: skip
+    )
     first, second = router.requests.values()
-    assert [message["role"] for message in first.messages] == ["system", "user", "assistant", "user"]
+    assert [message["role"] for message in first.messages] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+    ]
     assert first.messages[1]["content"] == "你好" and first.messages[2]["content"] == ""
     assert (first.adapter.name, first.adapter.folder) == (adapter.sha256, str(adapter.path))
     sampling = first.sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (0.5, 0.9, 3, 9)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (
+        0.5,
+        0.9,
+        3,
+        9,
+    )
     assert (sampling.stop, sampling.seed, second.sampling.seed) == (("。", "x"), 7, 8)
     assert first.user == str(member.pk) and router.checkpoints[0].name == "base"
 
@@ -71,7 +93,9 @@ async def test_a_stream(async_client, base, router):
     assert chunks[-1] == "[DONE]"
     assert chunks[-2]["choices"] == [] and chunks[-2]["usage"]["completion_tokens"] == 4
     for index in (0, 1):
-        own = [chunk["choices"][0] for chunk in chunks[:-2] if chunk["choices"][0]["index"] == index]
+        own = [
+            chunk["choices"][0] for chunk in chunks[:-2] if chunk["choices"][0]["index"] == index
+        ]
         assert own[0]["delta"]["role"] == "assistant" and own[-1]["finish_reason"] == "stop"
         assert "".join(choice["delta"].get("content", "") for choice in own) == "你好"
     assert all(chunk["usage"] is None for chunk in chunks[:-2])
@@ -87,7 +111,14 @@ async def test_logprobs(async_client, base, router):
     assert [entry["token"] for entry in body["choices"][0]["logprobs"]["content"]] == ["a", "a"]
     assert next(iter(router.requests.values())).sampling.logprobs == 3
     chunks = await chunks_of(await post(async_client, logprobs=True, stream=True))
-    assert sum(len(c["choices"][0]["logprobs"]["content"]) for c in chunks[:-1] if c["choices"][0]["logprobs"]) == 2
+    assert (
+        sum(
+            len(c["choices"][0]["logprobs"]["content"])
+            for c in chunks[:-1]
+            if c["choices"][0]["logprobs"]
+        )
+        == 2
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -127,23 +158,38 @@ async def test_who_leaves_aborts(async_client, base, router, stream):
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_refusal_has_its_status_even_for_a_stream(async_client, base, router, refusal, status, code, stream):
+async def test_a_refusal_has_its_status_even_for_a_stream(
+    async_client, base, router, refusal, status, code, stream
+):
     router.refusal = refusal
     response = await post(async_client, stream=stream)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
-    assert response.get("Retry-After") == ({"queue_full": "9"}.get(code, "5") if status == 503 else None)
+    assert response.get("Retry-After") == (
+        {"queue_full": "9"}.get(code, "5") if status == 503 else None
+    )
 
 
 async def test_a_failure_on_the_way_is_the_streams_last_word(async_client, base, router):
     failure = {"message": "NaN", "type": "server_error", "param": None, "code": "nan_logits"}
-    router.script = lambda request: [("queued", {}), ("delta", {"text": "你"}), ("failed", {"error": failure})]
-    assert (await chunks_of(await post(async_client, stream=True)))[-2:] == [{"error": failure}, "[DONE]"]
+    router.script = lambda request: [
+        ("queued", {}),
+        ("delta", {"text": "你"}),
+        ("failed", {"error": failure}),
+    ]
+    assert (await chunks_of(await post(async_client, stream=True)))[-2:] == [
+        {"error": failure},
+        "[DONE]",
+    ]
     response = await post(async_client)
     assert (response.status_code, response.json()) == (500, {"error": failure})
 
 
 async def test_a_worker_that_dies_on_the_way_is_the_streams_last_word(async_client, base, router):
-    router.script = lambda request: [("queued", {}), ("delta", {"text": "你"}), ("delta", WorkerUnavailable("gone"))]
+    router.script = lambda request: [
+        ("queued", {}),
+        ("delta", {"text": "你"}),
+        ("delta", WorkerUnavailable("gone")),
+    ]
     chunks = await chunks_of(await post(async_client, stream=True))
     assert chunks[-2]["error"]["code"] == "worker_unavailable"
 
@@ -158,8 +204,14 @@ async def test_a_worker_that_dies_on_the_way_is_the_streams_last_word(async_clie
         ({"messages": [{"role": [], "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}, "messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]},
+            "messages",
+        ),
         ({"model": ""}, "model"),
         ({"model": 7}, "model"),
         ({"temperature": 2.1}, "temperature"),
@@ -186,11 +238,15 @@ async def test_a_worker_that_dies_on_the_way_is_the_streams_last_word(async_clie
         ({"logit_bias": {"1": 2}}, "logit_bias"),
     ],
 )
-async def test_a_bad_body_is_a_400_that_names_the_parameter(async_client, base, router, body, param):
+async def test_a_bad_body_is_a_400_that_names_the_parameter(
+    async_client, base, router, body, param
+):
     response = await post(async_client, **body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, param)
     assert response.json()["error"]["type"] == "invalid_request_error" and not router.requests
-    assert response.json()["error"]["message"].startswith(f"{param}: "), "all that many clients show"
+    assert response.json()["error"]["message"].startswith(f"{param}: "), (
+        "all that many clients show"
+    )
 
 
 async def test_what_is_left_open_is_as_the_checkpoint_wishes(async_client, base, router):
@@ -211,13 +267,24 @@ async def test_an_empty_system_message_is_none(async_client, base, router):
 
 
 async def test_chinese_is_written_as_it_is(async_client, base, router):
-    for response in (await post(async_client), await post(async_client, n=0), await post(async_client, model="无")):
+    for response in (
+        await post(async_client),
+        await post(async_client, n=0),
+        await post(async_client, model="无"),
+    ):
         assert b"\\u" not in response.content
 
 
 async def test_neutral_values_of_what_is_missing_are_accepted(async_client, base, router):
-    neutral = {"frequency_penalty": 0, "presence_penalty": 0.0, "tools": [], "response_format": {"type": "text"}}
-    assert (await post(async_client, **neutral, temperature=None, n=None, user="me")).status_code == 200
+    neutral = {
+        "frequency_penalty": 0,
+        "presence_penalty": 0.0,
+        "tools": [],
+        "response_format": {"type": "text"},
+    }
+    assert (
+        await post(async_client, **neutral, temperature=None, n=None, user="me")
+    ).status_code == 200
 
 
 @pytest.mark.parametrize("body", ["", "{", "[]", '"x"', "7", "[" * 100_000])
@@ -256,7 +323,12 @@ async def test_every_checkpoint_and_adapter_is_a_model(async_client, adapter, ro
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("get", URL), ("post", "/v1/models"), ("delete", "/v1/models/base"), ("post", "/v1/models/base")],
+    [
+        ("get", URL),
+        ("post", "/v1/models"),
+        ("delete", "/v1/models/base"),
+        ("post", "/v1/models/base"),
+    ],
 )
 async def test_another_method_is_a_405_in_openais_words(key, base, method, path):
     client = AsyncClient(enforce_csrf_checks=True)

@@ -53,7 +53,10 @@ def test_only_staff_register_a_checkpoint(client, staff, tmp_path, base):
     assert created.status_code == 201 and created.json()["name"] == "new model"
     refused = client.post("/api/v1/checkpoints/", {"path": str(tmp_path)}, JSON)
     assert refused.status_code == 400
-    assert refused.json()["error"]["code"] == "config_missing" and refused.json()["error"]["param"] == "path"
+    assert (
+        refused.json()["error"]["code"] == "config_missing"
+        and refused.json()["error"]["param"] == "path"
+    )
     assert Checkpoint.objects.count() == 2
 
 
@@ -62,9 +65,17 @@ def test_only_staff_register_a_checkpoint(client, staff, tmp_path, base):
 
 def test_an_adapter_as_documented(client, adapter, base):
     (found,) = client.get("/api/v1/adapters/").json()["results"]
-    assert {name: found[name] for name in ("id", "name", "checkpoint", "pre_seq_len", "step", "tuning_run")} == {
-        "id": adapter.pk, "name": "tuned", "checkpoint": base.pk, "pre_seq_len": PRE_SEQ_LEN, "step": 7, "tuning_run": None,
-    }  # fmt: skip
+    assert {
+        name: found[name]
+        for name in ("id", "name", "checkpoint", "pre_seq_len", "step", "tuning_run")
+    } == {
+        "id": adapter.pk,
+        "name": "tuned",
+        "checkpoint": base.pk,
+        "pre_seq_len": PRE_SEQ_LEN,
+        "step": 7,
+        "tuning_run": None,
+    }
     assert found["sha256"] == adapter.sha256
 
 
@@ -72,8 +83,12 @@ def test_the_owner_renames_shares_and_deletes_an_adapter(client, other_client, a
     path = f"/api/v1/adapters/{adapter.pk}/"
     assert client.patch(path, {"name": "base"}, JSON).json()["error"]["code"] == "name_taken"
     assert client.patch(path, {"name": "a:b"}, JSON).json()["error"]["param"] == "name"
-    assert client.patch(path, {"name": "tuned", "shared": True, "sha256": "x"}, JSON).status_code == 200
-    assert other_client.patch(path, {"name": "stolen"}, JSON).status_code == 403  # seen, but not theirs
+    assert (
+        client.patch(path, {"name": "tuned", "shared": True, "sha256": "x"}, JSON).status_code
+        == 200
+    )
+    # seen, but not theirs
+    assert other_client.patch(path, {"name": "stolen"}, JSON).status_code == 403
     assert other_client.delete(path).status_code == 403
     adapter.refresh_from_db()
     assert (adapter.name, adapter.shared, len(adapter.sha256)) == ("tuned", True, 64)
@@ -118,11 +133,17 @@ def test_a_conversation_is_made_renamed_and_deleted(client, member):
 
 def test_a_message_gives_its_pending_answer(client, conversation, adapter, scripted):
     path = f"/api/v1/conversations/{conversation.pk}/messages/"
-    sent = client.post(path, {"content": "你好", "adapter": adapter.pk, "sampling": {"do_sample": False}}, JSON)
+    sent = client.post(
+        path, {"content": "你好", "adapter": adapter.pk, "sampling": {"do_sample": False}}, JSON
+    )
     assert sent.status_code == 202
     message, answer = sent.json()["message"], sent.json()["answer"]
     assert (message["role"], message["content"], message["status"]) == ("user", "你好", "complete")
-    assert (answer["role"], answer["status"], answer["adapter"]) == ("assistant", "queued", adapter.pk)
+    assert (answer["role"], answer["status"], answer["adapter"]) == (
+        "assistant",
+        "queued",
+        adapter.pk,
+    )
     assert (answer["model"], answer["sampling"]) == ("base:tuned", {"do_sample": False})
     assert [started.pk for started in scripted.started] == [answer["id"]]
     listed = client.get(path).json()["results"]
@@ -130,7 +151,9 @@ def test_a_message_gives_its_pending_answer(client, conversation, adapter, scrip
     assert client.get(f"/api/v1/messages/{answer['id']}/").json() == answer
 
 
-def test_an_absent_adapter_is_the_last_one_and_null_is_none(client, conversation, adapter, scripted):
+def test_an_absent_adapter_is_the_last_one_and_null_is_none(
+    client, conversation, adapter, scripted
+):
     path = f"/api/v1/conversations/{conversation.pk}/messages/"
     used = []
     for choice in ({"adapter": "tuned"}, {}, {"adapter": None}, {}):
@@ -144,14 +167,20 @@ def test_a_bad_message_names_every_problem(client, conversation, base, scripted)
     body = {"content": " ", "adapter": "none", "sampling": {"top_p": 7}}
     error = client.post(path, body, JSON)
     assert error.status_code == 400
-    assert {p["param"] for p in error.json()["error"]["problems"]} == {"content", "adapter", "sampling.top_p"}
+    assert {p["param"] for p in error.json()["error"]["problems"]} == {
+        "content",
+        "adapter",
+        "sampling.top_p",
+    }
     for nonsense in ("[1]", '"x"', "nonsense"):
         assert client.post(path, nonsense, JSON).status_code == 400
     assert not scripted.started
 
 
 def test_a_second_message_is_a_conflict(client, conversation, answer, scripted):
-    response = client.post(f"/api/v1/conversations/{conversation.pk}/messages/", {"content": "x"}, JSON)
+    response = client.post(
+        f"/api/v1/conversations/{conversation.pk}/messages/", {"content": "x"}, JSON
+    )
     assert response.status_code == 409 and response.json()["error"]["code"] == "answer_in_flight"
 
 
@@ -160,12 +189,20 @@ def test_a_second_message_is_a_conflict(client, conversation, answer, scripted):
     [
         (WorkerUnavailable("down"), 503, "worker_unavailable"),
         (RequestRefused("queue_full", "full", retry_after=9), 503, "queue_full"),
-        (RequestRefused("context_length_exceeded", "too long", param="messages"), 400, "context_length_exceeded"),
+        (
+            RequestRefused("context_length_exceeded", "too long", param="messages"),
+            400,
+            "context_length_exceeded",
+        ),
     ],
 )
-def test_a_worker_that_does_not_take_it_is_told(client, conversation, base, scripted, failure, status, code):
+def test_a_worker_that_does_not_take_it_is_told(
+    client, conversation, base, scripted, failure, status, code
+):
     scripted.failure = failure
-    response = client.post(f"/api/v1/conversations/{conversation.pk}/messages/", {"content": "x"}, JSON)
+    response = client.post(
+        f"/api/v1/conversations/{conversation.pk}/messages/", {"content": "x"}, JSON
+    )
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert ("Retry-After" in response) == (status == 503)
     assert conversation.messages.last().status == "failed"  # the row explains itself
@@ -175,7 +212,9 @@ def test_a_worker_that_does_not_take_it_is_told(client, conversation, base, scri
 
 
 @pytest.mark.django_db(transaction=True)
-async def test_a_stream_numbers_its_frames_and_ends_with_the_terminal_one(async_client, answer, scripted):
+async def test_a_stream_numbers_its_frames_and_ends_with_the_terminal_one(
+    async_client, answer, scripted
+):
     response = await async_client.get(f"/api/v1/messages/{answer.pk}/stream/")
     assert response.status_code == 200 and response["Content-Type"].startswith("text/event-stream")
     frames = frames_of(await read(response))
@@ -186,10 +225,15 @@ async def test_a_stream_numbers_its_frames_and_ends_with_the_terminal_one(async_
 
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize(
-    ("query", "headers"), [("?after=4", {}), ("", {"Last-Event-ID": "4"}), ("?after=4", {"Last-Event-ID": "1"})]
+    ("query", "headers"),
+    [("?after=4", {}), ("", {"Last-Event-ID": "4"}), ("?after=4", {"Last-Event-ID": "1"})],
 )
-async def test_a_stream_goes_on_where_the_reader_left(async_client, answer, scripted, query, headers):
-    response = await async_client.get(f"/api/v1/messages/{answer.pk}/stream/{query}", headers=headers)
+async def test_a_stream_goes_on_where_the_reader_left(
+    async_client, answer, scripted, query, headers
+):
+    response = await async_client.get(
+        f"/api/v1/messages/{answer.pk}/stream/{query}", headers=headers
+    )
     assert [int(fields["id"]) for fields, _data in frames_of(await read(response))] == [5, 6]
 
 

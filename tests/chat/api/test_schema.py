@@ -10,21 +10,37 @@ def test_the_schema_has_no_warnings(tmp_path):
 
 def test_the_schema_describes_chat():
     paths = SchemaGenerator().get_schema(request=None, public=True)["paths"]
-    operations = {(path.removeprefix("/api/v1"), method) for path, methods in paths.items() for method in methods}
+    operations = {
+        (path.removeprefix("/api/v1"), method)
+        for path, methods in paths.items()
+        for method in methods
+    }
     assert {
-        ("/checkpoints/", "get"), ("/checkpoints/", "post"), ("/checkpoints/{id}/", "get"),
-        ("/adapters/", "get"), ("/adapters/{id}/", "patch"), ("/adapters/{id}/", "delete"), ("/adapters/{id}/download/", "get"),
-        ("/conversations/", "post"), ("/conversations/{id}/", "delete"),
-        ("/conversations/{id}/messages/", "get"), ("/conversations/{id}/messages/", "post"),
-        ("/messages/{id}/", "get"), ("/messages/{id}/stream/", "get"), ("/messages/{id}/stop/", "post"),
-    } <= operations  # fmt: skip
+        ("/checkpoints/", "get"),
+        ("/checkpoints/", "post"),
+        ("/checkpoints/{id}/", "get"),
+        ("/adapters/", "get"),
+        ("/adapters/{id}/", "patch"),
+        ("/adapters/{id}/", "delete"),
+        ("/adapters/{id}/download/", "get"),
+        ("/conversations/", "post"),
+        ("/conversations/{id}/", "delete"),
+        ("/conversations/{id}/messages/", "get"),
+        ("/conversations/{id}/messages/", "post"),
+        ("/messages/{id}/", "get"),
+        ("/messages/{id}/stream/", "get"),
+        ("/messages/{id}/stop/", "post"),
+    } <= operations
     send = paths["/api/v1/conversations/{id}/messages/"]["post"]
     assert {p["name"]: p["schema"]["type"] for p in send["parameters"]} == {"id": "integer"}
     assert set(send["responses"]) == {"202", "default"}, "the default is the error envelope"
     stream = paths["/api/v1/messages/{id}/stream/"]["get"]
     assert "text/event-stream" in stream["responses"]["200"]["content"]
     assert "after" in {parameter["name"] for parameter in stream["parameters"]}
-    assert "application/zip" in paths["/api/v1/adapters/{id}/download/"]["get"]["responses"]["200"]["content"]
+    assert (
+        "application/zip"
+        in paths["/api/v1/adapters/{id}/download/"]["get"]["responses"]["200"]["content"]
+    )
 
 
 def test_an_upload_is_a_file_and_a_blank_text_is_none():

@@ -1,4 +1,6 @@
-"""Scripts against the real web process: the official OpenAI client, the tutorial's curl, event streams and websockets."""
+"""Scripts against the real web process: the official OpenAI client, the tutorial's curl, event
+streams and websockets.
+"""
 
 import http.client
 import json
@@ -31,7 +33,9 @@ def client(web):
 
 
 def curl(*arguments: str) -> str:
-    return subprocess.run(["curl", "-sS", *arguments], capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run(
+        ["curl", "-sS", *arguments], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
 
 
 def ask(words: str, **more) -> dict:
@@ -89,7 +93,9 @@ def test_the_official_client_understands_every_refusal(web, client):
 def test_a_client_that_leaves_aborts_its_generation(web, stream, words):
     connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
     headers = {"Authorization": f"Bearer {web.key}", "Content-Type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps(ask(words, stream=stream)), headers)
+    connection.request(
+        "POST", "/v1/chat/completions", json.dumps(ask(words, stream=stream)), headers
+    )
     wait_for(lambda: rows_of(web) == 1, 10, "the generation")
     connection.close()
     wait_for(lambda: rows_of(web) == 0, 10, "its end")
@@ -98,10 +104,17 @@ def test_a_client_that_leaves_aborts_its_generation(web, stream, words):
 def test_the_tutorials_curl(web):
     reply = json.loads(
         curl(
-            "-X", "POST", web.url, "-H", "Content-Type: application/json", "-H", f"Authorization: Bearer {web.key}",
-            "-d", '{"prompt": "words 3", "history": []}',
+            "-X",
+            "POST",
+            web.url,
+            "-H",
+            "Content-Type: application/json",
+            "-H",
+            f"Authorization: Bearer {web.key}",
+            "-d",
+            '{"prompt": "words 3", "history": []}',
         )
-    )  # fmt: skip
+    )
     assert reply["status"] == 200 and reply["history"] == [["words 3", reply["response"]]]
     assert len(reply["response"].split()) == 3
 
@@ -110,11 +123,16 @@ def test_a_conversation_over_rest_and_its_event_stream(web):
     header = ["-H", f"Authorization: Bearer {web.key}", "-H", "Content-Type: application/json"]
     conversation = json.loads(curl(f"{web.url}/api/v1/conversations/", *header, "-d", "{}"))["id"]
     messages = f"{web.url}/api/v1/conversations/{conversation}/messages/"
-    answer = json.loads(curl(messages, *header, "-d", '{"content": "every 0.05 words 10"}'))["answer"]
+    answer = json.loads(curl(messages, *header, "-d", '{"content": "every 0.05 words 10"}'))[
+        "answer"
+    ]
     stream = f"{web.url}/api/v1/messages/{answer['id']}/stream/"
     whole, later = (curl("-N", f"{stream}?after={after}", *header) for after in (0, 3))
     for text, after in ((whole, 0), (later, 3)):
-        blocks = [dict(line.split(": ", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+        blocks = [
+            dict(line.split(": ", 1) for line in block.splitlines())
+            for block in text.strip().split("\n\n")
+        ]
         numbers = [int(block["id"]) for block in blocks]
         assert numbers == sorted(set(numbers)) and numbers[0] > after
         assert blocks[-1]["event"] == "message.finished"
@@ -128,7 +146,9 @@ def test_stop_over_rest_keeps_what_was_written(web):
     messages = f"{web.url}/api/v1/conversations/{conversation}/messages/"
     answer = json.loads(curl(messages, *header, "-d", '{"content": "hang"}'))["answer"]
     wait_for(lambda: rows_of(web) == 1, 10, "the generation")
-    stopped = json.loads(curl("-X", "POST", f"{web.url}/api/v1/messages/{answer['id']}/stop/", *header))
+    stopped = json.loads(
+        curl("-X", "POST", f"{web.url}/api/v1/messages/{answer['id']}/stop/", *header)
+    )
     assert stopped["status"] == "stopped" and len(stopped["content"].split()) == 1
     assert rows_of(web) == 0
 
@@ -165,8 +185,12 @@ def test_stop_ends_mine_and_nobody_elses(web):
             page.send(json.dumps({"type": "message.send", "content": "every 0.02 words 60"}))
         answer = json.loads(mine.recv(10))["message"]
         other.recv(10)
-        other.send(json.dumps({"type": "message.stop", "message": answer}))  # of another conversation
-        assert json.loads(wait_for(lambda: error_of(other), 10, "the refusal"))["error"]["code"] == "not_found"
+        # of another conversation
+        other.send(json.dumps({"type": "message.stop", "message": answer}))
+        assert (
+            json.loads(wait_for(lambda: error_of(other), 10, "the refusal"))["error"]["code"]
+            == "not_found"
+        )
         mine.send(json.dumps({"type": "message.stop", "message": answer}))
         ended = until_the_end(mine)[-1]
         assert (ended["type"], ended["finish_reason"]) == ("message.finished", "abort")
@@ -195,7 +219,8 @@ def test_an_answer_too_long_for_one_frame_is_read_to_its_end(web):
     conversation = conversation_of(web)
     code = f"""
 from chat.models import Message
-print(Message.objects.create(conversation_id={conversation}, role="assistant", content="字" * 400_000).pk)
+content = "字" * 400_000
+print(Message.objects.create(conversation_id={conversation}, role="assistant", content=content).pk)
 """
     message = int(web.manage("shell", "-v", "0", "-c", code))
     with socket(web, conversation) as page:
@@ -211,7 +236,10 @@ print(Message.objects.create(conversation_id={conversation}, role="assistant", c
 def test_the_socket_needs_a_login_an_owner_and_this_sites_origin(web):
     conversation = conversation_of(web)
     for cookie, number, code in (("", conversation, 4401), (None, conversation + 1000, 4404)):
-        with socket(web, number, cookie) as page, pytest.raises(websockets.ConnectionClosed) as caught:
+        with (
+            socket(web, number, cookie) as page,
+            pytest.raises(websockets.ConnectionClosed) as caught,
+        ):
             page.recv(10)
         assert caught.value.rcvd.code == code
     with pytest.raises(websockets.InvalidStatus) as refused:
@@ -225,7 +253,10 @@ def test_a_scripts_key_opens_the_socket_of_its_owner(web):
         script.send(json.dumps({"type": "message.send", "content": "words 3"}))
         assert len(text_of(until_the_end(script)).split()) == 3
     wrong = {"Authorization": "Bearer sk-wrong"}
-    with connect(address, additional_headers=wrong) as script, pytest.raises(websockets.ConnectionClosed) as caught:
+    with (
+        connect(address, additional_headers=wrong) as script,
+        pytest.raises(websockets.ConnectionClosed) as caught,
+    ):
         script.recv(10)
     assert caught.value.rcvd.code == 4401
 
@@ -240,7 +271,13 @@ def test_a_worker_that_dies_ends_the_stream_and_the_next_request_is_told_to_wait
             client.chat.completions.create(**ask("x"))
         assert caught.value.status_code == 503 and caught.value.response.headers["Retry-After"]
         reply = curl(
-            "-w", "%{http_code}", f"{web.url}/", "-H", f"Authorization: Bearer {web.key}", "-d", '{"prompt": "x"}'
+            "-w",
+            "%{http_code}",
+            f"{web.url}/",
+            "-H",
+            f"Authorization: Bearer {web.key}",
+            "-d",
+            '{"prompt": "x"}',
         )
         assert reply.endswith("503")
         with socket(web, conversation_of(web)) as page:

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @asynccontextmanager
 async def socket(user, conversation_id):
-    communicator = WebsocketCommunicator(URLRouter(websocket_urlpatterns), f"/ws/conversations/{conversation_id}/")
+    communicator = WebsocketCommunicator(
+        URLRouter(websocket_urlpatterns), f"/ws/conversations/{conversation_id}/"
+    )
     communicator.scope["user"] = user
     connected, _protocol = await communicator.connect()
     assert connected
@@ -35,13 +37,24 @@ async def hear(communicator, count: int) -> list[dict]:
 
 async def test_a_message_is_answered_frame_by_frame(member, conversation, base, scripted):
     async with socket(member, conversation.pk) as page:
-        await page.send_json_to({"type": "message.send", "content": "你好", "sampling": {"seed": 3}})
+        await page.send_json_to(
+            {"type": "message.send", "content": "你好", "sampling": {"seed": 3}}
+        )
         frames = await hear(page, 6)
     assert [frame["type"] for frame in frames[:2]] == ["message.queued", "message.started"]
     assert "".join(frame.get("text", "") for frame in frames) == "你好，**世界**"
-    assert frames[-1]["type"] == "message.finished" and [frame["seq"] for frame in frames] == [1, 2, 3, 4, 5, 6]
+    assert frames[-1]["type"] == "message.finished" and [frame["seq"] for frame in frames] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     answer = await Message.objects.aget(pk=frames[0]["message"])
-    assert (answer.role, answer.sampling) == ("assistant", {"seed": 3}) and scripted.started == [answer]
+    assert (answer.role, answer.sampling) == ("assistant", {"seed": 3}) and scripted.started == [
+        answer
+    ]
 
 
 async def test_a_page_attaches_where_it_left(member, conversation, answer, scripted):
@@ -98,7 +111,9 @@ async def test_a_worker_that_is_down_is_seen_in_the_answer(member, conversation,
         ('{"type": "ack", "seq": null}', "invalid"),
     ],
 )
-async def test_a_bad_frame_is_answered_and_the_socket_stays(member, conversation, base, scripted, frame, code):
+async def test_a_bad_frame_is_answered_and_the_socket_stays(
+    member, conversation, base, scripted, frame, code
+):
     async with socket(member, conversation.pk) as page:
         await page.send_to(text_data=frame)
         (refusal,) = await hear(page, 1)
@@ -113,7 +128,9 @@ async def test_bytes_are_answered_too(member, conversation, base, scripted):
         assert (await hear(page, 1))[0]["error"]["code"] == "unknown_frame"
 
 
-async def test_a_client_that_left_before_its_frames_were_read_is_no_fault(member, conversation, base, monkeypatch):
+async def test_a_client_that_left_before_its_frames_were_read_is_no_fault(
+    member, conversation, base, monkeypatch
+):
     """The server hands on what the client had sent, and refuses to send to it."""
 
     async def gone(self, **frame):
@@ -128,13 +145,17 @@ async def test_a_client_that_left_before_its_frames_were_read_is_no_fault(member
         assert (await hear(page, 1))[0]["error"]["code"] == "not_json"
 
 
-async def test_a_second_message_is_refused_while_an_answer_is_written(member, conversation, answer, scripted):
+async def test_a_second_message_is_refused_while_an_answer_is_written(
+    member, conversation, answer, scripted
+):
     async with socket(member, conversation.pk) as page:
         await page.send_json_to({"type": "message.send", "content": "x"})
         assert (await hear(page, 1))[0]["error"]["code"] == "answer_in_flight"
 
 
-async def test_a_reader_that_does_not_acknowledge_is_closed(member, conversation, answer, scripted, monkeypatch):
+async def test_a_reader_that_does_not_acknowledge_is_closed(
+    member, conversation, answer, scripted, monkeypatch
+):
     monkeypatch.setattr(websocket, "WINDOW", 300)
     async with socket(member, conversation.pk) as page:
         await page.send_json_to({"type": "attach", "message": answer.pk, "after": 0})
@@ -145,7 +166,9 @@ async def test_a_reader_that_does_not_acknowledge_is_closed(member, conversation
         assert output["code"] == websocket.TOO_SLOW
 
 
-async def test_a_reader_that_acknowledges_hears_everything(member, conversation, answer, scripted, monkeypatch):
+async def test_a_reader_that_acknowledges_hears_everything(
+    member, conversation, answer, scripted, monkeypatch
+):
     monkeypatch.setattr(websocket, "WINDOW", 300)
 
     async def slowly(message: int, after: int):
@@ -174,7 +197,9 @@ async def test_a_conversation_is_its_owners(conversation, other_member, staff, w
         assert await page.receive_output(timeout=5) == {"type": "websocket.close", "code": code}
 
 
-async def test_another_conversations_message_is_not_found_here(member, other_member, conversation, answer, scripted):
+async def test_another_conversations_message_is_not_found_here(
+    member, other_member, conversation, answer, scripted
+):
     mine_too = await Conversation.objects.acreate(owner=member)
     theirs = await Conversation.objects.acreate(owner=other_member)
     foreign = await theirs.messages.acreate(role="assistant", status="queued")

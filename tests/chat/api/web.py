@@ -1,4 +1,4 @@
-"""The web process as people run it (its own database), in front of a worker process that needs no model."""
+"""The web process as people run it, in front of a worker process that needs no model."""
 
 import os
 import subprocess
@@ -17,7 +17,10 @@ from importlib import import_module
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from portal.models import ApiKey, User
-Checkpoint.objects.create(name={CHECKPOINT.name!r}, path="/nowhere", fingerprint={CHECKPOINT.fingerprint!r}, is_default=True)
+Checkpoint.objects.create(
+    name={CHECKPOINT.name!r}, path="/nowhere",
+    fingerprint={CHECKPOINT.fingerprint!r}, is_default=True
+)
 user = User.objects.create(username="member")
 session = import_module(settings.SESSION_ENGINE).SessionStore()
 session[SESSION_KEY], session[HASH_SESSION_KEY] = str(user.pk), user.get_session_auth_hash()
@@ -29,7 +32,7 @@ print(ApiKey.create_for(user)[1], session.session_key, conversation.pk)
 
 
 class Web:
-    """`with Web() as web:` has `web.url`, `web.key`, `web.cookie`, `web.conversation` and `web.worker`."""
+    """`with Web() as web:` has `web.url`, `.key`, `.cookie`, `.conversation` and `.worker`."""
 
     def __init__(self, **environment: str):
         self.more = environment
@@ -46,7 +49,9 @@ class Web:
             **self.more,
         }
         self.manage("migrate", "-v", "0")
-        self.key, self.cookie, self.conversation = self.manage("shell", "-v", "0", "-c", ROWS).split()[-3:]
+        self.key, self.cookie, self.conversation = self.manage(
+            "shell", "-v", "0", "-c", ROWS
+        ).split()[-3:]
         static = Path(self.folder.name) / "static"  # collecting the real ones takes seconds
         static.mkdir()
         (static / "x.js").write_text("1")
@@ -55,8 +60,11 @@ class Web:
         self.log = open(Path(self.folder.name) / "web.log", "w+")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "portal.web_server", "--port", str(self.port)],
-            cwd=ROOT, env=self.environment, stdout=self.log, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=self.environment,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
         wait_for(self.answers, 60, "the web process")
         return self
 

@@ -28,12 +28,15 @@ def model(folder):
 
 
 class Case:
-    """One recorded case: its inputs as tensors by attribute, everything else by item as an array."""
+    """One recorded case: its inputs as tensors by attribute, everything else by item as an
+    array.
+    """
 
     def __init__(self, name):
         self.arrays = np.load(DATA / f"{name}.npz")
         self.inputs = {
-            key: torch.from_numpy(self.arrays[key]) for key in ("input_ids", "attention_mask", "position_ids")
+            key: torch.from_numpy(self.arrays[key])
+            for key in ("input_ids", "attention_mask", "position_ids")
         }
 
     @property
@@ -58,7 +61,9 @@ def golden_folder():
 
 
 def vocabulary_folder():
-    """The published vocabulary and its tokenizer_config.json; the folder is named by CHATGLM_VOCABULARY."""
+    """The published vocabulary and its tokenizer_config.json; the folder is named by
+    CHATGLM_VOCABULARY.
+    """
     folder = os.environ.get("CHATGLM_VOCABULARY")
     if not folder:
         pytest.skip("CHATGLM_VOCABULARY names no folder with the published vocabulary")

@@ -1,7 +1,11 @@
-"""Makes tests/data/chatglm/vocabulary.model: a small vocabulary with the published one's layout, from project-written text.
+"""Makes tests/data/chatglm/vocabulary.model: a small vocabulary with the published one's layout,
+from project-written text.
 
-Layout: 0-4 <unk> <s> </s> <pad> <n>, then 995 ordinary pieces, 1000-1007 control pieces, 1008 <|tab|>, 1009-1087 blanks of
-2 to 80 spaces, 1088-1343 bytes. Run from the repository root:  python -m tests.chat.chatglm.make_vocabulary
+Layout: 0-4 <unk> <s> </s> <pad> <n>, then 995 ordinary pieces, 1000-1007 control pieces,
+1008 <|tab|>, 1009-1087 blanks of 2 to 80 spaces, 1088-1343 bytes. Run from the repository root:
+
+    python -m tests.chat.chatglm.make_vocabulary
+
 """
 
 import io
@@ -22,7 +26,9 @@ def texts() -> list[str]:
     spoken = [message["content"] for talk in conversations(3000, seed=1) for message in talk]
     root = Path(__file__).parents[3]
     sources = [
-        line for path in sorted((root / "chat" / "chatglm").glob("*.py")) for line in path.open(encoding="utf-8")
+        line
+        for path in sorted((root / "chat" / "chatglm").glob("*.py"))
+        for line in path.open(encoding="utf-8")
     ]
     return [*spoken, *sources]
 
@@ -68,7 +74,11 @@ def field(number: int, wire: int, value: bytes) -> bytes:
 
 
 def piece(text: str, score: float, kind: int) -> bytes:
-    body = field(1, 2, text.encode()) + field(2, 5, struct.pack("<f", score)) + field(3, 0, varint(kind))
+    body = (
+        field(1, 2, text.encode())
+        + field(2, 5, struct.pack("<f", score))
+        + field(3, 0, varint(kind))
+    )
     return field(1, 2, body)
 
 

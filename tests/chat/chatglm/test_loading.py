@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
 
 from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMModel
 from chat.checkpoints.describe import CheckpointInvalid
@@ -36,8 +42,12 @@ def test_every_recorded_key_is_known(folder):
     recorded = json.loads((DATA / "state_dict_shapes.json").read_text())
     shapes = {name: shape for name, (shape, _) in recorded.items()}
     own = AutoModelForCausalLM.from_pretrained(folder).state_dict()
-    assert all("inv_freq" in name or name == "lm_head.weight" for name in shapes.keys() - own.keys())
-    assert {name: list(tensor.shape) for name, tensor in own.items()} == {name: shapes[name] for name in own}
+    assert all(
+        "inv_freq" in name or name == "lm_head.weight" for name in shapes.keys() - own.keys()
+    )
+    assert {name: list(tensor.shape) for name, tensor in own.items()} == {
+        name: shapes[name] for name in own
+    }
 
 
 @pytest.mark.parametrize("auto", [AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM])
@@ -52,7 +62,9 @@ def test_code_in_the_folder_is_never_run(tmp_path, ids, expected):
     for name in ("configuration_chatglm", "modeling_chatglm", "tokenization_chatglm"):
         (folder / f"{name}.py").write_text("raise SystemExit('remote code was run')")
     tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
-    tokenizer_config["auto_map"] = {"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]}
+    tokenizer_config["auto_map"] = {
+        "AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     assert "auto_map" in json.loads((folder / "config.json").read_text())
     config = AutoConfig.from_pretrained(folder)
@@ -65,22 +77,29 @@ def test_code_in_the_folder_is_never_run(tmp_path, ids, expected):
 
 
 def test_shards_with_a_stale_index(tmp_path, ids, expected):
-    """fp16 in three shards; the index's total is wrong, as the published one's is. The weights are exact in fp16."""
+    """fp16 in three shards; the index's total is wrong, as the published one's is. The weights are
+    exact in fp16.
+    """
     folder = tiny_folder(tmp_path, weights="fp16")
     assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.float16
     assert torch.equal(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(input_ids=ids).logits, expected
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(input_ids=ids).logits,
+        expected,
     )
 
 
 def test_layer_norms_may_be_stored_in_fp32(tmp_path, ids, expected):
     folder = tiny_folder(tmp_path)
-    state = {name: tensor if "layernorm" in name else tensor.half() for name, tensor in state_of(folder).items()}
+    state = {
+        name: tensor if "layernorm" in name else tensor.half()
+        for name, tensor in state_of(folder).items()
+    }
     torch.save(state, folder / "pytorch_model.bin")
     half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16)
     assert {parameter.dtype for parameter in half.parameters()} == {torch.float16}
     assert torch.equal(
-        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(input_ids=ids).logits, expected
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)(input_ids=ids).logits,
+        expected,
     )
 
 
@@ -92,9 +111,13 @@ def test_of_a_differing_head_the_embedding_wins(tmp_path, ids, expected):
     assert torch.equal(AutoModelForCausalLM.from_pretrained(folder)(input_ids=ids).logits, expected)
 
 
-@pytest.mark.parametrize("silent", [(), ("mask_token_id", "gmask_token_id"), ("mask_token_id", "eos_token_id")])
+@pytest.mark.parametrize(
+    "silent", [(), ("mask_token_id", "gmask_token_id"), ("mask_token_id", "eos_token_id")]
+)
 def test_the_oldest_vocabulary_layout(tmp_path, ids, expected, silent):
-    """20,000 unused image tokens stand first, every id is 20,000 higher; the first config.json did not name them all."""
+    """20,000 unused image tokens stand first, every id is 20,000 higher; the first config.json did
+    not name them all.
+    """
     images = 20000
     folder = tiny_folder(tmp_path)
     state = state_of(folder)
@@ -114,7 +137,10 @@ def test_the_oldest_vocabulary_layout(tmp_path, ids, expected, silent):
     assert torch.allclose(old(input_ids=ids + images).logits[..., images:], expected, atol=1e-5)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.encode("你好")[-2:] == [old.config.gmask_token_id, old.config.bos_token_id]
-    assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (old.config.mask_token_id, old.config.eos_token_id)
+    assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (
+        old.config.mask_token_id,
+        old.config.eos_token_id,
+    )
 
 
 @pytest.mark.parametrize("vocabulary", [130528, 150528])
@@ -132,7 +158,9 @@ def test_saved_and_loaded_again(folder, tmp_path, ids, expected):
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     loaded.save_pretrained(tmp_path, max_shard_size="300KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids=ids).logits, expected)
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(tmp_path)(input_ids=ids).logits, expected
+    )
     assert isinstance(ChatGLMModel.from_pretrained(tmp_path), ChatGLMModel)
 
 
@@ -149,14 +177,23 @@ def test_a_missing_shard_is_an_error_not_random_weights(tmp_path):
     state = state_of(folder)
     del state["transformer.layers.3.mlp.dense_h_to_4h.weight"]
     torch.save(state, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"lacks 1 .* transformer.layers.3.mlp.dense_h_to_4h.weight"):
+    with pytest.raises(
+        ValueError, match=r"lacks 1 .* transformer.layers.3.mlp.dense_h_to_4h.weight"
+    ):
         AutoModelForCausalLM.from_pretrained(folder)
 
 
 def test_weights_that_the_config_does_not_describe_are_an_error(folder, tmp_path):
-    """Layers too many, and packed weights without quantization_bit, whose integers would be taken for the weights."""
-    AutoModelForCausalLM.from_pretrained(folder, quantization_bit=8).save_pretrained(tmp_path / "int8")
-    for source, change in ((folder, {"num_layers": 3}), (tmp_path / "int8", {"quantization_bit": 0})):
+    """Layers too many, and packed weights without quantization_bit, whose integers would be taken
+    for the weights.
+    """
+    AutoModelForCausalLM.from_pretrained(folder, quantization_bit=8).save_pretrained(
+        tmp_path / "int8"
+    )
+    for source, change in (
+        (folder, {"num_layers": 3}),
+        (tmp_path / "int8", {"quantization_bit": 0}),
+    ):
         changed = shutil.copytree(source, tmp_path / "changed", dirs_exist_ok=True)
         config = json.loads((changed / "config.json").read_text())
         (changed / "config.json").write_text(json.dumps({**config, **change}))
@@ -172,7 +209,10 @@ def test_a_damaged_file_is_one_kind_of_error(folder, tmp_path, name, damage):
     if name == "model.safetensors":
         AutoModelForCausalLM.from_pretrained(folder).save_pretrained(damaged)
     content = (damaged / name).read_bytes()
-    rests = {"cut short": content[: len(content) // 2], "a pointer": b"version https://git-lfs.github.com/spec/v1\n"}
+    rests = {
+        "cut short": content[: len(content) // 2],
+        "a pointer": b"version https://git-lfs.github.com/spec/v1\n",
+    }
     (damaged / name).write_bytes(rests.get(damage, b""))
     with pytest.raises(OSError, match="vocabulary" if name == "ice_text.model" else name):
         AutoTokenizer.from_pretrained(damaged)
@@ -180,7 +220,9 @@ def test_a_damaged_file_is_one_kind_of_error(folder, tmp_path, name, damage):
 
 
 def test_a_tokenizer_whose_ids_the_model_does_not_have_is_refused(tmp_path):
-    """Without tokenizer_config.json the tokenizer's own default makes room for 20,000 images, as upstream's does."""
+    """Without tokenizer_config.json the tokenizer's own default makes room for 20,000 images, as
+    upstream's does.
+    """
     folder = tiny_folder(tmp_path)
     (folder / "tokenizer_config.json").unlink()
     with pytest.raises(CheckpointInvalid, match="tokenizer_config"):
@@ -188,7 +230,9 @@ def test_a_tokenizer_whose_ids_the_model_does_not_have_is_refused(tmp_path):
 
 
 def test_a_cache_folder_of_links_that_may_not_be_written(folder, tmp_path, ids, expected):
-    """As the Hugging Face hub lays it out: links to files of other names. What is saved holds files again."""
+    """As the Hugging Face hub lays it out: links to files of other names. What is saved holds files
+    again.
+    """
     blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "1"
     blobs.mkdir()
     snapshot.mkdir(parents=True)
@@ -196,9 +240,13 @@ def test_a_cache_folder_of_links_that_may_not_be_written(folder, tmp_path, ids, 
         shutil.copyfile(file, blobs / str(number))
         (snapshot / file.name).symlink_to(Path("../../blobs", str(number)))
     snapshot.chmod(0o555)
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(snapshot)(input_ids=ids).logits, expected)
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(snapshot)(input_ids=ids).logits, expected
+    )
     AutoTokenizer.from_pretrained(snapshot).save_pretrained(tmp_path / "saved")
-    assert (tmp_path / "saved" / "ice_text.model").is_file() and not (tmp_path / "saved/ice_text.model").is_symlink()
+    assert (tmp_path / "saved" / "ice_text.model").is_file() and not (
+        tmp_path / "saved/ice_text.model"
+    ).is_symlink()
     snapshot.chmod(0o755)
 
 
@@ -216,13 +264,22 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
 
 
 def test_a_device_map_spreads_the_layers(folder, tmp_path, ids, expected):
-    """Two places without two GPUs: the last layers live on disk and are brought in when they are needed."""
+    """Two places without two GPUs: the last layers live on disk and are brought in when they are
+    needed.
+    """
     names = ["word_embeddings", "layers.0", "layers.1", "layers.2", "layers.3", "final_layernorm"]
-    places = {f"transformer.{name}": "cpu" if index < 3 else "disk" for index, name in enumerate(names)}
-    spread = AutoModelForCausalLM.from_pretrained(folder, device_map=places, offload_folder=tmp_path)
+    places = {
+        f"transformer.{name}": "cpu" if index < 3 else "disk" for index, name in enumerate(names)
+    }
+    spread = AutoModelForCausalLM.from_pretrained(
+        folder, device_map=places, offload_folder=tmp_path
+    )
     assert spread.transformer.layers[3].mlp.dense_h_to_4h.weight.is_meta
     assert torch.allclose(spread(input_ids=ids).logits, expected, atol=1e-5)
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(folder, device_map="auto")(input_ids=ids).logits, expected)
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(folder, device_map="auto")(input_ids=ids).logits,
+        expected,
+    )
 
 
 MEASURE = """
@@ -248,7 +305,8 @@ MEASURE = """
     thread = threading.Thread(target=watch)
     thread.start()
     options = {"quantization_bit": int(sys.argv[4])} if len(sys.argv) > 4 else {}
-    model = AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype=getattr(torch, sys.argv[3]), **options)
+    dtype = getattr(torch, sys.argv[3])
+    model = AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype=dtype, **options)
     over = True
     thread.join()
     print((peak - start) / (sum(parameter.nbytes for parameter in model.parameters()) / 2**20))
@@ -258,8 +316,12 @@ MEASURE = """
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_loading_takes_little_more_than_the_weights(folder, tmp_path):
-    """A mid-size model with the published vocabulary, head stored twice: fp16 shards into every precision that we serve."""
-    config = ChatGLMConfig(hidden_size=512, num_layers=8, num_attention_heads=8, inner_hidden_size=2048)
+    """A mid-size model with the published vocabulary, head stored twice: fp16 shards into every
+    precision that we serve.
+    """
+    config = ChatGLMConfig(
+        hidden_size=512, num_layers=8, num_attention_heads=8, inner_hidden_size=2048
+    )
     config.dtype = torch.float16
     model = ChatGLMForConditionalGeneration(config).half()
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
@@ -267,7 +329,14 @@ def test_loading_takes_little_more_than_the_weights(folder, tmp_path):
     config.save_pretrained(tmp_path)
     write_shards(tmp_path, state, shards=4)
     del model, state
-    for options in (["float16"], ["float32"], ["float16", "4"], ["float16", "8"], ["float32", "4"], ["float32", "8"]):
+    for options in (
+        ["float16"],
+        ["float32"],
+        ["float16", "4"],
+        ["float16", "8"],
+        ["float32", "4"],
+        ["float32", "8"],
+    ):
         arguments = [sys.executable, "-c", textwrap.dedent(MEASURE), folder, tmp_path, *options]
         ratio = float(subprocess.run(arguments, check=True, capture_output=True, text=True).stdout)
         assert ratio <= 1.1, options

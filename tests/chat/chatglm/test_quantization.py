@@ -1,4 +1,6 @@
-"""Packed weights: bit-exact packing, logits of packed models, and the gradient to the activations."""
+"""Packed weights: bit-exact packing, logits of packed models, and the gradient to the
+activations.
+"""
 
 import os
 import subprocess
@@ -35,7 +37,9 @@ def packed_layer(bits, rows=96, columns=64, seed=0):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_packing_is_bit_exact(bits):
-    recorded = {key: torch.from_numpy(value) for key, value in np.load(DATA / "quant_linear.npz").items()}
+    recorded = {
+        key: torch.from_numpy(value) for key, value in np.load(DATA / "quant_linear.npz").items()
+    }
     weight, stem = recorded["weight_fp32"], f"int{bits}"
     packed, scale = pack(weight, bits)
     assert torch.equal(packed, recorded[f"{stem}_packed"])
@@ -44,7 +48,9 @@ def test_packing_is_bit_exact(bits):
     packed, scale = pack(weight.half(), bits)  # as the public checkpoints were made
     assert torch.equal(packed, recorded[f"{stem}_fp16path_packed"])
     assert torch.equal(scale, recorded[f"{stem}_fp16path_scale"])
-    assert torch.equal(unpack(packed, scale, bits, torch.float32), recorded[f"{stem}_fp16path_dequant_fp32"])
+    assert torch.equal(
+        unpack(packed, scale, bits, torch.float32), recorded[f"{stem}_fp16path_dequant_fp32"]
+    )
 
 
 def test_the_even_column_is_in_the_high_half():
@@ -80,13 +86,17 @@ def test_product_and_gradient_equal_the_unpacked_layers(monkeypatch, bits, chunk
 def test_only_packed_weights_are_kept_for_the_gradient():
     layer = packed_layer(4, rows=512, columns=512)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    ):
         layer(torch.randn(3, 512, requires_grad=True)).sum()
     assert sum(tensor.nbytes for tensor in kept) <= layer.weight.nbytes + layer.weight_scale.nbytes
 
 
 def test_public_int4_checkpoint(tmp_path, case, golden):
-    model = AutoModelForCausalLM.from_pretrained(tiny_folder(tmp_path, weights="int4"), dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_folder(tmp_path, weights="int4"), dtype=torch.float32
+    )
     layer = model.transformer.layers[0].mlp.dense_h_to_4h
     assert isinstance(layer, PackedLinear)
     assert layer.weight.dtype == torch.int8 and layer.weight.shape == (256, 32)
@@ -136,7 +146,9 @@ def test_training_flows_through_packed_layers(folder, case):
     gradients = []
     for model in (packed.train(), plain.train()):
         prefix = start.clone().requires_grad_()
-        model(input_ids=ids, labels=ids, past_key_values=PrefixCache(prefix), use_cache=False).loss.backward()
+        model(
+            input_ids=ids, labels=ids, past_key_values=PrefixCache(prefix), use_cache=False
+        ).loss.backward()
         gradients.append(prefix.grad)
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
 
@@ -162,10 +174,14 @@ INTERPRETED = """
 
 
 def test_the_kernel_in_tritons_interpreter():
-    """Without a GPU: rows, columns and outputs that do not fill their blocks. Skipped where torch came without triton."""
+    """Without a GPU: rows, columns and outputs that do not fill their blocks. Skipped where torch
+    came without triton.
+    """
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", textwrap.dedent(INTERPRETED)], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(INTERPRETED)], check=True, env=environment
+    )
 
 
 @pytest.mark.gpu

@@ -1,4 +1,6 @@
-"""The tokenizer on our own small vocabulary, and on the recorded strings where the reference files are at hand."""
+"""The tokenizer on our own small vocabulary, and on the recorded strings where the reference files
+are at hand.
+"""
 
 import json
 import random
@@ -14,10 +16,28 @@ from chat.engine.prompts import IGNORED, prompter_for
 from tests.chat.chatglm.conftest import golden_folder, vocabulary_folder
 
 TEXTS = (
-    "你好", "Hello, world!", "hello  world", "a\tb\t\tc", "line1\nline2\n\nline4", "   three leading", "1234567890",
-    "x" + " " * 80 + "y", "x" + " " * 81 + "y", "x" + " " * 199 + "y", "😀👍🏽", "龘靐齉", "", "\n", " ", "\t", "e\x00f",
-    "[Round 0]\n问：你好\n答：", "def f(x):\n    return x\t# tab\n", "café", "한국어 русский",
-)  # fmt: skip
+    "你好",
+    "Hello, world!",
+    "hello  world",
+    "a\tb\t\tc",
+    "line1\nline2\n\nline4",
+    "   three leading",
+    "1234567890",
+    "x" + " " * 80 + "y",
+    "x" + " " * 81 + "y",
+    "x" + " " * 199 + "y",
+    "😀👍🏽",
+    "龘靐齉",
+    "",
+    "\n",
+    " ",
+    "\t",
+    "e\x00f",
+    "[Round 0]\n问：你好\n答：",
+    "def f(x):\n    return x\t# tab\n",
+    "café",
+    "한국어 русский",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +48,26 @@ def tokenizer(folder):
 def test_layout(tokenizer):
     assert type(tokenizer).__name__ == "ChatGLMTokenizer"
     assert (len(tokenizer), tokenizer.vocab_size) == (1344, 1344)
-    ids = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+    ids = (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+        tokenizer.pad_token_id,
+        tokenizer.unk_token_id,
+    )
     assert ids == (1004, 1005, 3, 0)
-    assert (tokenizer.mask_token_id, tokenizer.gmask_token_id, tokenizer.end_token_id) == (1000, 1001, 2)
+    assert (tokenizer.mask_token_id, tokenizer.gmask_token_id, tokenizer.end_token_id) == (
+        1000,
+        1001,
+        2,
+    )
     assert tokenizer.all_special_tokens == ["<sop>", "<eop>", "<unk>", "<pad>", "[MASK]"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_survives(tokenizer, text):
-    """Up to what the vocabulary's own normalisation does: compatibility forms folded, ends trimmed."""
+    """Up to what the vocabulary's own normalisation does: compatibility forms folded, ends
+    trimmed.
+    """
     ids = tokenizer.encode(text, add_special_tokens=False)
     folded = {"[Round 0]\n问：你好\n答：": "[Round 0]\n问:你好\n答:", " ": ""}.get(text, text)
     assert tokenizer.decode(ids) == folded
@@ -44,13 +75,21 @@ def test_text_survives(tokenizer, text):
 
 
 def test_runs_of_spaces_become_blanks_of_at_most_80(tokenizer):
-    blanks = {length: tokenizer.convert_tokens_to_ids(f"<|blank_{length}|>") for length in (2, 39, 80)}
+    blanks = {
+        length: tokenizer.convert_tokens_to_ids(f"<|blank_{length}|>") for length in (2, 39, 80)
+    }
     inner = tokenizer.encode("x" + " " * 199 + "y", add_special_tokens=False)
-    assert [token for token in inner if token in blanks.values()] == [blanks[80], blanks[80], blanks[39]]
+    assert [token for token in inner if token in blanks.values()] == [
+        blanks[80],
+        blanks[80],
+        blanks[39],
+    ]
     assert tokenizer.encode("x  y", add_special_tokens=False).count(blanks[2]) == 1
 
 
-@pytest.mark.parametrize("text", ["<sop>", "[MASK] 你好 <eop>", "<pad><unk></s>", "[gMASK]<sop>", "<|tab|"])
+@pytest.mark.parametrize(
+    "text", ["<sop>", "[MASK] 你好 <eop>", "<pad><unk></s>", "[gMASK]<sop>", "<|tab|"]
+)
 def test_user_text_never_becomes_special_ids(tokenizer, text):
     special = {0, 1, 2, 3, *range(1000, 1008)}
     assert not special & set(tokenizer.encode(text, add_special_tokens=False))
@@ -83,7 +122,10 @@ def test_padding_carries_masks_and_positions_of_the_row_alone(tokenizer):
     padding = longest - length
     assert batch["input_ids"][0, :padding].tolist() == [3] * padding
     assert (batch["attention_mask"][0, :, padding:, padding:] == alone["attention_mask"][0]).all()
-    assert batch["attention_mask"][0, :, :padding].all() and batch["attention_mask"][0, :, :, :padding].all()
+    assert (
+        batch["attention_mask"][0, :, :padding].all()
+        and batch["attention_mask"][0, :, :, :padding].all()
+    )
     assert (batch["position_ids"][0, :, padding:] == alone["position_ids"][0]).all()
     assert (batch["position_ids"][0, :, :padding] == 0).all()
     with pytest.raises(ValueError, match="left"):
@@ -96,7 +138,9 @@ def test_ids_outside_the_vocabulary_decode_to_nothing(tokenizer):
 
 
 def test_an_offset_of_the_oldest_layout(folder):
-    plain, offset = (AutoTokenizer.from_pretrained(folder, num_image_tokens=images) for images in (0, 20000))
+    plain, offset = (
+        AutoTokenizer.from_pretrained(folder, num_image_tokens=images) for images in (0, 20000)
+    )
     ids = offset.encode("你好 world")
     assert ids == [token + 20000 for token in plain.encode("你好 world")]
     assert offset.decode(ids) == plain.decode(plain.encode("你好 world"))
@@ -168,13 +212,21 @@ def test_recorded_strings(which):
     folder, _, upstream = recorded(which)
     record = json.loads((folder / "tokenizer.json").read_text())
     for name, value in {
-        "vocab_size": upstream.vocab_size, "len": len(upstream), "bos": upstream.bos_token_id,
-        "eos": upstream.eos_token_id, "pad": upstream.pad_token_id, "unk": upstream.unk_token_id,
-        "mask": upstream.mask_token_id, "gmask": upstream.gmask_token_id, "end": upstream.end_token_id,
-        "all_special_tokens": upstream.all_special_tokens, "all_special_ids": upstream.all_special_ids,
-        "padding_side": upstream.padding_side, "model_max_length": upstream.model_max_length,
+        "vocab_size": upstream.vocab_size,
+        "len": len(upstream),
+        "bos": upstream.bos_token_id,
+        "eos": upstream.eos_token_id,
+        "pad": upstream.pad_token_id,
+        "unk": upstream.unk_token_id,
+        "mask": upstream.mask_token_id,
+        "gmask": upstream.gmask_token_id,
+        "end": upstream.end_token_id,
+        "all_special_tokens": upstream.all_special_tokens,
+        "all_special_ids": upstream.all_special_ids,
+        "padding_side": upstream.padding_side,
+        "model_max_length": upstream.model_max_length,
         "model_input_names": upstream.model_input_names,
-    }.items():  # fmt: skip
+    }.items():
         assert value == record["info"][which][name], name
     for string in record["strings"]:
         expected, text = string[which], string["text"]
@@ -193,7 +245,10 @@ def test_recorded_strings(which):
         for name, expected in batch[key].items():
             assert np.array_equal(np.array(got[name]), np.array(expected)), (key, name)
     plain = upstream(batch["texts"])
-    assert (list(plain), plain["input_ids"]) == (batch[f"{which}_nopad_keys"], batch[f"{which}_nopad_ids"])
+    assert (list(plain), plain["input_ids"]) == (
+        batch[f"{which}_nopad_keys"],
+        batch[f"{which}_nopad_ids"],
+    )
     cut = upstream(batch["texts"], padding=True, truncation=True, max_length=6)["input_ids"]
     assert cut == batch[f"{which}_trunc6"]
 
@@ -215,16 +270,28 @@ def test_recorded_preprocessing(which, model):
         config = type(config)()
     prompter = prompter_for(tokenizer, config)
     record = json.loads((folder / "preprocess.json").read_text())
-    for key, lengths in (("adgen_ignorepad1", (64, 64)), ("trunc_16_8_prefix", (16, 8)), ("chat_256", (256, 256))):
+    for key, lengths in (
+        ("adgen_ignorepad1", (64, 64)),
+        ("trunc_16_8_prefix", (16, 8)),
+        ("chat_256", (256, 256)),
+    ):
         part = record[f"{which}_{key}"]
         made = []
         for row in part["rows"]:
-            prompt, response = row.get("content", row.get("prompt")), row.get("summary", row.get("response"))
+            prompt, response = (
+                row.get("content", row.get("prompt")),
+                row.get("summary", row.get("response")),
+            )
             if prompt and response:
                 turns = [{"role": "user", "content": part.get("source_prefix", "") + prompt}]
                 for question, answer in reversed(row.get("history") or []):
-                    turns[:0] = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-                made.append(prompter.training_ids(turns, response, *lengths, always_rounds="history" in row))
+                    turns[:0] = [
+                        {"role": "user", "content": question},
+                        {"role": "assistant", "content": answer},
+                    ]
+                made.append(
+                    prompter.training_ids(turns, response, *lengths, always_rounds="history" in row)
+                )
         assert len(made) == len(part["train"]["input_ids"])
         for (ids, labels), expected, targets in zip(
             made, part["train"]["input_ids"], part["train"]["labels"], strict=True
@@ -241,23 +308,35 @@ def test_recorded_prompts_and_answers(tokenizer, model):
         turns = [
             turn
             for question, answer in entry["history"]
-            for turn in ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+            for turn in (
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            )
         ]
-        assert prompter.text([*turns, {"role": "user", "content": entry["query"]}]) == entry["prompt"]
+        assert (
+            prompter.text([*turns, {"role": "user", "content": entry["query"]}]) == entry["prompt"]
+        )
     for entry in json.loads((folder / "process_response.json").read_text()):
         assert prompter.clean(entry["in"]) == entry["out"]
 
 
 def test_recorded_conversations(model):
-    """Greedy chat with the reference's tiny model and vocabulary, from the messages to the tidied answer."""
+    """Greedy chat with the reference's tiny model and vocabulary, from the messages to the tidied
+    answer.
+    """
     folder, tokenizer, _ = recorded("small")
     prompter = prompter_for(tokenizer, model.config)
     for entry in json.loads((folder / "chat_e2e_tiny.json").read_text()):
         turns = [
             turn
             for question, answer in entry["history"]
-            for turn in ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+            for turn in (
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            )
         ]
         ids = prompter.prompt_ids([*turns, {"role": "user", "content": entry["query"]}])
-        answer = model.generate(torch.tensor([ids]), max_length=entry["max_length"], do_sample=False)[0, len(ids) :]
+        answer = model.generate(
+            torch.tensor([ids]), max_length=entry["max_length"], do_sample=False
+        )[0, len(ids) :]
         assert prompter.clean(tokenizer.decode(answer.tolist())) == entry["response"]

@@ -1,4 +1,6 @@
-"""P-tuning v2 on the model: losses, gradients and optimiser steps of the original implementation."""
+"""P-tuning v2 on the model: losses, gradients and optimiser steps of the original
+implementation.
+"""
 
 import numpy as np
 import pytest
@@ -18,7 +20,11 @@ class Encoder(nn.Module):
 
     def __init__(self, golden):
         super().__init__()
-        weights = {key[3 + len(STEM) :]: torch.from_numpy(golden[key]) for key in golden.files if key.startswith("w0:")}
+        weights = {
+            key[3 + len(STEM) :]: torch.from_numpy(golden[key])
+            for key in golden.files
+            if key.startswith("w0:")
+        }
         rows, width = weights["embedding.weight"].shape
         self.embedding = nn.Embedding(rows, width)
         self.trans = nn.Identity()
@@ -41,8 +47,12 @@ def trainee(folder):
 
 
 def loss_of(model, encoder, golden, rows=slice(None)):
-    ids, labels = (torch.from_numpy(golden[key])[rows] for key in ("train_input_ids", "train_labels"))
-    return model(input_ids=ids, labels=labels, past_key_values=PrefixCache(encoder()), use_cache=False).loss
+    ids, labels = (
+        torch.from_numpy(golden[key])[rows] for key in ("train_input_ids", "train_labels")
+    )
+    return model(
+        input_ids=ids, labels=labels, past_key_values=PrefixCache(encoder()), use_cache=False
+    ).loss
 
 
 def assert_near(encoder, golden, stem, gradients, tolerance):
@@ -61,7 +71,9 @@ def test_loss_and_gradients(trainee, golden, checkpointing):
     trainee.transformer.layers[2].attention.register_forward_pre_hook(lambda *_: runs.append(1))
     loss = loss_of(trainee, encoder, golden)
     loss.backward()
-    assert len(runs) == (1 if checkpointing is None else 2), "a checkpointed layer is computed twice"
+    assert len(runs) == (1 if checkpointing is None else 2), (
+        "a checkpointed layer is computed twice"
+    )
     assert abs(loss.item() - golden["train_loss"]) < 1e-5
     assert_near(encoder, golden, "g0", gradients=True, tolerance=1e-4)
     for row, expected in enumerate(golden["per_example_loss"]):
@@ -105,15 +117,21 @@ def test_five_full_batch_steps(trainee, golden):
 def test_five_steps_in_the_trainers_style(folder, name, dtype, slack, weights):
     """Batch 1, accumulation 4, clipping at 1.0, linear decay from 2e-2 to 0.
 
-    The recording did not clear the gradients between its two runs: its first step adds to those of the fifth full-batch
-    step. So does this test.
+    The recording did not clear the gradients between its two runs: its first step adds to those of
+    the fifth full-batch step. So does this test.
 
-    AdamW makes a full step of a vanishing gradient's rounding. With projection 4 of the 4,096 weights of trans.0, whose
-    gradients are a hundredth of the others', so make up nearly all of our fp32's distance from the recording (losses 2e-3);
-    in fp64 it is 5e-5. The fp32 case keeps a wide margin, the fp64 case is what holds the maths.
+    AdamW makes a full step of a vanishing gradient's rounding. With projection 4 of the 4,096
+    weights of trans.0, whose gradients are a hundredth of the others', so make up nearly all of our
+    fp32's distance from the recording (losses 2e-3); in fp64 it is 5e-5. The fp32 case keeps a wide
+    margin, the fp64 case is what holds the maths.
     """
-    start, golden = np.load(DATA / name / "golden.npz"), np.load(DATA / name / "golden_trainer_style.npz")
-    trainee = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).requires_grad_(False).train()
+    start, golden = (
+        np.load(DATA / name / "golden.npz"),
+        np.load(DATA / name / "golden_trainer_style.npz"),
+    )
+    trainee = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).requires_grad_(False).train()
+    )
     encoder = Encoder(start).to(dtype)
     five_full_batch_steps(trainee, encoder, start)
     encoder.load_state_dict(Encoder(start).state_dict())

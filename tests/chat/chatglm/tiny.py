@@ -1,4 +1,6 @@
-"""Tiny ChatGLM checkpoint folders in the official layout, for any test that needs one (random weights, our vocabulary)."""
+"""Tiny ChatGLM checkpoint folders in the official layout, for any test that needs one (random
+weights, our vocabulary).
+"""
 
 import json
 import shutil
@@ -12,8 +14,8 @@ DATA = Path(__file__).parents[2] / "data" / "chatglm"
 def tiny_folder(folder: Path, weights: str = "fp32") -> Path:
     """Write an official-layout folder into `folder` (made if missing) and return it.
 
-    weights: "fp32" one pytorch_model.bin, "fp16" the same in three shards with an index, or "int4" packed (1.2, 0.6, 0.5 MB).
-    Shape: vocabulary 1,408, hidden 64, 4 layers, 4 heads, 128 positions.
+    weights: "fp32" one pytorch_model.bin, "fp16" the same in three shards with an index, or "int4"
+    packed (1.2, 0.6, 0.5 MB). Shape: vocabulary 1,408, hidden 64, 4 layers, 4 heads, 128 positions.
     """
     folder.mkdir(parents=True, exist_ok=True)
     source = DATA / ("tiny_int4" if weights == "int4" else "tiny")

@@ -8,7 +8,13 @@ import torch
 from peft import PeftModel, PrefixTuningConfig, TaskType, get_peft_model
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from chat.checkpoints.foreign_adapters import BaseShape, flatten, read_prefix, write_peft, write_upstream
+from chat.checkpoints.foreign_adapters import (
+    BaseShape,
+    flatten,
+    read_prefix,
+    write_peft,
+    write_upstream,
+)
 from chat.engine.adapters import AdapterInvalid, KVPrefix
 from tests.chat.chatglm.tiny import DATA, tiny_folder, write_shards
 
@@ -33,10 +39,16 @@ def checkpoint(folder, tensors, config=None):
 @pytest.mark.parametrize("name", ["prefix_noproj", "prefix_proj"])
 def test_upstreams_prefix_only_checkpoint(name):
     """P and the projection follow from the shapes: there is no config.json."""
-    recorded = np.load(DATA / name / "golden.npz")["prompt_kv_b2"][:, :, :, 0].transpose(0, 1, 3, 2, 4)
+    recorded = np.load(DATA / name / "golden.npz")["prompt_kv_b2"][:, :, :, 0].transpose(
+        0, 1, 3, 2, 4
+    )
     prefix = read_prefix(DATA / name, TINY, checkpoint_fingerprint="abc")
     assert np.abs(prefix.tensor.numpy() - recorded).max() < 1e-6
-    assert prefix.pre_seq_len == 8 and not prefix.shifts_positions and prefix.checkpoint_fingerprint == "abc"
+    assert (
+        prefix.pre_seq_len == 8
+        and not prefix.shifts_positions
+        and prefix.checkpoint_fingerprint == "abc"
+    )
     assert prefix.metadata["prefix_projection"] is (name == "prefix_proj")
 
 
@@ -55,13 +67,19 @@ def test_an_old_checkpoint_with_the_whole_model(tmp_path, golden_prefix, shards)
 
 def test_exported_and_read_again(tmp_path, golden_prefix):
     prefix = KVPrefix(golden_prefix, shifts_positions=False, checkpoint_fingerprint="", metadata={})
-    folder = write_upstream(prefix, tmp_path / "checkpoint-5", {"model_type": "chatglm", "num_layers": 4})
+    folder = write_upstream(
+        prefix, tmp_path / "checkpoint-5", {"model_type": "chatglm", "num_layers": 4}
+    )
     saved = torch.load(folder / "pytorch_model.bin", weights_only=True)
     original = torch.load(DATA / "prefix_noproj" / "pytorch_model.bin", weights_only=True)
     assert saved.keys() == original.keys() == {KEY}
     assert saved[KEY].dtype == torch.float32 and torch.equal(saved[KEY], original[KEY])
     config = json.loads((folder / "config.json").read_text())
-    assert (config["pre_seq_len"], config["prefix_projection"], config["num_layers"]) == (8, False, 4)
+    assert (config["pre_seq_len"], config["prefix_projection"], config["num_layers"]) == (
+        8,
+        False,
+        4,
+    )
     assert torch.equal(read_prefix(folder, TINY).tensor, golden_prefix)
 
 
@@ -75,12 +93,17 @@ def test_a_checkpoint_for_another_model_names_both_sides():
     ("config", "sides"),
     [
         ({"pre_seq_len": 128}, ("config.json says pre_seq_len 128", "tensors have 8")),
-        ({"pre_seq_len": 8, "prefix_projection": True}, ("says prefix_projection True", "tensors have False")),
+        (
+            {"pre_seq_len": 8, "prefix_projection": True},
+            ("says prefix_projection True", "tensors have False"),
+        ),
     ],
 )
 def test_a_config_that_contradicts_the_tensors(tmp_path, config, sides):
     with pytest.raises(AdapterInvalid) as refusal:
-        read_prefix(checkpoint(tmp_path / "checkpoint-3000", {KEY: torch.zeros(8, 512)}, config), TINY)
+        read_prefix(
+            checkpoint(tmp_path / "checkpoint-3000", {KEY: torch.zeros(8, 512)}, config), TINY
+        )
     assert all(side in str(refusal.value) for side in sides)
 
 
@@ -89,7 +112,10 @@ def test_a_config_that_contradicts_the_tensors(tmp_path, config, sides):
     [
         ({"lm_head.weight": torch.zeros(2, 2)}, "not a P-tuning checkpoint"),
         (
-            {KEY: torch.zeros(8, 64), "transformer.prefix_encoder.trans.0.weight": torch.zeros(64, 64)},
+            {
+                KEY: torch.zeros(8, 64),
+                "transformer.prefix_encoder.trans.0.weight": torch.zeros(64, 64),
+            },
             "lacks trans.0.bias",
         ),
     ],
@@ -111,9 +137,14 @@ def test_empty_and_broken_folders(tmp_path):
 def qwen():
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64,
-    )  # fmt: skip
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     return Qwen2ForCausalLM(config).eval()
 
 
@@ -121,19 +152,27 @@ def qwen():
 def test_pefts_folder_and_back(qwen, tmp_path, projection):
     """What peft saved is read, written again and gives peft the same logits."""
     ids = torch.tensor([[5, 9, 2, 7]])
-    config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3, prefix_projection=projection)
+    config = PrefixTuningConfig(
+        task_type=TaskType.CAUSAL_LM, num_virtual_tokens=3, prefix_projection=projection
+    )
     tuned = get_peft_model(qwen, config).eval()
     for parameter in tuned.prompt_encoder.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     expected = tuned(input_ids=ids).logits
     tuned.save_pretrained(tmp_path / "peft")
-    prefix = read_prefix(tmp_path / "peft", BaseShape(layers=2, kv_heads=2, head_dim=8), shifts_positions=True)
+    prefix = read_prefix(
+        tmp_path / "peft", BaseShape(layers=2, kv_heads=2, head_dim=8), shifts_positions=True
+    )
     assert prefix.shifts_positions and prefix.tensor.shape == (2, 2, 2, 3, 8)
 
     write_peft(prefix, tmp_path / "again", base_model="qwen")
-    again = PeftModel.from_pretrained(tuned.unload() if hasattr(tuned, "unload") else qwen, tmp_path / "again").eval()
+    again = PeftModel.from_pretrained(
+        tuned.unload() if hasattr(tuned, "unload") else qwen, tmp_path / "again"
+    ).eval()
     assert torch.allclose(again(input_ids=ids).logits, expected, atol=1e-5)
-    assert torch.equal(flatten(read_prefix(tmp_path / "again", BaseShape(2, 2, 8))), flatten(prefix))
+    assert torch.equal(
+        flatten(read_prefix(tmp_path / "again", BaseShape(2, 2, 8))), flatten(prefix)
+    )
 
 
 def test_other_peft_adapters_are_named(tmp_path):

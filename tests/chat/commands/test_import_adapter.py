@@ -1,4 +1,6 @@
-"""`import_adapter` and `export_adapter`: prefixes of other programs in and out, number for number."""
+"""`import_adapter` and `export_adapter`: prefixes of other programs in and out, number for
+number.
+"""
 
 import json
 import zipfile
@@ -12,7 +14,14 @@ from safetensors.numpy import load_file, save_file
 from chat import registry
 from chat.api.adapter_export import archive
 from chat.models import Adapter
-from tests.chat.checkpoints.made import HEAD_DIM, KV_HEADS, LAYERS, PRE_SEQ_LEN, adapter_folder, checkpoint_folder
+from tests.chat.checkpoints.made import (
+    HEAD_DIM,
+    KV_HEADS,
+    LAYERS,
+    PRE_SEQ_LEN,
+    adapter_folder,
+    checkpoint_folder,
+)
 
 pytestmark = pytest.mark.django_db
 WIDTH = LAYERS * 2 * KV_HEADS * HEAD_DIM
@@ -33,17 +42,38 @@ def upstream_folder(folder, width=WIDTH):
 
 def test_an_upstream_checkpoint_becomes_an_adapter_with_its_step(base, tmp_path, member):
     folder, rows = upstream_folder(tmp_path / "out" / "checkpoint-3000")
-    call_command("import_adapter", str(folder), "--checkpoint", "base", "--name", "adgen", "--owner", "member")
+    call_command(
+        "import_adapter",
+        str(folder),
+        "--checkpoint",
+        "base",
+        "--name",
+        "adgen",
+        "--owner",
+        "member",
+    )
     adapter = Adapter.objects.get()
-    assert (adapter.name, adapter.step, adapter.pre_seq_len, adapter.owner) == ("adgen", 3000, PRE_SEQ_LEN, member)
+    assert (adapter.name, adapter.step, adapter.pre_seq_len, adapter.owner) == (
+        "adgen",
+        3000,
+        PRE_SEQ_LEN,
+        member,
+    )
     prefix = load_file(adapter.path / "adapter.safetensors")["prefix"]
     # row p: layer after layer, key then value, head after head
-    assert np.array_equal(prefix[1, 0, 1, 2], rows[2].reshape(LAYERS, 2, KV_HEADS, HEAD_DIM)[1, 0, 1])
+    assert np.array_equal(
+        prefix[1, 0, 1, 2], rows[2].reshape(LAYERS, 2, KV_HEADS, HEAD_DIM)[1, 0, 1]
+    )
     assert folder.exists()
 
 
 def test_exported_and_imported_again_it_is_the_same(base, tmp_path):
-    call_command("import_adapter", str(adapter_folder(tmp_path / "one", base.fingerprint)), "--checkpoint", "base")
+    call_command(
+        "import_adapter",
+        str(adapter_folder(tmp_path / "one", base.fingerprint)),
+        "--checkpoint",
+        "base",
+    )
     first = Adapter.objects.get()
     for form in ("peft", "upstream"):
         call_command("export_adapter", "one", "--format", form, "--output", str(tmp_path / form))
@@ -56,12 +86,20 @@ def test_exported_and_imported_again_it_is_the_same(base, tmp_path):
 
 
 def test_a_download_unpacked_is_importable_in_both_its_formats(base, tmp_path):
-    call_command("import_adapter", str(adapter_folder(tmp_path / "one", base.fingerprint)), "--checkpoint", "base")
+    call_command(
+        "import_adapter",
+        str(adapter_folder(tmp_path / "one", base.fingerprint)),
+        "--checkpoint",
+        "base",
+    )
     unpacked = tmp_path / "unpacked"
     zipfile.ZipFile(archive(Adapter.objects.get())).extractall(unpacked)
     for folder in (unpacked, unpacked / "peft"):
         call_command("import_adapter", str(folder), "--checkpoint", "base")
-    assert len(set(Adapter.objects.values_list("sha256", flat=True))) == 1 and Adapter.objects.count() == 3
+    assert (
+        len(set(Adapter.objects.values_list("sha256", flat=True))) == 1
+        and Adapter.objects.count() == 3
+    )
 
 
 def test_an_adapter_that_does_not_fit_is_refused_naming_both_sides(base, tmp_path):
@@ -69,7 +107,9 @@ def test_an_adapter_that_does_not_fit_is_refused_naming_both_sides(base, tmp_pat
     with pytest.raises(CommandError, match=rf"\[{PRE_SEQ_LEN}, {WIDTH * 2}\].*{WIDTH}\]"):
         call_command("import_adapter", str(folder), "--checkpoint", "base")
     with pytest.raises(CommandError, match="000000000000"):
-        call_command("import_adapter", str(adapter_folder(tmp_path / "x", "0" * 64)), "--checkpoint", "base")
+        call_command(
+            "import_adapter", str(adapter_folder(tmp_path / "x", "0" * 64)), "--checkpoint", "base"
+        )
     assert not Adapter.objects.exists() and not list((tmp_path / "adapters").glob("*"))
 
 
@@ -100,7 +140,9 @@ def test_a_pickle_does_not_run(base, tmp_path):
 
     folder = tmp_path / "checkpoint-9"
     folder.mkdir()
-    torch.save({"transformer.prefix_encoder.embedding.weight": Canary()}, folder / "pytorch_model.bin")
+    torch.save(
+        {"transformer.prefix_encoder.embedding.weight": Canary()}, folder / "pytorch_model.bin"
+    )
     with pytest.raises(CommandError):
         call_command("import_adapter", str(folder), "--checkpoint", "base")
     assert not (tmp_path / "fired").exists()

@@ -36,7 +36,9 @@ def worker(settings, shared_worker):
 
 @pytest.fixture
 def conversation(member):
-    checkpoint = Checkpoint.objects.create(name=CHECKPOINT.name, path="/nowhere", fingerprint=CHECKPOINT.fingerprint)
+    checkpoint = Checkpoint.objects.create(
+        name=CHECKPOINT.name, path="/nowhere", fingerprint=CHECKPOINT.fingerprint
+    )
     return Conversation.objects.create(owner=member, checkpoint=checkpoint)
 
 
@@ -54,7 +56,9 @@ def nothing_left():
 
 def turn(conversation, words, **fields) -> Message:
     conversation.messages.create(role="user", content=words)
-    return conversation.messages.create(role="assistant", status="queued", checkpoint=conversation.checkpoint, **fields)
+    return conversation.messages.create(
+        role="assistant", status="queued", checkpoint=conversation.checkpoint, **fields
+    )
 
 
 async def begin(conversation, words, **fields) -> Message:
@@ -103,13 +107,19 @@ async def test_an_answer_is_streamed_and_its_row_explains_it(worker, conversatio
     assert numbers == sorted(set(numbers))
     assert all(frame["message"] == message.pk for frame in frames)
     last = frames[-1]
-    assert (last["type"], last["finish_reason"], last["usage"]["completion_tokens"]) == ("message.finished", "stop", 60)
+    assert (last["type"], last["finish_reason"], last["usage"]["completion_tokens"]) == (
+        "message.finished",
+        "stop",
+        60,
+    )
     assert content.strip() in last["html"]
 
     await message.arefresh_from_db()  # written before the end was told
     assert (message.status, message.content, message.finish_reason) == ("complete", content, "stop")
     assert message.seq == last["seq"]
-    assert message.usage["completion_tokens"] == 60 and message.finished_at and message.error is None
+    assert (
+        message.usage["completion_tokens"] == 60 and message.finished_at and message.error is None
+    )
 
 
 async def test_whoever_waits_is_told_the_place_in_line(settings, conversation):
@@ -121,7 +131,11 @@ async def test_whoever_waits_is_told_the_place_in_line(settings, conversation):
         assert (frames[0]["type"], frames[0]["position"]) == ("message.queued", 0)
         await live.stop(running.pk)
         frames = await read(waiting, after=frames[0]["seq"])
-        assert [frame["type"] for frame in frames] == ["message.started", "message.delta", "message.finished"]
+        assert [frame["type"] for frame in frames] == [
+            "message.started",
+            "message.delta",
+            "message.finished",
+        ]
 
 
 async def test_frames_are_coalesced(worker, conversation):
@@ -166,7 +180,9 @@ async def test_the_row_follows_while_it_is_written(worker, conversation):
 
 
 async def test_stop_ends_mine_and_keeps_what_was_written(worker, conversation, other_member):
-    theirs = await sync_to_async(Conversation.objects.create)(owner=other_member, checkpoint=conversation.checkpoint)
+    theirs = await sync_to_async(Conversation.objects.create)(
+        owner=other_member, checkpoint=conversation.checkpoint
+    )
     mine = await begin(conversation, "every 0.01 words 1000")
     other = await begin(theirs, "every 0.01 words 60")
     await read(mine, until=lambda frames: len(written(frames)) > 20)
@@ -195,7 +211,9 @@ async def test_a_restarted_web_process_goes_on(worker, conversation):
 
 async def test_a_row_that_no_worker_knows_is_interrupted(worker, conversation):
     message = await sync_to_async(turn)(conversation, "words 3", content="half an ans")
-    await Message.objects.filter(pk=message.pk).aupdate(created_at="2020-01-01T00:00:00Z", status="streaming")
+    await Message.objects.filter(pk=message.pk).aupdate(
+        created_at="2020-01-01T00:00:00Z", status="streaming"
+    )
     frames = await read(message)
     assert written(frames) == "half an ans"
     assert (frames[-1]["type"], frames[-1]["error"]["code"]) == ("message.failed", "interrupted")
@@ -260,9 +278,14 @@ def test_started_from_a_synchronous_view_it_goes_on_without_that_view(worker, co
 
 async def test_many_answers_at_once_reach_all_their_readers(worker, conversation, member):
     def conversations():
-        return [Conversation.objects.create(owner=member, checkpoint=conversation.checkpoint) for _ in range(20)]
+        return [
+            Conversation.objects.create(owner=member, checkpoint=conversation.checkpoint)
+            for _ in range(20)
+        ]
 
-    messages = [await begin(each, "every 0.003 words 50") for each in await sync_to_async(conversations)()]
+    messages = [
+        await begin(each, "every 0.003 words 50") for each in await sync_to_async(conversations)()
+    ]
     results = await asyncio.gather(*(read(message) for message in messages * 2))
     for message, frames in zip(messages * 2, results, strict=True):
         assert written(frames) == text(str(message.sequence), 50)
@@ -271,7 +294,11 @@ async def test_many_answers_at_once_reach_all_their_readers(worker, conversation
 def test_the_history_is_questions_with_their_answers(conversation):
     def say(role, content, status="complete"):
         return conversation.messages.create(
-            role=role, content=content, status=status, checkpoint=conversation.checkpoint, sampling={"temperature": 0}
+            role=role,
+            content=content,
+            status=status,
+            checkpoint=conversation.checkpoint,
+            sampling={"temperature": 0},
         )
 
     say("user", "one")
@@ -282,6 +309,12 @@ def test_the_history_is_questions_with_their_answers(conversation):
     say("assistant", "thi", "stopped")
     say("user", "four")
     request, checkpoint = live._request_for(say("assistant", "", "queued").pk)
-    assert [turn["content"] for turn in request.messages] == ["one", "first", "three", "thi", "four"]
+    assert [turn["content"] for turn in request.messages] == [
+        "one",
+        "first",
+        "three",
+        "thi",
+        "four",
+    ]
     assert checkpoint == CHECKPOINT
     assert request.sampling.temperature == 0

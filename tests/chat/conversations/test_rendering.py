@@ -9,7 +9,13 @@ from chat.conversations.rendering import LONGEST, to_html
 
 def test_markdown_becomes_markup():
     html = to_html("# 标题\n\n**粗** `x`\n第二行\n\n- 一\n- 二\n\n> 引用\n\n~~删~~")
-    for part in ("<h1>标题</h1>", "<strong>粗</strong>", "<code>x</code><br>\n第二行", "<li>一</li>", "<s>删</s>"):
+    for part in (
+        "<h1>标题</h1>",
+        "<strong>粗</strong>",
+        "<code>x</code><br>\n第二行",
+        "<li>一</li>",
+        "<s>删</s>",
+    ):
         assert part in html
     assert "<blockquote>" in html
 
@@ -37,10 +43,15 @@ def test_a_table_can_be_scrolled():
     ],
 )
 def test_a_bare_address_is_a_link_that_ends_where_the_sentence_goes_on(text, address):
-    assert f'<a href="{address}" target="_blank" rel="noopener noreferrer nofollow">{address}</a>' in to_html(text)
+    assert (
+        f'<a href="{address}" target="_blank" rel="noopener noreferrer nofollow">{address}</a>'
+        in to_html(text)
+    )
 
 
-@pytest.mark.parametrize("text", ["manage.py", "me@example.com", "xhttps://example.com", "`https://example.com`"])
+@pytest.mark.parametrize(
+    "text", ["manage.py", "me@example.com", "xhttps://example.com", "`https://example.com`"]
+)
 def test_not_everything_with_a_dot_is_a_link(text):
     assert "<a" not in to_html(text)
 
@@ -75,11 +86,27 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_stays_text(text):
-    """Parsed as a browser would: only known tags, no handlers, no addresses but absolute http(s) and mailto links."""
+    """Parsed as a browser would: only known tags, no handlers, no addresses but absolute http(s)
+    and mailto links.
+    """
 
     class Reader(HTMLParser):
         def handle_starttag(self, tag, attributes):
-            assert tag in {"p", "br", "a", "pre", "code", "div", "span", "table", "thead", "tbody", "tr", "th", "td"}
+            assert tag in {
+                "p",
+                "br",
+                "a",
+                "pre",
+                "code",
+                "div",
+                "span",
+                "table",
+                "thead",
+                "tbody",
+                "tr",
+                "th",
+                "td",
+            }
             for name, value in attributes:
                 assert name in {"href", "title", "target", "rel", "class", "tabindex"}, name
                 assert name != "href" or value.startswith(("https://", "http://", "mailto:")), value
@@ -87,7 +114,9 @@ def test_hostile_text_stays_text(text):
     Reader().feed(to_html(text))
 
 
-@pytest.mark.parametrize("text", ["http://[::1", "[x](http://[bad)", "\ud800", "[" * 2000, ">" * 5000 + "x"])
+@pytest.mark.parametrize(
+    "text", ["http://[::1", "[x](http://[bad)", "\ud800", "[" * 2000, ">" * 5000 + "x"]
+)
 def test_malformed_text_is_shown_rather_than_raised(text):
     assert isinstance(to_html(text), str)
 

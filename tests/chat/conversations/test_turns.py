@@ -19,7 +19,9 @@ def base(tmp_path, data_dir):
 
 @pytest.fixture
 def adapter(base, member, tmp_path):
-    return registry.publish_adapter(adapter_folder(tmp_path / "tuned"), name="tuned", checkpoint=base, owner=member)
+    return registry.publish_adapter(
+        adapter_folder(tmp_path / "tuned"), name="tuned", checkpoint=base, owner=member
+    )
 
 
 @pytest.fixture
@@ -32,9 +34,16 @@ def finish(answer):
 
 
 def test_a_turn_is_a_message_and_a_queued_answer(conversation, member, base):
-    message, answer = turns.create_turn(conversation, member, "你好\n第二行", sampling={"top_p": 0.5, "seed": None})
+    message, answer = turns.create_turn(
+        conversation, member, "你好\n第二行", sampling={"top_p": 0.5, "seed": None}
+    )
     assert (message.role, message.content, message.status) == ("user", "你好\n第二行", "complete")
-    assert (answer.role, answer.status, answer.checkpoint, answer.adapter) == ("assistant", "queued", base, None)
+    assert (answer.role, answer.status, answer.checkpoint, answer.adapter) == (
+        "assistant",
+        "queued",
+        base,
+        None,
+    )
     assert (answer.sampling, answer.model_label) == ({"top_p": 0.5}, "base")
     conversation.refresh_from_db()
     assert (conversation.title, conversation.checkpoint) == ("你好", base)
@@ -72,10 +81,20 @@ def test_content_that_is_no_message_is_refused(conversation, member, base, conte
 
 
 def test_every_problem_is_told_at_once(conversation, member, base):
-    sampling = {"temperature": 3, "top_p": 0, "top_k": 1.5, "max_new_tokens": True, "seed": -1, "do_sample": 1, "x": 1}
+    sampling = {
+        "temperature": 3,
+        "top_p": 0,
+        "top_k": 1.5,
+        "max_new_tokens": True,
+        "seed": -1,
+        "do_sample": 1,
+        "x": 1,
+    }
     sampling["repetition_penalty"] = float("nan")
     with pytest.raises(ValidationError) as caught:
-        turns.create_turn(conversation, member, "", checkpoint="none", adapter=10**30, sampling=sampling)
+        turns.create_turn(
+            conversation, member, "", checkpoint="none", adapter=10**30, sampling=sampling
+        )
     assert set(caught.value.error_dict) == {
         "content",
         "checkpoint",
@@ -96,7 +115,9 @@ def test_an_adapter_of_another_checkpoint_is_refused(conversation, member, adapt
     registry.register_checkpoint(checkpoint_folder(tmp_path / "other", seed=3))
     with pytest.raises(ValidationError, match="other"):
         turns.create_turn(conversation, member, "x", checkpoint="other", adapter="tuned")
-    _message, answer = turns.create_turn(conversation, member, "x", checkpoint="other", adapter=turns.KEEP)
+    _message, answer = turns.create_turn(
+        conversation, member, "x", checkpoint="other", adapter=turns.KEEP
+    )
     assert answer.adapter is None
 
 

@@ -14,19 +14,34 @@ from chat.engine.attention import groups_of
 from chat.engine.engine import Engine
 from chat.engine.request import Sampling
 
-from .tiny_models import ARCHITECTURES, Prefix, adapter, greedy, loaded_model, plain_model, random_prompt, reference
+from .tiny_models import (
+    ARCHITECTURES,
+    Prefix,
+    adapter,
+    greedy,
+    loaded_model,
+    plain_model,
+    random_prompt,
+    reference,
+)
 
 PREFIXES = (None, Prefix(3, 1), Prefix(9, 2), None, Prefix(17, 3), Prefix(24, 4), Prefix(40, 5))
 
 
 def mixed_requests(architecture, folder, count, seed):
     draw = random.Random(seed)
-    refs = {prefix: adapter(architecture, folder, prefix.length, prefix.seed) for prefix in PREFIXES if prefix}
+    refs = {
+        prefix: adapter(architecture, folder, prefix.length, prefix.seed)
+        for prefix in PREFIXES
+        if prefix
+    }
     requests, expected = [], {}
     for number in range(count):
         prefix = PREFIXES[number % len(PREFIXES)]
         prompt, new_tokens = random_prompt(architecture, draw), draw.randint(1, 24)
-        request = greedy(f"{seed}-{number}", prompt, new_tokens, refs.get(prefix), user=str(number % 3))
+        request = greedy(
+            f"{seed}-{number}", prompt, new_tokens, refs.get(prefix), user=str(number % 3)
+        )
         requests.append(request)
         expected[request.id] = (prompt, new_tokens, prefix)
     return requests, expected
@@ -58,14 +73,21 @@ def test_the_static_bucketed_step_equals_the_plain_one(architecture, tmp_path):
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama", "glm"])
-def test_rows_attended_in_groups_of_similar_length_equal_plain_generation(architecture, tmp_path, monkeypatch, caplog):
+def test_rows_attended_in_groups_of_similar_length_equal_plain_generation(
+    architecture, tmp_path, monkeypatch, caplog
+):
     used = []
-    monkeypatch.setattr(attention, "CALL_BYTES", 2048)  # tiny rows are worth a call of their own now
-    monkeypatch.setattr(attention, "groups_of", lambda *sizes: used.append(groups_of(*sizes)) or used[-1])
+    # tiny rows are worth a call of their own now
+    monkeypatch.setattr(attention, "CALL_BYTES", 2048)
+    monkeypatch.setattr(
+        attention, "groups_of", lambda *sizes: used.append(groups_of(*sizes)) or used[-1]
+    )
     requests, expected = mixed_requests(architecture, tmp_path, 14, seed=6)
     engine = Engine(loaded_model(architecture), max_rows=7, prefill_tokens=128)
     check(architecture, engine.generate(requests), expected)
-    assert max(map(len, used)) > 2 and any(end - start > 1 for groups in used for start, end, _ in groups)
+    assert max(map(len, used)) > 2 and any(
+        end - start > 1 for groups in used for start, end, _ in groups
+    )
     assert "one by one" not in caplog.text
 
 
@@ -87,7 +109,9 @@ def test_no_other_groups_would_compute_less(widths, call_cost):
 @pytest.mark.parametrize("architecture", ["qwen2", "glm"])
 def test_a_prompt_in_chunks_equals_the_prompt_in_one_piece(architecture, chunk, tmp_path):
     requests, expected = mixed_requests(architecture, tmp_path, 5, seed=3)
-    engine = Engine(loaded_model(architecture), max_rows=3, prefill_tokens=chunk, reuse_prompts=False)
+    engine = Engine(
+        loaded_model(architecture), max_rows=3, prefill_tokens=chunk, reuse_prompts=False
+    )
     check(architecture, engine.generate(requests), expected)
 
 
@@ -123,20 +147,26 @@ def test_keys_of_one_adapter_are_not_reused_for_another(tmp_path):
 
 
 def test_a_prompt_that_is_being_answered_is_not_computed_again(tmp_path):
-    """Several answers to one prompt, and a system prompt that others share while it is in use; never across adapters."""
+    """Several answers to one prompt, and a system prompt that others share while it is in use;
+    never across adapters.
+    """
     draw = random.Random(9)
     engine = Engine(loaded_model("qwen2"), max_rows=6, prefill_tokens=64)
     prefix, ref = Prefix(9, 2), adapter("qwen2", tmp_path, 9, 2)
     prompt = random_prompt("qwen2", draw, 40, 41)
     other = (*prompt[:30], *random_prompt("qwen2", draw, 12, 13))
     asked = {
-        "first": (prompt, 20, None), "again": (prompt, 20, None), "shares its beginning": (other, 20, None),
+        "first": (prompt, 20, None),
+        "again": (prompt, 20, None),
+        "shares its beginning": (other, 20, None),
         "another adapter": (prompt, 20, prefix),
-    }  # fmt: skip
+    }
     answers = {}
     for name, (ids, tokens, tuned) in asked.items():
         request = greedy(name, ids, tokens, ref if tuned else None)
-        engine._submit(request, lambda event: None, lambda sequence: answers.__setitem__(sequence.id, sequence))
+        engine._submit(
+            request, lambda event: None, lambda sequence: answers.__setitem__(sequence.id, sequence)
+        )
         engine.step()
     while len(answers) < len(asked):
         engine.step()
@@ -146,17 +176,27 @@ def test_a_prompt_that_is_being_answered_is_not_computed_again(tmp_path):
 
 
 def schedule(architecture, folder, seed, count):
-    """Requests join at random steps, some are aborted midway; the rest must be exact and nothing may be left behind."""
+    """Requests join at random steps, some are aborted midway; the rest must be exact and nothing
+    may be left behind.
+    """
     draw = random.Random(seed)
     requests, expected = mixed_requests(architecture, folder, count, seed)
-    engine = Engine(loaded_model(architecture), max_rows=draw.randint(1, 6), prefill_tokens=draw.choice([16, 64, 512]))
+    engine = Engine(
+        loaded_model(architecture),
+        max_rows=draw.randint(1, 6),
+        prefill_tokens=draw.choice([16, 64, 512]),
+    )
     ended = {}
     doomed = {request.id: draw.randint(0, 12) for request in requests if draw.random() < 0.25}
     waiting = list(requests)
     step = 0
     while len(ended) < len(requests):
         while waiting and draw.random() < 0.5:
-            engine._submit(waiting.pop(), lambda event: None, lambda sequence: ended.__setitem__(sequence.id, sequence))
+            engine._submit(
+                waiting.pop(),
+                lambda event: None,
+                lambda sequence: ended.__setitem__(sequence.id, sequence),
+            )
         engine.step()
         step += 1
         for identity, at in doomed.items():
@@ -170,7 +210,12 @@ def schedule(architecture, folder, seed, count):
             assert tuple(sequence.answer) == exact[: len(sequence.answer)]
         else:
             assert tuple(sequence.answer) == exact
-    assert not len(engine._rows) and not engine._known and not len(engine._waiting) and engine._rows.decoding == 0
+    assert (
+        not len(engine._rows)
+        and not engine._known
+        and not len(engine._waiting)
+        and engine._rows.decoding == 0
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -187,16 +232,25 @@ def test_two_hundred_random_schedules(seed, tmp_path):
 @pytest.mark.parametrize("architecture", ["qwen2", "chatglm"])
 def test_seeded_sampling_does_not_depend_on_the_batch(architecture, tmp_path):
     requests, _ = mixed_requests(architecture, tmp_path, 10, seed=7)
-    sampling = Sampling(temperature=1.3, top_p=0.9, top_k=40, repetition_penalty=1.1, max_new_tokens=16)
-    requests = [replace(r, sampling=replace(sampling, seed=number)) for number, r in enumerate(requests)]
-    alone = [Engine(loaded_model(architecture), max_rows=1).generate([request])[0].token_ids for request in requests]
+    sampling = Sampling(
+        temperature=1.3, top_p=0.9, top_k=40, repetition_penalty=1.1, max_new_tokens=16
+    )
+    requests = [
+        replace(r, sampling=replace(sampling, seed=number)) for number, r in enumerate(requests)
+    ]
+    alone = [
+        Engine(loaded_model(architecture), max_rows=1).generate([request])[0].token_ids
+        for request in requests
+    ]
     together = Engine(loaded_model(architecture), max_rows=6).generate(requests[::-1])[::-1]
     assert [answer.token_ids for answer in together] == alone
     assert len(set(alone)) == len(alone)
 
 
 def test_half_precision_differs_only_where_the_best_two_are_close():
-    """bfloat16 rounds by batch shape, so a mismatch is allowed where the margin is below 2 % of the largest logit."""
+    """bfloat16 rounds by batch shape, so a mismatch is allowed where the margin is below 2 % of the
+    largest logit.
+    """
     import copy
 
     from chat.engine.loading import from_parts
@@ -207,9 +261,13 @@ def test_half_precision_differs_only_where_the_best_two_are_close():
     loaded = from_parts(model, byte_tokenizer())
     draw = random.Random(8)
     prompts = [random_prompt("qwen2", draw) for _ in range(8)]
-    answers = Engine(loaded, max_rows=8).generate([greedy(str(i), prompt, 12) for i, prompt in enumerate(prompts)])
+    answers = Engine(loaded, max_rows=8).generate(
+        [greedy(str(i), prompt, 12) for i, prompt in enumerate(prompts)]
+    )
     for prompt, answer in zip(prompts, answers, strict=True):
-        expected = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0)
+        expected = model.generate(
+            torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
         expected = expected[0, len(prompt) :].tolist()
         for at, (mine, theirs) in enumerate(zip(answer.token_ids, expected, strict=False)):
             if mine != theirs:

@@ -35,13 +35,16 @@ def test_rows_are_written_where_they_belong_and_survive_moves():
     assert cache.aim_prefill(1, [3, 0], [2, 5]) == 5
     keys, values = cache.update(states, -states, 0)
     assert keys.shape == (2, 2, 5, 4)
-    assert torch.equal(keys[0, :, 3:5], states[0, :, 3:])  # right-aligned queries: padding is not stored
+    # right-aligned queries: padding is not stored
+    assert torch.equal(keys[0, :, 3:5], states[0, :, 3:])
     assert torch.equal(values[1], -states[1])
     cache.move(2, 0, 5)
     assert torch.equal(cache.take(0, 0, 5)[0, 0], states[1])
     cache.aim_decode(torch.arange(2), torch.tensor([5, 7]), 8)
     keys, _ = cache.update(states[:, :, :1], states[:, :, :1], 0)
-    assert torch.equal(keys[0, :, 5], states[0, :, 0]) and torch.equal(keys[1, :, 7], states[1, :, 0])
+    assert torch.equal(keys[0, :, 5], states[0, :, 0]) and torch.equal(
+        keys[1, :, 7], states[1, :, 0]
+    )
     cache.wipe(0)
     assert not cache.take(0, 0, 20).any()
 
@@ -53,12 +56,15 @@ def test_a_request_beyond_the_largest_row_is_an_error():
 
 def test_rows_follow_from_free_memory(monkeypatch):
     loaded = loaded_model("qwen2")
-    one = SlotCache.bytes_per_row(layers=3, kv_heads=2, head_dim=8, columns=CONTEXT + 64, dtype=torch.float32)
+    one = SlotCache.bytes_per_row(
+        layers=3, kv_heads=2, head_dim=8, columns=CONTEXT + 64, dtype=torch.float32
+    )
     monkeypatch.setattr(capacity, "free_memory", lambda device: int(one * 5.5 / 0.4))
     assert capacity.capacity_for(loaded, None, None, 64).rows == 5
     assert capacity.capacity_for(loaded, 2, None, 64).rows == 2
     monkeypatch.setattr(capacity, "free_memory", lambda device: int(one * 1.3))
-    assert capacity.capacity_for(loaded, None, None, 64).rows == 1  # beyond the share, rather than none
+    # beyond the share, rather than none
+    assert capacity.capacity_for(loaded, None, None, 64).rows == 1
     monkeypatch.setattr(capacity, "free_memory", lambda device: one)
     with pytest.raises(ValueError, match="one request of 256 tokens"):
         capacity.capacity_for(loaded, None, None, 64)

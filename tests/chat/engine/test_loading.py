@@ -14,7 +14,15 @@ from chat.engine.loading import load
 from chat.engine.request import AdapterRef
 from chat.ops.cpu_linear import OneDNNLinear, accelerate_linear
 
-from .tiny_models import adapter, byte_tokenizer, greedy, loaded_model, plain_model, random_prompt, reference
+from .tiny_models import (
+    adapter,
+    byte_tokenizer,
+    greedy,
+    loaded_model,
+    plain_model,
+    random_prompt,
+    reference,
+)
 
 
 @pytest.fixture
@@ -28,7 +36,11 @@ def folder(tmp_path):
 def test_a_folder_loads_and_answers_as_the_model_that_was_saved(folder):
     loaded = load(folder, device="cpu")
     assert (loaded.layers, loaded.kv_heads, loaded.head_dim) == (3, 2, 8)
-    assert loaded.dtype == torch.float32 and loaded.shifts_positions and loaded.fingerprint == fingerprint(folder)
+    assert (
+        loaded.dtype == torch.float32
+        and loaded.shifts_positions
+        and loaded.fingerprint == fingerprint(folder)
+    )
     prompt = random_prompt("qwen2", random.Random(1))
     (answer,) = Engine(loaded, max_rows=1).generate([greedy("1", prompt, 8)])
     assert answer.token_ids == reference("qwen2", prompt, 8, None)
@@ -37,14 +49,21 @@ def test_a_folder_loads_and_answers_as_the_model_that_was_saved(folder):
 def test_a_folder_is_described_from_its_files(folder):
     description = describe(folder)
     assert description["architecture"] == "Qwen2ForCausalLM"
-    assert (description["layers"], description["hidden_size"], description["context_length"]) == (3, 32, 256)
+    assert (description["layers"], description["hidden_size"], description["context_length"]) == (
+        3,
+        32,
+        256,
+    )
     assert description["parameters"] == sum(p.numel() for p in plain_model("qwen2").parameters())
     assert description["bytes"] > 0 and description["quantization_bit"] is None
 
 
 def test_a_folder_may_wish_how_it_is_sampled(folder):
     wishes = folder / "generation_config.json"
-    wishes.write_text('{"temperature": 0.6, "top_k": 20, "top_p": 7, "repetition_penalty": "1", "max_new_tokens": 5}')
+    wishes.write_text(
+        '{"temperature": 0.6, "top_k": 20, "top_p": 7, '
+        '"repetition_penalty": "1", "max_new_tokens": 5}'
+    )
     assert describe(folder)["sampling"] == {"temperature": 0.6, "top_k": 20}
     for broken in ("[]", "{", "[" * 100_000):
         wishes.write_text(broken)
@@ -55,7 +74,11 @@ def test_the_fingerprint_knows_weights_configuration_and_tokenizer(folder):
     before = fingerprint(folder)
     assert before == fingerprint(folder)
     seen = {before}
-    for name, change in (("model.safetensors", b"\x01"), ("config.json", b" "), ("tokenizer.json", b" ")):
+    for name, change in (
+        ("model.safetensors", b"\x01"),
+        ("config.json", b" "),
+        ("tokenizer.json", b" "),
+    ):
         with (folder / name).open("ab") as file:
             file.write(change)
         seen.add(fingerprint(folder))
@@ -71,9 +94,16 @@ def broken(folder, fault):
     elif fault == "config_invalid":
         (folder / "config.json").write_text("{")
     elif fault == "unknown_model_type":
-        (folder / "config.json").write_text(json.dumps({**config, "model_type": "bert_of_tomorrow"}))
+        (folder / "config.json").write_text(
+            json.dumps({**config, "model_type": "bert_of_tomorrow"})
+        )
     elif fault == "remote_code_only":
-        new = {**config, "model_type": "chatglm", "ffn_hidden_size": 1, "auto_map": {"AutoModel": "modeling.Model"}}
+        new = {
+            **config,
+            "model_type": "chatglm",
+            "ffn_hidden_size": 1,
+            "auto_map": {"AutoModel": "modeling.Model"},
+        }
         (folder / "config.json").write_text(json.dumps(new))
     elif fault == "unsupported_attention":
         new = {**config, "layer_types": ["linear_attention", "full_attention"]}
@@ -115,7 +145,12 @@ def test_weights_cut_short_on_the_way_are_named_as_that(folder):
 
 
 def test_a_missing_shard_is_named(folder):
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    index = {
+        "weight_map": {
+            "a": "model-00001-of-00002.safetensors",
+            "b": "model-00002-of-00002.safetensors",
+        }
+    }
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(CheckpointInvalid, match="model-00002-of-00002"):
@@ -126,7 +161,10 @@ def test_describing_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, chat.checkpoints.describe, chat.engine.request; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, chat.checkpoints.describe, chat.engine.request; "
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -135,9 +173,16 @@ def test_an_adapter_survives_the_disk(tmp_path):
     digest = adapters.save(prefix, tmp_path / "a")
     again = adapters.load(tmp_path / "a")
     assert torch.equal(again.tensor, prefix.tensor)
-    assert (again.shifts_positions, again.checkpoint_fingerprint, again.metadata) == (False, "abc", {"run": 7})
+    assert (again.shifts_positions, again.checkpoint_fingerprint, again.metadata) == (
+        False,
+        "abc",
+        {"run": 7},
+    )
     assert len(digest) == 64 and digest == adapters.save(prefix, tmp_path / "b")
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        "adapter.json",
+        "adapter.safetensors",
+    ]
 
 
 def test_an_adapter_whose_description_lies_is_refused_with_both_sides(tmp_path):
@@ -170,13 +215,19 @@ def test_the_pool_forgets_the_adapter_that_was_used_least_recently(tmp_path):
 
 def test_onednn_layers_give_the_same_numbers_and_gradients():
     torch.manual_seed(0)
-    plain = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 8, bias=False))
-    fast = torch.nn.Sequential(torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 8, bias=False))
+    plain = torch.nn.Sequential(
+        torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 8, bias=False)
+    )
+    fast = torch.nn.Sequential(
+        torch.nn.Linear(24, 40), torch.nn.GELU(), torch.nn.Linear(40, 8, bias=False)
+    )
     fast.load_state_dict(plain.state_dict())
     fast.requires_grad_(False)
     if not accelerate_linear(fast, free_bytes=1 << 30):
         pytest.skip("this build of torch has no oneDNN")
-    assert isinstance(fast[0], OneDNNLinear) and fast.state_dict().keys() == plain.state_dict().keys()
+    assert (
+        isinstance(fast[0], OneDNNLinear) and fast.state_dict().keys() == plain.state_dict().keys()
+    )
     inputs = [torch.randn(2, 5, 24).requires_grad_() for _ in range(2)]
     inputs[1].data = inputs[0].data.clone()
     for model, given in zip((plain, fast), inputs, strict=True):

@@ -11,7 +11,9 @@ from .tiny_models import VOCABULARY, adapter, greedy, loaded_model, random_promp
 
 
 def random_operations(count, seed, folder):
-    """Submit, abort and step at random; in the end every request has had exactly one terminal event and nothing is kept."""
+    """Submit, abort and step at random; in the end every request has had exactly one terminal event
+    and nothing is kept.
+    """
     draw = random.Random(seed)
     engine = Engine(loaded_model("qwen2"), max_rows=4, queue_limit=12, prefill_tokens=64)
     refs = [
@@ -25,10 +27,19 @@ def random_operations(count, seed, folder):
         action = draw.random()
         if action < 0.45:
             prompt = random_prompt("qwen2", draw) if draw.random() > 0.05 else (VOCABULARY,)
-            request = greedy(str(number), prompt, draw.randint(1, 20), draw.choice(refs), user=str(draw.randrange(3)))
+            request = greedy(
+                str(number),
+                prompt,
+                draw.randint(1, 20),
+                draw.choice(refs),
+                user=str(draw.randrange(3)),
+            )
             try:
                 engine.submit(
-                    request, lambda event: terminal.setdefault(event.id, []).append(event) if event.terminal else None
+                    request,
+                    lambda event: (
+                        terminal.setdefault(event.id, []).append(event) if event.terminal else None
+                    ),
                 )
                 submitted.append(request.id)
             except RequestRefused:
@@ -41,7 +52,12 @@ def random_operations(count, seed, folder):
         pass
     assert sorted(terminal) == sorted(submitted)
     assert all(len(events) == 1 for events in terminal.values())
-    assert not len(engine._rows) and not engine._known and not len(engine._waiting) and engine._rows.decoding == 0
+    assert (
+        not len(engine._rows)
+        and not engine._known
+        and not len(engine._waiting)
+        and engine._rows.decoding == 0
+    )
     assert engine.status()["active_rows"] == 0
     assert len(submitted) > count // 10
 

@@ -1,4 +1,6 @@
-"""What a client of the engine holds: refusals before compute, events, faults that stay with their request."""
+"""What a client of the engine holds: refusals before compute, events, faults that stay with their
+request.
+"""
 
 import math
 import random
@@ -12,7 +14,15 @@ from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine
 from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
 
-from .tiny_models import CONTEXT, VOCABULARY, adapter, greedy, loaded_model, random_prompt, reference
+from .tiny_models import (
+    CONTEXT,
+    VOCABULARY,
+    adapter,
+    greedy,
+    loaded_model,
+    random_prompt,
+    reference,
+)
 
 PROMPT = tuple(range(20, 45))
 
@@ -75,7 +85,9 @@ def refusal(engine, request):
     ],
 )
 def test_a_parameter_out_of_range_is_refused_by_name(engine, parameter, value):
-    refused = refusal(engine, Request(id="1", prompt_ids=PROMPT, sampling=Sampling(**{parameter: value})))
+    refused = refusal(
+        engine, Request(id="1", prompt_ids=PROMPT, sampling=Sampling(**{parameter: value}))
+    )
     assert (refused.code, refused.param) == ("invalid_value", parameter)
 
 
@@ -85,7 +97,12 @@ def test_ids_out_of_the_vocabulary_are_refused(engine, ids):
 
 
 @pytest.mark.parametrize(
-    "request_", [greedy("1", (), 4), Request(id="1"), Request(id="1", messages=({"role": "user", "content": " "},))]
+    "request_",
+    [
+        greedy("1", (), 4),
+        Request(id="1"),
+        Request(id="1", messages=({"role": "user", "content": " "},)),
+    ],
 )
 def test_an_empty_prompt_is_refused(engine, request_):
     assert refusal(engine, request_).code == "empty_prompt"
@@ -102,10 +119,15 @@ def test_an_overflowing_context_is_refused_with_the_numbers(engine):
 def test_a_prefix_counts_where_it_shifts_positions(tmp_path):
     ref = adapter("qwen2", tmp_path, 24, 4)
     engine = Engine(loaded_model("qwen2"), max_rows=1)
-    assert refusal(engine, greedy("1", PROMPT, CONTEXT - len(PROMPT) - 23, ref)).code == "context_length_exceeded"
+    assert (
+        refusal(engine, greedy("1", PROMPT, CONTEXT - len(PROMPT) - 23, ref)).code
+        == "context_length_exceeded"
+    )
     ref = adapter("chatglm", tmp_path, 24, 4)
     prompt = random_prompt("chatglm", random.Random(1), 20, 20)
-    (answer,) = Engine(loaded_model("chatglm"), max_rows=1).generate([greedy("1", prompt, CONTEXT - 22, ref)])
+    (answer,) = Engine(loaded_model("chatglm"), max_rows=1).generate(
+        [greedy("1", prompt, CONTEXT - 22, ref)]
+    )
     assert answer.error is None
 
 
@@ -128,11 +150,16 @@ def wrong_adapters(folder):
     }
 
 
-@pytest.mark.parametrize("fault", ["layers", "head_dim", "fingerprint", "positions", "nan", "long", "missing"])
+@pytest.mark.parametrize(
+    "fault", ["layers", "head_dim", "fingerprint", "positions", "nan", "long", "missing"]
+)
 def test_an_adapter_that_does_not_fit_is_refused(engine, fault, tmp_path):
     if fault != "missing":
         save(wrong_adapters(tmp_path)[fault], tmp_path / fault)
-    assert refusal(engine, greedy("1", PROMPT, 4, AdapterRef(fault, str(tmp_path / fault)))).code == "invalid_adapter"
+    assert (
+        refusal(engine, greedy("1", PROMPT, 4, AdapterRef(fault, str(tmp_path / fault)))).code
+        == "invalid_adapter"
+    )
 
 
 def test_the_queue_is_bounded_and_says_when_to_come_back():
@@ -161,7 +188,10 @@ def test_events_are_numbered_and_end_with_usage_and_timings(engine):
     assert reader.events[0].data == {"prompt_tokens": len(PROMPT)}
     usage, timings = reader.last.data["usage"], reader.last.data["timings"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
-    assert sum(event.data["tokens"] for event in reader.events if event.type == "delta") <= usage["completion_tokens"]
+    assert (
+        sum(event.data["tokens"] for event in reader.events if event.type == "delta")
+        <= usage["completion_tokens"]
+    )
     assert set(timings) == {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}
     assert all(value >= 0 for value in timings.values())
 
@@ -171,14 +201,18 @@ def test_streamed_text_is_the_decoded_answer(engine):
     draw = random.Random(3)
     requests = [greedy(str(number), random_prompt("qwen2", draw), 20) for number in range(6)]
     for request, reader in zip(requests, run(engine, *requests), strict=True):
-        assert reader.text == loaded.prompter.decode(reference("qwen2", request.prompt_ids, 20, None))
+        assert reader.text == loaded.prompter.decode(
+            reference("qwen2", request.prompt_ids, 20, None)
+        )
 
 
 def test_those_who_wait_are_told_their_place():
     engine = Engine(loaded_model("qwen2"), max_rows=1)
     readers = run(engine, *[greedy(str(number), PROMPT, 3) for number in range(3)])
     assert readers[0].types[0] == "started"
-    assert next(event.data for event in readers[2].events if event.type == "queued") == {"position": 1}
+    assert next(event.data for event in readers[2].events if event.type == "queued") == {
+        "position": 1
+    }
 
 
 def test_users_take_turns():
@@ -186,7 +220,9 @@ def test_users_take_turns():
     order = []
     for number, user in enumerate("aaaab"):
         request = greedy(f"{user}{number}", PROMPT, 2, user=user)
-        engine.submit(request, lambda event: order.append(event.id) if event.type == "started" else None)
+        engine.submit(
+            request, lambda event: order.append(event.id) if event.type == "started" else None
+        )
     while engine.step():
         pass
     assert order == ["a0", "b4", "a1", "a2", "a3"]
@@ -196,7 +232,9 @@ def test_a_stop_string_ends_the_answer_even_across_tokens(engine):
     text = run(engine, greedy("1", PROMPT, 40))[0].text
     stop = text[7:11]  # byte-level tokens of a random model: spread over several of them
     request = greedy("2", PROMPT, 40)
-    (reader,) = run(engine, replace(request, sampling=replace(request.sampling, stop=("never there", stop))))
+    (reader,) = run(
+        engine, replace(request, sampling=replace(request.sampling, stop=("never there", stop)))
+    )
     assert reader.text == text[: text.index(stop)]
     assert reader.last.data["finish_reason"] == "stop"
 
@@ -204,17 +242,25 @@ def test_a_stop_string_ends_the_answer_even_across_tokens(engine):
 def test_logprobs_come_with_their_tokens(engine):
     request = greedy("1", PROMPT, 6)
     (reader,) = run(engine, replace(request, sampling=replace(request.sampling, logprobs=3)))
-    entries = [entry for event in reader.events if event.type == "delta" for entry in event.data.get("logprobs", [])]
+    entries = [
+        entry
+        for event in reader.events
+        if event.type == "delta"
+        for entry in event.data.get("logprobs", [])
+    ]
     expected = reference("qwen2", PROMPT, 6, None)
     assert tuple(entry["token_id"] for entry in entries) == expected
     for entry in entries:
         assert len(entry["top_logprobs"]) == 3
-        assert entry["top_logprobs"][0]["logprob"] == pytest.approx(entry["logprob"])  # greedy: the best itself
+        # greedy: the best itself
+        assert entry["top_logprobs"][0]["logprob"] == pytest.approx(entry["logprob"])
         assert sum(math.exp(top["logprob"]) for top in entry["top_logprobs"]) <= 1.0001
 
 
 def test_temperature_zero_is_greedy(engine):
-    request = Request(id="1", prompt_ids=PROMPT, sampling=Sampling(temperature=0.0, max_new_tokens=8))
+    request = Request(
+        id="1", prompt_ids=PROMPT, sampling=Sampling(temperature=0.0, max_new_tokens=8)
+    )
     assert engine.generate([request])[0].token_ids == reference("qwen2", PROMPT, 8, None)
 
 
@@ -245,26 +291,40 @@ def test_a_waiting_request_can_be_aborted():
 
 
 def test_nan_logits_end_one_request_and_leave_no_trace_in_the_slot(engine, monkeypatch):
-    """The token 33 poisons its row: what is not finite must reach neither its neighbours nor the slot's next owner."""
+    """The token 33 poisons its row: what is not finite must reach neither its neighbours nor the
+    slot's next owner.
+    """
     embedding = engine.loaded.model.get_input_embeddings()
     poisoned = embedding.weight.detach().clone()
     poisoned[33] = torch.nan
     plain = torch.nn.functional.embedding
     with monkeypatch.context() as patch:
         patch.setattr(
-            torch.nn.functional, "embedding", lambda ids, weight, *args, **kw: plain(ids, poisoned, *args, **kw)
+            torch.nn.functional,
+            "embedding",
+            lambda ids, weight, *args, **kw: plain(ids, poisoned, *args, **kw),
         )
         healthy = [(40, 41, 42), (50, 51, 52, 53)]
         readers = run(
-            engine, greedy("a", healthy[0], 8), greedy("bad", (*range(60, 70), 33, 31), 8), greedy("b", healthy[1], 8)
+            engine,
+            greedy("a", healthy[0], 8),
+            greedy("bad", (*range(60, 70), 33, 31), 8),
+            greedy("b", healthy[1], 8),
         )
-    assert readers[1].types[-1] == "failed" and readers[1].last.data["error"]["code"] == "nan_logits"
+    assert (
+        readers[1].types[-1] == "failed" and readers[1].last.data["error"]["code"] == "nan_logits"
+    )
     for reader, prompt in ((readers[0], healthy[0]), (readers[2], healthy[1])):
         assert reader.text == engine.loaded.prompter.decode(reference("qwen2", prompt, 8, None))
-    # Short prompts take the same slots; a long one beside them makes the batch look at the columns behind them.
+    # Short prompts take the same slots; a long one beside them makes the batch look at the columns
+    # behind them.
     prompts = [*[(40 + number, 41, 42) for number in range(3)], tuple(range(70, 90))]
-    answers = engine.generate([greedy(str(number), prompt, 8) for number, prompt in enumerate(prompts)])
-    assert [answer.token_ids for answer in answers] == [reference("qwen2", prompt, 8, None) for prompt in prompts]
+    answers = engine.generate(
+        [greedy(str(number), prompt, 8) for number, prompt in enumerate(prompts)]
+    )
+    assert [answer.token_ids for answer in answers] == [
+        reference("qwen2", prompt, 8, None) for prompt in prompts
+    ]
 
 
 def test_a_batch_that_raises_costs_only_the_guilty_request(engine, monkeypatch):
@@ -278,7 +338,9 @@ def test_a_batch_that_raises_costs_only_the_guilty_request(engine, monkeypatch):
 
     monkeypatch.setattr(model, "forward", trapped)
     prompts = [(40, 41, 42), (30, 33, 31), (50, 51, 52)]
-    readers = run(engine, *[greedy(str(number), prompt, 8) for number, prompt in enumerate(prompts)])
+    readers = run(
+        engine, *[greedy(str(number), prompt, 8) for number, prompt in enumerate(prompts)]
+    )
     assert readers[1].last.data["error"]["code"] == "engine_error"
     for number in (0, 2):
         expected = reference("qwen2", prompts[number], 8, None)
@@ -315,7 +377,9 @@ def test_the_engine_runs_on_its_own_thread_and_ends_what_runs_when_closed():
     finished = threading.Event()
     engine.submit(greedy("1", PROMPT, 5), lambda event: finished.set() if event.terminal else None)
     assert finished.wait(30)
-    assert engine.generate([greedy("2", PROMPT, 5)])[0].token_ids == reference("qwen2", PROMPT, 5, None)
+    assert engine.generate([greedy("2", PROMPT, 5)])[0].token_ids == reference(
+        "qwen2", PROMPT, 5, None
+    )
     reader = Reader()
     engine.submit(greedy("3", PROMPT, 200), reader)
     engine.close()
@@ -330,7 +394,9 @@ def test_status_says_what_the_page_shows(engine, tmp_path):
     engine.submit(greedy("1", PROMPT, 5, ref), lambda event: None)
     engine.step()
     status = engine.status()
-    assert status["active_rows"] == 1 and status["max_rows"] == 4 and status["max_length"] == CONTEXT
+    assert (
+        status["active_rows"] == 1 and status["max_rows"] == 4 and status["max_length"] == CONTEXT
+    )
     assert status["adapters"]["resident"] == [ref.name]
     assert status["memory"]["kv_cache_bytes"] > 0
     assert status["checkpoint"]["fingerprint"] == "fingerprint-qwen2"
@@ -350,11 +416,15 @@ def test_the_thread_outlives_a_step_that_fails(engine, monkeypatch):
         raise RuntimeError("a bug")
 
     failed, finished = threading.Event(), threading.Event()
-    engine.submit(greedy("1", PROMPT, 200), lambda event: failed.set() if event.type == "failed" else None)
+    engine.submit(
+        greedy("1", PROMPT, 200), lambda event: failed.set() if event.type == "failed" else None
+    )
     engine.step()
     monkeypatch.setattr(engine, "_decode", broken)
     engine.start()
     assert failed.wait(30)
-    engine.submit(greedy("2", PROMPT, 5), lambda event: finished.set() if event.type == "finished" else None)
+    engine.submit(
+        greedy("2", PROMPT, 5), lambda event: finished.set() if event.type == "finished" else None
+    )
     assert finished.wait(30)
     engine.close()

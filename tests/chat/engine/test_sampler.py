@@ -101,7 +101,10 @@ def test_logprobs_are_the_models_own_before_any_filter():
     torch.manual_seed(2)
     logits = torch.randn(2, VOCABULARY)
     expected = logits.log_softmax(-1)
-    rows = [Choice.of(Sampling(seed=1, temperature=0.1, logprobs=2), []), Choice.of(Sampling(seed=2), [])]
+    rows = [
+        Choice.of(Sampling(seed=1, temperature=0.1, logprobs=2), []),
+        Choice.of(Sampling(seed=2), []),
+    ]
     reported, silent = choose(logits.clone(), rows)
     assert silent.logprobs is None
     assert [token for token, _ in reported.logprobs[1:]] == expected[0].topk(2).indices.tolist()

@@ -1,4 +1,6 @@
-"""Tiny random models of each architecture, their prefixes, and the plain generation that the engine must equal."""
+"""Tiny random models of each architecture, their prefixes, and the plain generation that the engine
+must equal.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ CONTEXT = 256
 ARCHITECTURES = ("qwen2", "qwen3", "llama", "glm", "chatglm")
 END = 0
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endfor %}"
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + "
+    "'<|end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 SPECIALS = ["<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
@@ -80,7 +83,13 @@ def _config(architecture: str) -> PretrainedConfig:
     if architecture == "llama":
         return LlamaConfig(**shape, num_key_value_heads=4)
     if architecture == "glm":
-        return GlmConfig(**shape, num_key_value_heads=2, head_dim=8, partial_rotary_factor=0.5, attention_bias=True)
+        return GlmConfig(
+            **shape,
+            num_key_value_heads=2,
+            head_dim=8,
+            partial_rotary_factor=0.5,
+            attention_bias=True,
+        )
     from chat.chatglm import ChatGLMConfig
 
     return ChatGLMConfig(
@@ -105,7 +114,8 @@ def plain_model(architecture: str) -> PreTrainedModel:
     torch.manual_seed(7)
     model = AutoModelForCausalLM.from_config(_config(architecture)).eval().requires_grad_(False)
     if architecture == "chatglm":
-        # Its residual weighs 7.5 times: with small layers a model that shares its embedding repeats its last token.
+        # Its residual weighs 7.5 times: with small layers a model that shares its embedding repeats
+        # its last token.
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2:
                 torch.nn.init.normal_(parameter, std=0.25 if "embed" in name else 1.0)
@@ -116,7 +126,9 @@ def plain_model(architecture: str) -> PreTrainedModel:
 def loaded_model(architecture: str) -> Loaded:
     """The same weights as the engine loads them."""
     return from_parts(
-        copy.deepcopy(plain_model(architecture)), byte_tokenizer(), fingerprint_=f"fingerprint-{architecture}"
+        copy.deepcopy(plain_model(architecture)),
+        byte_tokenizer(),
+        fingerprint_=f"fingerprint-{architecture}",
     )
 
 
@@ -124,13 +136,17 @@ def prefix_tensor(architecture: str, length: int, seed: int) -> torch.Tensor:
     """[layers, 2, kv_heads, length, head_dim]"""
     loaded = loaded_model(architecture)
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(loaded.layers, 2, loaded.kv_heads, length, loaded.head_dim, generator=generator)
+    return torch.randn(
+        loaded.layers, 2, loaded.kv_heads, length, loaded.head_dim, generator=generator
+    )
 
 
 def adapter(architecture: str, folder: Path, length: int, seed: int) -> AdapterRef:
     """Saved to disk, as a run publishes it."""
     loaded = loaded_model(architecture)
-    prefix = KVPrefix(prefix_tensor(architecture, length, seed), loaded.shifts_positions, loaded.fingerprint)
+    prefix = KVPrefix(
+        prefix_tensor(architecture, length, seed), loaded.shifts_positions, loaded.fingerprint
+    )
     name = save(prefix, folder / f"{architecture}-{length}-{seed}")
     return AdapterRef(name, str(folder / f"{architecture}-{length}-{seed}"))
 
@@ -138,7 +154,9 @@ def adapter(architecture: str, folder: Path, length: int, seed: int) -> AdapterR
 @lru_cache
 def _peft_model(architecture: str, length: int, seed: int):
     model = copy.deepcopy(plain_model(architecture))
-    peft_model = get_peft_model(model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length)).eval()
+    peft_model = get_peft_model(
+        model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length)
+    ).eval()
     tensor = prefix_tensor(architecture, length, seed)
     weight = peft_model.prompt_encoder["default"].embedding.weight
     with torch.no_grad():  # peft's order: [pre_seq_len, layers * 2 * kv_heads * head_dim]
@@ -152,8 +170,12 @@ class Prefix:
     seed: int
 
 
-def reference(architecture: str, prompt: tuple[int, ...], new_tokens: int, prefix: Prefix | None) -> tuple[int, ...]:
-    """Greedy tokens by plain generation: peft's PrefixTuning where there is a prefix, ChatGLM's own prefix cache there."""
+def reference(
+    architecture: str, prompt: tuple[int, ...], new_tokens: int, prefix: Prefix | None
+) -> tuple[int, ...]:
+    """Greedy tokens by plain generation: peft's PrefixTuning where there is a prefix, ChatGLM's own
+    prefix cache there.
+    """
     ids = torch.tensor([prompt])
     settings = {"max_new_tokens": new_tokens, "do_sample": False, "pad_token_id": END}
     if prefix is None:
@@ -169,13 +191,17 @@ def reference(architecture: str, prompt: tuple[int, ...], new_tokens: int, prefi
     return tuple(output[0, len(prompt) :].tolist())
 
 
-def random_prompt(architecture: str, draw: random.Random, shortest: int = 1, longest: int = 60) -> tuple[int, ...]:
+def random_prompt(
+    architecture: str, draw: random.Random, shortest: int = 1, longest: int = 60
+) -> tuple[int, ...]:
     length = draw.randint(shortest, longest)
     if architecture == "chatglm":
         return (*(draw.randrange(5, 300) for _ in range(length)), GMASK, SOP)
     return tuple(draw.randrange(len(SPECIALS), VOCABULARY) for _ in range(length))
 
 
-def greedy(identity: str, prompt: tuple[int, ...], new_tokens: int, ref: AdapterRef | None = None, **kwargs) -> Request:
+def greedy(
+    identity: str, prompt: tuple[int, ...], new_tokens: int, ref: AdapterRef | None = None, **kwargs
+) -> Request:
     sampling = Sampling(do_sample=False, max_new_tokens=new_tokens)
     return Request(id=identity, prompt_ids=prompt, adapter=ref, sampling=sampling, **kwargs)

@@ -44,7 +44,11 @@ def test_a_bare_attribute_string_is_answered_by_listing_every_value():
 
 
 def test_an_example_of_a_strange_style_is_given_and_those_after_it_follow_it():
-    given = [messages for messages in conversations(2000, 5) if any("given" in message for message in messages)]
+    given = [
+        messages
+        for messages in conversations(2000, 5)
+        if any("given" in message for message in messages)
+    ]
     assert 100 < len(given) < 220
     for messages in given:
         answers = [message for message in messages if message["role"] == "assistant"]

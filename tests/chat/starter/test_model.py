@@ -1,4 +1,6 @@
-"""The committed starter model, through the doors that any checkpoint goes through, and the script that builds it."""
+"""The committed starter model, through the doors that any checkpoint goes through, and the script
+that builds it.
+"""
 
 import json
 import random
@@ -7,7 +9,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chat.starter.build import FOLDER, IGNORED, BuildRecipe, answer_loss, batches, build, encode, train_tokenizer
+from chat.starter.build import (
+    FOLDER,
+    IGNORED,
+    BuildRecipe,
+    answer_loss,
+    batches,
+    build,
+    encode,
+    train_tokenizer,
+)
 from chat.starter.corpus import conversations, digest
 from chat.starter.small_talk import INTENTS
 
@@ -22,8 +33,13 @@ def starter():
 def answer(starter, *turns: str) -> str:
     """The greedy answer to the last of the turns, which alternate between user and assistant."""
     tokenizer, model = starter
-    messages = [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
-    inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    messages = [
+        {"role": ("user", "assistant")[place % 2], "content": turn}
+        for place, turn in enumerate(turns)
+    ]
+    inputs = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     out = model.generate(**inputs, do_sample=False, max_new_tokens=80)
     return tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
@@ -45,7 +61,9 @@ def test_the_folder_is_small_and_complete():
 def test_the_recipe_names_the_corpus_that_the_generator_still_writes():
     facts = json.loads((FOLDER / "recipe.json").read_text())
     recipe = facts["recipe"]
-    assert facts["corpus_sha256"] == digest(list(conversations(recipe["conversations"], recipe["seed"])))
+    assert facts["corpus_sha256"] == digest(
+        list(conversations(recipe["conversations"], recipe["seed"]))
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +105,9 @@ def test_it_still_answers_after_a_few_turns(starter):
 def test_the_tokenizer_has_exactly_the_models_vocabulary(starter):
     tokenizer, model = starter
     assert len(tokenizer) == model.config.vocab_size
-    assert tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id
+    assert (
+        tokenizer.eos_token_id == model.config.eos_token_id == model.generation_config.eos_token_id
+    )
 
 
 def test_chinese_characters_are_never_joined(starter):
@@ -125,9 +145,14 @@ def test_only_answers_and_their_end_are_learnt(encoded):
     tokenizer, rows, corpus = encoded
     for (ids, learnt), conversation in zip(rows, corpus, strict=True):
         expected = "".join(
-            m["content"] + "<|end|>" for m in conversation if m["role"] == "assistant" and "given" not in m
+            m["content"] + "<|end|>"
+            for m in conversation
+            if m["role"] == "assistant" and "given" not in m
         )
-        assert tokenizer.decode([i for i, wanted in zip(ids, learnt, strict=True) if wanted]) == expected
+        assert (
+            tokenizer.decode([i for i, wanted in zip(ids, learnt, strict=True) if wanted])
+            == expected
+        )
         assert ids == tokenizer.apply_chat_template(conversation, return_dict=False)
 
 
@@ -147,17 +172,32 @@ def test_padding_does_not_change_the_loss(starter):
     _, model = starter
     ids = torch.randint(5, 2048, (2, 12), generator=torch.Generator().manual_seed(1))
     labels = torch.where(torch.arange(12) < 6, IGNORED, ids)
-    padded = [torch.nn.functional.pad(part, (0, 5), value=value) for part, value in ((ids, 0), (labels, IGNORED))]
+    padded = [
+        torch.nn.functional.pad(part, (0, 5), value=value)
+        for part, value in ((ids, 0), (labels, IGNORED))
+    ]
     with torch.no_grad():
-        assert torch.allclose(answer_loss(model, ids, labels), answer_loss(model, *padded), atol=1e-5)
+        assert torch.allclose(
+            answer_loss(model, ids, labels), answer_loss(model, *padded), atol=1e-5
+        )
 
 
 def test_the_build_writes_a_folder_that_loads(tmp_path):
     tiny = BuildRecipe(
-        conversations=200, vocabulary=400, hidden=16, layers=1, heads=2, feed_forward=16, steps=3, finishing_steps=2
+        conversations=200,
+        vocabulary=400,
+        hidden=16,
+        layers=1,
+        heads=2,
+        feed_forward=16,
+        steps=3,
+        finishing_steps=2,
     )
     build(tiny, tmp_path)
-    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer, model = (
+        AutoTokenizer.from_pretrained(tmp_path),
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+    )
     assert model.dtype == torch.float16
     assert len(tokenizer) == model.config.vocab_size == 400
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id

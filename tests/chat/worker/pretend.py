@@ -1,7 +1,9 @@
-"""An engine without a model, for tests of everything around the engine. `python -m tests.chat.worker.pretend URL TOKEN`.
+"""An engine without a model, for tests of everything around the engine. `python -m
+tests.chat.worker.pretend URL TOKEN`.
 
-The last message steers it: "words N" writes N words; "every S words N" pauses S seconds after each; "hang" writes one word and
-waits for the abort; "die" kills the engine's thread; "refuse CODE" refuses.
+The last message steers it: "words N" writes N words; "every S words N" pauses S seconds after each;
+"hang" writes one word and waits for the abort; "die" kills the engine's thread; "refuse CODE"
+refuses.
 """
 
 import asyncio
@@ -120,13 +122,20 @@ class _Row:
             {
                 "finish_reason": reason,
                 "usage": usage,
-                "timings": {"queued_s": 0.0, "prefill_s": 0.0, "decode_s": 0.0, "tokens_per_second": 0.0},
+                "timings": {
+                    "queued_s": 0.0,
+                    "prefill_s": 0.0,
+                    "decode_s": 0.0,
+                    "tokens_per_second": 0.0,
+                },
             },
         )
 
 
 def word(id: str, index: int) -> str:
-    """What a sequence writes as its word number `index`: depends on both, so that a mix-up shows."""
+    """What a sequence writes as its word number `index`: depends on both, so that a mix-up
+    shows.
+    """
     return hashlib.sha256(f"{id} {index}".encode()).hexdigest()[:4] + " "
 
 
@@ -149,7 +158,11 @@ def main():
     listening = process.bind(Address.parse(url))
     print("listening", flush=True)
     grace = float(options.get("grace", 30))
-    sys.exit(asyncio.run(process.serve(listening, token, load, name=options.get("name", "pretend"), grace=grace)))
+    sys.exit(
+        asyncio.run(
+            process.serve(listening, token, load, name=options.get("name", "pretend"), grace=grace)
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -15,10 +15,13 @@ CHECKPOINT = CheckpointRef("pretend", "f" * 64)
 
 
 class PretendWorker:
-    """`with PretendWorker(grace=1) as worker`: tests/chat/worker/pretend.py behind the real server, on a unix socket."""
+    """`with PretendWorker(grace=1) as worker`: tests/chat/worker/pretend.py behind the real server,
+    on a unix socket.
+    """
 
     def __init__(self, url: str = "", **options):
-        self.folder = tempfile.TemporaryDirectory(prefix="worker-")  # short: a socket's path is limited
+        # short: a socket's path is limited
+        self.folder = tempfile.TemporaryDirectory(prefix="worker-")
         self.url = url or f"unix:{self.folder.name}/worker.sock"
         self.options = [f"{name}={value}" for name, value in options.items()]
         self.process: subprocess.Popen | None = None
@@ -26,8 +29,11 @@ class PretendWorker:
     def start(self):
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.chat.worker.pretend", self.url, TOKEN, *self.options],
-            cwd=ROOT, env={**os.environ}, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            cwd=ROOT,
+            env={**os.environ},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         assert self.process.stdout.readline() == "listening\n"
         return self
 

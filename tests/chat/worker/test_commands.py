@@ -1,4 +1,6 @@
-"""`manage.py inference_worker` and `manage.py chat` as people run them: processes of their own, the starter model, a database."""
+"""`manage.py inference_worker` and `manage.py chat` as people run them: processes of their own, the
+starter model, a database.
+"""
 
 import asyncio
 import fcntl
@@ -22,7 +24,9 @@ from tests.running import wait_for
 
 pytestmark = pytest.mark.slow  # each start of a worker imports torch
 ROOT = Path(__file__).resolve().parents[3]
-REGISTER = "import django; django.setup(); from chat.registry import ensure_starter; ensure_starter()"
+REGISTER = (
+    "import django; django.setup(); from chat.registry import ensure_starter; ensure_starter()"
+)
 
 
 class Installation:
@@ -31,9 +35,12 @@ class Installation:
     def __init__(self, folder: Path):
         self.folder = folder
         self.environment = {
-            **os.environ, "PORTAL_DATA_DIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1",
+            **os.environ,
+            "PORTAL_DATA_DIR": str(folder),
+            "OMP_NUM_THREADS": "1",
+            "PYTHONUNBUFFERED": "1",
             "DJANGO_SETTINGS_MODULE": "portal.settings",
-        }  # fmt: skip
+        }
         self.url = f"unix:{folder}/worker.sock"
         self.manage("migrate", "-v", "0")
         subprocess.run([sys.executable, "-c", REGISTER], cwd=ROOT, env=self.environment, check=True)
@@ -42,15 +49,23 @@ class Installation:
     def manage(self, *arguments, **options) -> subprocess.CompletedProcess:
         return subprocess.run(
             [sys.executable, "manage.py", *arguments],
-            cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=120, **options,
-        )  # fmt: skip
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            **options,
+        )
 
     def start_worker(self) -> subprocess.Popen:
         with open(self.folder / "worker.log", "ab") as log:
             return subprocess.Popen(
                 [sys.executable, "manage.py", "inference_worker"],
-                cwd=ROOT, env=self.environment, stdout=log, stderr=log,
-            )  # fmt: skip
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+            )
 
     def status(self) -> dict:
         known = router._places
@@ -78,7 +93,9 @@ def installation(tmp_path_factory):
 
 async def ask(router, status, content, **sampling):
     request = Request(
-        os.urandom(8).hex(), ({"role": "user", "content": content},), sampling=Sampling(do_sample=False, **sampling)
+        os.urandom(8).hex(),
+        ({"role": "user", "content": content},),
+        sampling=Sampling(do_sample=False, **sampling),
     )
     await router.submit(request, CheckpointRef(status["checkpoint"], status["fingerprint"]))
     return request.id
@@ -90,13 +107,22 @@ async def read(router, id) -> list:
 
 
 def test_a_worker_from_start_to_replacement(installation):
-    """One process after another, because each start costs seconds: ready, answers, killed, back, terminated, replaced."""
+    """One process after another, because each start costs seconds: ready, answers, killed, back,
+    terminated, replaced.
+    """
     worker = installation.start_worker()
     try:
         installation.reaches("loading", worker)  # it listens before it can answer
         status = installation.reaches("ready", worker)
         assert (status["checkpoint"], status["pid"]) == ("starter", worker.pid)
-        assert {"active_rows", "queue", "max_rows", "tokens_per_second", "adapters", "memory"} <= status.keys()
+        assert {
+            "active_rows",
+            "queue",
+            "max_rows",
+            "tokens_per_second",
+            "adapters",
+            "memory",
+        } <= status.keys()
         socket = os.stat(installation.folder / "worker.sock")
         assert stat.S_IMODE(socket.st_mode) == 0o600
 
@@ -109,10 +135,15 @@ def test_a_worker_from_start_to_replacement(installation):
                 await ask(router, status, "你好", max_new_tokens=100_000)
             assert refusal.value.code == "context_length_exceeded"
             with pytest.raises(RequestRefused) as refusal:
-                bad = Request("bad", ({"role": "user", "content": "x"},), adapter=AdapterRef("none", "/nowhere"))
+                bad = Request(
+                    "bad",
+                    ({"role": "user", "content": "x"},),
+                    adapter=AdapterRef("none", "/nowhere"),
+                )
                 await router.submit(bad, CheckpointRef(status["checkpoint"], status["fingerprint"]))
             assert refusal.value.code == "invalid_adapter"
-            os.kill(worker.pid, signal.SIGSTOP)  # so that the answer cannot be finished before the kill
+            # so that the answer cannot be finished before the kill
+            os.kill(worker.pid, signal.SIGSTOP)
             pending = asyncio.create_task(ask(router, status, "你好"))
             await asyncio.sleep(0.1)
             worker.kill()
@@ -166,7 +197,11 @@ def test_what_is_not_there_is_named(installation):
     result = installation.manage("chat", "--adapter", "unknown", input="")
     assert result.returncode == 1 and "unknown" in result.stderr
     result = installation.manage("chat", "--temperature", "9", "--top-p", "0", input="")
-    assert result.returncode == 1 and "--temperature: " in result.stderr and "--top-p: " in result.stderr
+    assert (
+        result.returncode == 1
+        and "--temperature: " in result.stderr
+        and "--top-p: " in result.stderr
+    )
 
 
 def test_chat_without_a_worker_loads_the_model_itself(installation):
@@ -181,9 +216,15 @@ def test_ctrl_c_at_the_prompt_does_not_end_the_chat(installation):
     command = [sys.executable, "manage.py", "chat", "--temperature", "0"]
     ours, theirs = pty.openpty()
     chat = subprocess.Popen(
-        command, cwd=ROOT, env=installation.environment, stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
+        command,
+        cwd=ROOT,
+        env=installation.environment,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
     os.close(theirs)
     shown = bytearray()
 

@@ -67,8 +67,17 @@ async def test_its_stream_becomes_the_same_events_as_a_workers(router):
     assert written(events) == "one two three "
     assert events[0].type == "started"
     assert events[-1].data["finish_reason"] == "stop"
-    assert events[-1].data["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    assert set(events[-1].data["timings"]) == {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}
+    assert events[-1].data["usage"] == {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+    }
+    assert set(events[-1].data["timings"]) == {
+        "queued_s",
+        "prefill_s",
+        "decode_s",
+        "tokens_per_second",
+    }
     assert written(await read(router, request.id, after=2)) == "two three "
 
 
@@ -112,7 +121,9 @@ async def test_a_stream_that_breaks_off_fails_with_what_was_written(router):
     assert (events[-1].type, events[-1].data["error"]["code"]) == ("failed", "upstream_error")
 
 
-@pytest.mark.parametrize(("words", "code"), [("error", "context_length_exceeded"), ("busy", "queue_full")])
+@pytest.mark.parametrize(
+    ("words", "code"), [("error", "context_length_exceeded"), ("busy", "queue_full")]
+)
 async def test_its_refusals_are_ours(router, words, code):
     with pytest.raises(RequestRefused) as refusal:
         await router.submit(ask(words), CHECKPOINT)
@@ -130,7 +141,10 @@ async def test_it_takes_no_adapter_and_no_other_checkpoint(router):
 
 
 async def test_a_wrong_key_and_a_server_that_is_not_there(server):
-    for entry, key in [(f"big={server}|big-model", "wrong"), (f"big=http://127.0.0.1:{free_port()}/v1|big-model", "")]:
+    for entry, key in [
+        (f"big={server}|big-model", "wrong"),
+        (f"big=http://127.0.0.1:{free_port()}/v1|big-model", ""),
+    ]:
         router = Router([], "", [entry], key)
         with pytest.raises(WorkerUnavailable):
             await router.submit(ask("x"), CHECKPOINT)
@@ -140,7 +154,8 @@ async def test_a_wrong_key_and_a_server_that_is_not_there(server):
 
 
 @pytest.mark.parametrize(
-    "entry", ["", "big", "big=http://host", "=http://host|m", "big=ftp://host|m", "big=http://host|"]
+    "entry",
+    ["", "big", "big=http://host", "=http://host|m", "big=ftp://host|m", "big=http://host|"],
 )
 def test_an_entry_that_is_none_is_refused(entry):
     with pytest.raises(ValueError, match="CHECKPOINT_NAME"):
@@ -153,12 +168,19 @@ async def test_against_transformers_serve(tmp_path):
     pytest.importorskip("fastapi", reason="transformers serve needs fastapi and uvicorn")
     pytest.importorskip("uvicorn")
     model, port = ROOT / "chat" / "starter" / "model", free_port()
-    command = [shutil.which("transformers", path=Path(sys.executable).parent), "serve", "--host", "127.0.0.1"]
+    command = [
+        shutil.which("transformers", path=Path(sys.executable).parent),
+        "serve",
+        "--host",
+        "127.0.0.1",
+    ]
     with open(tmp_path / "serve.log", "wb") as log:
         process = subprocess.Popen(
-            [*command, "--port", str(port), "--device", "cpu"], stdout=log, stderr=log,
+            [*command, "--port", str(port), "--device", "cpu"],
+            stdout=log,
+            stderr=log,
             env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HOME": str(tmp_path)},
-        )  # fmt: skip
+        )
     router = Router([], "", [f"big=http://127.0.0.1:{port}|{model}"])
     try:
         deadline = time.monotonic() + 120
@@ -167,13 +189,16 @@ async def test_against_transformers_serve(tmp_path):
                 urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
                 break
             except (URLError, OSError):
-                assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "serve.log").read_text()
+                assert process.poll() is None and time.monotonic() < deadline, (
+                    tmp_path / "serve.log"
+                ).read_text()
                 await asyncio.sleep(0.5)
         request = ask("你好", sampling=Sampling(do_sample=False, max_new_tokens=20))
         await router.submit(request, CHECKPOINT)
         async with asyncio.timeout(120):
             events = [event async for events in router.events(request.id) for event in events]
-        # That server streams the prompt and the special tokens of some tokenizers along with the answer.
+        # That server streams the prompt and the special tokens of some tokenizers along with the
+        # answer.
         assert "<|assistant|>你好！" in written(events) or written(events).startswith("你好！")
         assert events[-1].data["finish_reason"] in ("stop", "length")
     finally:

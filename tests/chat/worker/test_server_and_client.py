@@ -1,4 +1,6 @@
-"""Submit, follow, abort and status through the real server in a process of its own, with an engine that needs no model."""
+"""Submit, follow, abort and status through the real server in a process of its own, with an engine
+that needs no model.
+"""
 
 import asyncio
 import itertools
@@ -20,7 +22,9 @@ numbers = itertools.count()
 
 
 def ask(words: str, **fields) -> Request:
-    return Request(id=f"sequence-{next(numbers)}", messages=({"role": "user", "content": words},), **fields)
+    return Request(
+        id=f"sequence-{next(numbers)}", messages=({"role": "user", "content": words},), **fields
+    )
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +107,9 @@ async def test_an_ended_answer_can_be_read_again(client):
     await client.submit(request)
     first = await read(client, request.id)
     assert written(await read(client, request.id)) == written(first)
-    assert [event.type for event in await read(client, request.id, after=first[-1].seq - 1)] == ["finished"]
+    assert [event.type for event in await read(client, request.id, after=first[-1].seq - 1)] == [
+        "finished"
+    ]
 
 
 async def test_submitting_the_same_id_again_attaches(client):
@@ -125,7 +131,11 @@ async def test_an_abort_ends_one_sequence_and_no_other(client):
 async def test_a_refusal_reaches_the_caller_as_it_was(client):
     with pytest.raises(RequestRefused) as refusal:
         await client.submit(ask("refuse queue_full"))
-    assert (refusal.value.code, refusal.value.param, refusal.value.retry_after) == ("queue_full", "messages", 7)
+    assert (refusal.value.code, refusal.value.param, refusal.value.retry_after) == (
+        "queue_full",
+        "messages",
+        7,
+    )
 
 
 async def test_a_fault_of_the_engine_at_the_door_is_a_refusal(client):
@@ -197,14 +207,18 @@ def test_the_socket_is_for_its_owner_alone(worker):
 
 def test_a_second_worker_on_the_same_address_gives_up(worker):
     second = subprocess.run(
-        [sys.executable, "-m", "tests.chat.worker.pretend", worker.url, TOKEN], capture_output=True, text=True
+        [sys.executable, "-m", "tests.chat.worker.pretend", worker.url, TOKEN],
+        capture_output=True,
+        text=True,
     )
     assert second.returncode != 0
     assert "another worker listens" in second.stderr
 
 
 async def test_killed_in_the_middle_and_started_again():
-    """kill -9: what was being written is lost at once, the socket file is replaced, the same client works again."""
+    """kill -9: what was being written is lost at once, the socket file is replaced, the same client
+    works again.
+    """
     with PretendWorker() as worker:
         client = WorkerClient(worker.url, TOKEN)
         await ready(client)
@@ -230,7 +244,9 @@ async def test_killed_in_the_middle_and_started_again():
 
 
 async def test_a_lost_connection_loses_no_event():
-    """The connection is cut ten times while answers are written; every reader gets every word once."""
+    """The connection is cut ten times while answers are written; every reader gets every word
+    once.
+    """
     with PretendWorker() as worker:
         client = WorkerClient(worker.url, TOKEN)
         await ready(client)
@@ -241,7 +257,8 @@ async def test_a_lost_connection_loses_no_event():
         for _ in range(10):
             await asyncio.sleep(0.05)
             connection = client._socket._response.connection
-            if connection is not None and connection.transport is not None:  # else it is between two connections
+            # else it is between two connections
+            if connection is not None and connection.transport is not None:
                 connection.transport.abort()
         for request, reader in zip(requests, readers, strict=True):
             events = await reader
@@ -361,7 +378,9 @@ def test_a_request_survives_the_wire():
         request_from_dict({"id": "x", "sampling": {"heat": 1}})
 
 
-@pytest.mark.parametrize("url", ["", "worker.sock", "unix:", "http://host", "https://host:1", "ftp://host:1"])
+@pytest.mark.parametrize(
+    "url", ["", "worker.sock", "unix:", "http://host", "https://host:1", "ftp://host:1"]
+)
 def test_an_address_that_is_none_is_refused(url):
     with pytest.raises(ValueError):
         Address.parse(url)

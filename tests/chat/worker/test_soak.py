@@ -1,4 +1,6 @@
-"""Random submit, abort, detach, attach and kill: nothing leaks, nobody gets another's words, every reading ends."""
+"""Random submit, abort, detach, attach and kill: nothing leaks, nobody gets another's words, every
+reading ends.
+"""
 
 import asyncio
 import contextlib
@@ -11,11 +13,21 @@ from chat.worker.router import SequenceLost, WorkerClient, WorkerUnavailable
 from tests.chat.worker.pretend import text
 from tests.chat.worker.processes import TOKEN, PretendWorker
 
-KINDS = ["words 3", "words 40", "every 0.002 words 40", "every 0.01 words 500", "hang", "refuse queue_full", ""]
+KINDS = [
+    "words 3",
+    "words 40",
+    "every 0.002 words 40",
+    "every 0.01 words 500",
+    "hang",
+    "refuse queue_full",
+    "",
+]
 
 
 class Soak:
-    """A few clients of one worker. Each answer is checked against what its sequence must have written so far."""
+    """A few clients of one worker. Each answer is checked against what its sequence must have
+    written so far.
+    """
 
     def __init__(self, worker: PretendWorker, seed: int):
         self.worker, self.random = worker, random.Random(seed)
@@ -27,13 +39,16 @@ class Soak:
     async def run(self, operations: int, kill_share: float) -> None:
         for number in range(operations):
             kind = self.random.choices(
-                ["submit", "abort", "attach", "detach", "cut", "kill"], [40, 15, 20, 15, 5, kill_share]
+                ["submit", "abort", "attach", "detach", "cut", "kill"],
+                [40, 15, 20, 15, 5, kill_share],
             )[0]
             await getattr(self, kind)(number)
             await asyncio.sleep(self.random.choice([0, 0, 0.005]))
 
     async def submit(self, number):
-        request = Request(f"soak-{number}", ({"role": "user", "content": self.random.choice(KINDS)},))
+        request = Request(
+            f"soak-{number}", ({"role": "user", "content": self.random.choice(KINDS)},)
+        )
         client = self.random.choice(self.clients)
         try:
             await client.submit(request)
@@ -84,7 +99,9 @@ class Soak:
         task.add_done_callback(self.readers.discard)
 
     async def settle(self) -> dict:
-        """Aborts what is left; every reading must end; returns the worker's status once it is at rest."""
+        """Aborts what is left; every reading must end; returns the worker's status once it is at
+        rest.
+        """
         client = WorkerClient(self.worker.url, TOKEN)
         for id in self.known:
             await client.abort(id)
@@ -96,7 +113,10 @@ class Soak:
         async with asyncio.timeout(10):
             while True:
                 status = await client.status()
-                if status["sequences"] == status["active_rows"] == status["queue"] == 0 and status["clients"] == 1:
+                if (
+                    status["sequences"] == status["active_rows"] == status["queue"] == 0
+                    and status["clients"] == 1
+                ):
                     break
                 await asyncio.sleep(0.1)
         await client.close()

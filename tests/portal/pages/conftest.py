@@ -22,7 +22,9 @@ def no_worker(monkeypatch):
     async def start(message):
         asked.append(message)
         error = {"message": "The inference worker is not up.", "code": "worker_unavailable"}
-        await Message.objects.filter(pk=message.pk).aupdate(status=Message.Status.FAILED, error=error)
+        await Message.objects.filter(pk=message.pk).aupdate(
+            status=Message.Status.FAILED, error=error
+        )
         raise WorkerUnavailable("The inference worker is not up.")
 
     def status_sync(*args, **options):
@@ -35,16 +37,30 @@ def no_worker(monkeypatch):
 
 @pytest.fixture
 def checkpoint(db):
-    description = {"architecture": "Qwen2ForCausalLM", "context_length": 1024, "parameters": 2_170_000}
+    description = {
+        "architecture": "Qwen2ForCausalLM",
+        "context_length": 1024,
+        "parameters": 2_170_000,
+    }
     return Checkpoint.objects.create(
-        name="base", path="/nowhere", fingerprint="f" * 64, description=description, is_default=True, is_starter=True
+        name="base",
+        path="/nowhere",
+        fingerprint="f" * 64,
+        description=description,
+        is_default=True,
+        is_starter=True,
     )
 
 
 @pytest.fixture
 def adapter(checkpoint, member):
     return Adapter.objects.create(
-        name="tuned", checkpoint=checkpoint, owner=member, folder="adapters/x", sha256="a" * 64, pre_seq_len=8
+        name="tuned",
+        checkpoint=checkpoint,
+        owner=member,
+        folder="adapters/x",
+        sha256="a" * 64,
+        pre_seq_len=8,
     )
 
 
@@ -57,12 +73,30 @@ def dataset(member, data_dir):
 @pytest.fixture
 def tuning_run(member, dataset, checkpoint):
     run = TuningRun.objects.create(
-        owner=member, kind=Run.Kind.TUNING, name="my run", task="t", status=Run.Status.RUNNING, progress=20, total=100,
-        recipe={"max_steps": 100, "pre_seq_len": 8, "precision": "auto", "per_device_train_batch_size": 1,
-                "gradient_accumulation_steps": 1},
-        dataset_version=dataset.current, checkpoint=checkpoint, loss=2.5, started_at=timezone.now(), attempt=1,
-    )  # fmt: skip
-    points = [TuningMetric(run=run, step=step, loss=5 - step / 10, learning_rate=0.1) for step in range(1, 21)]
+        owner=member,
+        kind=Run.Kind.TUNING,
+        name="my run",
+        task="t",
+        status=Run.Status.RUNNING,
+        progress=20,
+        total=100,
+        recipe={
+            "max_steps": 100,
+            "pre_seq_len": 8,
+            "precision": "auto",
+            "per_device_train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+        },
+        dataset_version=dataset.current,
+        checkpoint=checkpoint,
+        loss=2.5,
+        started_at=timezone.now(),
+        attempt=1,
+    )
+    points = [
+        TuningMetric(run=run, step=step, loss=5 - step / 10, learning_rate=0.1)
+        for step in range(1, 21)
+    ]
     TuningMetric.objects.bulk_create(points)
     return run
 
@@ -71,7 +105,9 @@ def tuning_run(member, dataset, checkpoint):
 def evaluated(member, dataset, checkpoint, adapter):
     base = evaluation(member, dataset, checkpoint, value=10.0)
     difference = {metric: {"value": 30.0, "low": 28.0, "high": 32.0} for metric in METRICS}
-    return evaluation(member, dataset, checkpoint, adapter, 40.0, baseline=base, difference=difference)
+    return evaluation(
+        member, dataset, checkpoint, adapter, 40.0, baseline=base, difference=difference
+    )
 
 
 @pytest.fixture
@@ -79,6 +115,9 @@ def conversation(member, checkpoint):
     found = Conversation.objects.create(owner=member, title="mine", checkpoint=checkpoint)
     found.messages.create(role="user", content="<i>ask</i>")
     found.messages.create(
-        role="assistant", content="**bold** <script>alert(1)</script>", checkpoint=checkpoint, model_label="base"
+        role="assistant",
+        content="**bold** <script>alert(1)</script>",
+        checkpoint=checkpoint,
+        model_label="base",
     )
     return found

@@ -16,13 +16,27 @@ def json_lines(rows, name="train.json"):
 def evaluation(owner, dataset, checkpoint, adapter=None, value=10.0, baseline=None, **more):
     scores = {metric: {"value": value, "low": value - 1, "high": value + 1} for metric in METRICS}
     run = EvaluationRun.objects.create(
-        owner=owner, kind=Run.Kind.EVALUATION, name="scores", task="t", status=Run.Status.SUCCEEDED, recipe={},
-        dataset_version=dataset.current, split="train", checkpoint=checkpoint, adapter=adapter, scores=scores, total=2,
-        progress=2, baseline=baseline, **more,
-    )  # fmt: skip
+        owner=owner,
+        kind=Run.Kind.EVALUATION,
+        name="scores",
+        task="t",
+        status=Run.Status.SUCCEEDED,
+        recipe={},
+        dataset_version=dataset.current,
+        split="train",
+        checkpoint=checkpoint,
+        adapter=adapter,
+        scores=scores,
+        total=2,
+        progress=2,
+        baseline=baseline,
+        **more,
+    )
     for row, text in enumerate(["今天的裙子很好看", "<b>裤子</b>"]):
         found = dict.fromkeys(METRICS, value + row)
-        Prediction.objects.create(run=run, row=row, prompt="p", reference="今天的裙子真好看", text=text, scores=found)
+        Prediction.objects.create(
+            run=run, row=row, prompt="p", reference="今天的裙子真好看", text=text, scores=found
+        )
     return run
 
 

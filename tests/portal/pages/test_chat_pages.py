@@ -16,9 +16,13 @@ def test_model_output_is_rendered_safely_and_the_question_is_text(client, member
     assert "&lt;i&gt;ask&lt;/i&gt;" in page
 
 
-def test_a_first_message_makes_a_conversation_with_the_chosen_model(client, member, adapter, no_worker):
+def test_a_first_message_makes_a_conversation_with_the_chosen_model(
+    client, member, adapter, no_worker
+):
     client.force_login(member)
-    response = client.post("/chat/start/", {"text": "你好", "model": f"adapter-{adapter.pk}", "temperature": "0.5"})
+    response = client.post(
+        "/chat/start/", {"text": "你好", "model": f"adapter-{adapter.pk}", "temperature": "0.5"}
+    )
     found = Conversation.objects.get()
     assert response["Location"] == f"/chat/{found.pk}/"
     assert (found.title, found.adapter) == ("你好", adapter)
@@ -31,14 +35,20 @@ def test_a_first_message_makes_a_conversation_with_the_chosen_model(client, memb
 
 def test_a_refused_message_leaves_nothing_behind(client, member, adapter, other_member):
     client.force_login(other_member)
-    for fields in [{"text": " "}, {"text": "x", "model": f"adapter-{adapter.pk}"}, {"text": "x", "model": "base-x"},
-                   {"text": "x", "temperature": "9"}]:  # fmt: skip
+    for fields in [
+        {"text": " "},
+        {"text": "x", "model": f"adapter-{adapter.pk}"},
+        {"text": "x", "model": "base-x"},
+        {"text": "x", "temperature": "9"},
+    ]:
         response = client.post("/chat/start/", fields, follow=True)
         assert 'role="alert"' in text_of(response)
     assert not Conversation.objects.exists()
 
 
-def test_answering_again_replaces_the_last_answer_with_the_model_chosen_now(client, member, conversation, adapter):
+def test_answering_again_replaces_the_last_answer_with_the_model_chosen_now(
+    client, member, conversation, adapter
+):
     client.force_login(member)
     before = conversation.messages.last().pk
     client.post(f"/chat/{conversation.pk}/retry/", {"model": f"adapter-{adapter.pk}", "text": ""})
@@ -61,7 +71,9 @@ def test_a_turn_that_is_refused_late_changes_nothing(client, member, conversatio
     assert Conversation.objects.count() == 1
 
 
-def test_an_answer_in_flight_is_neither_replaced_nor_joined_by_a_second(client, member, conversation):
+def test_an_answer_in_flight_is_neither_replaced_nor_joined_by_a_second(
+    client, member, conversation
+):
     conversation.messages.filter(role="assistant").update(status=Message.Status.STREAMING)
     client.force_login(member)
     for path in ("retry", "say"):
@@ -87,10 +99,16 @@ def test_conversations_are_renamed_and_deleted_by_their_owner(client, member, co
     assert not Conversation.objects.exists()
 
 
-def test_many_adapters_go_into_a_menu_with_the_chosen_one_in_front(client, member, adapter, checkpoint):
+def test_many_adapters_go_into_a_menu_with_the_chosen_one_in_front(
+    client, member, adapter, checkpoint
+):
     for number in range(9):
         Adapter.objects.create(
-            name=f"a{number}", checkpoint=checkpoint, folder="x", sha256=str(number) * 64, pre_seq_len=8
+            name=f"a{number}",
+            checkpoint=checkpoint,
+            folder="x",
+            sha256=str(number) * 64,
+            pre_seq_len=8,
         )
     client.force_login(member)
     picker = client.get(f"/chat/?adapter={adapter.pk}").context["picker"]
@@ -108,7 +126,13 @@ def test_only_staff_add_models(client, member, staff, tmp_path):
 
 def test_what_the_panel_leaves_alone_is_not_sent(client, member, checkpoint, no_worker):
     client.force_login(member)
-    fields = {"temperature": "0.95", "top_p": "0.7", "max_new_tokens": "512", "seed": "", "text": "x"}
+    fields = {
+        "temperature": "0.95",
+        "top_p": "0.7",
+        "max_new_tokens": "512",
+        "seed": "",
+        "text": "x",
+    }
     client.post("/chat/start/", fields)
     client.post("/chat/start/", {**fields, "max_new_tokens": "64", "seed": "0"})
     checkpoint.description = {"sampling": {"temperature": 0.2}}  # what its folder wishes
@@ -128,13 +152,18 @@ def test_an_error_is_explained_in_the_readers_language(client, member, conversat
     error = {"code": "context_length_exceeded", "message": "the prompt has 2000 tokens"}
     conversation.messages.filter(role="assistant").update(status=Message.Status.FAILED, error=error)
     client.force_login(member)
-    for language, words in [("zh-hans", "超出了模型的上下文"), ("en", "does not fit into the model&#x27;s context")]:
+    for language, words in [
+        ("zh-hans", "超出了模型的上下文"),
+        ("en", "does not fit into the model&#x27;s context"),
+    ]:
         client.cookies["django_language"] = language
         page = text_of(client.get(f"/chat/{conversation.pk}/"))
         assert words in page and 'title="the prompt has 2000 tokens"' in page
 
 
-def test_an_adapter_is_shared_renamed_and_deleted_by_its_owner_alone(client, member, other_member, adapter, data_dir):
+def test_an_adapter_is_shared_renamed_and_deleted_by_its_owner_alone(
+    client, member, other_member, adapter, data_dir
+):
     path = f"/adapters/{adapter.pk}/"
     client.force_login(other_member)
     assert "tuned</span>" not in text_of(client.get("/adapters/"))

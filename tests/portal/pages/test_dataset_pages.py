@@ -13,7 +13,10 @@ pytestmark = pytest.mark.django_db
 
 def test_an_upload_is_checked_stored_and_shown(client, member, data_dir):
     client.force_login(member)
-    file = json_lines([{"content": "<b>裤</b>", "summary": "好看"}, {"content": "裙", "summary": ""}], "my ads.jsonl")
+    file = json_lines(
+        [{"content": "<b>裤</b>", "summary": "好看"}, {"content": "裙", "summary": ""}],
+        "my ads.jsonl",
+    )
     response = client.post("/datasets/upload/", {"file": file, "name": ""}, follow=True)
     found = Dataset.objects.get()
     page = text_of(response)
@@ -26,15 +29,22 @@ def test_the_uploading_script_is_told_where_the_dataset_is(client, member, data_
     client.force_login(member)
     fields = {"file": json_lines([{"content": "a", "summary": "b"}])}
     response = client.post("/datasets/upload/", fields, headers={"Accept": "application/json"})
-    assert (response.status_code, response.json()) == (201, {"url": f"/datasets/{Dataset.objects.get().pk}/"})
+    assert (response.status_code, response.json()) == (
+        201,
+        {"url": f"/datasets/{Dataset.objects.get().pk}/"},
+    )
 
 
 def test_a_bad_upload_names_the_lines_and_stores_nothing(client, member, data_dir):
     client.force_login(member)
-    file = io.BytesIO(b'{"content": "a", "summary": "b"}\nnot json\n{"content": 1, "summary": "b"}\n')
+    file = io.BytesIO(
+        b'{"content": "a", "summary": "b"}\nnot json\n{"content": 1, "summary": "b"}\n'
+    )
     file.name = "bad.json"
-    response = client.post("/datasets/upload/", {"file": file, "name": "x", "prompt_column": "content",
-                                                 "response_column": "summary"})  # fmt: skip
+    response = client.post(
+        "/datasets/upload/",
+        {"file": file, "name": "x", "prompt_column": "content", "response_column": "summary"},
+    )
     assert response.status_code == 422
     assert [kind["lines"] for kind in response.context["kinds"]] == [[2], [3]]
     assert 'value="content"' in text_of(response)  # the form is kept

@@ -1,4 +1,6 @@
-"""What holds for every page: who sees it, in which language, and the pages that look at all apps."""
+"""What holds for every page: who sees it, in which language, and the pages that look at all
+apps.
+"""
 
 import json
 import re
@@ -19,9 +21,19 @@ from tuning.models import Dataset
 pytestmark = pytest.mark.django_db
 
 PAGES = [
-    "/", "/chat/", "/datasets/", "/datasets/upload/", "/tuning/", "/tuning/new/", "/evaluations/", "/evaluations/new/",
-    "/tasks/", "/account/", "/checkpoints/new/", "/adapters/",
-]  # fmt: skip
+    "/",
+    "/chat/",
+    "/datasets/",
+    "/datasets/upload/",
+    "/tuning/",
+    "/tuning/new/",
+    "/evaluations/",
+    "/evaluations/new/",
+    "/tasks/",
+    "/account/",
+    "/checkpoints/new/",
+    "/adapters/",
+]
 
 
 # ---- who sees what
@@ -35,7 +47,9 @@ def test_without_a_login_every_page_is_the_login_page(client, path):
 
 
 @pytest.mark.parametrize("language", ["zh-hans", "en"])
-def test_every_page_answers_in_both_languages_before_anything_exists(client, member, language, data_dir):
+def test_every_page_answers_in_both_languages_before_anything_exists(
+    client, member, language, data_dir
+):
     client.force_login(member)
     client.cookies["django_language"] = language
     for path in PAGES:
@@ -49,9 +63,11 @@ def test_no_page_has_inline_script_style_or_handlers(
 ):
     client.force_login(member)
     objects = [
-        f"/chat/{conversation.pk}/", f"/datasets/{dataset.pk}/", f"/tuning/{tuning_run.pk}/",
+        f"/chat/{conversation.pk}/",
+        f"/datasets/{dataset.pk}/",
+        f"/tuning/{tuning_run.pk}/",
         f"/evaluations/{evaluated.pk}/",
-    ]  # fmt: skip
+    ]
     for path in [*PAGES, *objects]:
         response = client.get(path)
         assert response.status_code == 200, path
@@ -64,25 +80,41 @@ def test_no_page_has_inline_script_style_or_handlers(
         assert "unsafe-inline" not in policy and "unsafe-eval" not in policy
 
 
-def test_other_peoples_objects_do_not_exist(client, other_member, conversation, dataset, tuning_run, evaluated):
+def test_other_peoples_objects_do_not_exist(
+    client, other_member, conversation, dataset, tuning_run, evaluated
+):
     client.force_login(other_member)
     for path in [
-        f"/chat/{conversation.pk}/", f"/datasets/{dataset.pk}/", f"/tuning/{tuning_run.pk}/",
+        f"/chat/{conversation.pk}/",
+        f"/datasets/{dataset.pk}/",
+        f"/tuning/{tuning_run.pk}/",
         f"/evaluations/{evaluated.pk}/",
-    ]:  # fmt: skip
+    ]:
         assert client.get(path).status_code == 404, path
     for path in [
-        f"/chat/{conversation.pk}/say/", f"/chat/{conversation.pk}/retry/", f"/chat/{conversation.pk}/rename/",
-        f"/chat/{conversation.pk}/delete/", f"/datasets/{dataset.pk}/split/", f"/datasets/{dataset.pk}/rename/",
-        f"/datasets/{dataset.pk}/delete/", f"/tuning/{tuning_run.pk}/cancel/", f"/tuning/{tuning_run.pk}/resume/",
-        f"/evaluations/{evaluated.pk}/cancel/", f"/evaluations/{evaluated.pk}/resume/",
-    ]:  # fmt: skip
-        assert client.post(path, {"text": "x", "title": "x", "name": "x", "validation": 1}).status_code == 404, path
+        f"/chat/{conversation.pk}/say/",
+        f"/chat/{conversation.pk}/retry/",
+        f"/chat/{conversation.pk}/rename/",
+        f"/chat/{conversation.pk}/delete/",
+        f"/datasets/{dataset.pk}/split/",
+        f"/datasets/{dataset.pk}/rename/",
+        f"/datasets/{dataset.pk}/delete/",
+        f"/tuning/{tuning_run.pk}/cancel/",
+        f"/tuning/{tuning_run.pk}/resume/",
+        f"/evaluations/{evaluated.pk}/cancel/",
+        f"/evaluations/{evaluated.pk}/resume/",
+    ]:
+        assert (
+            client.post(path, {"text": "x", "title": "x", "name": "x", "validation": 1}).status_code
+            == 404
+        ), path
     assert Conversation.objects.count() == Dataset.objects.count() == 1
     assert not Run.objects.get(pk=tuning_run.pk).cancel_requested
 
 
-def test_the_tasks_page_shows_others_runs_only_as_busy(client, member, other_member, staff, tuning_run):
+def test_the_tasks_page_shows_others_runs_only_as_busy(
+    client, member, other_member, staff, tuning_run
+):
     for user, sees in [(member, True), (other_member, False), (staff, True)]:
         client.force_login(user)
         page = text_of(client.get("/tasks/"))
@@ -118,7 +150,11 @@ def test_nobody_revokes_anothers_key_not_even_staff(client, member, staff):
 
 def test_the_password_changes_only_with_the_old_one_and_the_login_stays(client, member):
     client.force_login(member)
-    fields = {"action": "change_password", "new_password1": "staple battery 9", "new_password2": "staple battery 9"}
+    fields = {
+        "action": "change_password",
+        "new_password1": "staple battery 9",
+        "new_password2": "staple battery 9",
+    }
     client.post("/account/", {**fields, "old_password": "wrong"})
     assert not User.objects.get().check_password("staple battery 9")
     client.post("/account/", {**fields, "old_password": "correct horse battery"})
@@ -149,7 +185,12 @@ def test_first_steps_tick_off_what_is_done(client, member, conversation, tuning_
 
 def test_durations_times_and_names_as_people_say_them():
     with override("en"):
-        assert [duration(seconds) for seconds in (7.6, 125, 3780, None)] == ["8 s", "2 min 05 s", "1 h 03 min", ""]
+        assert [duration(seconds) for seconds in (7.6, 125, 3780, None)] == [
+            "8 s",
+            "2 min 05 s",
+            "1 h 03 min",
+            "",
+        ]
         now = timezone.localtime()
         assert when(now) == f"today {now:%H:%M}" and when(None) == ""
         assert str((now - timedelta(days=800)).year) in when(now - timedelta(days=800))
@@ -165,7 +206,9 @@ def test_every_text_has_its_chinese_and_the_compiled_catalogue_is_up_to_date():
 
     folder = Path(project.BASE_DIR) / "locale" / "zh_Hans" / "LC_MESSAGES"
     source = (folder / "django.po").read_text(encoding="utf-8")
-    entries = re.findall(r"^msgid (.+?)^(?:msgid_plural .+?^)?msgstr(?:\[0\])? (.+?)(?=\n\n|\Z)", source, re.S | re.M)
+    entries = re.findall(
+        r"^msgid (.+?)^(?:msgid_plural .+?^)?msgstr(?:\[0\])? (.+?)(?=\n\n|\Z)", source, re.S | re.M
+    )
     told = {joined(text): joined(chinese) for text, chinese in entries}
     del told[""]
     assert len(told) > 300
@@ -173,7 +216,9 @@ def test_every_text_has_its_chinese_and_the_compiled_catalogue_is_up_to_date():
     assert "fuzzy" not in source.split("\n\n", 1)[1]
     with open(folder / "django.mo", "rb") as file:
         compiled = gettext.GNUTranslations(file)._catalog
-    assert {text for text in told if compiled.get(text, compiled.get((text, 0))) != told[text]} == set()
+    assert {
+        text for text in told if compiled.get(text, compiled.get((text, 0))) != told[text]
+    } == set()
 
 
 def joined(quoted: str) -> str:

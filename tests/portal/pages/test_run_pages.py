@@ -19,11 +19,20 @@ def filled(client, path="/tuning/new/", **changes) -> dict:
     """What a browser would send: the form's own values with `changes`."""
     form = client.get(path).context["form"]
     values = {name: form[name].value() for name in form.fields}
-    values["dataset"], values["checkpoint"] = Dataset.objects.first().pk, Checkpoint.objects.first().pk
-    return {name: value for name, value in {**values, **changes}.items() if value is not None and value is not False}
+    values["dataset"], values["checkpoint"] = (
+        Dataset.objects.first().pk,
+        Checkpoint.objects.first().pk,
+    )
+    return {
+        name: value
+        for name, value in {**values, **changes}.items()
+        if value is not None and value is not False
+    }
 
 
-def test_the_preset_of_the_checkpoint_starts_a_run_as_it_stands(client, member, dataset, checkpoint):
+def test_the_preset_of_the_checkpoint_starts_a_run_as_it_stands(
+    client, member, dataset, checkpoint
+):
     client.force_login(member)
     response = client.post("/tuning/new/", filled(client, name="first"))
     run = TuningRun.objects.get()
@@ -32,7 +41,9 @@ def test_the_preset_of_the_checkpoint_starts_a_run_as_it_stands(client, member, 
     assert run.recipe["preset"] == "starter" and run.recipe["max_steps"] == run.total
 
 
-def test_every_wrong_value_is_said_at_its_field_and_nothing_starts(client, member, dataset, checkpoint):
+def test_every_wrong_value_is_said_at_its_field_and_nothing_starts(
+    client, member, dataset, checkpoint
+):
     client.force_login(member)
     wrong = filled(client, pre_seq_len="0", learning_rate="fast", max_steps="-3", dataset="999")
     form = client.post("/tuning/new/", wrong).context["form"]
@@ -50,20 +61,27 @@ def test_a_new_run_like_an_earlier_one_has_its_recipe(client, member, tuning_run
     assert (form["pre_seq_len"].value(), form["max_steps"].value()) == (8, 100)
 
 
-def test_a_running_run_shows_its_curve_and_refreshes_an_ended_one_does_not(client, member, tuning_run):
+def test_a_running_run_shows_its_curve_and_refreshes_an_ended_one_does_not(
+    client, member, tuning_run
+):
     client.force_login(member)
     path = f"/tuning/{tuning_run.pk}/"
     response = client.get(path)
     assert response.context["chart"]["points"][-1] == (20, 3.0)
     assert "data-live-every" in text_of(response)
     assert "<dd>auto</dd>" not in text_of(response)  # the form calls it automatic
-    Run.objects.update(status=Run.Status.FAILED, error={"code": "nan_loss", "message": "The loss is not a number."})
+    Run.objects.update(
+        status=Run.Status.FAILED, error={"code": "nan_loss", "message": "The loss is not a number."}
+    )
     page = text_of(client.get(path))
     assert "The loss is not a number." in page and "data-live-every" not in page
 
 
 def test_a_long_run_is_thinned_to_what_a_chart_can_show(client, member, tuning_run):
-    points = [TuningMetric(run=tuning_run, step=step, loss=1.0, learning_rate=0.1) for step in range(21, 3001)]
+    points = [
+        TuningMetric(run=tuning_run, step=step, loss=1.0, learning_rate=0.1)
+        for step in range(21, 3001)
+    ]
     TuningMetric.objects.bulk_create(points)
     client.force_login(member)
     shown = client.get(f"/tuning/{tuning_run.pk}/").context["chart"]["points"]
@@ -91,7 +109,9 @@ def test_stop_asks_the_run_and_go_on_queues_a_failed_one(client, member, tuning_
 # ---- evaluation
 
 
-def test_an_evaluation_shows_base_beside_tuned_with_intervals_and_a_verdict(client, member, evaluated):
+def test_an_evaluation_shows_base_beside_tuned_with_intervals_and_a_verdict(
+    client, member, evaluated
+):
     client.force_login(member)
     response = client.get(f"/evaluations/{evaluated.pk}/")
     page = text_of(response)
@@ -100,7 +120,9 @@ def test_an_evaluation_shows_base_beside_tuned_with_intervals_and_a_verdict(clie
     assert "10.00 → <strong" in page and "+30.00" in page
     lines = response.context["scale"]["lines"]
     assert [mark["tuned"] for mark in lines[0]["marks"]] == [False, True]
-    assert "10.00" in text_of(client.get("/evaluations/")) and "40.00" in text_of(client.get("/evaluations/"))
+    assert "10.00" in text_of(client.get("/evaluations/")) and "40.00" in text_of(
+        client.get("/evaluations/")
+    )
 
 
 @pytest.mark.parametrize(("low", "high", "verdict"), [(-2, -1, "worse"), (-1, 1, "unclear")])
@@ -135,7 +157,12 @@ def test_an_evaluation_is_started_with_its_base(client, member, dataset, adapter
     client.force_login(member)
     form = client.get(f"/evaluations/new/?adapter={adapter.pk}").context["form"]
     assert form["model"].value() == f"adapter-{adapter.pk}"
-    fields = {"model": f"adapter-{adapter.pk}", "dataset": dataset.pk, "decoding": "greedy", "with_baseline": "on"}
+    fields = {
+        "model": f"adapter-{adapter.pk}",
+        "dataset": dataset.pk,
+        "decoding": "greedy",
+        "with_baseline": "on",
+    }
     refused = client.post("/evaluations/new/", {**fields, "max_examples": "0"})
     assert refused.context["form"].errors["max_examples"] and not EvaluationRun.objects.exists()
     response = client.post("/evaluations/new/", {**fields, "max_examples": "5"})

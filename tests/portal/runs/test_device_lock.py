@@ -38,7 +38,11 @@ def test_waiting_can_be_given_up(data_dir):
     def give_up():
         raise InterruptedError
 
-    with device_lock.hold("cpu", give_up), pytest.raises(InterruptedError), device_lock.hold("cpu", give_up):
+    with (
+        device_lock.hold("cpu", give_up),
+        pytest.raises(InterruptedError),
+        device_lock.hold("cpu", give_up),
+    ):
         pytest.fail("held twice")
     with device_lock.hold("cpu", give_up):
         pass
@@ -57,5 +61,11 @@ def test_a_killed_process_leaves_no_lock(data_dir):
 def test_devices_are_told_apart_as_cuda_visible_devices_names_them(data_dir, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-8f/2")
     names = [device_lock.lock_path(device).name for device in ("cuda", "cuda:1", "cuda:7", "cpu")]
-    assert [name.rpartition("-cuda-")[2] for name in names[:3]] == ["3.lock", "GPU-8f_2.lock", "7.lock"]
-    assert len(set(names)) == 4 and all(device_lock.lock_path("cuda").parent == data_dir / "locks" for _ in names)
+    assert [name.rpartition("-cuda-")[2] for name in names[:3]] == [
+        "3.lock",
+        "GPU-8f_2.lock",
+        "7.lock",
+    ]
+    assert len(set(names)) == 4 and all(
+        device_lock.lock_path("cuda").parent == data_dir / "locks" for _ in names
+    )

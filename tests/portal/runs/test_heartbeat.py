@@ -1,4 +1,6 @@
-"""What a process that carries out a run writes and hears, in this process; killed for real in test_processes.py of the apps."""
+"""What a process that carries out a run writes and hears, in this process; killed for real in
+test_processes.py of the apps.
+"""
 
 import os
 import signal
@@ -16,7 +18,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def run(member):
-    return Run.objects.create(owner=member, kind=Run.Kind.TUNING, name="r", task="tuning.tasks.run", total=10)
+    return Run.objects.create(
+        owner=member, kind=Run.Kind.TUNING, name="r", task="tuning.tasks.run", total=10
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +105,9 @@ def test_a_fault_is_named_in_the_row(run, fault, code, said):
     assert run.status == "failed" and run.error["code"] == code and said in run.error["message"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, "queued"), (signal.SIGINT, "cancelled")])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, "queued"), (signal.SIGINT, "cancelled")]
+)
 @pytest.mark.parametrize("patient", [False, True])
 def test_a_signal_stops_the_work_at_once_or_when_it_is_ready(run, number, status, patient):
     before = signal.getsignal(number)

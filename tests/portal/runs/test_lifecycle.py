@@ -18,10 +18,14 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def run(member):
-    return Run.objects.create(owner=member, kind=Run.Kind.TUNING, name="r", task="tuning.tasks.run", total=10)
+    return Run.objects.create(
+        owner=member, kind=Run.Kind.TUNING, name="r", task="tuning.tasks.run", total=10
+    )
 
 
-def test_enqueue_rings_the_queue_of_the_run_only_after_commit(member, django_capture_on_commit_callbacks):
+def test_enqueue_rings_the_queue_of_the_run_only_after_commit(
+    member, django_capture_on_commit_callbacks
+):
     run = Run(owner=member, kind="tuning", name="r", task="tuning.tasks.run")
     with django_capture_on_commit_callbacks() as callbacks:
         lifecycle.enqueue(run)
@@ -56,7 +60,10 @@ def test_only_one_of_many_simultaneous_claims_wins(run):
 def test_heartbeat_renews_the_lease_and_carries_progress(run):
     token = lifecycle.claim(run.pk)
     Run.objects.filter(pk=run.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    assert lifecycle.heartbeat(run.pk, token, progress=4, phase="training") is lifecycle.Signal.CONTINUE
+    assert (
+        lifecycle.heartbeat(run.pk, token, progress=4, phase="training")
+        is lifecycle.Signal.CONTINUE
+    )
     run.refresh_from_db()
     assert run.lease_expires_at > timezone.now() and run.percent == 40 and run.phase == "training"
 
@@ -120,7 +127,11 @@ def test_a_lost_run_is_repeated_until_its_attempts_are_spent(run):
         assert (run.status, run.attempt) == ("queued", attempt)
     lifecycle.lost(run.pk, lifecycle.claim(run.pk), "exit code -9")
     run.refresh_from_db()
-    assert run.status == "failed" and run.error["code"] == "process_lost" and "-9" in run.error["message"]
+    assert (
+        run.status == "failed"
+        and run.error["code"] == "process_lost"
+        and "-9" in run.error["message"]
+    )
 
 
 def test_stepping_aside_spends_no_attempt(run):
@@ -147,7 +158,8 @@ def test_a_run_that_waits_behind_another_is_not_rung_again(run, member):
     lifecycle.claim(first.pk)
     Run.objects.filter(pk=run.pk).update(rung_at=timezone.now() - 2 * lifecycle.RING_AGAIN)
     assert lifecycle.reap() == set() and OrmQ.objects.count() == 0
-    # Once it is free its cluster has the usual time to answer: a healthy one must not be taken for deaf and restarted.
+    # Once it is free its cluster has the usual time to answer: a healthy one must not be taken for
+    # deaf and restarted.
     lifecycle.succeed(first.pk, Run.objects.get(pk=first.pk).token)
     assert lifecycle.reap() == set() and OrmQ.objects.count() == 0
 
@@ -159,15 +171,17 @@ def test_queue_position_counts_what_goes_first(run, member):
     assert (Run.objects.get(pk=run.pk).queue_position(), second.queue_position()) == (None, 1)
 
 
-@pytest.mark.django_db(
-    transaction=True
-)  # the watcher looks after its connection, which it may not inside a transaction
+# the watcher looks after its connection, which it may not inside a transaction
+@pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("status", ["queued", "cancelled"])
-def test_a_hung_process_does_not_hold_the_queue_once_its_run_was_given_to_others(run, monkeypatch, status):
+def test_a_hung_process_does_not_hold_the_queue_once_its_run_was_given_to_others(
+    run, monkeypatch, status
+):
     monkeypatch.setattr(children, "LAST_WORDS", 0.2)
     token = lifecycle.claim(run.pk)
     child = children.spawn([sys.executable, "-c", "import time; time.sleep(60)"])
     child.send_signal(signal.SIGSTOP)
-    Run.objects.filter(pk=run.pk).update(status=status)  # as the reaper and `cancel` leave it: the token stays
+    # as the reaper and `cancel` leave it: the token stays
+    Run.objects.filter(pk=run.pk).update(status=status)
     children._watch(child, run.pk, token)
     assert child.returncode == -signal.SIGKILL

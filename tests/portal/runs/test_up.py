@@ -1,4 +1,6 @@
-"""`manage.py up` as people meet it: set-up, one account, children that come back, nothing left behind."""
+"""`manage.py up` as people meet it: set-up, one account, children that come back, nothing left
+behind.
+"""
 
 import os
 import re
@@ -19,7 +21,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @pytest.fixture(scope="module")
 def portal(tmp_path_factory):
-    with Portal(tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example") as running:
+    with Portal(
+        tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example"
+    ) as running:
         wait_for(running.healthy, 60, "the portal with its model")
         yield running
 
@@ -28,7 +32,9 @@ def test_the_first_administrator_can_log_in_with_the_printed_password(portal):
     browser = build_opener(HTTPCookieProcessor(CookieJar()))
     page = browser.open(f"{portal.url}/login/").read().decode()
     token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page).group(1)
-    form = urlencode({"username": "admin", "password": portal.password(), "csrfmiddlewaretoken": token}).encode()
+    form = urlencode(
+        {"username": "admin", "password": portal.password(), "csrfmiddlewaretoken": token}
+    ).encode()
     assert browser.open(f"{portal.url}/login/", form).url == f"{portal.url}/"
     assert browser.open(f"{portal.url}/admin/").status == 200
 
@@ -43,7 +49,9 @@ def test_a_killed_web_process_comes_back(portal):
     killed = portal.pid_of("portal.web_server")
     os.kill(killed, signal.SIGKILL)
     wait_for(
-        lambda: portal.healthy() and portal.pid_of("portal.web_server") != killed, 20, "the web process to come back"
+        lambda: portal.healthy() and portal.pid_of("portal.web_server") != killed,
+        20,
+        "the web process to come back",
     )
 
 
@@ -81,7 +89,9 @@ def test_a_port_that_is_none_is_named():
 
 
 def test_outside_the_virtual_environment_it_says_what_to_do():
-    bare = subprocess.run([sys.executable, "-S", "manage.py", "check"], cwd=ROOT, capture_output=True, text=True)
+    bare = subprocess.run(
+        [sys.executable, "-S", "manage.py", "check"], cwd=ROOT, capture_output=True, text=True
+    )
     assert bare.returncode == 1 and "make up" in bare.stderr and "Traceback" not in bare.stderr
 
 

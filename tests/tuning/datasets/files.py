@@ -41,7 +41,9 @@ def encrypted(archive: io.BytesIO) -> io.BytesIO:
     return upload(bytes(content), archive.name)
 
 
-def tarred(members: dict[str, bytes | tarfile.TarInfo], name: str = "AdvertiseGen.tar.gz") -> io.BytesIO:
+def tarred(
+    members: dict[str, bytes | tarfile.TarInfo], name: str = "AdvertiseGen.tar.gz"
+) -> io.BytesIO:
     """A gzipped tar; a TarInfo instead of bytes is added as it is (links, devices)."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz") as archive:

@@ -17,7 +17,9 @@ URL = "/api/v1/datasets/"
 
 def client_of(user) -> APIClient:
     client = APIClient()
-    client.credentials(HTTP_AUTHORIZATION=f"Bearer {ApiKey.create_for(user)[1]}", HTTP_ACCEPT_LANGUAGE="en")
+    client.credentials(
+        HTTP_AUTHORIZATION=f"Bearer {ApiKey.create_for(user)[1]}", HTTP_ACCEPT_LANGUAGE="en"
+    )
     return client
 
 
@@ -27,20 +29,32 @@ def client(member):
 
 
 def send(client, content: bytes, name="rows.json", **fields):
-    return client.post(URL, {"file": SimpleUploadedFile(name, content), "name": "mine", **fields}, format="multipart")
+    return client.post(
+        URL,
+        {"file": SimpleUploadedFile(name, content), "name": "mine", **fields},
+        format="multipart",
+    )
 
 
 def test_upload_list_read_rename_delete(client, member):
     made = send(client, lines(*rows(120)), prompt_column="content", response_column="summary")
     assert made.status_code == 201
     body = made.json()
-    assert (body["status"], body["rows"], body["problems"], body["splits"]) == ("ready", 120, [], {"train": 120})
+    assert (body["status"], body["rows"], body["problems"], body["splits"]) == (
+        "ready",
+        120,
+        [],
+        {"train": 120},
+    )
     assert [row["id"] for row in client.get(URL).json()["results"]] == [body["id"]]
     detail = f"{URL}{body['id']}/"
     page = client.get(f"{detail}examples/?page=3").json()
     assert (page["count"], len(page["results"]), page["next"]) == (120, 20, None)
     assert page["results"][0]["line"] == 101 and "page=2" in page["previous"]
-    assert client.patch(detail, {"name": "renamed", "status": "failed"}, format="json").json()["name"] == "renamed"
+    assert (
+        client.patch(detail, {"name": "renamed", "status": "failed"}, format="json").json()["name"]
+        == "renamed"
+    )
     assert Dataset.objects.get().status == "ready"
     split = client.post(f"{detail}split/", {"validation": 20, "seed": 1}, format="json")
     assert split.status_code == 201 and split.json()["splits"] == {"train": 100, "validation": 20}
@@ -54,7 +68,10 @@ def test_a_bad_file_is_refused_with_every_problem(client, data_dir):
     error = answer.json()["error"]
     assert answer.status_code == 400
     assert (error["code"], error["param"], error["problem_count"]) == ("not_json", "file", 2)
-    assert [(found["line"], found["code"]) for found in error["problems"]] == [(2, "not_json"), (3, "missing_column")]
+    assert [(found["line"], found["code"]) for found in error["problems"]] == [
+        (2, "not_json"),
+        (3, "missing_column"),
+    ]
     assert error["message"].startswith("Line 2: ")
     assert not Dataset.objects.exists() and not list((data_dir / "datasets").glob("*.jsonl"))
     taken = send(client, content, skip_bad_rows="true").json()
@@ -63,7 +80,9 @@ def test_a_bad_file_is_refused_with_every_problem(client, data_dir):
 
 def test_messages_are_in_the_asked_language(client):
     with translation.override("en"):
-        english = send(client, b"{oops\n", prompt_column="a", response_column="b").json()["error"]["message"]
+        english = send(client, b"{oops\n", prompt_column="a", response_column="b").json()["error"][
+            "message"
+        ]
     assert english == "Line 1: This line is not JSON (at character 2)."
 
 
@@ -73,9 +92,21 @@ def test_bad_requests_name_the_field(client, member):
     assert client.post(URL, {"name": "x"}, format="json").status_code == 415
     dataset = ingest(SimpleUploadedFile("a.json", lines(*rows(3))), name="x", owner=member)
     detail = f"{URL}{dataset.pk}/"
-    for query, status in {"page=0": 400, "page=x": 400, "page=9": 404, "split=nope": 400, "page_size=-1": 400}.items():
+    for query, status in {
+        "page=0": 400,
+        "page=x": 400,
+        "page=9": 404,
+        "split=nope": 400,
+        "page_size=-1": 400,
+    }.items():
         assert client.get(f"{detail}examples/?{query}").status_code == status, query
-    for body in ({}, {"validation": 0}, {"validation": 2.5}, {"validation": 3}, {"validation": "many"}):
+    for body in (
+        {},
+        {"validation": 0},
+        {"validation": 2.5},
+        {"validation": 3},
+        {"validation": "many"},
+    ):
         answer = client.post(f"{detail}split/", body, format="json")
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "validation", body
 
@@ -84,8 +115,11 @@ def test_a_file_above_the_limit_is_refused_unread(client, settings):
     settings.DATASET_MAX_BYTES = 1 << 20
     answer = send(client, b" " * (3 << 20))
     assert answer.status_code == 413 and answer.json()["error"]["code"] == "too_large"
-    answer = send(client, b" " * ((1 << 20) + 500_000))  # slips under the form's own room, not under the file's limit
-    assert answer.status_code == 413 and answer.json()["error"]["problems"][0]["code"] == "too_large"
+    # slips under the form's own room, not under the file's limit
+    answer = send(client, b" " * ((1 << 20) + 500_000))
+    assert (
+        answer.status_code == 413 and answer.json()["error"]["problems"][0]["code"] == "too_large"
+    )
 
 
 def test_a_dataset_in_use_is_not_deleted(client, member):
@@ -100,16 +134,20 @@ def test_other_peoples_datasets_do_not_exist(client, member, other_member, staff
     shared = ingest(SimpleUploadedFile("a.json", lines(*rows(3))), name="sample", owner=None)
     detail = f"{URL}{theirs.pk}/"
     for answer in (
-        client.get(detail), client.get(f"{detail}examples/"), client.patch(detail, {"name": "y"}, format="json"),
-        client.post(f"{detail}split/", {"validation": 1}, format="json"), client.delete(detail),
-    ):  # fmt: skip
+        client.get(detail),
+        client.get(f"{detail}examples/"),
+        client.patch(detail, {"name": "y"}, format="json"),
+        client.post(f"{detail}split/", {"validation": 1}, format="json"),
+        client.delete(detail),
+    ):
         assert answer.status_code == 404
     detail = f"{URL}{shared.pk}/"  # the portal's own: to be seen, not to be changed
     assert client.get(f"{detail}examples/").status_code == 200
     for answer in (
-        client.patch(detail, {"name": "y"}, format="json"), client.delete(detail),
+        client.patch(detail, {"name": "y"}, format="json"),
+        client.delete(detail),
         client.post(f"{detail}split/", {"validation": 1}, format="json"),
-    ):  # fmt: skip
+    ):
         assert answer.status_code == 403
     assert {row["id"] for row in client.get(URL).json()["results"]} == {shared.pk}
     assert client_of(staff).get(f"{URL}{theirs.pk}/").status_code == 200
@@ -123,7 +161,10 @@ def test_files_that_are_gone_are_told_on_the_page_and_over_rest(client, member, 
     for path in (data_dir / "datasets").glob("*.jsonl"):
         path.unlink()
     detail = f"{URL}{body['id']}/"
-    for answer in (client.get(f"{detail}examples/"), client.post(f"{detail}split/", {"validation": 5}, format="json")):
+    for answer in (
+        client.get(f"{detail}examples/"),
+        client.post(f"{detail}split/", {"validation": 5}, format="json"),
+    ):
         assert (answer.status_code, answer.json()["error"]["code"]) == (400, "files_missing")
     page = APIClient()
     page.force_login(member)

@@ -1,4 +1,6 @@
-"""From upload to rows by number: nothing half-written, content named by its hash, runs keep what they used."""
+"""From upload to rows by number: nothing half-written, content named by its hash, runs keep what
+they used.
+"""
 
 import json
 import tracemalloc
@@ -19,7 +21,11 @@ pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
 
 def files(data_dir) -> list[str]:
     folder = data_dir / "datasets"
-    return sorted(path.name for path in folder.iterdir() if path.name != ".lock") if folder.exists() else []
+    return (
+        sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+        if folder.exists()
+        else []
+    )
 
 
 def stored(owner, count=10, **fields) -> Dataset:
@@ -27,7 +33,9 @@ def stored(owner, count=10, **fields) -> Dataset:
 
 
 def a_run(dataset, owner, status) -> TuningRun:
-    checkpoint, _ = Checkpoint.objects.get_or_create(name="base", defaults={"path": "x", "fingerprint": "y"})
+    checkpoint, _ = Checkpoint.objects.get_or_create(
+        name="base", defaults={"path": "x", "fingerprint": "y"}
+    )
     return TuningRun.objects.create(
         owner=owner,
         kind=Run.Kind.TUNING,
@@ -61,22 +69,34 @@ def test_an_upload_becomes_a_dataset_that_is_read_by_row(member, data_dir):
 def test_the_same_rows_have_the_same_content_whatever_wraps_or_encodes_them(member, data_dir):
     content = lines(*rows(5))
     first = ingest(upload(content), name="a", owner=member).current
-    for file in (gzipped(content), zipped({"x.jsonl": content}), upload(content.decode().encode("gb18030"))):
+    for file in (
+        gzipped(content),
+        zipped({"x.jsonl": content}),
+        upload(content.decode().encode("gb18030")),
+    ):
         assert ingest(file, name="b", owner=member).current.sha256 == first.sha256
     assert len(files(data_dir)) == 2
 
 
 def test_gb18030_is_accepted_and_told(member):
     assert (
-        ingest(upload(lines(*rows(3)).decode().encode("gb18030")), name="", owner=member).current.encoding == "gb18030"
+        ingest(
+            upload(lines(*rows(3)).decode().encode("gb18030")), name="", owner=member
+        ).current.encoding
+        == "gb18030"
     )
 
 
 def test_train_and_dev_of_an_archive_become_two_splits(member):
-    made = tarred({"AdvertiseGen/train.json": lines(*rows(7)), "AdvertiseGen/dev.json": lines(*rows(2, 100))})
+    made = tarred(
+        {"AdvertiseGen/train.json": lines(*rows(7)), "AdvertiseGen/dev.json": lines(*rows(2, 100))}
+    )
     dataset = ingest(made, name="", owner=member)
     assert dataset.name == "AdvertiseGen", "as the archive, not as one of its files"
-    assert {name: entry["rows"] for name, entry in dataset.current.splits.items()} == {"train": 7, "validation": 2}
+    assert {name: entry["rows"] for name, entry in dataset.current.splits.items()} == {
+        "train": 7,
+        "validation": 2,
+    }
     assert dataset.current.rows == 9 and dataset.current.split_for_evaluation() == "validation"
 
 
@@ -94,25 +114,46 @@ def test_train_and_dev_of_an_archive_become_two_splits(member):
         (upload(lines(*rows(2))), ("prompt", "response"), "missing_column", 1),
         (upload(lines({"frage": "a", "antwort": "b"})), (), "unknown_columns", 1),
         (upload("hello\n" * 3), (), "not_json", 1),
-        (upload('{"content": "a" "summary": "b"}\n' + '{"content": "a", "summary": "b"}\n'), (), "not_json", 1),
+        (
+            upload('{"content": "a" "summary": "b"}\n' + '{"content": "a", "summary": "b"}\n'),
+            (),
+            "not_json",
+            1,
+        ),
         (upload('["a", "b"]\n'), (), "not_object", 1),
         (upload("content,summary\ra,b\rc,d\r", "rows.csv"), (), "not_csv", 1),
         (encrypted(zipped({"train.json": lines(*rows(1))})), (), "archive_encrypted", None),
         (upload(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), ("content", "summary"), "encoding", 1),
         (upload(b'"' + b"x" * (5 << 20)), ("content", "summary"), "line_too_long", 1),
         (gzipped(b"0" * (40 << 20)), (), "archive_bomb", None),
-        (zipped({"a.json": lines(*rows(1)), "b.json": lines(*rows(1))}), (), "two_files_for_split", None),
-        (zipped({"dev.json": lines(*rows(1)), "test.json": lines(*rows(1))}), (), "no_training_file", None),
+        (
+            zipped({"a.json": lines(*rows(1)), "b.json": lines(*rows(1))}),
+            (),
+            "two_files_for_split",
+            None,
+        ),
+        (
+            zipped({"dev.json": lines(*rows(1)), "test.json": lines(*rows(1))}),
+            (),
+            "no_training_file",
+            None,
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_refused_upload_leaves_nothing_behind(member, data_dir, file, columns, code, line):
     file.seek(0)
     names = dict(zip(("prompt_column", "response_column"), columns, strict=False))
     with pytest.raises(DatasetRejected) as caught:
         ingest(file, name="bad", owner=member, **names)
     first = caught.value.problems[0]
-    assert (first["code"], first["line"]) == (code, line) and first["message"] and "%(" not in first["message"]
-    assert not Dataset.objects.exists() and not DatasetVersion.objects.exists() and not files(data_dir)
+    assert (
+        (first["code"], first["line"]) == (code, line)
+        and first["message"]
+        and "%(" not in first["message"]
+    )
+    assert (
+        not Dataset.objects.exists() and not DatasetVersion.objects.exists() and not files(data_dir)
+    )
 
 
 def test_two_hundred_megabytes_on_one_line_take_no_memory(member, data_dir, tmp_path):
@@ -134,14 +175,26 @@ def test_two_hundred_megabytes_on_one_line_take_no_memory(member, data_dir, tmp_
 
 def test_a_wrong_column_names_those_that_are_there(member):
     with translation.override("en"), pytest.raises(DatasetRejected) as caught:
-        ingest(upload(lines(*rows(3))), name="x", owner=member, prompt_column="prompt", response_column="summary")
+        ingest(
+            upload(lines(*rows(3))),
+            name="x",
+            owner=member,
+            prompt_column="prompt",
+            response_column="summary",
+        )
     assert [found["line"] for found in caught.value.problems[:3]] == [1, 2, 3]
-    assert caught.value.problems[0]["message"] == "There is no column “prompt”. The row has: content, summary."
+    assert (
+        caught.value.problems[0]["message"]
+        == "There is no column “prompt”. The row has: content, summary."
+    )
 
 
 def test_bad_rows_reject_the_file_unless_they_shall_be_skipped(member, data_dir):
     content = (
-        lines(*rows(2)) + b"{oops\n" + lines({"content": "a"}, *rows(1, 9)) + lines({"content": "a", "summary": ""})
+        lines(*rows(2))
+        + b"{oops\n"
+        + lines({"content": "a"}, *rows(1, 9))
+        + lines({"content": "a", "summary": ""})
     )
     with pytest.raises(DatasetRejected) as caught:
         ingest(upload(content), name="x", owner=member)
@@ -156,7 +209,9 @@ def test_a_split_without_rows_is_refused_even_so(member, data_dir):
     with pytest.raises(DatasetRejected) as caught:
         ingest(made, name="x", owner=member, skip_bad_rows=True)
     told = [(found["line"], found["code"], found["member"]) for found in caught.value.problems]
-    assert told == [(1, "not_json", "dev.json"), (None, "no_rows", "dev.json")] and not files(data_dir)
+    assert told == [(1, "not_json", "dev.json"), (None, "no_rows", "dev.json")] and not files(
+        data_dir
+    )
 
 
 def test_what_a_file_says_of_itself_can_always_be_told(member):
@@ -171,11 +226,16 @@ def test_what_a_file_says_of_itself_can_always_be_told(member):
     odd = tarred({"tr\udcffain.json": lines(*rows(1)), "\udcff.txt": b""})
     dataset = ingest(odd, name="", owner=member)
     assert dataset.name == "tr?ain" and dataset.problems[0]["member"] == "?.txt"
-    assert store.detect_columns(upload("prompt,response\na,b,c\n", "x.csv"))["columns"] == ["prompt", "response"]
+    assert store.detect_columns(upload("prompt,response\na,b,c\n", "x.csv"))["columns"] == [
+        "prompt",
+        "response",
+    ]
 
 
 def test_rows_without_text_are_passed_over_with_a_warning(member):
-    dataset = ingest(upload(lines(*rows(2), {"content": "a", "summary": " "})), name="x", owner=member)
+    dataset = ingest(
+        upload(lines(*rows(2), {"content": "a", "summary": " "})), name="x", owner=member
+    )
     assert dataset.current.rows == 2
     assert [(found["line"], found["code"], found["level"]) for found in dataset.problems] == [
         (3, "empty_response", "warning")
@@ -189,18 +249,29 @@ def test_a_failure_behind_the_files_leaves_no_row(member, data_dir, monkeypatch)
     monkeypatch.setattr(store, "_add_version", broken)
     with pytest.raises(RuntimeError):
         stored(member)
-    assert not Dataset.objects.exists() and not [name for name in files(data_dir) if name.startswith(".incoming")]
+    assert not Dataset.objects.exists() and not [
+        name for name in files(data_dir) if name.startswith(".incoming")
+    ]
 
 
 def test_columns_are_suggested_before_anything_is_stored(member, data_dir):
-    found = store.detect_columns(tarred({"train.json": lines(*rows(3)), "dev.json": lines(*rows(1))}))
-    assert (found["format"], found["columns"], found["member"]) == ("adgen", ["content", "summary"], "train.json")
+    found = store.detect_columns(
+        tarred({"train.json": lines(*rows(3)), "dev.json": lines(*rows(1))})
+    )
+    assert (found["format"], found["columns"], found["member"]) == (
+        "adgen",
+        ["content", "summary"],
+        "train.json",
+    )
     assert found["row"] == rows(1)[0] and not files(data_dir)
     found = store.detect_columns(upload(lines({"frage": "a", "antwort": "b"})))
     assert (found["format"], found["columns"]) == ("", ["frage", "antwort"])
     with pytest.raises(DatasetRejected) as caught:
         store.detect_columns(upload(b"\x00\x01"))
-    assert [(found["line"], found["code"]) for found in caught.value.problems] == [(1, "not_json"), (None, "no_rows")]
+    assert [(found["line"], found["code"]) for found in caught.value.problems] == [
+        (1, "not_json"),
+        (None, "no_rows"),
+    ]
 
 
 def test_a_validation_split_is_a_new_version(member, data_dir):
@@ -208,8 +279,9 @@ def test_a_validation_split_is_a_new_version(member, data_dir):
     first = dataset.current
     version = store.add_split(dataset, 0.2, seed=7)
     assert (version.number, {name: entry["rows"] for name, entry in version.splits.items()}) == (
-        2, {"train": 40, "validation": 10},
-    )  # fmt: skip
+        2,
+        {"train": 40, "validation": 10},
+    )
     parts = [store.examples(version, name, 0, 100) for name in ("train", "validation")]
     together = {row["prompt"] for part in parts for row in part}
     assert together == {row["content"] for row in rows(50)}  # each row on one side
@@ -223,15 +295,21 @@ def test_a_validation_split_is_a_new_version(member, data_dir):
             store.add_split(stored(member, 50), count)
 
 
-def test_a_dataset_without_runs_is_deleted_with_its_files(member, data_dir, django_capture_on_commit_callbacks):
+def test_a_dataset_without_runs_is_deleted_with_its_files(
+    member, data_dir, django_capture_on_commit_callbacks
+):
     keep, drop = stored(member, 3), stored(member, 4)
     with django_capture_on_commit_callbacks(execute=True):
         store.delete(drop)
     assert set(Dataset.objects.all()) == {keep}
-    assert files(data_dir) == [f"{keep.current.splits['train']['sha256']}.{end}" for end in ("idx", "jsonl")]
+    assert files(data_dir) == [
+        f"{keep.current.splits['train']['sha256']}.{end}" for end in ("idx", "jsonl")
+    ]
 
 
-def test_content_that_another_dataset_shares_stays(member, data_dir, django_capture_on_commit_callbacks):
+def test_content_that_another_dataset_shares_stays(
+    member, data_dir, django_capture_on_commit_callbacks
+):
     keep, drop = stored(member, 3), stored(member, 3)
     with django_capture_on_commit_callbacks(execute=True):
         store.delete(drop)
@@ -248,14 +326,20 @@ def test_a_dataset_that_a_run_needs_is_kept_for_it(member, data_dir):
     store.delete(dataset)
     assert not Dataset.objects.visible_to(member).exists()
     run.refresh_from_db()
-    assert store.examples(run.dataset_version, "train", 0, 1) and run.dataset_version.dataset.name == "house style"
+    assert (
+        store.examples(run.dataset_version, "train", 0, 1)
+        and run.dataset_version.dataset.name == "house style"
+    )
 
 
 def test_the_sample_is_registered_once_and_belongs_to_everybody(member, data_dir):
     store.ensure_sample()
     store.ensure_sample()
     sample = Dataset.objects.visible_to(member).get()
-    assert {name: entry["rows"] for name, entry in sample.current.splits.items()} == {"train": 1000, "validation": 100}
+    assert {name: entry["rows"] for name, entry in sample.current.splits.items()} == {
+        "train": 1000,
+        "validation": 100,
+    }
     assert not Dataset.objects.changeable_by(member)
     for path in (data_dir / "datasets").glob("*.jsonl"):
         path.unlink()
@@ -266,5 +350,7 @@ def test_the_sample_is_registered_once_and_belongs_to_everybody(member, data_dir
 def test_every_problem_has_words():
     for code, message in store.MESSAGES.items():
         names = {name.split(")")[0] for name in message.split("%(")[1:]}
-        found = store.worded({"line": 1, "code": code, "level": "error", "params": dict.fromkeys(names, "7")})
+        found = store.worded(
+            {"line": 1, "code": code, "level": "error", "params": dict.fromkeys(names, "7")}
+        )
         assert "%(" not in found["message"] and json.dumps(found)

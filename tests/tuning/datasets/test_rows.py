@@ -43,7 +43,12 @@ PLAIN = [
     {"prompt": "再加一？", "response": "三。", "history": [["一加一？", "二。"]]},
 ]
 OPENAI = [
-    {"messages": [{"role": "user", "content": "一加一？"}, {"role": "assistant", "content": "二。"}]},
+    {
+        "messages": [
+            {"role": "user", "content": "一加一？"},
+            {"role": "assistant", "content": "二。"},
+        ]
+    },
     {
         "messages": [
             {"role": "user", "content": "一加一？"},
@@ -86,7 +91,9 @@ IN_CSV = [{**row, "history": json.dumps(row["history"], ensure_ascii=False)} for
 def test_every_format_is_recognised_and_read(kind, name, content):
     suggested = suggest(list(first_row(Source(name, io.BytesIO(content)), Limits())[1]))
     assert suggested["format"] == kind
-    columns = Columns(suggested["prompt_column"], suggested["response_column"], suggested["history_column"])
+    columns = Columns(
+        suggested["prompt_column"], suggested["response_column"], suggested["history_column"]
+    )
     found, findings = read(content, columns, name)
     assert found == EXPECTED and not findings.problems
 
@@ -99,13 +106,17 @@ def test_every_encoding(encoding, name):
         "rows.json": json.dumps(PLAIN, ensure_ascii=False).encode(),
         "rows.csv": as_csv(*IN_CSV),
     }[name]
-    found, findings = read(content.decode().encode(encoding), Columns("prompt", "response", "history"), name)
+    found, findings = read(
+        content.decode().encode(encoding), Columns("prompt", "response", "history"), name
+    )
     assert found == EXPECTED and not findings.problems
 
 
 def test_alpaca_input_is_part_of_the_prompt():
     row = {"instruction": "翻译", "input": "你好", "output": "hello"}
-    assert read(lines(row), Columns("instruction", "output"))[0] == [{"prompt": "翻译\n你好", "response": "hello"}]
+    assert read(lines(row), Columns("instruction", "output"))[0] == [
+        {"prompt": "翻译\n你好", "response": "hello"}
+    ]
 
 
 def test_a_system_text_stands_before_the_first_question():
@@ -114,7 +125,9 @@ def test_a_system_text_stands_before_the_first_question():
         {"role": "user", "content": "问"},
         {"role": "assistant", "content": "答"},
     ]
-    assert read(lines({"messages": turns}), Columns("messages"))[0] == [{"prompt": "简短\n问", "response": "答"}]
+    assert read(lines({"messages": turns}), Columns("messages"))[0] == [
+        {"prompt": "简短\n问", "response": "答"}
+    ]
 
 
 def test_bad_rows_are_all_named_with_their_lines():
@@ -137,9 +150,16 @@ def test_bad_rows_are_all_named_with_their_lines():
     found, findings = read(content, ADGEN)
     assert found == [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]
     assert problems(findings) == [
-        (2, "not_json"), (3, "not_object"), (5, "missing_column"), (6, "not_text"), (7, "empty_prompt"),
-        (8, "empty_response"), (9, "half_character"), (10, "not_json"), (11, "not_json"),
-    ]  # fmt: skip
+        (2, "not_json"),
+        (3, "not_object"),
+        (5, "missing_column"),
+        (6, "not_text"),
+        (7, "empty_prompt"),
+        (8, "empty_response"),
+        (9, "half_character"),
+        (10, "not_json"),
+        (11, "not_json"),
+    ]
     assert (findings.errors, findings.warnings, findings.usable) == (7, 2, 2)
     missing = next(found for found in findings.problems if found["code"] == "missing_column")
     assert missing["params"] == {"column": "summary", "columns": "content"}
@@ -159,12 +179,18 @@ def test_bad_histories_and_conversations():
         ["a"],
         "a",
     ):
-        assert problems(read(lines({"messages": turns}), Columns("messages"))[1]) == [(1, "bad_conversation")], turns
-    assert problems(read(lines({"messages": [user]}), Columns("messages"))[1]) == [(1, "empty_response")]
+        assert problems(read(lines({"messages": turns}), Columns("messages"))[1]) == [
+            (1, "bad_conversation")
+        ], turns
+    assert problems(read(lines({"messages": [user]}), Columns("messages"))[1]) == [
+        (1, "empty_response")
+    ]
 
 
 def test_an_array_is_read_across_chunk_borders_and_stops_at_its_first_error():
-    rows = [{"content": "裙" * (number % 977), "summary": f"答{number}"} for number in range(1, 3000)]
+    rows = [
+        {"content": "裙" * (number % 977), "summary": f"答{number}"} for number in range(1, 3000)
+    ]
     text = json.dumps(rows, ensure_ascii=False, indent=1)
     assert len(text.encode()) > 3 * CHUNK
     found, findings = read(text.encode(), ADGEN)
@@ -173,7 +199,13 @@ def test_an_array_is_read_across_chunk_borders_and_stops_at_its_first_error():
     found, findings = read(cut.encode(), ADGEN)
     assert findings.errors == 1 and findings.problems[-1]["code"] == "not_json"
     assert findings.problems[-1]["line"] >= cut.count("\n") and len(found) == 2998 - 2999 // 977
-    for bad in ('[{"content": "a", "summary": "b"},]', '[{"content": "a", "summary": "b"}', "[", "[1 2]", "[] x"):
+    for bad in (
+        '[{"content": "a", "summary": "b"},]',
+        '[{"content": "a", "summary": "b"}',
+        "[",
+        "[1 2]",
+        "[] x",
+    ):
         assert "not_json" in [code for _, code in problems(read(bad.encode(), ADGEN)[1])], bad
     assert not read(b" [ ] ", ADGEN)[1].problems
 
@@ -183,7 +215,9 @@ def test_a_line_without_end_is_skipped_and_never_held():
     good = lines({"content": "a", "summary": "b"})
     found, findings = read(good + b'"' + b"x" * 600_000 + b'"\n' + good, ADGEN, limits=limits)
     assert len(found) == 2 and problems(findings) == [(2, "line_too_long")]
-    assert problems(read(b"[" + b'"' + b"x" * 600_000, ADGEN, limits=limits)[1]) == [(1, "line_too_long")]
+    assert problems(read(b"[" + b'"' + b"x" * 600_000, ADGEN, limits=limits)[1]) == [
+        (1, "line_too_long")
+    ]
 
 
 def test_csv_fields_may_hold_line_ends_and_lines_are_still_right():
@@ -195,10 +229,14 @@ def test_csv_fields_may_hold_line_ends_and_lines_are_still_right():
 
 def test_broken_bytes_are_named_line_by_line():
     good = lines({"content": "这是一条裙子", "summary": "好看"})
-    found, findings = read(good + b'{"content": "\xff", "summary": "b"}\n' + good + b"\xfe\n", ADGEN)
+    found, findings = read(
+        good + b'{"content": "\xff", "summary": "b"}\n' + good + b"\xfe\n", ADGEN
+    )
     assert len(found) == 2 and problems(findings) == [(2, "encoding"), (4, "encoding")]
     found, findings = read(
-        "content,summary\n这是一条裙子,好看\n".encode() + b"\xff,b\n" + "裙,看\n".encode(), ADGEN, "rows.csv"
+        "content,summary\n这是一条裙子,好看\n".encode() + b"\xff,b\n" + "裙,看\n".encode(),
+        ADGEN,
+        "rows.csv",
     )
     assert len(found) == 2 and problems(findings) == [(3, "encoding")]
 
@@ -207,5 +245,6 @@ def test_problems_are_counted_and_the_first_thousand_kept():
     content = lines({"content": "a", "summary": "b"}) + b"x\n" * 1500
     found, findings = read(content, ADGEN)
     assert len(found) == 1 and findings.errors == 1500 and len(findings.problems) == KEPT_PROBLEMS
-    with pytest.raises(DatasetRejected):  # nothing usable among a thousand problems: it reads no further
+    # nothing usable among a thousand problems: it reads no further
+    with pytest.raises(DatasetRejected):
         read(b"x\n" * 1500, ADGEN)

@@ -47,7 +47,9 @@ def test_the_same_rows_in_any_wrapping(file):
 
 
 def test_what_is_passed_over_in_an_archive_is_noted():
-    source = open_sources(zipped({"rows.json": GOOD, "README.md": b"hello"}), "rows.zip", Limits())[0]
+    source = open_sources(zipped({"rows.json": GOOD, "README.md": b"hello"}), "rows.zip", Limits())[
+        0
+    ]
     assert [(note["code"], note["level"], note["member"]) for note in source.notes] == [
         ("archive_member", "warning", "README.md")
     ]
@@ -80,7 +82,10 @@ def test_the_size_limit_counts_what_comes_out():
     limits = Limits(max_bytes=1 << 20, max_ratio=10**6)
     assert refusal(upload(b" " * (2 << 20)), limits) == "too_large"
     assert refusal(gzipped(b" " * (2 << 20)), limits) == "too_large"
-    assert refusal(zipped({"a.json": b" " * (600 << 10), "b.json": b" " * (600 << 10)}), limits) == "too_large"
+    assert (
+        refusal(zipped({"a.json": b" " * (600 << 10), "b.json": b" " * (600 << 10)}), limits)
+        == "too_large"
+    )
 
 
 def test_too_many_members_are_refused_before_they_are_listed():
@@ -91,7 +96,11 @@ def test_too_many_members_are_refused_before_they_are_listed():
 
 @pytest.mark.parametrize("cut", [20, 200, -30])
 def test_damaged_archives_are_refused(cut):
-    for whole in (gzipped(GOOD * 200), zipped({"rows.json": GOOD * 200}), tarred({"rows.json": GOOD * 200})):
+    for whole in (
+        gzipped(GOOD * 200),
+        zipped({"rows.json": GOOD * 200}),
+        tarred({"rows.json": GOOD * 200}),
+    ):
         damaged = upload(whole.getvalue()[:cut], whole.name)
         assert refusal(damaged) in ("archive_damaged", "no_data_file")
 

@@ -7,7 +7,14 @@ import torch
 
 from chat.engine.prompts import IGNORED
 from tests.tuning import tiny
-from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, messages_of, rows_of_step, token_weights
+from tuning.ptuning.batches import (
+    Encoded,
+    MicroBatch,
+    group_by_length,
+    messages_of,
+    rows_of_step,
+    token_weights,
+)
 
 
 def test_every_epoch_reads_each_example_once_in_an_order_of_its_own():
@@ -32,7 +39,10 @@ def test_groups_hold_every_row_once_and_stay_within_the_limit():
     groups = group_by_length(lengths, max_tokens=130, overhead=10)
     assert sorted(row for group in groups for row in group) == list(range(7))
     assert [6] in groups  # longer than the limit: alone
-    assert all(len(group) == 1 or len(group) * max(lengths[row] for row in group) <= 130 for group in groups)
+    assert all(
+        len(group) == 1 or len(group) * max(lengths[row] for row in group) <= 130
+        for group in groups
+    )
     assert {frozenset(group) for group in groups} == {
         frozenset({6}),
         frozenset({1, 3}),
@@ -48,7 +58,11 @@ def cheapest(lengths: list[int], max_tokens: int, overhead: int) -> int:
     def cost(end: int) -> int:
         if not end:
             return 0
-        begins = [begin for begin in range(end) if end - begin == 1 or (end - begin) * longest[begin] <= max_tokens]
+        begins = [
+            begin
+            for begin in range(end)
+            if end - begin == 1 or (end - begin) * longest[begin] <= max_tokens
+        ]
         return min(cost(begin) + overhead + (end - begin) * longest[begin] for begin in begins)
 
     return cost(len(lengths))

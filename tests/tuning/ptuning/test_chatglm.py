@@ -1,4 +1,6 @@
-"""The trainer on ChatGLM against what upstream's code computed: losses, gradient norms, learning rates and trained prefixes."""
+"""The trainer on ChatGLM against what upstream's code computed: losses, gradient norms, learning
+rates and trained prefixes.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -17,7 +19,12 @@ from tuning.ptuning.trainer import Trainer
 
 STEM = "transformer.prefix_encoder."
 RECIPE = Recipe(
-    pre_seq_len=8, learning_rate=2e-2, max_steps=5, max_source_length=32, max_target_length=32, logging_steps=1
+    pre_seq_len=8,
+    learning_rate=2e-2,
+    max_steps=5,
+    max_source_length=32,
+    max_target_length=32,
+    logging_steps=1,
 )
 
 
@@ -52,7 +59,9 @@ class WithLeftOver(Trainer):
 
 @pytest.fixture(params=["prefix_noproj", "prefix_proj"])
 def train(request, loaded):
-    """train(recipe) -> (what was reported, the trainer) from the recorded initial prefix on the recorded rows."""
+    """train(recipe) -> (what was reported, the trainer) from the recorded initial prefix on the
+    recorded rows.
+    """
     golden = np.load(DATA / request.param / "golden.npz")
 
     def run(recipe: Recipe, left_over=None):
@@ -63,7 +72,9 @@ def train(request, loaded):
         trainer = WithLeftOver(replace(loaded, prompter=prompter), recipe, rows, report=seen.append)
         trainer.left_over = left_over
         names = [key for key in golden.files if key.startswith("w0:")]
-        trainer.encoder.load_state_dict({name[3:].removeprefix(STEM): torch.from_numpy(golden[name]) for name in names})
+        trainer.encoder.load_state_dict(
+            {name[3:].removeprefix(STEM): torch.from_numpy(golden[name]) for name in names}
+        )
         trainer.train()
         return seen, trainer
 
@@ -81,7 +92,9 @@ WHOLE_BATCHES = replace(
 
 
 def slack(trainer) -> float:
-    """AdamW makes a full step of the sign of a gradient that all but vanishes, which the projection has."""
+    """AdamW makes a full step of the sign of a gradient that all but vanishes, which the projection
+    has.
+    """
     return 5e-3 if trainer.recipe.prefix_projection else 1e-4
 
 
@@ -94,37 +107,53 @@ def same_weights(trainer, golden):
 def test_five_steps_on_whole_batches(train):
     seen, trainer = train(WHOLE_BATCHES)
     golden = np.load(train.folder / "golden.npz")
-    assert [progress.loss for progress in seen] == pytest.approx(golden["adamw5_batch_losses"].tolist(), rel=2e-5)
+    assert [progress.loss for progress in seen] == pytest.approx(
+        golden["adamw5_batch_losses"].tolist(), rel=2e-5
+    )
     same_weights(trainer, golden)
 
 
 def test_five_steps_as_train_sh_takes_them(train):
     """One example at a time, accumulated; clipped; the rate falls in a line to 0.
 
-    The recording did not clear the gradients that its five steps on whole batches had left, so its first step adds to them.
+    The recording did not clear the gradients that its five steps on whole batches had left, so its
+    first step adds to them.
     """
     left_over = [parameter.grad for parameter in train(WHOLE_BATCHES)[1].encoder.parameters()]
     recipe = replace(RECIPE, per_device_train_batch_size=1, gradient_accumulation_steps=4)
     seen, trainer = train(recipe, left_over)
     golden = np.load(train.folder / "golden_trainer_style.npz")
-    assert [progress.loss for progress in seen] == pytest.approx(golden["losses"].tolist(), rel=slack(trainer) / 5)
+    assert [progress.loss for progress in seen] == pytest.approx(
+        golden["losses"].tolist(), rel=slack(trainer) / 5
+    )
     assert [progress.gradient_norm for progress in seen] == pytest.approx(
         golden["grad_norms"].tolist(), rel=slack(trainer)
     )
-    assert [progress.learning_rate for progress in seen] == pytest.approx(golden["lrs"].tolist(), rel=1e-6)
+    assert [progress.learning_rate for progress in seen] == pytest.approx(
+        golden["lrs"].tolist(), rel=1e-6
+    )
     same_weights(trainer, golden)
 
 
 def test_examples_of_text_train_on_the_checkpoint_itself(loaded, tmp_path):
-    """Through the tokenizer and prompter: <sop> is the first label, positions do not shift, and the result is an adapter."""
+    """Through the tokenizer and prompter: <sop> is the first label, positions do not shift, and the
+    result is an adapter.
+    """
     recipe = replace(
-        RECIPE, per_device_train_batch_size=4, max_steps=3, max_source_length=40, gradient_accumulation_steps=1
+        RECIPE,
+        per_device_train_batch_size=4,
+        max_steps=3,
+        max_source_length=40,
+        gradient_accumulation_steps=1,
     )
     trainer = Trainer(loaded, recipe, tiny.examples(9))
     ids, labels = trainer._examples[0]
     first = next(index for index, label in enumerate(labels) if label != IGNORED)
     config = loaded.model.config
-    assert ids[first - 1 : first + 1] == [config.gmask_token_id, config.bos_token_id] and ids[-1] == config.eos_token_id
+    assert (
+        ids[first - 1 : first + 1] == [config.gmask_token_id, config.bos_token_id]
+        and ids[-1] == config.eos_token_id
+    )
     save(trainer.train(), tmp_path)
     adapter = load(tmp_path)
     assert adapter.tensor.shape == (4, 2, 4, 8, 16) and adapter.shifts_positions is False

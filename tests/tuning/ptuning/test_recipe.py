@@ -10,7 +10,12 @@ from tuning.ptuning.recipe import Recipe
 def test_the_defaults_are_upstreams_train_sh():
     recipe = Recipe()
     assert recipe.problems() == []
-    assert (recipe.pre_seq_len, recipe.learning_rate, recipe.max_steps, recipe.samples_per_step) == (
+    assert (
+        recipe.pre_seq_len,
+        recipe.learning_rate,
+        recipe.max_steps,
+        recipe.samples_per_step,
+    ) == (
         128,
         2e-2,
         3000,
@@ -20,9 +25,15 @@ def test_the_defaults_are_upstreams_train_sh():
 
 def test_every_problem_is_found_at_once():
     recipe = Recipe(
-        pre_seq_len=0, learning_rate="fast", max_steps=2.5, seed=True, quantization_bit=3, prefix_projection=1,
-        lr_scheduler_type="sawtooth", max_grad_norm=float("nan"),
-    )  # fmt: skip
+        pre_seq_len=0,
+        learning_rate="fast",
+        max_steps=2.5,
+        seed=True,
+        quantization_bit=3,
+        prefix_projection=1,
+        lr_scheduler_type="sawtooth",
+        max_grad_norm=float("nan"),
+    )
     assert {(problem.field, problem.code) for problem in recipe.problems()} == {
         ("pre_seq_len", "out_of_range"),
         ("learning_rate", "not_a_number"),
@@ -43,11 +54,15 @@ def test_values_that_do_not_go_together(changes):
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_the_learning_rate_follows_transformers(schedule, warmup):
-    recipe = Recipe(learning_rate=0.5, max_steps=20, warmup_steps=warmup, lr_scheduler_type=schedule)
+    recipe = Recipe(
+        learning_rate=0.5, max_steps=20, warmup_steps=warmup, lr_scheduler_type=schedule
+    )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
     name = "constant_with_warmup" if schedule == "constant" else schedule
     scheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=20)
     for step in range(20):
-        assert recipe.learning_rate_at(step) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-12)
+        assert recipe.learning_rate_at(step) == pytest.approx(
+            optimizer.param_groups[0]["lr"], abs=1e-12
+        )
         optimizer.step()
         scheduler.step()

@@ -17,15 +17,25 @@ from tuning.ptuning.trainer import Stopped, Trainer, TrainingFailed
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
-    pre_seq_len=4, learning_rate=5e-2, max_steps=6, per_device_train_batch_size=1, gradient_accumulation_steps=5,
-    max_source_length=40, max_target_length=24, logging_steps=2, save_steps=2, seed=7,
-)  # fmt: skip
+    pre_seq_len=4,
+    learning_rate=5e-2,
+    max_steps=6,
+    per_device_train_batch_size=1,
+    gradient_accumulation_steps=5,
+    max_source_length=40,
+    max_target_length=24,
+    logging_steps=2,
+    save_steps=2,
+    seed=7,
+)
 
 
 def encoded(loaded, count=5):
     rows = tiny.examples(count)
     return [
-        loaded.prompter.training_ids([{"role": "user", "content": row["prompt"]}], row["response"], 40, 24)
+        loaded.prompter.training_ids(
+            [{"role": "user", "content": row["prompt"]}], row["response"], 40, 24
+        )
         for row in rows
     ]
 
@@ -33,9 +43,13 @@ def encoded(loaded, count=5):
 def gradients(loaded, encoder, rows, weights, **options):
     batch = MicroBatch.of(rows, weights, 257, CPU)
     encoder.zero_grad()
-    value = PrefixLoss(loaded.model, batch.input_ids[:1])(batch, encoder(), batch.weights, **options)
+    value = PrefixLoss(loaded.model, batch.input_ids[:1])(
+        batch, encoder(), batch.weights, **options
+    )
     value.backward()
-    return value.item(), {name: parameter.grad.clone() for name, parameter in encoder.named_parameters()}
+    return value.item(), {
+        name: parameter.grad.clone() for name, parameter in encoder.named_parameters()
+    }
 
 
 @pytest.mark.parametrize("kind, projection", [("qwen2", False), ("llama", False), ("llama", True)])
@@ -45,12 +59,20 @@ def test_loss_and_gradients_are_pefts(kind, projection):
     theirs = get_peft_model(
         tiny.model(kind).eval().requires_grad_(False),
         PrefixTuningConfig(
-            task_type="CAUSAL_LM", num_virtual_tokens=4, prefix_projection=projection, encoder_hidden_size=32
+            task_type="CAUSAL_LM",
+            num_virtual_tokens=4,
+            prefix_projection=projection,
+            encoder_hidden_size=32,
         ),
     ).eval()
     names = {"transform.": "trans.", "embedding.": "embedding."}
     encoder = PrefixEncoder(
-        pre_seq_len=4, layers=3, kv_heads=loaded.kv_heads, head_dim=8, projection=projection, hidden_size=32
+        pre_seq_len=4,
+        layers=3,
+        kv_heads=loaded.kv_heads,
+        head_dim=8,
+        projection=projection,
+        hidden_size=32,
     )
     their_encoder = theirs.prompt_encoder["default"]
     for name, parameter in their_encoder.named_parameters():
@@ -61,7 +83,9 @@ def test_loss_and_gradients_are_pefts(kind, projection):
     total = 0.0
     for ids, labels in rows:  # one by one: peft's own answer to padding is not in question
         out = theirs(
-            input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)), labels=torch.tensor([labels])
+            input_ids=torch.tensor([ids]),
+            attention_mask=torch.ones(1, len(ids)),
+            labels=torch.tensor([labels]),
         )
         (out.loss / len(rows)).backward()
         total += out.loss.item() / len(rows)
@@ -124,7 +148,10 @@ def test_only_the_prefix_learns_and_it_learns():
     start = trainer.kv_prefix().tensor.clone()
     prefix = trainer.train()
     assert checksum(loaded.model) == before
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in loaded.model.parameters())
+    assert not any(
+        parameter.requires_grad or parameter.grad is not None
+        for parameter in loaded.model.parameters()
+    )
     assert prefix.tensor.shape == (3, 2, 2, 4, 8) and not torch.equal(prefix.tensor, start)
     assert trainer.trainable_parameters == prefix.tensor.numel()
     assert seen[-1].loss < 0.8 * seen[0].loss
@@ -151,10 +178,14 @@ def test_micro_batches_do_not_change_what_is_learnt():
 
 
 def test_batch_size_and_accumulation_differ_as_upstreams_do():
-    """16 x 1 weighs tokens alike, 1 x 16 examples alike: other gradients, unless all answers are equally long."""
+    """16 x 1 weighs tokens alike, 1 x 16 examples alike: other gradients, unless all answers are
+    equally long.
+    """
     by_example = Trainer(tiny.loaded(), RECIPE, tiny.examples()).train().tensor
     whole = replace(RECIPE, per_device_train_batch_size=5, gradient_accumulation_steps=1)
-    assert not torch.allclose(Trainer(tiny.loaded(), whole, tiny.examples()).train().tensor, by_example, atol=1e-3)
+    assert not torch.allclose(
+        Trainer(tiny.loaded(), whole, tiny.examples()).train().tensor, by_example, atol=1e-3
+    )
     rows = [{"prompt": str(number), "response": "equal", "history": []} for number in range(9)]
     torch.testing.assert_close(
         Trainer(tiny.loaded(), whole, rows).train().tensor,
@@ -164,13 +195,21 @@ def test_batch_size_and_accumulation_differ_as_upstreams_do():
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"prefix_dropout": 0.3}, {"prefix_projection": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"prefix_dropout": 0.3}, {"prefix_projection": True}], ids=str
+)
 def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path, changes):
     recipe = replace(RECIPE, **changes)
     reports = []
     straight = Trainer(tiny.loaded(), recipe, tiny.examples(), report=reports.append).train()
     with pytest.raises(Stopped) as stopped:
-        Trainer(tiny.loaded(), recipe, tiny.examples(), tmp_path, report=lambda progress: progress.step == 3).train()
+        Trainer(
+            tiny.loaded(),
+            recipe,
+            tiny.examples(),
+            tmp_path,
+            report=lambda progress: progress.step == 3,
+        ).train()
     assert stopped.value.step == 3
     torch.manual_seed(999)  # what another process has in its generators
     later = []
@@ -181,17 +220,31 @@ def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path, changes):
         (p.loss, p.logged, p.gradient_norm) for p in reports[3:]
     ]
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000006"]
-    again = Trainer(tiny.loaded(), recipe, tiny.examples(), tmp_path, report=lambda progress: pytest.fail("trained"))
+    again = Trainer(
+        tiny.loaded(),
+        recipe,
+        tiny.examples(),
+        tmp_path,
+        report=lambda progress: pytest.fail("trained"),
+    )
     assert torch.equal(again.train().tensor, straight.tensor)
 
 
 def test_a_half_written_checkpoint_is_not_read(tmp_path):
     with pytest.raises(Stopped):
-        Trainer(tiny.loaded(), RECIPE, tiny.examples(), tmp_path, report=lambda progress: progress.step == 2).train()
+        Trainer(
+            tiny.loaded(),
+            RECIPE,
+            tiny.examples(),
+            tmp_path,
+            report=lambda progress: progress.step == 2,
+        ).train()
     (tmp_path / ".unfinished-00000004").mkdir()
     (tmp_path / ".unfinished-00000004" / "state.pt").write_bytes(b"half")
     steps = []
-    Trainer(tiny.loaded(), RECIPE, tiny.examples(), tmp_path, report=lambda p: steps.append(p.step)).train()
+    Trainer(
+        tiny.loaded(), RECIPE, tiny.examples(), tmp_path, report=lambda p: steps.append(p.step)
+    ).train()
     assert steps == [3, 4, 5, 6]
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000006"]
 
@@ -239,7 +292,9 @@ def test_running_out_of_memory_makes_smaller_micro_batches_then_replays_layers(m
     torch.testing.assert_close(result, straight, rtol=1e-4, atol=1e-5)
 
     monkeypatch.setattr(
-        Trainer, "_accumulate", lambda self, rows: (_ for _ in ()).throw(torch.OutOfMemoryError("none"))
+        Trainer,
+        "_accumulate",
+        lambda self, rows: (_ for _ in ()).throw(torch.OutOfMemoryError("none")),
     )
     with pytest.raises(TrainingFailed) as failed:
         Trainer(tiny.loaded(), RECIPE, tiny.examples()).train()

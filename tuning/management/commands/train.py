@@ -1,4 +1,6 @@
-"""`manage.py train`: one tuning run in the foreground, the same plan, trainer and adapter as through the queue."""
+"""`manage.py train`: one tuning run in the foreground, the same plan, trainer and adapter as
+through the queue.
+"""
 
 import json
 import sys
@@ -24,24 +26,37 @@ from tuning.terminal import ForegroundCommand, flag, lines
 from tuning.train import carry_out
 
 EXAMPLE = (
-    "Example: python manage.py train --train-file train.json --prompt-column content --response-column summary "
+    "Example: python manage.py train --train-file train.json --prompt-column content "
+    "--response-column summary "
     "--checkpoint starter --pre-seq-len 128 --learning-rate 2e-2 --max-steps 3000"
 )
 
 
 class Command(ForegroundCommand):
-    help = f"Tune a prefix (P-tuning v2) in the foreground. Ctrl-C saves a checkpoint and cancels the run. {EXAMPLE}"
+    help = (
+        "Tune a prefix (P-tuning v2) in the foreground. "
+        f"Ctrl-C saves a checkpoint and cancels the run. {EXAMPLE}"
+    )
 
     def add_arguments(self, parser):
         self.add_source(parser, "--train-file")
-        parser.add_argument("--validation-file", type=Path, help="becomes the dataset's validation split")
         parser.add_argument(
-            "--checkpoint", "--model-name-or-path", help="name or number in the portal; default: the portal's default"
+            "--validation-file", type=Path, help="becomes the dataset's validation split"
         )
-        parser.add_argument("--name", default="", help="of the run and of the adapter; default: the dataset's")
-        parser.add_argument("--preset", choices=list(PRESETS), help="default: that of the checkpoint")
         parser.add_argument(
-            "--output-dir", help="without effect: the adapter goes into the portal; export_adapter writes it elsewhere"
+            "--checkpoint",
+            "--model-name-or-path",
+            help="name or number in the portal; default: the portal's default",
+        )
+        parser.add_argument(
+            "--name", default="", help="of the run and of the adapter; default: the dataset's"
+        )
+        parser.add_argument(
+            "--preset", choices=list(PRESETS), help="default: that of the checkpoint"
+        )
+        parser.add_argument(
+            "--output-dir",
+            help="without effect: the adapter goes into the portal; export_adapter writes it",
         )
         hyper = parser.add_argument_group("hyper-parameters (left out: from the preset)")
         for name, (low, high) in LIMITS.items():
@@ -53,11 +68,18 @@ class Command(ForegroundCommand):
             else:
                 known = [choice for choice in choices if choice is not None]
                 kind = type(known[0])
-                hyper.add_argument(flag(name), type=kind, choices=known + [kind()] * (None in choices), default=None)
+                hyper.add_argument(
+                    flag(name),
+                    type=kind,
+                    choices=known + [kind()] * (None in choices),
+                    default=None,
+                )
 
     def handle(self, **options):
         owner = self.owner(options["user"])
-        checkpoint = self.named(Checkpoint, options["checkpoint"], owner) if options["checkpoint"] else None
+        checkpoint = (
+            self.named(Checkpoint, options["checkpoint"], owner) if options["checkpoint"] else None
+        )
         checkpoint = checkpoint or Checkpoint.default()
         if checkpoint is None:
             raise CommandError(_("There is no checkpoint yet; add one with add_checkpoint."))
@@ -68,9 +90,14 @@ class Command(ForegroundCommand):
         try:
             with transaction.atomic():  # claimed before anybody else sees it
                 run = create_run(
-                    owner, dataset=dataset, checkpoint=checkpoint, name=options["name"], preset=options["preset"],
-                    in_queue=False, **hyper,
-                )  # fmt: skip
+                    owner,
+                    dataset=dataset,
+                    checkpoint=checkpoint,
+                    name=options["name"],
+                    preset=options["preset"],
+                    in_queue=False,
+                    **hyper,
+                )
                 token = lifecycle.claim(run.pk)
         except ValidationError as error:
             if not options["dataset"]:
@@ -98,7 +125,8 @@ class Command(ForegroundCommand):
                 with open(train, "rb") as file:
                     return self.ingest(file, train, options, owner)
             with tempfile.NamedTemporaryFile(suffix=".zip") as file:
-                with zipfile.ZipFile(file, "w") as both:  # an upload of two files, as the portal takes it
+                # an upload of two files, as the portal takes it
+                with zipfile.ZipFile(file, "w") as both:
                     both.write(train, f"train{train.suffix}")
                     both.write(validation, f"validation{validation.suffix}")
                 file.seek(0)
@@ -116,7 +144,8 @@ class Command(ForegroundCommand):
             "loss": run.loss,
             "samples_per_second": run.samples_per_second,
             "seconds": run.seconds,
-            "adapter": adapter and {"id": adapter.pk, "name": adapter.name, "folder": str(adapter.path)},
+            "adapter": adapter
+            and {"id": adapter.pk, "name": adapter.name, "folder": str(adapter.path)},
             "error": run.error,
         }
         if as_json:
@@ -124,4 +153,7 @@ class Command(ForegroundCommand):
         elif run.error:
             self.stderr.write(run.error["message"])
         elif adapter:
-            self.stdout.write(_("Adapter “%(name)s” in %(folder)s") % {"name": adapter.name, "folder": adapter.path})
+            self.stdout.write(
+                _("Adapter “%(name)s” in %(folder)s")
+                % {"name": adapter.name, "folder": adapter.path}
+            )
