@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import stat
+import sys
 
 from django.conf import settings
 from django.core.checks import Error, Warning, register
@@ -72,6 +73,22 @@ def data_folder(**kwargs):
                 )
             )
     return found
+
+
+@register()
+def python_version(**kwargs):
+    """CVE-2024-6232 and -0450: archives that hang or swell. The uploads guard against them; the
+    fix belongs into the interpreter."""
+    version = sys.version_info[:3]
+    if version >= (3, 12, 6) or (3, 11, 10) <= version < (3, 12):
+        return []
+    return [
+        Warning(
+            f"Python {'.'.join(map(str, version))} has known faults in its archive modules.",
+            hint="Python 3.11.10, 3.12.6 and later are free of them.",
+            id="portal.W004",
+        )
+    ]
 
 
 @register()

@@ -12,9 +12,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADERS_WITHIN = (
-    20.0  # seconds for the head of a request, from the connection's start or its first byte
-)
+HEADERS_WITHIN = 20.0  # seconds for a request's head, from the connection's start
 LINGER = (
     3.0  # seconds in which the rest of a refused body is thrown away, so that its reason is read
 )
