@@ -12,6 +12,7 @@ from django.core.checks import Error, Warning, register
 # Every variable that portal/settings.py reads; docs/operations.md explains them.
 VARIABLES = {
     "PORTAL_DATA_DIR",
+    "PORTAL_UMASK",
     "PORTAL_SECRET_KEY",
     "PORTAL_DEBUG",
     "PORTAL_ALLOWED_HOSTS",
@@ -62,6 +63,17 @@ def data_folder(**kwargs):
             )
         ]
     found = []
+    mode = stat.S_IMODE(settings.DATA_DIR.stat().st_mode)
+    if mode & settings.UMASK & (stat.S_IRWXG | stat.S_IRWXO):
+        found.append(
+            Error(
+                f"The data folder {settings.DATA_DIR} is open to other accounts of this machine: "
+                "they could read the conversations and take over sessions.",
+                hint=f"chmod {0o777 & ~settings.UMASK:o} {settings.DATA_DIR}; PORTAL_UMASK=007 to "
+                "share it with its group.",
+                id="portal.E007",
+            )
+        )
     for name in ("secret_key", "worker_token"):
         path = settings.DATA_DIR / name
         if path.exists() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):

@@ -5,9 +5,11 @@ A bare clone runs on SQLite without Redis. docs/operations.md lists the variable
 finds wrong ones.
 """
 
+import contextlib
 import logging
 import os
 import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -43,13 +45,27 @@ def _parsed(name: str, default: str, parse: Callable):
         ) from None
 
 
+# Of every process of the portal: what it writes is read by its own account alone. 007 shares the
+# data folder with the account's group (several machines).
+UMASK = _parsed("PORTAL_UMASK", "077", lambda text: int(text, 8) & 0o777)
+os.umask(UMASK)
+
+
+def _private(folder: Path) -> None:
+    """Makes the folder, or takes from one that is there what the umask would not have given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mode = folder.stat().st_mode
+    if mode & UMASK and not mode & stat.S_ISVTX:  # a sticky one, like /tmp, is everybody's
+        with contextlib.suppress(PermissionError):  # not ours: `manage.py check` tells
+            folder.chmod(stat.S_IMODE(mode) & ~UMASK)
+
+
 def _secret(name: str) -> str:
     """A secret that is drawn once and kept in a file only the owner can read; two installations
     never share one.
     """
     path = DATA_DIR / name
     try:
-        DATA_DIR.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(50))
     except FileExistsError:
@@ -61,6 +77,8 @@ def _secret(name: str) -> str:
     return path.read_text().strip()
 
 
+with contextlib.suppress(OSError):  # which the first secret, or `manage.py check`, tells
+    _private(DATA_DIR)
 SECRET_KEY = os.environ.get("PORTAL_SECRET_KEY") or _secret("secret_key")
 DEBUG = _flag("PORTAL_DEBUG")
 # This machine's names always: `up` and monitoring ask /healthz there.
@@ -279,6 +297,7 @@ SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 # Uploads are streamed to disk; forms and JSON bodies stay small.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = None
+FILE_UPLOAD_PERMISSIONS = 0o666 & ~UMASK  # Django's own would open them to everybody
 DATASET_MAX_BYTES = _parsed("PORTAL_DATASET_MAX_MB", "200", int) * 1024 * 1024
 
 # Inference workers, "URL" or "NAME=URL", comma separated: unix:/path.sock, http://host:port.

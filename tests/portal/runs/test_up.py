@@ -5,6 +5,7 @@ behind.
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 from http.cookiejar import CookieJar
@@ -21,10 +22,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @pytest.fixture(scope="module")
 def portal(tmp_path_factory):
-    with Portal(
-        tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example"
-    ) as running:
-        wait_for(running.healthy, 60, "the portal with its model")
+    before = os.umask(0o002)  # of a careless account, and its folder is there already
+    portal = Portal(tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example")
+    with portal as running:
+        os.umask(before)
+        wait_for(running.healthy, 240, "the portal with its model")
         yield running
 
 
@@ -37,6 +39,13 @@ def test_the_first_administrator_can_log_in_with_the_printed_password(portal):
     ).encode()
     assert browser.open(f"{portal.url}/login/", form).url == f"{portal.url}/"
     assert browser.open(f"{portal.url}/admin/").status == 200
+
+
+def test_nothing_it_writes_is_open_to_other_accounts(portal):
+    assert stat.S_IMODE(portal.data_dir.stat().st_mode) == 0o700
+    written = [path for path in portal.data_dir.rglob("*") if path != portal.log]
+    assert portal.data_dir / "portal.sqlite3" in written and len(written) > 50
+    assert not [path for path in written if path.lstat().st_mode & 0o077 and not path.is_symlink()]
 
 
 def test_under_a_public_name_it_still_tells_when_it_is_ready(portal):
