@@ -5,7 +5,12 @@ BIN    := $(VENV)/bin
 PORT   ?= 8000
 HOST   ?= 127.0.0.1
 
-.PHONY: up test test-all test-postgres check bench messages clean
+TEMPLATES := templates evaluation/templates
+# what an installation for a team sets (docs/operations.md)
+PRODUCTION = PORTAL_DATA_DIR=$$(mktemp -d) PORTAL_ALLOWED_HOSTS=portal.example PORTAL_HTTPS=1 \
+             PORTAL_TRUSTED_ORIGINS=https://portal.example
+
+.PHONY: up test test-all test-postgres check coverage bench messages clean
 
 up: $(VENV)/.runtime  ## set up what is missing, then run the portal
 	@$(BIN)/python manage.py up --host $(HOST) --port $(PORT)
@@ -19,8 +24,22 @@ test-all: $(VENV)/.dev  ## with the slow ones and PostgreSQL (TEST_POSTGRES_URL)
 test-postgres: $(VENV)/.dev  ## the model tests on the server that TEST_POSTGRES_URL names
 	$(BIN)/python -m pytest -m postgres
 
-check: $(VENV)/.dev  ## style, import contracts, Django's own checks
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports && $(BIN)/python manage.py check
+check: $(VENV)/.dev  ## everything but the tests: style, templates, imports, types, texts, docs, settings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/djangofmt --check $(TEMPLATES)
+	$(BIN)/djangofmt check $(TEMPLATES)
+	$(BIN)/lint-imports
+	$(PRODUCTION) $(BIN)/python manage.py check --deploy --fail-level WARNING
+	$(PRODUCTION) $(BIN)/python manage.py makemigrations --check --dry-run
+	$(BIN)/python -m pytest tests/test_texts.py tests/test_docs.py
+	$(BIN)/mypy
+
+coverage: $(VENV)/.dev  ## what the default tests run through, their worker and trainer processes included
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report
 
 bench: $(VENV)/.dev  ## one benchmark: make bench NAME=engine
 	$(BIN)/python -m tests.bench.$(NAME) --json

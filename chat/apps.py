@@ -2,7 +2,9 @@ from django.apps import AppConfig
 from django.conf import settings
 from django.utils.translation import gettext_lazy as _
 
+from chat.explanations import EXPLANATIONS
 from chat.worker import router
+from portal.explanations import explain
 
 
 class ChatConfig(AppConfig):
@@ -10,11 +12,12 @@ class ChatConfig(AppConfig):
     verbose_name = _("Chat")
 
     def ready(self):
-        router.configure(_places)
+        router.configure(_worker_settings)
+        explain(EXPLANATIONS)
 
 
-def _places() -> router.Places:
-    return router.Places(
+def _worker_settings() -> router.WorkerSettings:
+    return router.WorkerSettings(
         tuple(settings.WORKER_URLS),
         settings.WORKER_TOKEN,
         tuple(settings.UPSTREAMS),

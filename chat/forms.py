@@ -4,22 +4,24 @@ from django import forms
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 
+from chat.engine.request import DEFAULT_NEW_TOKENS, DEFAULTS, LIMITS
 from chat.models import Adapter, Checkpoint, Conversation
 from portal.forms import Styled
 from portal.numbers import whole_number
 
-# The engine's defaults in the sampling panel. A value that equals them is not sent: the engine then
-# makes the best of it, for instance gives the answer what the context has left, while an explicit
-# wish that does not fit is refused.
-PANEL = {"temperature": 0.95, "top_p": 0.7, "max_new_tokens": 512, "seed": None}
+# The sampling panel. A value that equals the default is not sent: the engine then makes the best of
+# it, for instance gives the answer what the context has left, while an explicit wish that does not
+# fit is refused.
+PANEL = ("temperature", "top_p", "max_new_tokens", "seed")
 
 
 def panel_of(checkpoint: Checkpoint | None) -> dict:
     """What the panel begins with: the engine's defaults, or what the checkpoint wishes in their
     place.
     """
-    wishes = checkpoint.sampling if checkpoint else {}
-    return {name: wishes.get(name, engine) for name, engine in PANEL.items()}
+    defaults = {**DEFAULTS, "max_new_tokens": DEFAULT_NEW_TOKENS}
+    defaults |= checkpoint.sampling if checkpoint else {}
+    return {name: defaults[name] for name in PANEL}
 
 
 def chosen_model(user, value: str):
@@ -48,19 +50,16 @@ def chosen_model(user, value: str):
 class SayForm(forms.Form):
     """One message; `model` is a chip's value."""
 
-    text = forms.CharField(label=_("Message"), max_length=100_000)
+    text = forms.CharField(label=_("Message"))  # what it may be is the turn's rule
     model = forms.CharField(max_length=40, required=False)
-    temperature = forms.FloatField(label=_("Temperature"), min_value=0, max_value=2, required=False)
-    top_p = forms.FloatField(label="top_p", min_value=0.01, max_value=1, required=False)
-    max_new_tokens = forms.IntegerField(
-        label=_("Longest answer"), min_value=1, max_value=32768, required=False
-    )
-    seed = forms.IntegerField(label=_("Seed"), min_value=0, max_value=2**31 - 1, required=False)
 
     def __init__(self, data, *, user, needs_text=True):
         super().__init__(data)
         self.user = user
         self.fields["text"].required = needs_text
+        for name in PANEL:  # their limits too are the turn's rule
+            kind = forms.IntegerField if LIMITS[name].kind is int else forms.FloatField
+            self.fields[name] = kind(required=False)
 
     def clean_model(self):
         return chosen_model(self.user, self.cleaned_data["model"])

@@ -8,6 +8,8 @@ from django.db import models
 from django.db.models import Q
 from django.utils.translation import gettext_lazy as _
 
+from chat.engine.families import Family, family_named
+from chat.engine.request import AdapterRef, CheckpointRef
 from portal.access import AccessQuerySet, Owned, Private, TeamWide
 from portal.models import Run, User
 
@@ -45,6 +47,13 @@ class Checkpoint(TeamWide, models.Model):
     def sampling(self) -> dict:
         """What its folder wishes in place of the engine's own defaults (generation_config.json)."""
         return self.description.get("sampling") or {}
+
+    @property
+    def family(self) -> Family:
+        return family_named(self.description.get("family"))
+
+    def ref(self) -> CheckpointRef:
+        return CheckpointRef(self.name, self.fingerprint)
 
     @classmethod
     def default(cls):
@@ -103,6 +112,9 @@ class Adapter(Owned, models.Model):
     @property
     def path(self) -> Path:
         return settings.DATA_DIR / self.folder
+
+    def ref(self) -> AdapterRef:
+        return AdapterRef(self.sha256, str(self.path))
 
 
 class Conversation(Private, models.Model):

@@ -17,6 +17,7 @@ from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
 
+from chat.checkpoints import adapter_files
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint
 from chat.models import Adapter, Checkpoint
 from chat.text import is_storable
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 STARTER = "starter"
 STARTER_FOLDER = settings.BASE_DIR / "chat" / "starter" / "model"
-# as chat/engine/adapters.py writes them
-WEIGHTS_FILE, DESCRIPTION_FILE = "adapter.safetensors", "adapter.json"
 _NAME = re.compile(r"[^\x00-\x1f\x7f:,|=\\?#%]+")
 
 
@@ -269,12 +268,12 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
     `checkpoint`.
     """
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
+        description = json.loads((folder / adapter_files.DESCRIPTION).read_text(encoding="utf-8"))
         pre_seq_len, theirs = (
             int(description["pre_seq_len"]),
             str(description.get("checkpoint_fingerprint", "")),
         )
-        with open(folder / WEIGHTS_FILE, "rb") as file:
+        with open(folder / adapter_files.WEIGHTS, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = _("%(folder)s does not hold an adapter: %(reason)s") % {

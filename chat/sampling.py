@@ -2,49 +2,27 @@
 they were sent.
 """
 
-from dataclasses import dataclass
-
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
-from chat.engine.request import Sampling
+from chat.engine.request import LIMITS, SamplingParams
 from chat.text import shown
 
-
-@dataclass(frozen=True)
-class Number:
-    """What one parameter may be. `above` excludes the lower bound itself."""
-
-    kind: type
-    least: float
-    most: float
-    above: bool = False
+# What people may send; `stop`, `logprobs` and `max_length` are the scripts' doors' alone.
+NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed")
 
 
-# One table for pages, REST, websocket and the OpenAI API; the names are those of
-# chat.engine.request.Sampling.
-NUMBERS = {
-    "temperature": Number(float, 0, 2),
-    "top_p": Number(float, 0, 1, above=True),
-    "top_k": Number(int, 0, 1_000_000),
-    "repetition_penalty": Number(float, 0, 10, above=True),
-    "max_new_tokens": Number(int, 1, 1_000_000),
-    "seed": Number(int, 0, 2**63 - 1),
-}
-
-
-def number_problem(value, rule: Number) -> str | None:
-    """Why `value` breaks `rule`, in the reader's language; None when it is fine. True and "0.5" are
-    not numbers.
+def number_problem(name: str, value) -> str | None:
+    """Why `value` cannot be the sampling parameter `name`, in the reader's language; None when it
+    is fine. True and "0.5" are not numbers.
     """
-    if isinstance(value, bool) or not isinstance(
-        value, (int, float) if rule.kind is float else int
-    ):
-        return _("Must be a number.") if rule.kind is float else _("Must be a whole number.")
-    # not-a-number lies nowhere
-    if not rule.least <= value <= rule.most or (rule.above and value == rule.least):
-        bounds = {"least": f"{rule.least:,}", "most": f"{rule.most:,}"}
-        if rule.above:
+    limits = LIMITS[name]
+    whole = limits.kind is int
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        return _("Must be a whole number.") if whole else _("Must be a number.")
+    if value not in limits:
+        bounds = {"least": f"{limits.low:,}", "most": f"{limits.high:,}"}
+        if limits.above:
             return _("Must be above %(least)s and at most %(most)s.") % bounds
         return _("Must be between %(least)s and %(most)s.") % bounds
     return None
@@ -67,7 +45,7 @@ def checked(values) -> dict:
         elif name == "do_sample":
             problem = None if isinstance(value, bool) else _("Must be true or false.")
         else:
-            problem = number_problem(value, NUMBERS[name])
+            problem = number_problem(name, value)
         if problem:
             problems[f"sampling.{shown(name)}"] = ValidationError(problem, "invalid_value")
         else:
@@ -77,9 +55,9 @@ def checked(values) -> dict:
     return kept
 
 
-def as_sampling(values: dict, wishes: dict | None = None) -> Sampling:
+def as_sampling(values: dict, wishes: dict | None = None) -> SamplingParams:
     """The engine's Sampling of checked values; what they leave open is as `wishes`
     (Checkpoint.sampling) or the engine has it.
     """
     chosen = {**(wishes or {}), **values}
-    return Sampling(**{**chosen, "stop": tuple(chosen.get("stop") or ())})
+    return SamplingParams(**{**chosen, "stop": tuple(chosen.get("stop") or ())})

@@ -20,11 +20,10 @@ from rest_framework.exceptions import APIException
 from chat.conversations import live
 from chat.conversations.rendering import to_html
 from chat.conversations.turns import create_turn
-from chat.engine.request import RequestRefused
+from chat.engine.request import GenerationRefused
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.registry import check_name, register_checkpoint, remove_adapter
-from chat.worker.router import WorkerUnavailable
 from portal.access import get_visible
 from portal.explanations import EXPLANATIONS
 from portal.page import reason
@@ -175,7 +174,7 @@ async def _say(request, compose, pk=None):
         await sync_to_async(messages.error)(request, reason(error))
         return redirect("conversation", pk=pk) if pk else redirect("chat")
     # Nobody took it: the answer's row says so, failed and with the reason.
-    with contextlib.suppress(WorkerUnavailable, RequestRefused):
+    with contextlib.suppress(GenerationRefused):
         await live.start(answer)
     return redirect("conversation", pk=answer.conversation_id)
 

@@ -8,7 +8,8 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from evaluation.models import METRICS, EvaluationRun
+from evaluation.intervals import METRICS
+from evaluation.models import EvaluationRun
 from portal.admin import RunAdmin
 from tuning.admin import ReadOnly
 

@@ -18,7 +18,7 @@ def compare(run: EvaluationRun, other: EvaluationRun) -> dict[str, Any]:
     """
     if run.scores is None or other.scores is None:
         raise ValidationError(_("Both evaluations must have ended with scores."), code="no_scores")
-    if run.recipe["dataset_sha256"] != other.recipe["dataset_sha256"]:
+    if run.recipe["dataset"]["sha256"] != other.recipe["dataset"]["sha256"]:
         raise ValidationError(
             _("The two evaluations are of different rows."), code="different_rows"
         )

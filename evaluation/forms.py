@@ -35,9 +35,7 @@ class EvaluationForm(Styled, forms.Form):
     def __init__(self, *args, user, **kwargs):
         super().__init__(*args, **kwargs)
         self.user = user
-        self.fields["dataset"].queryset = Dataset.objects.visible_to(user).filter(
-            status=Dataset.Status.READY
-        )
+        self.fields["dataset"].queryset = Dataset.objects.visible_to(user)
         adapters = Adapter.objects.visible_to(user).select_related("checkpoint")
         self.fields["model"].choices = [
             (

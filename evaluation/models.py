@@ -4,11 +4,10 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from chat.models import Adapter, Checkpoint
+from evaluation.intervals import METRICS
 from portal.access import AccessQuerySet
 from portal.models import Run
 from tuning.models import DatasetVersion
-
-METRICS = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 
 
 class EvaluationRun(Run):
@@ -72,7 +71,7 @@ class EvaluationRun(Run):
         """The adapter's name when the run was made, None for the bare checkpoint; outlives the
         adapter.
         """
-        return self.recipe.get("adapter")
+        return self.recipe.get("adapter", {}).get("name")
 
 
 class Prediction(models.Model):

@@ -11,9 +11,8 @@ from evaluation.models import EvaluationRun
 from portal.models import Run
 from portal.runs import lifecycle
 from tuning.models import Dataset
-from tuning.plan import PRESETS, default_preset
+from tuning.plan import PRESETS, default_preset, frozen_inputs
 
-TASK = "evaluation.tasks.evaluate"
 SEED = 42
 LONGEST = 8192
 
@@ -59,16 +58,12 @@ def create_evaluation(
     )
     if problems:
         raise ValidationError(problems)
+    assert version is not None  # or there was a problem
     available = version.splits[split]["rows"]
     rows = min(max_examples or available, available)
     recipe = {
-        "dataset": dataset.name,
-        "dataset_version": version.number,
-        "dataset_sha256": version.splits[split]["sha256"],
-        "split": split,
-        "rows": rows,
-        "checkpoint": checkpoint.name,
-        "checkpoint_fingerprint": checkpoint.fingerprint,
+        **frozen_inputs(version, split, checkpoint),
+        "rows": rows,  # of the split's, the first so many
         "decoding": str(decoding),
         "seed": seed,
         # as evaluate.sh: the base as it was tuned on
@@ -79,7 +74,6 @@ def create_evaluation(
     plan = {
         "owner": owner,
         "kind": Run.Kind.EVALUATION,
-        "task": TASK,
         "dataset_version": version,
         "split": split,
         "checkpoint": checkpoint,
@@ -98,9 +92,11 @@ def create_evaluation(
         if adapter is not None:
             recipe = {
                 **recipe,
-                "adapter": adapter.name,
-                "adapter_sha256": adapter.sha256,
-                "pre_seq_len": adapter.pre_seq_len,
+                "adapter": {
+                    "name": adapter.name,
+                    "sha256": adapter.sha256,
+                    "pre_seq_len": adapter.pre_seq_len,
+                },
             }
         name = name.strip() or f"{adapter.name if adapter else checkpoint.name} · {dataset.name}"
         run = EvaluationRun(
@@ -110,10 +106,7 @@ def create_evaluation(
 
 
 def _enqueued(run: EvaluationRun, in_queue: bool = True) -> EvaluationRun:
-    if in_queue:
-        lifecycle.enqueue(run)
-    else:
-        run.save()  # queued; whoever made it claims it before anybody else sees it
+    lifecycle.enqueue(run, ring_bell=in_queue)
     return run
 
 
@@ -122,7 +115,7 @@ def _baseline(owner, recipe: dict) -> EvaluationRun | None:
     candidates = EvaluationRun.objects.visible_to(owner).filter(
         adapter=None,
         status__in=(*Run.ACTIVE, Run.Status.SUCCEEDED),
-        checkpoint__name=recipe["checkpoint"],
+        checkpoint__name=recipe["checkpoint"]["name"],
     )
     return next((run for run in candidates if run.recipe == recipe), None)
 
@@ -131,7 +124,7 @@ def _problems(
     dataset, version, split, checkpoint, adapter, decoding, max_examples, lengths, seed
 ) -> dict:
     problems: dict[str, ValidationError] = {}
-    if dataset.status != Dataset.Status.READY or version is None:
+    if version is None:
         problems["dataset"] = ValidationError(
             _("The dataset is not ready, or has been deleted."), code="not_ready"
         )

@@ -8,14 +8,15 @@ goes on and ends with the same predictions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded
 from chat.engine.prompts import IGNORED
-from chat.engine.request import AdapterRef, Event, Request, RequestRefused, Sampling
+from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
+from tuning.datasets.examples import messages_of
 
 GREEDY, UPSTREAM = "greedy", "upstream"
 # rows given to the engine at once; it runs as many of them as fit and keeps the rest queued
@@ -33,33 +34,17 @@ class Predicted:
     error: dict[str, Any] | None = None
 
 
-def messages_of(prompt: str, history: Sequence[Sequence[str]] = ()) -> Messages:
-    """A dataset row as the conversation that the model is asked to continue. history: [[question,
-    answer], ...].
-    """
-    turns = [
-        turn for question, answer in history for turn in (("user", question), ("assistant", answer))
-    ]
-    return tuple({"role": role, "content": content} for role, content in [*turns, ("user", prompt)])
-
-
-def sampling_of(decoding: str, max_target_length: int, seed: int) -> Sampling:
+def sampling_of(decoding: str, max_target_length: int, seed: int) -> SamplingParams:
     """greedy: the most likely token each time, so scores can be compared between runs.
 
-    upstream: sampled as ChatGLM-6B's evaluate.sh does (SPEC 9), so scores can be compared with its
-    table.
+    upstream: sampled as ChatGLM-6B's evaluate.sh does (docs/chatglm.md#11-evaluation),
+    so scores can be compared with its table.
     """
     if decoding == GREEDY:
-        return Sampling(do_sample=False, max_new_tokens=max_target_length, seed=seed)
+        return SamplingParams(do_sample=False, max_new_tokens=max_target_length, seed=seed)
     if decoding == UPSTREAM:
-        return Sampling(
-            do_sample=True,
-            temperature=0.95,
-            top_p=0.7,
-            top_k=50,
-            max_new_tokens=max_target_length,
-            seed=seed,
-        )
+        # the engine's defaults are ChatGLM-6B's, also those of that script
+        return SamplingParams(max_new_tokens=max_target_length, seed=seed)
     raise ValueError(f"decoding is {GREEDY} or {UPSTREAM}, not {decoding!r}")
 
 
@@ -72,13 +57,15 @@ def engine_for(
     post-processing, as upstream does.
     """
     prompter = copy.copy(loaded.prompter)
-    prompter.cleaner = lambda: None
+    prompter.cleaner = lambda: None  # type: ignore[method-assign]
     return Engine(
         replace(loaded, prompter=prompter),
-        max_length=max_source_length + max_target_length,
-        prefix_room=pre_seq_len,
-        queue_limit=2 * IN_FLIGHT,
-        reuse_prompts=False,
+        EngineConfig(
+            max_length=max_source_length + max_target_length,
+            prefix_room=pre_seq_len,
+            queue_limit=2 * IN_FLIGHT,
+            reuse_prompts=False,
+        ),
     )
 
 

@@ -4,7 +4,8 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from chat.models import Adapter, Checkpoint
-from evaluation.models import METRICS, EvaluationRun, Prediction
+from evaluation.intervals import METRICS
+from evaluation.models import EvaluationRun, Prediction
 from portal.rest.conventions import RunSerializer
 from tuning.models import Dataset
 
@@ -26,10 +27,10 @@ class ScoresField(serializers.JSONField):
 
 class EvaluationRunSerializer(RunSerializer):
     dataset = serializers.IntegerField(source="dataset_version.dataset_id", read_only=True)
-    dataset_name = serializers.CharField(source="recipe.dataset", read_only=True)
+    dataset_name = serializers.CharField(source="recipe.dataset.name", read_only=True)
     rows = serializers.IntegerField(source="recipe.rows", read_only=True)
     checkpoint_name = serializers.CharField(source="checkpoint.name", read_only=True)
-    adapter_name = serializers.CharField(source="recipe.adapter", allow_null=True, read_only=True)
+    adapter_name = serializers.CharField(allow_null=True, read_only=True)
     scores = ScoresField(read_only=True)
     baseline_scores = ScoresField(source="baseline.scores", allow_null=True, read_only=True)
     difference = ScoresField(

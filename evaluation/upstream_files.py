@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from evaluation.intervals import METRICS
+
 PREDICTIONS, RESULTS = "generated_predictions.txt", "predict_results.json"
 
 
@@ -24,10 +26,7 @@ def results(scores: dict[str, dict[str, float]], samples: int, seconds: float) -
     """Upstream's keys. Its steps are batches of one row, so both speeds are the same number."""
     speed = round(samples / seconds, 3) if seconds else 0.0
     content: dict[str, Any] = {
-        "predict_bleu-4": scores["bleu-4"]["value"],
-        "predict_rouge-1": scores["rouge-1"]["value"],
-        "predict_rouge-2": scores["rouge-2"]["value"],
-        "predict_rouge-l": scores["rouge-l"]["value"],
+        **{f"predict_{metric}": scores[metric]["value"] for metric in sorted(METRICS)},
         "predict_runtime": round(seconds, 4),
         "predict_samples": samples,
         "predict_samples_per_second": speed,

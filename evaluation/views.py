@@ -16,7 +16,8 @@ from django.views.decorators.http import require_GET, require_POST
 
 from chat.models import Adapter
 from evaluation.forms import EvaluationForm
-from evaluation.models import METRICS, EvaluationRun, Prediction
+from evaluation.intervals import METRICS, ROUGE_L
+from evaluation.models import EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
 from portal.access import get_visible
 from portal.forms import add_errors
@@ -97,17 +98,32 @@ def detail(request, pk):
     return render(request, "evaluation/evaluationrun_detail.html", context)
 
 
-def _verdict(compared: dict | None) -> str | None:
-    """What the differences to the base say together: better or worse when none of their intervals
-    holds 0, else unclear.
+def _verdict(compared: dict | None) -> dict | None:
+    """What the differences to the base say together: {"tone", "label", "sentence"}, or None.
+
+    Better or worse when none of their intervals holds 0, else nobody can tell.
     """
     if not compared:
         return None
     if all(found["low"] > 0 for found in compared.values()):
-        return "better"
+        return {
+            "tone": "good",
+            "label": "↑ " + _("better than the base"),
+            "sentence": _("Every interval of the differences lies above zero."),
+        }
     if all(found["high"] < 0 for found in compared.values()):
-        return "worse"
-    return "unclear"
+        return {
+            "tone": "bad",
+            "label": "↓ " + _("worse than the base"),
+            "sentence": _("Every interval of the differences lies below zero."),
+        }
+    return {
+        "tone": "",
+        "label": "≈ " + _("cannot tell"),
+        "sentence": _(
+            "At least one interval of the differences holds zero or they point different ways."
+        ),
+    }
 
 
 def _scale(run, baseline, compared) -> dict | None:
@@ -147,14 +163,14 @@ def _predictions(run, baseline, order):
     """The rows with the base's text and score beside them; `worst`: where tuning lost most ROUGE-L
     first.
     """
-    found = run.predictions.annotate(rouge_l=Cast(KT("scores__rouge-l"), FloatField()))
+    found = run.predictions.annotate(rouge_l=Cast(KT(f"scores__{ROUGE_L}"), FloatField()))
     if baseline is None:
         return found.order_by("rouge_l" if order == "worst" else "row")
     beside = Prediction.objects.filter(run=baseline, row=OuterRef("row"))
     found = found.annotate(
         base_text=Subquery(beside.values("text")[:1]),
         base_rouge_l=Subquery(
-            beside.annotate(value=Cast(KT("scores__rouge-l"), FloatField())).values("value")[:1]
+            beside.annotate(value=Cast(KT(f"scores__{ROUGE_L}"), FloatField())).values("value")[:1]
         ),
     )
     if order == "worst":

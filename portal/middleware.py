@@ -11,13 +11,13 @@ def head_without_body(get_response):
     run a stream or a download to its end for nobody."""
     if iscoroutinefunction(get_response):
 
-        async def middleware(request):
+        async def async_middleware(request):
             return _without_body(request, await get_response(request))
 
-    else:
+        return async_middleware
 
-        def middleware(request):
-            return _without_body(request, get_response(request))
+    def middleware(request):
+        return _without_body(request, get_response(request))
 
     return middleware
 

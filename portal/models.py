@@ -1,8 +1,11 @@
 """User, ApiKey and Run: what every app stands on."""
 
 import hashlib
+import os
 import secrets
+from pathlib import Path
 
+from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.core.validators import MinValueValidator
 from django.db import models
@@ -91,18 +94,27 @@ class Run(Owned, models.Model):
         TUNING = "tuning", _("Tuning")
         EVALUATION = "evaluation", _("Evaluation")
 
+    class Phase(models.TextChoices):
+        """What a running run is doing."""
+
+        STARTING = "starting", _("starting")
+        WAITING = "waiting", _("waiting for the device")
+        LOADING = "loading", _("loading the model")
+        TRAINING = "training", _("training")
+        PREDICTING = "predicting", _("predicting")
+        SAVING = "saving", _("saving")
+
     owner = models.ForeignKey(User, models.CASCADE, related_name="runs", verbose_name=_("owner"))
     kind = models.CharField(_("kind"), max_length=20, choices=Kind.choices, editable=False)
     name = models.CharField(_("name"), max_length=120)
-    # the plan, frozen when the run is created
+    # the plan, frozen when the run is created: {"dataset": {"id", "name", "version", "split",
+    # "sha256", "rows"}, "checkpoint": {"id", "name", "fingerprint"}, ...} and what the kind adds
     recipe = models.JSONField(_("recipe"), default=dict, editable=False)
 
     status = models.CharField(
         _("status"), max_length=12, choices=Status.choices, default=Status.QUEUED, editable=False
     )
     queue = models.CharField(max_length=20, default="gpu", editable=False)
-    # dotted path that django-q2 calls with the run's id
-    task = models.CharField(max_length=100, editable=False)
     token = models.CharField(max_length=32, blank=True, editable=False)
     attempt = models.PositiveSmallIntegerField(_("attempt"), default=0, editable=False)
     max_attempts = models.PositiveSmallIntegerField(
@@ -112,8 +124,10 @@ class Run(Owned, models.Model):
 
     progress = models.PositiveIntegerField(default=0, editable=False)  # steps or rows done
     total = models.PositiveIntegerField(default=0, editable=False)
-    # loading, training, saving ...
-    phase = models.CharField(_("phase"), max_length=40, blank=True, editable=False)
+    # of a running run only
+    phase = models.CharField(
+        _("phase"), max_length=40, choices=Phase.choices, blank=True, editable=False
+    )
     # {"code", "message"}
     error = models.JSONField(_("error"), null=True, blank=True, editable=False)
 
@@ -149,6 +163,31 @@ class Run(Owned, models.Model):
         if self.started_at is None:
             return None
         return ((self.finished_at or timezone.now()) - self.started_at).total_seconds()
+
+    @property
+    def folder(self) -> Path:
+        """Where the run keeps its log, what it needs to go on, and what it makes."""
+        return settings.DATA_DIR / "runs" / str(self.pk)
+
+    @property
+    def state_folder(self) -> Path:
+        """What a later process needs to go on (on disk the folder has the older name)."""
+        return self.folder / "checkpoint"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "run.log"
+
+    def log_tail(self, most_bytes: int = 16 << 20) -> str:
+        """The end of the log of all attempts, from a line's beginning; "" before there is one."""
+        try:
+            with open(self.log_path, "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - most_bytes))
+                text = file.read().decode(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return text if size <= most_bytes else text.partition("\n")[2]
 
     def queue_position(self) -> int | None:
         """How many runs of the same queue go first: 0 is next; None when not queued."""

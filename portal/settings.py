@@ -18,6 +18,7 @@ import dj_database_url
 from csp.constants import NONCE, NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
+from portal import __version__
 from portal.rest.schema import ERROR
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -250,7 +251,7 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Model portal",
-    "VERSION": "1",
+    "VERSION": __version__,
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
@@ -265,7 +266,6 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "portal.models.Run.Status",
         "MessageStatus": "chat.models.Message.Status",
-        "DatasetStatus": "tuning.models.Dataset.Status",
     },
 }
 
@@ -293,6 +293,8 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
 # whose X-Forwarded-For is believed, with PORTAL_HTTPS
 PROXIES = _list("PORTAL_PROXIES") or ["127.0.0.1", "::1"]
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+# HSTS and the way from http to https are the TLS proxy's (docs/operations.md).
+SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008"]
 
 # Uploads are streamed to disk; forms and JSON bodies stay small.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024

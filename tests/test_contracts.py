@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
+
 PACKAGES = ("portal", "chat", "tuning", "evaluation")
 BANNED_NAMES = {"utils.py", "helpers.py", "common.py", "services.py", "misc.py"}
 
@@ -44,11 +45,15 @@ def test_the_contracts_hold():
         ("chat/engine/engine.py", "import django", "pure cores"),
         ("chat/worker/router.py", "import portal.models", "pure cores"),
         ("evaluation/metrics.py", "import torch", "Scores need no torch"),
-        (
-            "chat/conversations/live.py",
-            "import chat.engine.engine",
-            "only through chat.worker.router",
-        ),
+        ("chat/worker/server.py", "import chat.models", "pure cores"),
+        ("chat/engine/scheduler.py", "import aiohttp", "nothing of the network"),
+        ("chat/engine/loading.py", "import chat.chatglm", "independent"),
+        ("chat/chatglm/modeling.py", "import chat.engine.prompts", "independent"),
+        ("chat/ops/cpu_linear.py", "import chat.engine.capacity", "independent"),
+        ("chat/worker/wire.py", "import torch", "need no torch"),
+        ("chat/conversations/live.py", "import chat.engine.engine", "need no torch"),
+        ("chat/views.py", "import chat.worker.client", "only through chat.worker.router"),
+        ("tuning/plan.py", "import chat.worker.server", "only through chat.worker.router"),
     ],
 )
 def test_a_planted_violation_is_found(tmp_path, module, line, contract):
@@ -66,6 +71,22 @@ def test_a_planted_violation_is_found(tmp_path, module, line, contract):
     assert result.returncode != 0
     broken = [row for row in result.stdout.splitlines() if " BROKEN" in row]
     assert any(contract in row for row in broken), result.stdout
+
+
+def test_the_web_process_imports_neither_torch_nor_the_scores():
+    """The kinds of work are registered in every process; what is heavy waits for its run."""
+    script = (
+        "import django, sys; django.setup(); import portal.urls, chat.api.routing;"
+        "print([m for m in ('torch', 'transformers', 'jieba') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "portal.settings"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_modules_are_named_after_ideas():

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.running import ROOT
+from tests.support import ROOT
 
 MODEL_TESTS = [
     "tests/portal/runs/test_lifecycle.py",

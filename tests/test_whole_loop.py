@@ -10,7 +10,8 @@ import subprocess
 import pytest
 from openai import OpenAI
 
-from tests.running import ROOT, Portal, finished, upload, wait_for
+from tests.support import ROOT
+from tests.support.live_portal import Portal, finished, upload, wait_for
 
 SAMPLE = ROOT / "chat" / "starter" / "sample"
 
@@ -98,7 +99,7 @@ def test_the_whole_loop(portal, key):
     trainer = wait_for(
         lambda: (
             portal.get(f"/api/v1/tuning-runs/{run['id']}/", key=key)[1]["step"] > 5
-            and portal.pid_of("tuning.train")
+            and portal.pid_of("portal.runs.process")
         ),
         90,
         "steps",

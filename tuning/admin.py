@@ -51,14 +51,13 @@ class DatasetAdmin(ReadOnly, admin.ModelAdmin):
         "id",
         "name",
         "owner",
-        "status",
         "rows",
         "problem_count",
         "created_at",
         "deleted_at",
     ]
     list_display_links = ["id", "name"]
-    list_filter = ["status", "owner"]
+    list_filter = ["owner"]
     list_select_related = ["owner"]
     search_fields = ["name", "owner__username"]
     inlines = [VersionInline]
@@ -68,7 +67,6 @@ class DatasetAdmin(ReadOnly, admin.ModelAdmin):
         "prompt_column",
         "response_column",
         "history_column",
-        "status",
         "problem_lines",
         "created_at",
     ]
@@ -88,7 +86,7 @@ class DatasetAdmin(ReadOnly, admin.ModelAdmin):
 
     @admin.display(description=_("problems"))
     def problem_count(self, dataset):
-        return len(dataset.problems)
+        return dataset.problem_count
 
 
 @admin.register(TuningRun)

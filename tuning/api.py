@@ -1,6 +1,7 @@
 """/api/v1/tuning-runs/. Rules are in plan.py and portal/runs/lifecycle.py; here is only HTTP."""
 
 from collections import deque
+from io import StringIO
 
 from django.http import HttpResponse
 from django.utils.translation import gettext as _
@@ -16,7 +17,6 @@ from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 from portal.runs import lifecycle
-from portal.runs.children import run_folder
 from tuning.models import TuningRun
 from tuning.plan import create_run
 from tuning.serializers import NewTuningRunSerializer, TuningMetricSerializer, TuningRunSerializer
@@ -68,7 +68,7 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         """
         body = NewTuningRunSerializer(data=request.data, context={"request": request})
         body.is_valid(raise_exception=True)
-        fields = {name: value for name, value in body.validated_data.items() if name != "method"}
+        fields = body.validated_data
         with rules_as_400():
             run = create_run(request.user, **fields)
         return self._answer(run, status.HTTP_201_CREATED)
@@ -95,18 +95,14 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
                 "high": MOST_LOG_LINES,
             }
             raise exceptions.ValidationError({"tail": [message]})
-        try:
-            with open(run_folder(run.pk) / "run.log", encoding="utf-8", errors="replace") as file:
-                text = "".join(deque(file, tail))
-        except FileNotFoundError:
-            text = ""
+        text = "".join(deque(StringIO(run.log_tail()), tail))
         return HttpResponse(text, content_type="text/plain; charset=utf-8")
 
     @extend_schema(request=None, responses=TuningRunSerializer)
     @action(detail=True, methods=["post"])
     def cancel(self, request, pk=None):
-        """A queued run ends at once, a running one after its step, with a checkpoint. An ended run
-        stays as it is.
+        """A queued run ends at once, a running one after its step, with its state saved. An ended
+        run stays as it is.
         """
         run = self.get_changeable()
         lifecycle.cancel(run)
@@ -115,7 +111,7 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
     @extend_schema(request=None, responses=TuningRunSerializer)
     @action(detail=True, methods=["post"])
     def resume(self, request, pk=None):
-        """A failed or cancelled run goes on from its last checkpoint; 409 for any other."""
+        """A failed or cancelled run goes on from its saved state; 409 for any other."""
         run = self.get_changeable()
         if not lifecycle.resume(run):
             raise Conflict(_("Only a failed or cancelled run can go on."), "not_resumable")

@@ -1,7 +1,17 @@
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
+from portal.explanations import explain
+from tuning.explanations import EXPLANATIONS
+
 
 class TuningConfig(AppConfig):
     name = "tuning"
     verbose_name = _("Tuning")
+
+    def ready(self):
+        from portal.runs.work import register
+        from tuning.work import TuningWork
+
+        register(TuningWork)
+        explain(EXPLANATIONS)

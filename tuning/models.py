@@ -1,8 +1,5 @@
 """Dataset and DatasetVersion (metadata; the rows are files), TuningRun and TuningMetric."""
 
-from pathlib import Path
-
-from django.conf import settings
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
@@ -16,11 +13,6 @@ class Dataset(Owned, models.Model):
     that comes with the portal.
     """
 
-    class Status(models.TextChoices):
-        VALIDATING = "validating", _("Validating")
-        READY = "ready", _("Ready")
-        FAILED = "failed", _("Failed")
-
     owner = models.ForeignKey(
         User,
         models.CASCADE,
@@ -33,9 +25,6 @@ class Dataset(Owned, models.Model):
     prompt_column = models.CharField(_("prompt column"), max_length=100)
     response_column = models.CharField(_("response column"), max_length=100)
     history_column = models.CharField(_("history column"), max_length=100, blank=True)
-    status = models.CharField(
-        _("status"), max_length=12, choices=Status.choices, default=Status.VALIDATING
-    )
     # the first 1,000 of [{"line", "code", "message", "level": "error" or "warning"}]
     problems = models.JSONField(_("problems"), default=list, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
@@ -62,6 +51,18 @@ class Dataset(Owned, models.Model):
     def current(self):
         """The newest version, or None while there is none."""
         return self.versions.order_by("-number").first()
+
+    @property
+    def problem_count(self) -> int:
+        """All problems that the upload had; `problems` keeps the first 1,000.
+
+        The uploaded version knows it, versions drawn from that one do not. Asks for all versions,
+        so that lists can prefetch them.
+        """
+        counts = (
+            version.splits.get("train", {}).get("problems") for version in self.versions.all()
+        )
+        return next((count for count in counts if count is not None), len(self.problems))
 
 
 class DatasetVersion(models.Model):
@@ -129,11 +130,6 @@ class TuningRun(Run):
             self.recipe["per_device_train_batch_size"] * self.recipe["gradient_accumulation_steps"]
         )
         return (self.total - self.progress) * per_step / self.samples_per_second
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        """Where the trainer keeps what it needs to resume."""
-        return settings.DATA_DIR / "runs" / str(self.pk) / "checkpoint"
 
 
 class TuningMetric(models.Model):

@@ -18,15 +18,13 @@ from django.utils.translation import gettext as _
 from chat.models import Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
+from tuning import methods
 from tuning.datasets.store import TRAIN
 from tuning.models import Dataset, DatasetVersion, TuningRun
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
 
-METHOD = "ptuning_v2"
-TASK = "tuning.tasks.run"
-
 # name -> hyper-parameters. The first is for the embedded model (measured: docs/benchmarks.md), the
-# others are the scripts of ChatGLM-6B's ptuning/ (SPEC 8).
+# others are the scripts of ChatGLM-6B's ptuning/ (docs/chatglm.md#8-training-rows).
 PRESETS: dict[str, Recipe] = {
     "starter": Recipe(
         pre_seq_len=64,
@@ -51,12 +49,8 @@ PRESETS: dict[str, Recipe] = {
 HYPER_PARAMETERS = tuple(field.name for field in fields(Recipe))
 
 
-def is_chatglm(checkpoint: Checkpoint) -> bool:
-    return str(checkpoint.description.get("architecture", "")).startswith("ChatGLM")
-
-
 def default_preset(checkpoint: Checkpoint) -> str:
-    return "starter" if checkpoint.is_starter else "chatglm-6b-train.sh"
+    return "starter" if checkpoint.is_starter else checkpoint.family.presets_key
 
 
 def recipe_for(checkpoint: Checkpoint, preset: str | None = None, **hyper: Any) -> Recipe:
@@ -78,7 +72,7 @@ def recipe_for(checkpoint: Checkpoint, preset: str | None = None, **hyper: Any) 
         message = _("There is no such hyper-parameter.")
         raise ValidationError({name: ValidationError(message, "unknown_field") for name in unknown})
     values = PRESETS[preset].as_dict()
-    if not is_chatglm(checkpoint):
+    if not checkpoint.family.can_quantize:
         values["quantization_bit"] = None  # of the presets' base alone
     # a short run shall save once and log some steps
     if "max_steps" in hyper and isinstance(hyper["max_steps"], int):
@@ -111,20 +105,18 @@ def worded(problem: Problem) -> str:
 def _misfits(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list]:
     """What this checkpoint cannot do."""
     problems: dict[str, list] = {}
-    chatglm = is_chatglm(checkpoint)
     if not checkpoint.path:
         message = _("“%(name)s” is served by another server; its weights are not here to be tuned.")
         problems["checkpoint"] = [
             ValidationError(message % {"name": checkpoint.name}, "no_weights")
         ]
-    if recipe.quantization_bit and not chatglm:
+    if recipe.quantization_bit and not checkpoint.family.can_quantize:
         message = _("Only ChatGLM-6B checkpoints can be quantised on loading.")
         problems["quantization_bit"] = [ValidationError(message, "not_supported")]
     context = checkpoint.description.get("context_length")
-    # ChatGLM's prefix takes no positions (SPEC 6)
-    needed = (
-        recipe.max_source_length + recipe.max_target_length + (0 if chatglm else recipe.pre_seq_len)
-    )
+    needed = recipe.max_source_length + recipe.max_target_length
+    if checkpoint.family.shifts_positions:
+        needed += recipe.pre_seq_len
     if context and needed > context:
         message = _(
             "Prefix, prompt and response need %(needed)s positions; “%(name)s” has %(context)s."
@@ -141,6 +133,7 @@ def create_run(
     checkpoint: Checkpoint,
     name: str = "",
     preset: str | None = None,
+    method: str = methods.DEFAULT,
     in_queue: bool = True,
     **hyper: Any,
 ) -> TuningRun:
@@ -154,11 +147,7 @@ def create_run(
     version = dataset.current
     if dataset.deleted_at is not None:
         problems["dataset"] = [ValidationError(_("The dataset has been deleted."), "deleted")]
-    elif (
-        dataset.status != Dataset.Status.READY
-        or version is None
-        or not version.splits.get(TRAIN, {}).get("rows")
-    ):
+    elif version is None or not version.splits.get(TRAIN, {}).get("rows"):
         problems["dataset"] = [
             ValidationError(_("The dataset has no rows to train on."), "not_ready")
         ]
@@ -174,38 +163,37 @@ def create_run(
     run = TuningRun(
         owner=owner,
         kind=Run.Kind.TUNING,
-        task=TASK,
         name=name or f"{dataset.name}"[:120],
         dataset_version=version,
         checkpoint=checkpoint,
         total=recipe.max_steps,
         recipe={
             **recipe.as_dict(),
-            "method": METHOD,
+            "method": method,
             "preset": preset or default_preset(checkpoint),
-            "dataset": _frozen_dataset(dataset, version),
-            "checkpoint": {
-                "id": checkpoint.pk,
-                "name": checkpoint.name,
-                "fingerprint": checkpoint.fingerprint,
-            },
+            **frozen_inputs(version, TRAIN, checkpoint),
         },
     )
     with transaction.atomic():
-        if in_queue:
-            lifecycle.enqueue(run)
-        else:
-            run.save()
+        lifecycle.enqueue(run, ring_bell=in_queue)
     return run
 
 
-def _frozen_dataset(dataset: Dataset, version: DatasetVersion) -> dict[str, Any]:
-    split = version.splits[TRAIN]
+def frozen_inputs(version: DatasetVersion, split: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a run reads, in `Run.recipe`: the rows by their sha256, the base by its fingerprint."""
+    entry = version.splits[split]
     return {
-        "id": dataset.pk,
-        "name": dataset.name,
-        "version": version.number,
-        "split": TRAIN,
-        "sha256": split["sha256"],
-        "rows": split["rows"],
+        "dataset": {
+            "id": version.dataset_id,
+            "name": version.dataset.name,
+            "version": version.number,
+            "split": split,
+            "sha256": entry["sha256"],
+            "rows": entry["rows"],
+        },
+        "checkpoint": {
+            "id": checkpoint.pk,
+            "name": checkpoint.name,
+            "fingerprint": checkpoint.fingerprint,
+        },
     }

@@ -5,8 +5,9 @@ from rest_framework import serializers
 
 from chat.models import Checkpoint
 from portal.rest.conventions import RunSerializer
+from tuning.methods import METHODS
 from tuning.models import Dataset, TuningMetric, TuningRun
-from tuning.plan import METHOD, PRESETS
+from tuning.plan import PRESETS
 from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
 
 
@@ -79,7 +80,7 @@ class NewTuningRunSerializer(serializers.Serializer):
         allow_blank=True,
         help_text="the tuned model's name; else the dataset's",
     )
-    method = serializers.ChoiceField([METHOD], required=False)
+    method = serializers.ChoiceField(list(METHODS), required=False)
     preset = serializers.ChoiceField(list(PRESETS), required=False, allow_null=True)
 
     def get_fields(self):

@@ -1,7 +1,5 @@
 """Pages of tuning runs."""
 
-import os
-
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
@@ -15,10 +13,9 @@ from portal.forms import add_errors
 from portal.models import Run
 from portal.numbers import whole_number
 from portal.runs import lifecycle
-from portal.runs.children import run_folder
 from tuning.forms import LABELS, TuningRunForm, as_shown
 from tuning.models import Dataset, TuningRun
-from tuning.plan import PRESETS, create_run, default_preset, is_chatglm
+from tuning.plan import PRESETS, create_run, default_preset
 
 PER_PAGE = 20
 CHART_POINTS = 600  # more than the chart has pixels to show
@@ -59,7 +56,7 @@ def detail(request, pk):
         ],
         "chart": {"total": run.total or run.recipe.get("max_steps", 0), "points": _thinned(points)},
         "first": points[0] if points else None,
-        "log": _tail(run.pk),
+        "log": run.log_tail(LOG_BYTES),
         "page_is_live": 2 if run.is_active else None,
     }
     return render(request, "tuning/tuningrun_detail.html", context)
@@ -69,18 +66,6 @@ def _thinned(points: list) -> list:
     """At most about CHART_POINTS of them, the last one always among them."""
     stride = len(points) // CHART_POINTS + 1
     return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
-
-
-def _tail(run_id: int) -> str:
-    """The end of the run's log, from a line's beginning; empty before there is one."""
-    try:
-        with open(run_folder(run_id) / "run.log", "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - LOG_BYTES))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-    return text if size <= LOG_BYTES else text.partition("\n")[2]
 
 
 def new_run(request):
@@ -110,7 +95,9 @@ def new_run(request):
         "chosen_preset": form["preset"].value(),
         "page_data": {
             "presets": presets,
-            "chatglm": [row.pk for row in form.fields["checkpoint"].queryset if is_chatglm(row)],
+            "chatglm": [
+                row.pk for row in form.fields["checkpoint"].queryset if row.family.can_quantize
+            ],
             "checkpoints": {row.pk: row.name for row in form.fields["checkpoint"].queryset},
             "url": request.build_absolute_uri("/api/v1/tuning-runs/"),
         },
@@ -121,7 +108,7 @@ def new_run(request):
 
 def _initial(request, presets: dict) -> dict:
     checkpoint = Checkpoint.objects.visible_to(request.user).first()
-    dataset = Dataset.objects.visible_to(request.user).filter(status=Dataset.Status.READY)
+    dataset = Dataset.objects.visible_to(request.user)
     wanted = dataset.filter(pk=whole_number(request.GET.get("dataset"))).first()
     initial = {
         "dataset": wanted or dataset.first(),
@@ -143,8 +130,8 @@ def _initial(request, presets: dict) -> dict:
     if initial["preset"] not in presets:
         initial["preset"] = default_preset(checkpoint) if checkpoint else next(iter(presets))
     values = dict(presets[initial["preset"]])
-    if not (checkpoint and is_chatglm(checkpoint)):
-        values["quantization_bit"] = None  # only ChatGLM-6B is quantised on loading
+    if not (checkpoint and checkpoint.family.can_quantize):
+        values["quantization_bit"] = None  # of the presets' base alone
     return initial | values
 
 

@@ -11,6 +11,15 @@ import numpy as np
 import safetensors
 from safetensors.numpy import save
 
+from chat.checkpoints.adapter_files import (
+    DESCRIPTION,
+    PEFT_CONFIG,
+    PEFT_TENSOR,
+    PEFT_WEIGHTS,
+    TENSOR,
+    WEIGHTS,
+    peft_config,
+)
 from chat.models import Adapter
 
 README = """adapter.safetensors, adapter.json: the prefix as the portal serves it
@@ -29,21 +38,22 @@ def archive(adapter: Adapter) -> IO[bytes]:
     """A zip in a temporary file, at its beginning. AdapterUnreadable when the adapter's files are
     gone or damaged.
     """
-    weights, description = adapter.path / "adapter.safetensors", adapter.path / "adapter.json"
+    weights, description = adapter.path / WEIGHTS, adapter.path / DESCRIPTION
     file = tempfile.TemporaryFile()  # noqa: SIM115 - the response closes it
     try:
         # random numbers do not compress
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as target:
-            target.write(description, "adapter.json")
-            target.write(weights, "adapter.safetensors")
+            target.write(description, DESCRIPTION)
+            target.write(weights, WEIGHTS)
             target.writestr("README.txt", README)
             prefix = read_prefix(weights.read_bytes())
             target.writestr(
-                "peft/adapter_config.json", json.dumps(peft_config(prefix, adapter), indent=2)
+                f"peft/{PEFT_CONFIG}",
+                json.dumps(peft_config(prefix.shape, adapter.checkpoint.name), indent=2),
             )
             target.writestr(
-                "peft/adapter_model.safetensors",
-                save({"prompt_embeddings": peft_embeddings(prefix)}),
+                f"peft/{PEFT_WEIGHTS}",
+                save({PEFT_TENSOR: peft_embeddings(prefix)}),
             )
     except (OSError, safetensors.SafetensorError, KeyError, ValueError) as error:
         file.close()
@@ -56,7 +66,7 @@ def read_prefix(content: bytes) -> np.ndarray:
     """[layers, 2, kv_heads, pre_seq_len, head_dim]; bfloat16, which numpy lacks, is widened to
     float32.
     """
-    found = dict(safetensors.deserialize(content))["prefix"]
+    found = dict(safetensors.deserialize(content))[TENSOR]
     if found["dtype"] == "BF16":
         array = (np.frombuffer(found["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
     else:
@@ -73,20 +83,3 @@ def peft_embeddings(prefix: np.ndarray) -> np.ndarray:
     layers, two, kv_heads, pre_seq_len, head_dim = prefix.shape
     flat = prefix.transpose(3, 0, 1, 2, 4).reshape(pre_seq_len, layers * two * kv_heads * head_dim)
     return np.ascontiguousarray(flat, dtype=np.float32)
-
-
-def peft_config(prefix: np.ndarray, adapter: Adapter) -> dict:
-    layers, _two, kv_heads, pre_seq_len, head_dim = prefix.shape
-    return {
-        "peft_type": "PREFIX_TUNING",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.checkpoint.name,
-        "inference_mode": True,
-        "num_virtual_tokens": pre_seq_len,
-        "num_layers": layers,
-        "num_attention_heads": kv_heads,
-        "token_dim": kv_heads * head_dim,
-        "num_transformer_submodules": 1,
-        "prefix_projection": False,
-        "encoder_hidden_size": kv_heads * head_dim,
-    }

@@ -18,12 +18,13 @@ from chat import registry
 from chat.api import completion, errors
 from chat.api.openai import body_of
 from chat.models import Checkpoint
-from chat.sampling import NUMBERS, number_problem
+from chat.sampling import number_problem
 from chat.text import is_storable
 from portal.rest.api_keys import user_of_request
 from portal.rest.conventions import READABLE
 
-DEFAULTS = {"max_length": 2048, "top_p": 0.7, "temperature": 0.95}
+PARAMETERS = ("max_length", "top_p", "temperature")
+MAX_LENGTH = 2048  # unless the request has another; the rest is as everywhere
 
 
 @csrf_exempt
@@ -39,7 +40,7 @@ async def answer(request) -> HttpResponseBase:
         name = body.get("model") or ""
         checkpoint, adapter = await sync_to_async(_model)(user, name)
         requests = completion.requests_of(
-            user, checkpoint, adapter, messages, [{**DEFAULTS, **checkpoint.sampling, **sampling}]
+            user, checkpoint, adapter, messages, [{"max_length": MAX_LENGTH, **sampling}]
         )
         (answered,) = await completion.collect(checkpoint, requests)
     except LookupError:
@@ -86,9 +87,9 @@ def _wanted(body) -> tuple[list[dict], dict]:
         history = []
     if body.get("model") and not isinstance(body["model"], str):
         problems["model"] = ValidationError(_("Must be a text."), "invalid_value")
-    values = {name: body[name] for name in DEFAULTS if body.get(name)}
+    values = {name: body[name] for name in PARAMETERS if body.get(name)}
     for name, value in values.items():
-        problem = number_problem(value, NUMBERS["max_new_tokens" if name == "max_length" else name])
+        problem = number_problem(name, value)
         if problem:
             problems[name] = ValidationError(problem, "invalid_value")
     if problems:

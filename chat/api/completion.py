@@ -6,14 +6,14 @@ When that client leaves, the generation is aborted: nobody else can read it.
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
-from chat.engine.request import AdapterRef, Event, Request
+from chat.engine.request import Event, Request, interrupted
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling
 from chat.worker import router
-from chat.worker.event_log import coalesced
+from chat.worker.router import coalesced
 
 FRAME_INTERVAL = 0.05  # seconds between two deltas to one client; the first one goes out at once
 
@@ -26,7 +26,7 @@ def requests_of(
     samplings: list[dict],
 ) -> list[Request]:
     """One request per sampling (checked values, see chat/sampling.py), all with the same prompt."""
-    reference = AdapterRef(adapter.sha256, str(adapter.path)) if adapter else None
+    reference = adapter.ref() if adapter else None
     return [
         Request(
             uuid.uuid4().hex,
@@ -41,7 +41,7 @@ def requests_of(
 
 async def stream(
     checkpoint: Checkpoint, requests: list[Request]
-) -> AsyncIterator[tuple[int, Event]]:
+) -> AsyncGenerator[tuple[int, Event], None]:
     """(index of the request, event) in the order of arrival, until all have ended; deltas that came
     together are one.
 
@@ -49,7 +49,7 @@ async def stream(
     goes away.
     """
     workers = router.get_router()
-    needed = router.CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+    needed = checkpoint.ref()
     arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
 
     async def read(index: int, request: Request) -> None:
@@ -111,7 +111,7 @@ def _joined(news: list[tuple[int, Event | Exception]]) -> Iterator[tuple[int, Ev
 
 
 @dataclass
-class Answer:
+class CollectedCompletion:
     """One request's answer, collected."""
 
     text: str = ""
@@ -129,9 +129,9 @@ class GenerationFailed(Exception):
         self.error = error
 
 
-async def collect(checkpoint: Checkpoint, requests: list[Request]) -> list[Answer]:
+async def collect(checkpoint: Checkpoint, requests: list[Request]) -> list[CollectedCompletion]:
     """The whole answers; RequestRefused, WorkerUnavailable or GenerationFailed."""
-    answers = [Answer() for _request in requests]
+    answers = [CollectedCompletion() for _request in requests]
     events = stream(checkpoint, requests)
     try:
         async for index, event in events:
@@ -141,7 +141,7 @@ async def collect(checkpoint: Checkpoint, requests: list[Request]) -> list[Answe
     return answers
 
 
-def take(answer: Answer, event: Event) -> None:
+def take(answer: CollectedCompletion, event: Event) -> None:
     """Adds an event to the answer it belongs to."""
     if event.type == "delta":
         answer.text += event.data["text"]
@@ -153,13 +153,6 @@ def take(answer: Answer, event: Event) -> None:
             event.data.get("timings") or {},
         )
         if answer.finish_reason in ("abort", "error"):
-            raise GenerationFailed(
-                {
-                    "message": "the answer was interrupted",
-                    "type": "server_error",
-                    "param": None,
-                    "code": "interrupted",
-                }
-            )
+            raise GenerationFailed(interrupted("the answer was interrupted"))
     elif event.type == "failed":
         raise GenerationFailed(event.data["error"])

@@ -3,16 +3,16 @@
 from django.core.exceptions import ValidationError
 from django.http import JsonResponse
 from django.utils.translation import gettext as _
+from rest_framework import exceptions
 
 from chat.api.completion import GenerationFailed
-from chat.engine.request import RequestRefused
+from chat.engine.request import GenerationRefused
 from chat.text import shown
 from chat.worker.router import WorkerUnavailable
-from portal.rest.conventions import READABLE, error, json_error
+from portal.rest.conventions import READABLE, Unavailable, error, json_error
 
 RETRY_AFTER = 5  # seconds, where nobody knows better
-LATER = ("queue_full", "unavailable")  # refusals that say nothing about the request itself
-REFUSALS = (ValidationError, RequestRefused, WorkerUnavailable, GenerationFailed)
+REFUSALS = (ValidationError, GenerationRefused, GenerationFailed)
 
 
 def problems_of(refusal: ValidationError) -> list[dict]:
@@ -30,12 +30,12 @@ def object_of(refusal: Exception) -> dict:
     if isinstance(refusal, ValidationError):
         problems = problems_of(refusal)
         return error(**problems[0], problems=problems)["error"]
-    if isinstance(refusal, RequestRefused):
-        kind = "server_error" if refusal.code in LATER else "invalid_request_error"
-        return {**refusal.as_error(), "type": kind}
     if isinstance(refusal, GenerationFailed):
         return refusal.error
-    return error(why_unavailable(refusal), type="server_error", code=refusal.code)["error"]
+    told = refusal.as_error()
+    if isinstance(refusal, WorkerUnavailable):
+        told["message"] = why_unavailable(refusal)
+    return told
 
 
 def why_unavailable(refusal: WorkerUnavailable) -> str:
@@ -53,11 +53,9 @@ def response_of(refusal: Exception) -> JsonResponse:
     moment, 500 for a fault.
     """
     headers = {}
-    if isinstance(refusal, WorkerUnavailable) or (
-        isinstance(refusal, RequestRefused) and refusal.code in LATER
-    ):
+    if isinstance(refusal, GenerationRefused) and refusal.later:
         status = 503
-        headers["Retry-After"] = str(getattr(refusal, "retry_after", None) or RETRY_AFTER)
+        headers["Retry-After"] = str(refusal.retry_after or RETRY_AFTER)
     elif isinstance(refusal, GenerationFailed):
         status = 400 if refusal.error.get("type") == "invalid_request_error" else 500
     else:
@@ -71,6 +69,17 @@ def response_of(refusal: Exception) -> JsonResponse:
     return JsonResponse(
         {"error": refused}, status=status, headers=headers, json_dumps_params=READABLE
     )
+
+
+def as_api_exception(refusal: GenerationRefused) -> exceptions.APIException:
+    """The same for DRF's views."""
+    if isinstance(refusal, WorkerUnavailable):
+        message = _("The model is not available at the moment; try again soon.")
+        return Unavailable(message, "worker_unavailable")
+    if refusal.later:
+        return Unavailable(refusal.message, refusal.code, wait=refusal.retry_after or RETRY_AFTER)
+    problem = exceptions.ErrorDetail(refusal.message, refusal.code)
+    return exceptions.ValidationError({refusal.param or "content": [problem]})
 
 
 def no_key() -> JsonResponse:

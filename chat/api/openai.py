@@ -5,7 +5,7 @@ conversation is kept.
 import functools
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
@@ -16,7 +16,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from chat import registry
 from chat.api import completion, errors, sse
-from chat.api.completion import Answer
+from chat.api.completion import CollectedCompletion
 from chat.api.openai_request import ChatRequest, chat_request
 from chat.models import Adapter, Checkpoint
 from portal.rest.api_keys import user_of_request
@@ -100,7 +100,7 @@ async def chat_completions(request, user) -> HttpResponseBase:
     )
 
 
-def _choice(index: int, answer: Answer, wanted: ChatRequest) -> dict:
+def _choice(index: int, answer: CollectedCompletion, wanted: ChatRequest) -> dict:
     return {
         "index": index,
         "message": {"role": "assistant", "content": answer.text, "refusal": None},
@@ -117,16 +117,16 @@ def _logprobs(entries: list | None, wanted: ChatRequest) -> dict | None:
     )
 
 
-def _usage(answers: list[Answer]) -> dict:
+def _usage(answers: list[CollectedCompletion]) -> dict:
     """The prompt counts once, as OpenAI counts it; the answers add up."""
     prompt = max((answer.usage.get("prompt_tokens", 0) for answer in answers), default=0)
     written = sum(answer.usage.get("completion_tokens", 0) for answer in answers)
     return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
 
 
-async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncIterator[str]:
+async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenerator[str, None]:
     head = {**head, "object": "chat.completion.chunk"}
-    answers = [Answer() for _sampling in wanted.samplings]
+    answers = [CollectedCompletion() for _sampling in wanted.samplings]
 
     def chunk(
         index: int, delta: dict, finish_reason: str | None = None, entries: list | None = None

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
-from chat.sampling import NUMBERS, number_problem
+from chat.engine.request import MOST_STOPS
+from chat.sampling import number_problem
 from chat.text import is_storable
 
 MOST_CHOICES = 16
-MOST_STOPS = 4
-MOST_TOP_LOGPROBS = 20
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 # OpenAI's name (or vLLM's, for what OpenAI lacks) -> ours
 SAMPLING = {
@@ -75,7 +74,7 @@ def chat_request(body) -> ChatRequest:
             continue
         if theirs == "top_k" and value == -1:  # vLLM's way to say off
             value = 0
-        problem = number_problem(value, NUMBERS[ours])
+        problem = number_problem(ours, value)
         if problem:
             refuse(theirs, problem)
         else:
@@ -183,14 +182,9 @@ def _stops(stop, refuse) -> tuple[str, ...]:
 
 def _logprobs(body: dict, flag, refuse) -> int | None:
     wanted, top = flag(body, "logprobs"), body.get("top_logprobs")
-    if top is not None and (
-        not isinstance(top, int) or isinstance(top, bool) or not 0 <= top <= MOST_TOP_LOGPROBS
-    ):
-        refuse(
-            "top_logprobs",
-            _("Must be between %(least)s and %(most)s.") % {"least": 0, "most": MOST_TOP_LOGPROBS},
-        )
-        return None
-    if top is not None and not wanted:
-        refuse("top_logprobs", _("Needs logprobs to be true."))
+    if top is not None:
+        problem = number_problem("logprobs", top)
+        if problem or not wanted:
+            refuse("top_logprobs", problem or _("Needs logprobs to be true."))
+            return None
     return (top or 0) if wanted else None

@@ -24,11 +24,10 @@ from chat.api.serializers import (
     TurnSerializer,
 )
 from chat.conversations import live, turns
-from chat.engine.request import RequestRefused
+from chat.engine.request import GenerationRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.worker.router import WorkerUnavailable
 from portal.numbers import whole_number
-from portal.rest.conventions import Pages, Unavailable
+from portal.rest.conventions import Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 
 
@@ -133,25 +132,13 @@ class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
             )
         try:
             async_to_sync(live.start)(answer)
-        except WorkerUnavailable as error:
-            raise Unavailable(
-                _("The model is not available at the moment; try again soon."), "worker_unavailable"
-            ) from error
-        except RequestRefused as error:
-            raise refused(error) from error
+        except GenerationRefused as error:
+            raise errors.as_api_exception(error) from error
         answer.refresh_from_db()
         return Response(
             TurnSerializer({"message": message, "answer": answer}).data,
             status=status.HTTP_202_ACCEPTED,
         )
-
-
-def refused(error: RequestRefused) -> exceptions.APIException:
-    if error.code in errors.LATER:
-        return Unavailable(error.message, error.code, wait=error.retry_after or 5)
-    return exceptions.ValidationError(
-        {error.param or "content": [exceptions.ErrorDetail(error.message, error.code)]}
-    )
 
 
 class MessageViewSet(mixins.RetrieveModelMixin, VisibleRows):

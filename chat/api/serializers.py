@@ -1,11 +1,17 @@
 """The shapes of checkpoints, adapters, conversations and messages in the REST API."""
 
+from typing import ClassVar
+
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from chat import registry
+from chat.engine.request import LIMITS
 from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.sampling import NUMBERS
+
+NOTES = {"temperature": "; 0 is greedy", "top_k": "; 0 is off"}
 
 
 class CheckpointSerializer(serializers.ModelSerializer):
@@ -58,7 +64,7 @@ class AdapterSerializer(serializers.ModelSerializer):
             "created_at",
         ]
         read_only_fields = ["checkpoint", "pre_seq_len", "step", "sha256"]
-        extra_kwargs = {"name": {"validators": []}}
+        extra_kwargs: ClassVar[dict] = {"name": {"validators": []}}
 
     def get_model(self, adapter) -> str:
         return adapter.name
@@ -108,13 +114,15 @@ class ReferenceField(serializers.Field):
 class SamplingSerializer(serializers.Serializer):
     """For the schema; chat/sampling.py does the checking."""
 
-    temperature = serializers.FloatField(required=False, help_text="0 to 2; 0 is greedy")
-    top_p = serializers.FloatField(required=False, help_text="above 0, at most 1")
-    top_k = serializers.IntegerField(required=False, help_text="0 is off")
-    repetition_penalty = serializers.FloatField(required=False)
-    max_new_tokens = serializers.IntegerField(required=False)
-    seed = serializers.IntegerField(required=False)
     do_sample = serializers.BooleanField(required=False)
+
+    def get_fields(self):
+        fields = super().get_fields()
+        for name in NUMBERS:
+            whole = LIMITS[name].kind is int
+            kind = serializers.IntegerField if whole else serializers.FloatField
+            fields[name] = kind(required=False, help_text=f"{LIMITS[name]}{NOTES.get(name, '')}")
+        return fields
 
 
 class SendSerializer(serializers.Serializer):

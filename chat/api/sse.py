@@ -4,7 +4,7 @@ happens.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from django.http import StreamingHttpResponse
 
@@ -12,7 +12,7 @@ from django.http import StreamingHttpResponse
 KEEPALIVE = 15.0
 
 
-async def kept_alive(chunks: AsyncIterator[str]) -> AsyncIterator[str]:
+async def kept_alive(chunks: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
     """`chunks`, with a comment whenever none comes for KEEPALIVE seconds; closes `chunks` when the
     reader leaves.
     """
@@ -40,7 +40,7 @@ def data(payload) -> str:
     return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-def response(chunks: AsyncIterator[str]) -> StreamingHttpResponse:
+def response(chunks: AsyncGenerator[str, None]) -> StreamingHttpResponse:
     streamed = StreamingHttpResponse(
         kept_alive(chunks), content_type="text/event-stream; charset=utf-8"
     )

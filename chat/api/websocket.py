@@ -16,9 +16,8 @@ from rest_framework.exceptions import APIException
 
 from chat.api import errors
 from chat.conversations import live, turns
-from chat.engine.request import RequestRefused
+from chat.engine.request import GenerationRefused
 from chat.models import Conversation, Message
-from chat.worker.router import WorkerUnavailable
 from portal.models import User
 from portal.rest import conventions
 from portal.rest.json_bodies import json_of
@@ -134,7 +133,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         if answer is None:
             return await self.close(NOT_YOURS)
         # the row says why; following it tells the client
-        with contextlib.suppress(WorkerUnavailable, RequestRefused):
+        with contextlib.suppress(GenerationRefused):
             await live.start(answer)
         self.follow(answer.pk, 0)
 

@@ -1,4 +1,4 @@
-"""ChatGLM-6B's configuration (SPEC 1), as its config.json spells it."""
+"""ChatGLM-6B's configuration (docs/chatglm.md#1-configuration), as its config.json spells it."""
 
 from __future__ import annotations
 

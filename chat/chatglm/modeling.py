@@ -1,4 +1,4 @@
-"""ChatGLM-6B (v1.1.0) on transformers 5: the same numbers, no remote code (SPEC 3 to 5).
+"""ChatGLM-6B (v1.1.0) on transformers 5: the same numbers, no remote code (docs/chatglm.md).
 
 One forward serves `generate`, the engine and the trainer. Module names are the published
 checkpoint's.
@@ -24,7 +24,7 @@ from .pretrained import ChatGLMPreTrainedModel
 from .quantization import linear
 
 # The residual branch's weight: sqrt(2 * 28). Upstream never hands the number of layers to its
-# blocks, so it is that of the 28-layer model at any depth (SPEC 3.2).
+# blocks, so it is that of the 28-layer model at any depth (docs/chatglm.md#2-layers).
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 
 
@@ -84,7 +84,7 @@ class ChatGLMFeedForward(nn.Module):
 
 
 class ChatGLMBlock(GradientCheckpointingLayer):
-    """One layer. The residual is the normalised input, scaled, not the input itself (SPEC 3.2)."""
+    """One layer (docs/chatglm.md#2-layers): the residual is the normalised input, scaled."""
 
     def __init__(self, config: ChatGLMConfig, layer_index: int):
         super().__init__()
@@ -178,13 +178,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
             hidden.dtype,
         )
 
-        states, attentions = (
-            (hidden,) if output_hidden_states else None,
-            () if output_attentions else None,
-        )
+        states: list[Tensor] = []  # what each layer starts from
+        attentions: list[Tensor] = []
         frozen = self._frozen_past(past_key_values, len(hidden)) if self._checkpoints() else None
         cache = past_key_values if frozen is None else None
         for index, layer in enumerate(self.layers):
+            if output_hidden_states:
+                states.append(hidden)
             past_key, past_value = (None, None) if frozen is None else frozen[index]
             hidden, weights = layer(
                 hidden,
@@ -196,15 +196,13 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
                 want_weights=bool(output_attentions),
             )
             if output_attentions:
-                attentions += (weights,)
-            if output_hidden_states and index + 1 < len(self.layers):
-                states += (hidden,)
+                attentions.append(weights)
         hidden = self.final_layernorm(hidden)
         output = BaseModelOutputWithPast(
             last_hidden_state=hidden,
             past_key_values=past_key_values if use_cache else None,
             hidden_states=(*states, hidden) if output_hidden_states else None,
-            attentions=attentions,
+            attentions=tuple(attentions) if output_attentions else None,
         )
         return output if return_dict is not False else output.to_tuple()
 
@@ -297,8 +295,8 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
 
 
 class TiedHead(nn.Module):
-    """The output projection, which has no weights of its own: it is the embedding, transposed (SPEC
-    3.6).
+    """The output projection, which has no weights of its own: it is the embedding, transposed
+    (docs/chatglm.md#5-head-and-loss).
 
     Official files repeat the embedding as lm_head.weight; without a parameter of that name it is
     not even read.
@@ -346,7 +344,7 @@ class ChatGLMForConditionalGeneration(ChatGLMPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """As `ChatGLMModel.forward`, and:
 
-        labels: [b, s], -100 = no loss. loss: fp32 mean cross-entropy of the next token (SPEC 3.7).
+        labels: [b, s], -100 = no loss. loss: fp32 mean cross-entropy of the next token.
         logits_to_keep: 0 all positions, n the last n, or a tensor of positions; logits are [b,
         kept, vocabulary].
         """

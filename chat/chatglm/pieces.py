@@ -11,7 +11,7 @@ import sentencepiece
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 # Literal text that upstream writes into user-defined pieces: newline, tab and runs of 2 to 80
-# spaces (SPEC 5).
+# spaces (docs/chatglm.md#6-tokenizer).
 WRITTEN = {"<n>": "\n", "<|tab|>": "\t"} | {
     f"<|blank_{length}|>": " " * length for length in range(2, 81)
 }
@@ -21,6 +21,7 @@ _VERBATIM = frozenset([*WRITTEN.values(), _UNKNOWN])
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
     # sentencepiece writes one replacement character per undecodable byte, Python's own handler one
     # per broken sequence.
     return "\N{REPLACEMENT CHARACTER}" * (error.end - error.start), error.end
@@ -45,6 +46,7 @@ class Pieces:
         self.offset = offset
         self.texts: list[str | bytes] = []
         for index, piece in enumerate(processor.IdToPiece(list(range(processor.GetPieceSize())))):
+            text: str | bytes
             if piece in WRITTEN:
                 text = WRITTEN[piece]
             elif piece[0] == "<" and processor.IsByte(index):
@@ -76,18 +78,20 @@ class PieceStream:
 
     def __init__(self, pieces: Pieces):
         self._texts, self._offset = pieces.texts, pieces.offset
-        self._bytes = None  # incremental UTF-8 decoder, once a byte piece has been seen
+        # UTF-8 decoder, once a byte piece has been seen
+        self._bytes: codecs.IncrementalDecoder | None = None
         self._started = False
 
     def step(self, token_id: int) -> str:
         index = token_id - self._offset
-        text = self._texts[index] if 0 <= index < len(self._texts) else ""
-        if text.__class__ is bytes:
+        piece = self._texts[index] if 0 <= index < len(self._texts) else ""
+        if isinstance(piece, bytes):
             if self._bytes is None:
                 self._bytes = _utf8("chatglm-replace-each-byte")
-            text = self._bytes.decode(text)
+            text = self._bytes.decode(piece)
             self._started = True
         else:
+            text = piece
             if not self._started and text:
                 # sentencepiece sets a space before the first word and takes it away again here
                 text = text if text in _VERBATIM else text.lstrip(" ")

@@ -1,5 +1,5 @@
 """Where ChatGLM's tokens stand and what they may see: 2-D positions, the prefix-LM mask and rotary
-tables (SPEC 3.5, 4).
+tables (docs/chatglm.md#3-attention, #4-masks-and-positions).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def prompt_layout(input_ids: Tensor, config: ChatGLMConfig) -> tuple[Tensor, Ten
 
     ValueError when a row lacks either, which is what right truncation of a finished prompt causes.
     """
-    bos = input_ids == config.bos_token_id
-    gmask, mask = input_ids == config.gmask_token_id, input_ids == config.mask_token_id
+    bos = input_ids.eq(config.bos_token_id)
+    gmask, mask = input_ids.eq(config.gmask_token_id), input_ids.eq(config.mask_token_id)
     complete = bos.any(1) & (gmask.any(1) | mask.any(1))
     if not bool(complete.all()):
         row = int((~complete).nonzero()[0])

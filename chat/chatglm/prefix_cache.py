@@ -1,6 +1,8 @@
-"""A key/value cache that starts with a learned prefix (P-tuning v2, SPEC 6)."""
+"""A key/value cache that starts with a learned prefix (docs/chatglm.md#9-prefix)."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
@@ -20,7 +22,7 @@ class PrefixLayer(DynamicLayer):
         self.keys, self.values, self.prefix_length = key, value, key.shape[-2]
 
     def update(
-        self, key_states: Tensor, value_states: Tensor, *args, **kwargs
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         if self.keys.shape[0] != key_states.shape[0]:
             self.keys = self.keys.expand(key_states.shape[0], -1, -1, -1)

@@ -1,4 +1,5 @@
-"""Weights packed to 8 or 4 bits, as the public int8 and int4 checkpoints store them (SPEC 7).
+"""Weights packed to 8 or 4 bits, as the public int8 and int4 checkpoints store them
+(docs/chatglm.md#10-packed-weights).
 
 Only the four linear layers of each block are packed. Per output row: scale = max|w| / 127 or / 7
 and q = round(w / scale). 8 bits: one int8 per weight. 4 bits: byte j holds column 2j in its high

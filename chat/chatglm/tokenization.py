@@ -1,5 +1,5 @@
-"""ChatGLM-6B's tokenizer: sentencepiece `ice_text.model`, as transformers 5 tokenizers go (SPEC
-5).
+"""ChatGLM-6B's tokenizer: sentencepiece `ice_text.model`, as transformers 5 tokenizers go
+(docs/chatglm.md#6-tokenizer).
 """
 
 from __future__ import annotations

@@ -7,14 +7,15 @@ shows.
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import importlib.util
 import json
 import math
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from chat.checkpoints import adapter_files
+from chat.engine.families import Family, family_of
+from chat.engine.request import LIMITS
 
 WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 TOKENIZER_FILES = (
@@ -40,12 +41,8 @@ VOCABULARY_FILES = (
     "vocab.txt",
 )
 CONTEXT_NAMES = ("max_sequence_length", "max_position_embeddings", "n_positions", "seq_length")
-SAMPLING_WISHES = {  # name -> lowest, highest, types
-    "temperature": (0, 2, (int, float)),
-    "top_p": (0.01, 1, (int, float)),
-    "top_k": (0, 1_000_000, (int,)),
-    "repetition_penalty": (0.1, 10, (int, float)),
-}
+# what a folder's generation_config.json may say in place of the engine's own defaults
+SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "repetition_penalty")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 # KV caches that are not plain keys and values per token cannot take a prefix.
 PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -95,7 +92,7 @@ def weight_files(folder: str | Path) -> list[Path]:
         found = sorted(
             path
             for path in folder.glob(pattern)
-            if path.is_file() and path.name != "adapter.safetensors"
+            if path.is_file() and path.name != adapter_files.WEIGHTS
         )
         if found:
             return found
@@ -131,45 +128,15 @@ def fingerprint(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-@lru_cache
-def _causal_model_types() -> frozenset[str]:
-    """model_type values that the installed transformers can load as a causal language model, read
-    from its source.
-    """
-    spec = importlib.util.find_spec("transformers")
-    roots = list(spec.submodule_search_locations or []) if spec else []
-    for root in roots:
-        source = Path(root, "models", "auto", "modeling_auto.py")
-        if not source.is_file():
-            continue
-        for node in ast.parse(source.read_text(encoding="utf-8")).body:
-            targets = [
-                target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)
-            ]
-            if "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES" in targets:
-                entries = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
-                return frozenset(model_type for model_type, _ in entries)
-    return frozenset()
-
-
-def is_chatglm_v1(config: dict[str, Any]) -> bool:
-    """ChatGLM-6B. ChatGLM2 and 3 carry the same model_type over another architecture."""
-    return (
-        config.get("model_type") == "chatglm"
-        and "ffn_hidden_size" not in config
-        and "inner_hidden_size" in config
-    )
-
-
-def _check_architecture(config: dict[str, Any]) -> None:
+def _family(config: dict[str, Any]) -> Family:
+    """Raises CheckpointInvalid for an architecture that cannot be served."""
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise CheckpointInvalid(
             "config_invalid", "config.json names no model_type", reason="model_type"
         )
-    if is_chatglm_v1(config):
-        return
-    if model_type not in _causal_model_types():
+    family = family_of(config)
+    if family is None:
         if config.get("auto_map"):
             raise CheckpointInvalid(
                 "remote_code_only",
@@ -191,6 +158,7 @@ def _check_architecture(config: dict[str, Any]) -> None:
             "no prefix fits before them",
             layers=", ".join(sorted(unusual)),
         )
+    return family
 
 
 def _safetensors_parameters(path: Path) -> int:
@@ -229,7 +197,7 @@ def _parameters(files: list[Path], dtype: str) -> int | None:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """architecture, layers, hidden_size, vocabulary, context_length, parameters, dtype,
+    """family, architecture, layers, hidden_size, vocabulary, context_length, parameters, dtype,
     quantization_bit, bytes, sampling, note.
 
     `parameters` counts stored numbers (packed ones as stored), `None` if unknown. Raises
@@ -237,7 +205,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
     """
     folder = Path(folder)
     config = read_config(folder)
-    _check_architecture(config)
+    family = _family(config)
     files = weight_files(folder)
     if not files:
         raise CheckpointInvalid(
@@ -262,6 +230,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
     )
     contexts = (config.get(name) for name in CONTEXT_NAMES)
     return {
+        "family": family.name,
         "architecture": (config.get("architectures") or [config["model_type"]])[0],
         "layers": config.get("num_hidden_layers")
         or config.get("num_layers")
@@ -285,11 +254,11 @@ def _sampling(folder: Path) -> dict[str, float]:
     there is passed over.
     """
     try:
-        wishes = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
         return {
-            name: wishes[name]
-            for name, (low, high, kind) in SAMPLING_WISHES.items()
-            if type(wishes.get(name)) in kind and low <= wishes[name] <= high
+            name: told[name]
+            for name in SAMPLING_DEFAULTS
+            if type(told.get(name)) in (LIMITS[name].kind, int) and told[name] in LIMITS[name]
         }
     except (OSError, ValueError, AttributeError, RecursionError):
         # most folders have such a file, none needs it

@@ -1,5 +1,5 @@
-"""Prefixes that people already have, in and out: folders of upstream's ptuning scripts and of peft
-(SPEC 6).
+"""Prefixes that people already have, in and out: folders of ChatGLM-6B's own ptuning scripts and of
+peft (docs/chatglm.md#9-prefix).
 
 Both lay a prefix out alike: one row per prefix token, and in it layer after layer the key, then the
 value, head after head: [P, layers * 2 * kv_heads * head_dim].
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from chat.checkpoints.adapter_files import PEFT_CONFIG, PEFT_TENSOR, PEFT_WEIGHTS, peft_config
 from chat.engine.adapters import AdapterInvalid, KVPrefix
 
 _ENCODER = "prefix_encoder."
-_UPSTREAM_KEY = "transformer.prefix_encoder.embedding.weight"
-_PEFT_KEY = "prompt_embeddings"
+_ORIGINAL_KEY = "transformer.prefix_encoder.embedding.weight"
 # Where weights may lie, in the order of preference; an index comes before the single file of the
 # same kind.
 _WEIGHT_FILES = (
@@ -59,16 +59,16 @@ def read_prefix(
     checkpoint_fingerprint: str = "",
     shifts_positions: bool = False,
 ) -> KVPrefix:
-    """Read an upstream `checkpoint-N/` folder (prefix only, or an old one that holds the whole
-    model) or a peft folder.
+    """Read a `checkpoint-N/` folder of the original (prefix only, or an old one that holds the
+    whole model) or a peft folder.
 
     The length P and whether there is a projection follow from the tensors; a projection is applied
     once and for all. Raises AdapterInvalid, naming both sides, when the tensors do not fit `base`
     or contradict the folder's config.json.
     """
     folder = Path(folder)
-    is_peft = (folder / "adapter_config.json").is_file()
-    flat, details = _read_peft(folder) if is_peft else _read_upstream(folder)
+    is_peft = (folder / PEFT_CONFIG).is_file()
+    flat, details = _read_peft(folder) if is_peft else _read_original(folder)
     if flat.dim() != 2 or flat.shape[1] != base.width:
         raise AdapterInvalid(
             f"the prefix in {folder.name} has shape {list(flat.shape)}; the checkpoint has "
@@ -89,19 +89,19 @@ def flatten(prefix: KVPrefix) -> Tensor:
     return prefix.tensor.detach().cpu().float().permute(3, 0, 1, 2, 4).flatten(1).contiguous()
 
 
-def write_upstream(
+def write_original(
     prefix: KVPrefix, folder: str | Path, base_config: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write what upstream's scripts load as `--ptuning_checkpoint` (with --pre_seq_len P, without
-    projection).
+    """Write what the original's scripts load as `--ptuning_checkpoint` (with --pre_seq_len P,
+    without projection).
 
     base_config: the checkpoint's config.json, repeated with pre_seq_len and prefix_projection as
-    upstream saves it.
+    the original saves it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     flat = flatten(prefix)
-    torch.save({_UPSTREAM_KEY: flat}, folder / "pytorch_model.bin")
+    torch.save({_ORIGINAL_KEY: flat}, folder / "pytorch_model.bin")
     config = {
         **(base_config or {"model_type": "chatglm"}),
         "pre_seq_len": len(flat),
@@ -117,33 +117,19 @@ def write_peft(prefix: KVPrefix, folder: str | Path, base_model: str = "") -> Pa
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    layers, _, kv_heads, length, head_dim = prefix.tensor.shape
-    save_file({_PEFT_KEY: flatten(prefix)}, folder / "adapter_model.safetensors")
-    config = {
-        "peft_type": "PREFIX_TUNING",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "inference_mode": True,
-        "num_virtual_tokens": length,
-        "num_layers": layers,
-        "num_attention_heads": kv_heads,
-        "token_dim": kv_heads * head_dim,
-        "num_transformer_submodules": 1,
-        "prefix_projection": False,
-        "encoder_hidden_size": kv_heads * head_dim,
-    }
-    _write_json(folder / "adapter_config.json", config)
+    save_file({PEFT_TENSOR: flatten(prefix)}, folder / PEFT_WEIGHTS)
+    _write_json(folder / PEFT_CONFIG, peft_config(prefix.tensor.shape, base_model))
     return folder
 
 
-def _read_upstream(folder: Path) -> tuple[Tensor, dict[str, Any]]:
+def _read_original(folder: Path) -> tuple[Tensor, dict[str, Any]]:
     tensors = {
         name.partition(_ENCODER)[2]: value
         for name, value in _tensors(folder, lambda name: _ENCODER in name).items()
     }
     if "embedding.weight" not in tensors:
         raise AdapterInvalid(
-            f"{folder.name} holds no {_UPSTREAM_KEY}: it is not a P-tuning checkpoint"
+            f"{folder.name} holds no {_ORIGINAL_KEY}: it is not a P-tuning checkpoint"
         )
     embedding = tensors["embedding.weight"].float()
     projection = "trans.0.weight" in tensors
@@ -185,32 +171,30 @@ def _project(embedding: Tensor, tensors: dict[str, Tensor], folder: Path) -> Ten
 
 
 def _read_peft(folder: Path) -> tuple[Tensor, dict[str, Any]]:
-    config = _json(folder / "adapter_config.json")
+    config = _json(folder / PEFT_CONFIG)
     if config.get("peft_type") != "PREFIX_TUNING":
         raise AdapterInvalid(
             f"{folder.name} is a peft {config.get('peft_type')} adapter; a prefix is PREFIX_TUNING"
         )
-    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+    for name in (PEFT_WEIGHTS, "adapter_model.bin"):
         if (folder / name).is_file():
-            tensors = _tensors_of(folder / name, lambda key: _PEFT_KEY in key)
+            tensors = _tensors_of(folder / name, lambda key: PEFT_TENSOR in key)
             break
     else:
-        raise AdapterInvalid(
-            f"{folder.name} has an adapter_config.json, but no adapter_model.safetensors"
-        )
+        raise AdapterInvalid(f"{folder.name} has an {PEFT_CONFIG}, but no {PEFT_WEIGHTS}")
     if len(tensors) != 1:
-        raise AdapterInvalid(f"{folder.name} holds no {_PEFT_KEY}")
+        raise AdapterInvalid(f"{folder.name} holds no {PEFT_TENSOR}")
     (flat,) = tensors.values()
     if config.get("num_virtual_tokens") not in (None, len(flat)):
         raise AdapterInvalid(
-            f"{folder.name}: adapter_config.json says num_virtual_tokens "
+            f"{folder.name}: {PEFT_CONFIG} says num_virtual_tokens "
             f"{config['num_virtual_tokens']}, "
             f"its tensor has {len(flat)}"
         )
     return flat, {"format": "peft", "prefix_projection": bool(config.get("prefix_projection"))}
 
 
-def _tensors(folder: Path, wanted) -> dict[str, Tensor]:
+def _tensors(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     """The tensors of a checkpoint folder whose names `wanted` accepts; only the files that hold
     them are opened.
     """
@@ -233,7 +217,7 @@ def _tensors(folder: Path, wanted) -> dict[str, Tensor]:
     )
 
 
-def _tensors_of(path: Path, wanted) -> dict[str, Tensor]:
+def _tensors_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -1,8 +1,8 @@
 """An answer as this process knows it, and the frames that readers of it get.
 
-Readers hold on to the number of the last frame they saw. Numbers are made so that they mean the
-same before and after a restart, in every web process, and when nothing but the row is left: a
-frame's number says how much of the text it ends.
+Readers hold on to the offset of the last frame they saw (`seq` in the frame and in the row; not the
+seq of the worker's events). Offsets mean the same before and after a restart, in every web process,
+and when nothing but the row is left: a frame's offset says how much of the text it ends.
 
     1 ... 998        queued, rising with each change of the position
     999              started
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chat.conversations.rendering import to_html
-from chat.engine.request import Event
+from chat.engine.request import Event, interrupted
 from chat.models import Message
 
 STARTED, TEXT = 999, 1000
@@ -29,7 +29,7 @@ Status = Message.Status
 
 
 @dataclass(eq=False)
-class Answer:
+class LiveAnswer:
     """Written on the thread that follows the worker, read on any."""
 
     message_id: int
@@ -37,7 +37,7 @@ class Answer:
     content: str = ""
     status: str = Status.QUEUED
     position: int | None = None  # in the queue; 0 is next
-    position_number: int = 0  # of the frame that told it
+    position_offset: int = 0  # of the frame that told it
     finish_reason: str = ""
     usage: dict[str, Any] | None = None
     timings: dict[str, Any] | None = None
@@ -48,7 +48,7 @@ class Answer:
     _replayed: str = ""  # the text as the worker's log tells it, from the beginning
 
     @classmethod
-    def of_row(cls, message: Message) -> Answer:
+    def of_row(cls, message: Message) -> LiveAnswer:
         """What the row knows; ended unless it is in flight."""
         ended = not message.is_in_flight
         return cls(
@@ -65,19 +65,19 @@ class Answer:
         )
 
     @property
-    def seq(self) -> int:
-        """The number of the newest frame: what the row keeps."""
+    def offset(self) -> int:
+        """Of the newest frame: what the row keeps."""
         if self.status not in Message.IN_FLIGHT:
             return TEXT + len(self.content) + 1
         if self.content:
             return TEXT + len(self.content)
-        return STARTED if self.status == Status.STREAMING else self.position_number
+        return STARTED if self.status == Status.STREAMING else self.position_offset
 
     def take(self, event: Event) -> None:
         """The next event of the worker's log."""
         if event.type == "queued" and event.data["position"] != self.position:
             self.position = event.data["position"]
-            self.position_number = min(self.position_number + 1, STARTED - 1)
+            self.position_offset = min(self.position_offset + 1, STARTED - 1)
         elif event.type == "started":
             self.status = Status.STREAMING
         elif event.type == "delta":
@@ -107,12 +107,7 @@ class Answer:
 
     def interrupt(self, message: str) -> None:
         self.status, self.finish_reason = Status.INTERRUPTED, "abort"
-        self.error = {
-            "message": message,
-            "type": "server_error",
-            "param": None,
-            "code": "interrupted",
-        }
+        self.error = interrupted(message)
 
     def fail(self, error: dict[str, Any]) -> None:
         self.status, self.finish_reason, self.error = Status.FAILED, "error", error
@@ -127,11 +122,11 @@ class Answer:
         found = []
         common = {"message": self.message_id}
         waiting = self.status == Status.QUEUED and self.position is not None
-        if waiting and after < self.position_number:
+        if waiting and after < self.position_offset:
             found.append(
                 {
                     "type": "message.queued",
-                    "seq": self.position_number,
+                    "seq": self.position_offset,
                     **common,
                     "position": self.position,
                 }
@@ -151,7 +146,7 @@ class Answer:
     def _terminal_frame(self, common: dict[str, Any]) -> dict[str, Any]:
         # the page keeps the text then, until it is loaded anew
         html = self.html if len(self.html) <= LONGEST_HTML else ""
-        frame = {"seq": self.seq, **common, "status": str(self.status), "html": html}
+        frame = {"seq": self.offset, **common, "status": str(self.status), "html": html}
         frame |= {"finish_reason": self.finish_reason, "usage": self.usage, "timings": self.timings}
         if self.error is not None:
             return {"type": "message.failed", **frame, "error": self.error}

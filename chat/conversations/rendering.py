@@ -40,8 +40,10 @@ def _bare_address(state, silent) -> bool:
     if state.linkLevel or not state.src.startswith("://", state.pos):
         return False
     scheme = _SCHEME.search(state.pending[-6:])
-    match = scheme and _ADDRESS.match(state.src, state.pos - len(scheme[0]), state.posMax)
-    if not match:
+    if scheme is None:
+        return False
+    match = _ADDRESS.match(state.src, state.pos - len(scheme[0]), state.posMax)
+    if match is None:
         return False
     address = match[0].rstrip(".,:;!?*_~")
     if not silent:

@@ -28,7 +28,7 @@ def create_turn(
     ValidationError({field: ...}) names every problem; Conflict: an answer of this conversation is
     still being written.
     """
-    problems = {}
+    problems: dict[str, ValidationError] = {}
     content = _checked(_content, content, "content", problems)
     sampling = _checked(sampling_rules.checked, sampling, None, problems)
     if adapter is KEEP:

@@ -1,9 +1,9 @@
 """A tuned artefact as the engine sees it: a KV prefix, and the pool that keeps many of them at
 hand.
 
-P-tuning v2 learns `pre_seq_len` key and value vectors per layer (SPEC 6). Serving needs nothing
-else of a run, so an adapter is one tensor in `adapter.safetensors` beside a small `adapter.json`,
-whatever trained it.
+P-tuning v2 learns `pre_seq_len` key and value vectors per layer
+(docs/chatglm.md#9-prefix). Serving needs nothing else of a run, so an adapter is one
+tensor in `adapter.safetensors` beside a small `adapter.json`, whatever trained it.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from chat.checkpoints.adapter_files import DESCRIPTION, TENSOR, WEIGHTS
 from chat.engine.request import AdapterRef, RequestRefused
 
-TENSOR_NAME = "prefix"
-WEIGHTS_FILE = "adapter.safetensors"
-DESCRIPTION_FILE = "adapter.json"
+if TYPE_CHECKING:
+    from chat.engine.loading import Loaded
+
 FORMAT = 1
 
 
@@ -58,7 +60,7 @@ class KVPrefix:
         return self.tensor.shape[3]
 
 
-def _replace(path: Path, write) -> None:
+def _replace(path: Path, write: Callable[[str], object]) -> None:
     """Let `write(temporary path)` make the file, then move it into place in one step."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     os.close(handle)
@@ -83,8 +85,8 @@ def save(prefix: KVPrefix, folder: str | Path) -> str:
         )
     layers, _, kv_heads, pre_seq_len, head_dim = prefix.tensor.shape
     tensor = prefix.tensor.detach().to("cpu").contiguous()
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file({TENSOR_NAME: tensor}, path))
-    digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()
+    _replace(folder / WEIGHTS, lambda path: save_file({TENSOR: tensor}, path))
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     description = {
         "format": FORMAT,
         "layers": layers,
@@ -98,7 +100,7 @@ def save(prefix: KVPrefix, folder: str | Path) -> str:
         "metadata": prefix.metadata,
     }
     text = json.dumps(description, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
-    _replace(folder / DESCRIPTION_FILE, lambda path: Path(path).write_text(text, encoding="utf-8"))
+    _replace(folder / DESCRIPTION, lambda path: Path(path).write_text(text, encoding="utf-8"))
     return digest
 
 
@@ -108,19 +110,19 @@ def load(folder: str | Path) -> KVPrefix:
     """
     folder = Path(folder)
     try:
-        description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / WEIGHTS_FILE)
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        tensors = load_file(folder / WEIGHTS)
     except FileNotFoundError as error:
         raise AdapterInvalid(
             f"{folder} is not an adapter: {Path(error.filename or '').name} is missing"
         ) from error
     except (OSError, ValueError, SafetensorError) as error:
         raise AdapterInvalid(f"the adapter in {folder} cannot be read: {error}") from error
-    if not isinstance(description, dict) or TENSOR_NAME not in tensors:
+    if not isinstance(description, dict) or TENSOR not in tensors:
         raise AdapterInvalid(
-            f"{folder} holds tensors {sorted(tensors)}, an adapter holds '{TENSOR_NAME}'"
+            f"{folder} holds tensors {sorted(tensors)}, an adapter holds '{TENSOR}'"
         )
-    tensor = tensors[TENSOR_NAME]
+    tensor = tensors[TENSOR]
     names = ("layers", "kv_heads", "pre_seq_len", "head_dim")
     said = [description.get(name) for name in names]
     held = (
@@ -130,7 +132,7 @@ def load(folder: str | Path) -> KVPrefix:
     )
     if said != held:
         raise AdapterInvalid(
-            f"{DESCRIPTION_FILE} says {dict(zip(names, said, strict=True))}, the tensor has {held}"
+            f"{DESCRIPTION} says {dict(zip(names, said, strict=True))}, the tensor has {held}"
         )
     return KVPrefix(
         tensor=tensor,
@@ -140,7 +142,7 @@ def load(folder: str | Path) -> KVPrefix:
     )
 
 
-def check(prefix: KVPrefix, loaded: Any) -> None:
+def check(prefix: KVPrefix, loaded: Loaded) -> None:
     """Refuse an adapter that does not fit the loaded checkpoint (chat.engine.loading.Loaded),
     naming both sides.
     """
@@ -190,7 +192,7 @@ class AdapterPool:
     and may read the disk; `on_device` belongs to the engine's thread and only copies.
     """
 
-    def __init__(self, loaded: Any, device_bytes: int = 3 << 30, host_bytes: int = 16 << 30):
+    def __init__(self, loaded: Loaded, device_bytes: int = 3 << 30, host_bytes: int = 16 << 30):
         self._loaded = loaded
         self._device_bytes, self._host_bytes = device_bytes, host_bytes
         self._entries: OrderedDict[str, _Resident] = OrderedDict()

@@ -17,6 +17,8 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from chat.engine.loading import Loaded
+
 NAME = "rows_of_similar_length"
 CALL_BYTES = 100_000  # a call costs as much time as reading so many bytes of keys and values
 
@@ -73,7 +75,7 @@ AttentionInterface.register(NAME, _grouped)
 
 
 @contextlib.contextmanager
-def rows_of_similar_length(loaded: Any, widths: Sequence[int]) -> Iterator[None]:
+def rows_of_similar_length(loaded: Loaded, widths: Sequence[int]) -> Iterator[None]:
     """For one decode step: widths[i] columns of row i are seen, from the first on. Changes nothing
     where it would not pay.
     """

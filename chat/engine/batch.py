@@ -5,19 +5,19 @@ they leave behind.
 from __future__ import annotations
 
 from chat.engine.adapters import AdapterPool
-from chat.engine.kv_cache import SlotCache
-from chat.engine.prompt_cache import PromptStore, common_length
+from chat.engine.kv_cache import KVCache
+from chat.engine.prompt_cache import PromptCache, common_length
 from chat.engine.sequence import Sequence
 
 
-class Rows:
+class RunningBatch:
     """Sequences by slot, without gaps; the first `decoding` are past their prompt. Belongs to the
     engine's thread.
 
     prompts: keys and values of earlier prompts, None where the architecture cannot reuse any.
     """
 
-    def __init__(self, cache: SlotCache, adapters: AdapterPool, prompts: PromptStore | None):
+    def __init__(self, cache: KVCache, adapters: AdapterPool, prompts: PromptCache | None):
         self.cache, self.adapters, self.prompts = cache, adapters, prompts
         self.decoding = 0
         self._rows: list[Sequence] = []
@@ -26,37 +26,41 @@ class Rows:
         return len(self._rows)
 
     @property
-    def answering(self) -> list[Sequence]:
+    def decoding_rows(self) -> list[Sequence]:
         return self._rows[: self.decoding]
 
     @property
-    def prefilling(self) -> list[Sequence]:
+    def prefilling_rows(self) -> list[Sequence]:
         return self._rows[self.decoding :]
 
-    def settle(self, sequence: Sequence) -> None:
+    def admit(self, sequence: Sequence) -> None:
         """Give a sequence the next slot and what needs no compute: its prefix, and what others have
         computed of its prompt.
 
         Raises what goes wrong (no memory); the sequence has no slot then.
         """
-        slot, first = len(self._rows), sequence.places.prefix
+        slot, first = len(self._rows), sequence.positions.prefix
         self.cache.reserve(first + len(sequence.prompt) + sequence.new_tokens_limit, slot)
         if sequence.prefix is not None:
             self.cache.put(slot, 0, self.adapters.on_device(sequence.adapter_name, sequence.prefix))
             sequence.prefix = None
-        sequence.done = self._take_over(sequence, slot)
-        sequence.columns = first + sequence.done
+        sequence.num_computed_tokens = self._reuse_prompt(sequence, slot)
+        sequence.kv_length = first + sequence.num_computed_tokens
         sequence.slot = slot
         self._rows.append(sequence)
 
-    def _take_over(self, sequence: Sequence, slot: int) -> int:
+    def _reuse_prompt(self, sequence: Sequence, slot: int) -> int:
         """Copies the longest beginning of the prompt that is known, and returns its length: never
         all, the last token must be computed. Several answers to one prompt, or a system prompt that
         all share, are computed once.
         """
         if self.prompts is None:
             return 0
-        adapter, wanted, first = sequence.adapter_name, sequence.prompt[:-1], sequence.places.prefix
+        adapter, wanted, first = (
+            sequence.adapter_name,
+            sequence.prompt[:-1],
+            sequence.positions.prefix,
+        )
         source, length = None, self.prompts.shortest - 1
         for row in self._rows:
             if (
@@ -76,7 +80,7 @@ class Rows:
         self.cache.put(slot, first, self.cache.take(source.slot, first, first + length))
         return length
 
-    def advance(self) -> None:
+    def promote(self) -> None:
         """Counts those as answering whose prompt is done. They come in slot order: only the last of
         a step can be cut short.
         """
@@ -95,7 +99,7 @@ class Rows:
         if sequence.finish_reason == "error":
             self.cache.wipe(slot)
         elif self.prompts is not None:
-            self._remember(sequence)
+            self._store_prompt(sequence)
         if slot < self.decoding:
             self.decoding -= 1
             self._move(self.decoding, slot)
@@ -116,12 +120,12 @@ class Rows:
     def _move(self, source: int, target: int) -> None:
         if source != target:
             row = self._rows[source]
-            self.cache.move(source, target, row.columns)
+            self.cache.move(source, target, row.kv_length)
             self._rows[target], row.slot = row, target
 
-    def _remember(self, sequence: Sequence) -> None:
+    def _store_prompt(self, sequence: Sequence) -> None:
         assert self.prompts is not None
-        ids, first = sequence.computed, sequence.places.prefix
+        ids, first = sequence.computed, sequence.positions.prefix
         if self.prompts.wants(sequence.adapter_name, ids):
             self.prompts.keep(
                 sequence.adapter_name, ids, self.cache.take(sequence.slot, first, first + len(ids))

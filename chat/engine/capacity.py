@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
-from chat.engine.kv_cache import SlotCache
+from chat.engine.kv_cache import KVCache
+
+if TYPE_CHECKING:
+    from chat.engine.loading import Loaded
 
 MOST_ROWS = {"cpu": 32, "cuda": 128}
 # of free memory; the rest is for activations, adapters, the prompt store and a trainer beside it
 CACHE_SHARE = 0.4
 LAST_RESORT_SHARE = 0.85  # for the first row alone
-PROMPT_STORE_SHARE = 0.05
+PROMPT_CACHE_SHARE = 0.05
 # tokens a request, unless asked for more: slots are as long as the longest request may be
 MAX_LENGTH = 8192
 
@@ -30,7 +33,7 @@ class Capacity:
     rows: int
     max_length: int
     columns: int
-    prompt_store_bytes: int
+    prompt_cache_bytes: int
     free_bytes: int
 
 
@@ -46,7 +49,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def capacity_for(
-    loaded: Any,
+    loaded: Loaded,
     max_rows: int | None,
     max_length: int | None,
     prefix_room: int,
@@ -55,7 +58,7 @@ def capacity_for(
     """Raises ValueError when not even one request fits."""
     length = min(max_length or MAX_LENGTH, loaded.context_length)
     columns = length + prefix_room
-    per_row = SlotCache.bytes_per_row(
+    per_row = KVCache.bytes_per_row(
         layers=loaded.layers,
         kv_heads=loaded.kv_heads,
         head_dim=loaded.head_dim,
@@ -73,4 +76,4 @@ def capacity_for(
             f"{free >> 20} MiB are free: "
             "lower the maximum length"
         )
-    return Capacity(rows, length, columns, int(free * PROMPT_STORE_SHARE), free)
+    return Capacity(rows, length, columns, int(free * PROMPT_CACHE_SHARE), free)

@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from chat.engine.attention import rows_of_similar_length
-from chat.engine.kv_cache import SlotCache
-from chat.engine.positions import Places, decode_mask
+from chat.engine.kv_cache import KVCache
+from chat.engine.loading import Loaded
+from chat.engine.masks import decode_mask
+from chat.engine.positions import PositionPlan, Positions
 
 log = logging.getLogger(__name__)
 
@@ -31,17 +33,22 @@ WARM_UP = 2
 class EagerDecoder:
     """The plain way: exact shapes, the model's ordinary forward."""
 
-    def __init__(self, loaded: Any, cache: SlotCache, positions: Any):
+    def __init__(self, loaded: Loaded, cache: KVCache, positions: Positions):
         self.loaded, self.cache, self.positions = loaded, cache, positions
 
     def run(
-        self, *, first: int, ids: Sequence[int], columns: Sequence[int], places: Sequence[Places]
+        self,
+        *,
+        first: int,
+        ids: Sequence[int],
+        columns: Sequence[int],
+        plans: Sequence[PositionPlan],
     ) -> torch.Tensor:
         """Feed ids[i] to row first + i at cache column columns[i]; logits [rows, vocabulary]."""
         device = self.loaded.device
-        indices = [column - place.prefix for column, place in zip(columns, places, strict=True)]
+        indices = [column - plan.prefix for column, plan in zip(columns, plans, strict=True)]
         numbers = torch.tensor([list(ids), list(columns)], device=device)
-        positions = torch.tensor(self.positions.decode(places, indices), device=device)
+        positions = torch.tensor(self.positions.decode(plans, indices), device=device)
         rows = torch.arange(first, first + len(ids), device=device)
         with rows_of_similar_length(self.loaded, [column + 1 for column in columns]):
             return self._forward(numbers[0], numbers[1], positions, rows, max(columns) + 1, first)
@@ -55,7 +62,7 @@ class EagerDecoder:
         width: int,
         first: int,
     ) -> torch.Tensor:
-        self.cache.aim_decode(rows, columns, width, first)
+        self.cache.set_decode_target(rows, columns, width, first)
         output = self.loaded.model(
             input_ids=ids[:, None],
             position_ids=self.positions.shape(positions, ids.shape[0]),
@@ -82,7 +89,7 @@ class _Buffers:
 class StaticDecoder(EagerDecoder):
     """Padded to buckets over fixed buffers; captured and replayed when `capture` (CUDA only)."""
 
-    def __init__(self, loaded: Any, cache: SlotCache, positions: Any, capture: bool):
+    def __init__(self, loaded: Loaded, cache: KVCache, positions: Positions, capture: bool):
         super().__init__(loaded, cache, positions)
         self.capture = capture
         self.buckets = [bucket for bucket in ROW_BUCKETS if bucket < cache.rows] + [cache.rows]
@@ -91,13 +98,18 @@ class StaticDecoder(EagerDecoder):
         self._pool = torch.cuda.graph_pool_handle() if capture else None
 
     def run(
-        self, *, first: int, ids: Sequence[int], columns: Sequence[int], places: Sequence[Places]
+        self,
+        *,
+        first: int,
+        ids: Sequence[int],
+        columns: Sequence[int],
+        plans: Sequence[PositionPlan],
     ) -> torch.Tensor:
         if first:  # rows run one by one after a fault: rare, not worth a graph
-            return super().run(first=first, ids=ids, columns=columns, places=places)
+            return super().run(first=first, ids=ids, columns=columns, plans=plans)
         bucket = next(bucket for bucket in self.buckets if bucket >= len(ids))
         width = min(-(-(max(columns) + 1) // WIDTH_STEP) * WIDTH_STEP, self.cache.columns)
-        buffers = self._fill(bucket, ids, columns, places)
+        buffers = self._fill(bucket, ids, columns, plans)
         if not self.capture:
             return self._static_forward(buffers, width)[: len(ids)]
         if (bucket, width) not in self._graphs:
@@ -113,12 +125,12 @@ class StaticDecoder(EagerDecoder):
         return logits[: len(ids)].clone()
 
     def _fill(
-        self, bucket: int, ids: Sequence[int], columns: Sequence[int], places: Sequence[Places]
+        self, bucket: int, ids: Sequence[int], columns: Sequence[int], plans: Sequence[PositionPlan]
     ) -> _Buffers:
         device = self.loaded.device
-        indices = [column - place.prefix for column, place in zip(columns, places, strict=True)]
+        indices = [column - plan.prefix for column, plan in zip(columns, plans, strict=True)]
         padding = bucket - len(ids)
-        positions = [*self.positions.decode(places, indices), *[self.positions.padding] * padding]
+        positions = [*self.positions.decode(plans, indices), *[self.positions.padding] * padding]
         host = _Buffers(
             torch.tensor([*ids, *[0] * padding]),
             torch.tensor([*columns, *[self.cache.trash_column] * padding]),
@@ -155,7 +167,7 @@ class StaticDecoder(EagerDecoder):
         return graph, logits
 
 
-def decoder_for(loaded: Any, cache: SlotCache, positions: Any) -> EagerDecoder:
+def decoder_for(loaded: Loaded, cache: KVCache, positions: Positions) -> EagerDecoder:
     """Graphs on one CUDA device; the plain way elsewhere (a model spread over devices cannot be
     captured whole).
     """

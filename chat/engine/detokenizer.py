@@ -1,10 +1,7 @@
-"""Answers' tokens to text as they come: incremental decoding, and ChatGLM's cleaning of what was
-decoded.
-"""
+"""Answers' tokens to text as they come."""
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -12,17 +9,15 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 
 
-def text_stream(tokenizer: Any) -> TextStream:
+def detokenizer(tokenizer: Any) -> IncrementalDetokenizer:
     """An incremental decode of one answer."""
-    if hasattr(tokenizer, "stream"):  # ChatGLM's own
-        return tokenizer.stream()
     backend = getattr(tokenizer, "_tokenizer", None)
     if backend is not None and type(backend).__module__.startswith("tokenizers"):
-        return _BackendStream(backend, tokenizer)
-    return _WindowStream(tokenizer)
+        return FastIncrementalDetokenizer(backend, tokenizer)
+    return SlowIncrementalDetokenizer(tokenizer)
 
 
-class TextStream(ABC):
+class IncrementalDetokenizer(ABC):
     """Tokens to text, one by one: never half a character, constant time a token."""
 
     @abstractmethod
@@ -34,7 +29,7 @@ class TextStream(ABC):
         """What was held back at the end, incomplete characters as U+FFFD."""
 
 
-class _WindowStream(TextStream):
+class SlowIncrementalDetokenizer(IncrementalDetokenizer):
     """Decodes a short window twice and gives out the difference: right for any tokenizer, about 5
     microseconds a token.
     """
@@ -61,7 +56,7 @@ class _WindowStream(TextStream):
         return now[len(before) :]
 
 
-class _BackendStream(TextStream):
+class FastIncrementalDetokenizer(IncrementalDetokenizer):
     """tokenizers' own DecodeStream: about 1 microsecond a token at any length (design measurement:
     23-102 for a re-decode).
     """
@@ -72,7 +67,7 @@ class _BackendStream(TextStream):
         self._held: list[int] = []  # since the last text that came out, for the flush
         # the tokens of that text: context in which the held ones are spelled
         self._last: list[int] = []
-        self._fallback: _WindowStream | None = None
+        self._fallback: SlowIncrementalDetokenizer | None = None
 
     def step(self, token_id: int) -> str:
         if self._fallback is not None:
@@ -96,71 +91,7 @@ class _BackendStream(TextStream):
             self._fallback = self._window()
         return self._fallback.flush()
 
-    def _window(self) -> _WindowStream:
-        window = _WindowStream(self._tokenizer, [*self._last, *self._held])
+    def _window(self) -> SlowIncrementalDetokenizer:
+        window = SlowIncrementalDetokenizer(self._tokenizer, [*self._last, *self._held])
         window._read = len(self._last)
         return window
-
-
-TRAINING_TIME, TRAINING_TIME_ANSWER = "[[训练时间]]", "2023年"
-_MARKS = {",": "，", "!": "！", ":": "：", ";": "；", "?": "？"}
-
-
-def clean_chatglm(text: str) -> str:
-    """Upstream's process_response (SPEC 5): strip, fill in the training time, full-width marks
-    beside Chinese characters.
-    """
-    return _widen(text.strip().replace(TRAINING_TIME, TRAINING_TIME_ANSWER))
-
-
-def _widen(text: str) -> str:
-    for narrow, wide in _MARKS.items():
-        text = re.sub(f"([\u4e00-\u9fff]){re.escape(narrow)}", rf"\1{wide}", text)
-        text = re.sub(f"{re.escape(narrow)}([\u4e00-\u9fff])", rf"{wide}\1", text)
-    return text
-
-
-class AnswerCleaner:
-    """`clean_chatglm` on a stream. Text whose cleaning still depends on what follows is held back.
-
-    feed(piece) + ... + flush() is clean_chatglm(all pieces), in time linear in the text.
-    """
-
-    def __init__(self) -> None:
-        self._pending = ""  # raw, not yet given out
-        self._before = ""  # the last character given out, context for a mark that follows
-        self._started = False
-
-    def feed(self, piece: str) -> str:
-        self._pending += piece
-        if not self._started:
-            self._pending = self._pending.lstrip()
-            self._started = bool(self._pending)
-        return self._give(self._settled())
-
-    def flush(self) -> str:
-        self._pending = self._pending.rstrip()
-        return self._give(len(self._pending))
-
-    def _settled(self) -> int:
-        """How much of the pending text cannot change any more."""
-        text = self._pending
-        end = len(text.rstrip())
-        for size in range(min(len(TRAINING_TIME) - 1, end), 0, -1):
-            if TRAINING_TIME.startswith(text[end - size : end]) and end == len(text):
-                end -= size
-                break
-        while end and text[end - 1] in _MARKS:
-            end -= 1
-        return end
-
-    def _give(self, end: int) -> str:
-        if not end:
-            return ""
-        settled, following = self._pending[:end], self._pending[end : end + 1]
-        self._pending = self._pending[end:]
-        settled = settled.replace(TRAINING_TIME, TRAINING_TIME_ANSWER)
-        cleaned = _widen(self._before + settled + following)
-        cleaned = cleaned[len(self._before) : len(cleaned) - len(following)]
-        self._before = cleaned[-1:] or self._before
-        return cleaned

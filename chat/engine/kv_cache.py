@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from transformers import Cache
@@ -47,12 +48,12 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
-class SlotCache(Cache):
+class KVCache(Cache):
     """Keys and values of `rows` requests of at most `columns` tokens (prefix included).
 
     Memory is one tensor [layers, 2, rows, kv_heads, columns, head_dim] per device; index 0 of
-    dimension 1 is the key. Before each forward the engine says where the new keys go: `aim_prefill`
-    or `aim_decode`.
+    dimension 1 is the key. Before each forward the engine says where the new keys go:
+    `set_prefill_target` or `set_decode_target`.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class SlotCache(Cache):
 
     # -- where the next forward writes
 
-    def aim_prefill(self, first: int, starts: Sequence[int], fresh: Sequence[int]) -> int:
+    def set_prefill_target(self, first: int, starts: Sequence[int], fresh: Sequence[int]) -> int:
         """Rows first, first+1, ...: row i takes its last `fresh[i]` queries at columns starts[i],
         starts[i]+1, ...
 
@@ -139,7 +140,7 @@ class SlotCache(Cache):
         self._width = max(start + count for start, count in zip(starts, fresh, strict=True))
         return self._width
 
-    def aim_decode(
+    def set_decode_target(
         self, row_index: torch.Tensor, column_index: torch.Tensor, width: int, first: int = 0
     ) -> None:
         """One new token in each row: row_index[i] (counted from 0) at column column_index[i];
@@ -149,14 +150,19 @@ class SlotCache(Cache):
         self._row_index, self._column_index = row_index, column_index
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args, **kwargs
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Store [batch, kv_heads, queries, head_dim] keys and values; return those of every column
         in use.
         """
         keys, values = self._keys[layer_idx], self._values[layer_idx]
-        if self._row_index is not None:
-            rows, columns = self._row_index, self._column_index
+        rows, columns = self._row_index, self._column_index
+        if rows is not None and columns is not None:
             if rows.device != keys.device:
                 rows, columns = rows.to(keys.device), columns.to(keys.device)
             keys[rows, :, columns] = key_states[:, :, 0]

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint, read_config
 from chat.engine.capacity import free_memory
-from chat.engine.prompts import Prompter, prompter_for
+from chat.engine.families import Family, family_of
+from chat.engine.prompts import Prompter
 from chat.ops.cpu_linear import accelerate_linear
 
 # What transformers, torch, safetensors and tokenizers raise on files that are damaged or belong to
@@ -34,12 +35,10 @@ BROKEN_FILES = (
 class Loaded:
     """A frozen base model and what belongs to it.
 
-    shifts_positions: where a prefix stands before the prompt, does the first position move by its
-    length (peft's rule)? bidirectional_prompt: the prompt sees itself in both directions (ChatGLM),
-    so it is prefilled in one piece.
+    context_length: tokens of prompt and answer together.
     """
 
-    model: torch.nn.Module
+    model: PreTrainedModel
     tokenizer: Any
     prompter: Prompter
     folder: str
@@ -50,11 +49,12 @@ class Loaded:
     layers: int
     kv_heads: int
     head_dim: int
-    shifts_positions: bool
+    family: Family
 
     @property
-    def bidirectional_prompt(self) -> bool:
-        return self.model.config.model_type == "chatglm"
+    def shifts_positions(self) -> bool:
+        """Does a prefix move the prompt's first position by its length?"""
+        return self.family.shifts_positions
 
     @property
     def vocabulary(self) -> int:
@@ -81,9 +81,9 @@ def load(
     folder = str(folder)
     describe(folder)
     disable_progress_bar()  # it would fill the log files
-    import chat.chatglm  # noqa: F401  registers its Auto classes
-
     raw = read_config(folder)
+    family = _known_family(raw)
+    family.register()
     device = torch.device(device) if device is not None else default_device()
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     if dtype is None:
@@ -92,7 +92,7 @@ def load(
         )
         dtype = torch.float32 if device.type == "cpu" else own
     if quantization_bit:
-        if raw["model_type"] != "chatglm":
+        if not family.can_quantize:
             raise CheckpointInvalid(
                 "config_invalid",
                 "quantization_bit applies to ChatGLM-6B checkpoints only",
@@ -107,14 +107,9 @@ def load(
         raise CheckpointInvalid(
             "tokenizer_missing", f"the tokenizer cannot be loaded: {error}"
         ) from error
-    if raw["model_type"] == "chatglm" and len(tokenizer) > config.vocab_size:
-        # Without its tokenizer_config.json a published folder's ids would all be 20,000 too high.
-        raise CheckpointInvalid(
-            "tokenizer_missing",
-            f"the tokenizer has ids up to {len(tokenizer) - 1}, the model's vocabulary is "
-            f"{config.vocab_size}: "
-            "is its tokenizer_config.json missing?",
-        )
+    fault = family.tokenizer_fault(tokenizer, config)
+    if fault:
+        raise CheckpointInvalid("tokenizer_missing", fault)
     # On a GPU each weight goes straight there (and is packed there); several GPUs share the layers.
     placement = {}
     if device.type == "cuda":
@@ -145,7 +140,7 @@ def load(
 
 
 def from_parts(
-    model: torch.nn.Module,
+    model: PreTrainedModel,
     tokenizer: Any,
     *,
     folder: str = "",
@@ -158,13 +153,16 @@ def from_parts(
     """
     model.eval().requires_grad_(False)
     accelerate_linear(model, free_memory(torch.device("cpu")))
+    family = _known_family(model.config.to_dict())
     config = model.config.get_text_config()
     parameter = next(model.parameters())
     heads = config.num_attention_heads
     return Loaded(
         model=model,
         tokenizer=tokenizer,
-        prompter=prompter_for(tokenizer, model.config, getattr(model, "generation_config", None)),
+        prompter=family.prompter(
+            tokenizer, model.config, getattr(model, "generation_config", None)
+        ),
         folder=folder,
         fingerprint=fingerprint_,
         device=device or parameter.device,
@@ -173,8 +171,17 @@ def from_parts(
         layers=config.num_hidden_layers,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        shifts_positions=config.model_type != "chatglm",
+        family=family,
     )
+
+
+def _known_family(config: dict[str, Any]) -> Family:
+    family = family_of(config)
+    if family is None:
+        raise CheckpointInvalid(
+            "unknown_model_type", f"{config.get('model_type')!r} is no architecture known here"
+        )
+    return family
 
 
 def _context_length(config: Any) -> int:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from chat.engine.request import FinishReason, Request, RequestRefused, Sink
-from chat.engine.sequence import Ended, Sequence
+from chat.engine.sequence import OnEnd, Sequence
 
 
 @dataclass(frozen=True)
-class Answer:
+class GenerationOutput:
     """What became of one request. `error` is OpenAI's error object, or None."""
 
     id: str
@@ -23,26 +23,26 @@ class Answer:
     error: dict[str, Any] | None = None
 
 
-class AnswerCollector:
+class OutputCollector:
     """`answers` by request id; filled on the engine's thread, waited for on another."""
 
     def __init__(self) -> None:
-        self.answers: dict[str, Answer] = {}
+        self.outputs: dict[str, GenerationOutput] = {}
         self._changed = threading.Condition()
 
     def submit(
-        self, request: Request, submit: Callable[[Request, Sink, Ended], None], wait: bool
+        self, request: Request, submit: Callable[[Request, Sink, OnEnd], None], wait: bool
     ) -> bool:
         """Hand a request in. False: the queue is full, try again (only if `wait`); any other
         refusal is its answer.
         """
         try:
-            submit(request, lambda event: None, self._ended)
+            submit(request, lambda event: None, self._on_end)
         except RequestRefused as refusal:
             if refusal.code == "queue_full" and wait:
                 return False
             usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-            self.answers[request.id] = Answer(
+            self.outputs[request.id] = GenerationOutput(
                 request.id, "", (), "error", usage, refusal.as_error()
             )
         return True
@@ -51,16 +51,16 @@ class AnswerCollector:
         with self._changed:
             self._changed.wait(timeout=seconds)
 
-    def _ended(self, sequence: Sequence) -> None:
+    def _on_end(self, sequence: Sequence) -> None:
         reason = sequence.finish_reason or "error"
-        answer = Answer(
+        output = GenerationOutput(
             sequence.id,
             sequence.text,
-            tuple(sequence.answer),
+            tuple(sequence.output_ids),
             reason,
             sequence.usage(),
             sequence.error,
         )
         with self._changed:
-            self.answers[sequence.id] = answer
+            self.outputs[sequence.id] = output
             self._changed.notify_all()

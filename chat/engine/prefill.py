@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from chat.engine.kv_cache import SlotCache
-from chat.engine.positions import prefill_mask
+from chat.engine.kv_cache import KVCache
+from chat.engine.loading import Loaded
+from chat.engine.masks import prefill_mask
+from chat.engine.positions import Positions
 from chat.engine.sequence import Sequence
 
 # padded / real tokens that a batched prefill may cost on a CPU; a GPU is idle on small forwards
@@ -21,7 +23,7 @@ class Prefiller:
     rectangle.
     """
 
-    def __init__(self, loaded: Any, cache: SlotCache, positions: Any):
+    def __init__(self, loaded: Loaded, cache: KVCache, positions: Positions):
         self._loaded, self._cache, self._positions = loaded, cache, positions
         self.slack = PADDING_WASTE if loaded.device.type == "cpu" else PADDING_WASTE_ON_GPU
 
@@ -34,16 +36,16 @@ class Prefiller:
         positions: list[Any] = []
         for row, count in zip(rows, counts, strict=True):
             pad = queries - count
-            ids += [0] * pad + row.prompt[row.done : row.done + count]
+            ids += [0] * pad + row.prompt[row.num_computed_tokens : row.num_computed_tokens + count]
             positions += [self._positions.padding] * pad + self._positions.prefill(
-                row.places, row.done, count
+                row.positions, row.num_computed_tokens, count
             )
-        places, starts = [row.places for row in rows], [row.columns for row in rows]
-        width = self._cache.aim_prefill(rows[0].slot, starts, counts)
+        plans, starts = [row.positions for row in rows], [row.kv_length for row in rows]
+        width = self._cache.set_prefill_target(rows[0].slot, starts, counts)
         output = self._loaded.model(
             input_ids=torch.tensor(ids, device=device).view(len(rows), queries),
             position_ids=self._positions.shape(torch.tensor(positions, device=device), len(rows)),
-            attention_mask=prefill_mask(places, starts, counts, width, self._loaded.dtype, device),
+            attention_mask=prefill_mask(plans, starts, counts, width, self._loaded.dtype, device),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,

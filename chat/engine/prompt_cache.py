@@ -17,7 +17,7 @@ class _Kept:
     tensor: torch.Tensor  # [layers, 2, kv_heads, tokens, head_dim], without the adapter's prefix
 
 
-class PromptStore:
+class PromptCache:
     """Least recently used, bounded in bytes and in number, since each is looked at whenever a
     request comes. Keys and values depend on what stands before, so the adapter is part of the key.
     shortest: tokens below which nothing is reused.

@@ -7,13 +7,12 @@ pieces.
 
 from __future__ import annotations
 
-import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from chat.engine.detokenizer import AnswerCleaner, TextStream, clean_chatglm, text_stream
+from chat.engine.detokenizer import IncrementalDetokenizer, detokenizer
 from chat.engine.request import RequestRefused
 
 ROLES = ("system", "user", "assistant")
@@ -38,6 +37,13 @@ def checked(messages: Messages) -> list[dict[str, str]]:
     if not any(message["content"].strip() for message in messages):
         raise RequestRefused("empty_prompt", "the messages hold no text", param="messages")
     return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+class Cleaner(Protocol):
+    """Tidies a stream of text. feed(piece) + ... + flush() is `Prompter.clean` of all pieces."""
+
+    def feed(self, piece: str) -> str: ...
+    def flush(self) -> str: ...
 
 
 class Prompter(ABC):
@@ -82,11 +88,11 @@ class Prompter(ABC):
         """The architecture's own post-processing of an answer."""
         return text
 
-    def text_stream(self) -> TextStream:
+    def detokenizer(self) -> IncrementalDetokenizer:
         """An incremental `decode`."""
-        return text_stream(self.tokenizer)
+        return detokenizer(self.tokenizer)
 
-    def cleaner(self) -> AnswerCleaner | None:
+    def cleaner(self) -> Cleaner | None:
         """An incremental `clean`; None where `clean` is the identity."""
         return None
 
@@ -121,182 +127,3 @@ class Prompter(ABC):
             )
             ids = self._render(messages)
         return ids
-
-
-class TemplatePrompter(Prompter):
-    """The tokenizer's own chat template; without one (a plain base model) the contents are joined
-    by line ends.
-    """
-
-    def __init__(self, tokenizer: Any, end_ids: frozenset[int]):
-        super().__init__(tokenizer)
-        self.end_ids = end_ids
-        special = {str(token) for token in tokenizer.all_special_tokens}
-        decoder = getattr(tokenizer, "added_tokens_decoder", {})
-        special |= {str(token) for token in decoder.values() if getattr(token, "special", False)}
-        self._special = (
-            re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-            if special
-            else None
-        )
-        self._end = self._end_of_answer()
-
-    def _end_of_answer(self) -> int:
-        """The token that the template puts behind an answer, if it ends generation; else the
-        tokenizer's own.
-        """
-        if self.tokenizer.chat_template:
-            probe = "\ue0a1"
-            messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": probe}]
-            tail = self.tokenizer.apply_chat_template(messages, tokenize=False).rpartition(probe)[2]
-            first = self.tokenizer.encode(tail, add_special_tokens=False)[:1]
-            if first and first[0] in self.end_ids:
-                return first[0]
-        if self.tokenizer.eos_token_id is not None:
-            return self.tokenizer.eos_token_id
-        if self.end_ids:
-            return min(self.end_ids)
-        raise ValueError("neither tokenizer nor configuration names a token that ends an answer")
-
-    def _render(self, messages: list[dict[str, str]]) -> list[int]:
-        if not self.tokenizer.chat_template:
-            text = "\n".join(message["content"] for message in messages)
-            ids = self.tokenizer.encode(text, add_special_tokens=True, split_special_tokens=True)
-            return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
-        if self._special is None or not any(
-            self._special.search(message["content"]) for message in messages
-        ):
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
-            return self.tokenizer.encode(text, add_special_tokens=False)
-        # A content spells a control token: the template goes around stand-ins, and contents are
-        # encoded apart from it.
-        stand_ins = [f"\ue0a1{number}\ue0a2" for number in range(len(messages))]
-        posed = [
-            {**message, "content": mark} for message, mark in zip(messages, stand_ins, strict=True)
-        ]
-        text = self.tokenizer.apply_chat_template(posed, tokenize=False, add_generation_prompt=True)
-        ids: list[int] = []
-        for part in re.split("(\ue0a1[0-9]+\ue0a2)", text):
-            if part in stand_ins:
-                ids += self._encode(messages[stand_ins.index(part)]["content"])
-            elif part:
-                ids += self.tokenizer.encode(part, add_special_tokens=False)
-        return ids
-
-    def response_ids(self, text: str) -> list[int]:
-        with self._lock:
-            return [*self._encode(text), self._end]
-
-    def training_ids(
-        self, messages: Messages, response: str, max_source_length: int, max_target_length: int
-    ) -> tuple[list[int], list[int]]:
-        prompt = self.prompt_ids(messages, max_source_length)
-        answer = [*self.response_ids(response)[:-1][: max_target_length - 1], self._end]
-        return prompt + answer, [IGNORED] * len(prompt) + answer
-
-
-class ChatGLMPrompter(Prompter):
-    """ChatGLM-6B: rounds written out in Chinese, then [gMASK] and <sop> (SPEC 5 "Chat", 8).
-
-    There is no system role upstream; a system message goes as a first line before the first
-    question.
-    """
-
-    def __init__(self, tokenizer: Any, config: Any):
-        super().__init__(tokenizer)
-        self._gmask, self._sop, self._eop = (
-            config.gmask_token_id,
-            config.bos_token_id,
-            config.eos_token_id,
-        )
-        self.end_ids = frozenset({self._eop})
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
-
-    def text(self, messages: Messages, always_rounds: bool = False) -> str:
-        """The prompt as text. `always_rounds`: the round format even without history, as upstream
-        trains on history columns.
-        """
-        system = "\n".join(
-            message["content"] for message in messages if message["role"] == "system"
-        )
-        rounds: list[list[str]] = []
-        for message in messages:
-            if message["role"] == "user":
-                rounds.append([message["content"]])
-            elif message["role"] == "assistant":
-                if not rounds or len(rounds[-1]) == 2:
-                    rounds.append([""])
-                rounds[-1].append(message["content"])
-        if not rounds or len(rounds[-1]) == 2:
-            raise RequestRefused(
-                "invalid_value", "the last message must be the user's", param="messages"
-            )
-        if system:
-            rounds[0][0] = f"{system}\n{rounds[0][0]}"
-        *history, (query,) = rounds
-        if not history and not always_rounds:
-            return query
-        lines = []
-        for number, past in enumerate(history):
-            answer = past[1] if len(past) == 2 else ""
-            lines.append(f"[Round {number}]\n问：{past[0]}\n答：{answer}\n")
-        return "".join(lines) + f"[Round {len(history)}]\n问：{query}\n答："
-
-    def _render(self, messages: list[dict[str, str]]) -> list[int]:
-        return [*self._encode(self.text(messages)), self._gmask, self._sop]
-
-    def _fit(self, messages: list[dict[str, str]], max_length: int) -> list[int]:
-        """Upstream cuts the end of the text, counting the two control tokens (SPEC 5
-        "Truncation").
-        """
-        return [*self._encode(self.text(messages))[: max_length - 2], self._gmask, self._sop]
-
-    def response_ids(self, text: str) -> list[int]:
-        with self._lock:
-            return [*self._encode(text), self._eop]
-
-    def training_ids(
-        self,
-        messages: Messages,
-        response: str,
-        max_source_length: int,
-        max_target_length: int,
-        always_rounds: bool = False,
-    ) -> tuple[list[int], list[int]]:
-        """SPEC 8: source cut to max_source_length - 1, target to max_target_length - 2; <sop>
-        itself is a label.
-        """
-        with self._lock:
-            source = self._encode(self.text(checked(messages), always_rounds))[
-                : max_source_length - 1
-            ]
-            target = self._encode(response)[: max_target_length - 2]
-        ids = [*source, self._gmask, self._sop, *target, self._eop]
-        start = len(source) + 1
-        return ids, [IGNORED] * start + ids[start:]
-
-    def clean(self, text: str) -> str:
-        return clean_chatglm(text)
-
-    def cleaner(self) -> AnswerCleaner:
-        return AnswerCleaner()
-
-
-def _ids(value: Any) -> set[int]:
-    if value is None:
-        return set()
-    return {int(value)} if isinstance(value, int) else {int(item) for item in value}
-
-
-def prompter_for(tokenizer: Any, config: Any, generation_config: Any = None) -> Prompter:
-    """The prompter of a checkpoint, from its tokenizer and (generation) configuration."""
-    if getattr(config, "model_type", None) == "chatglm":
-        return ChatGLMPrompter(tokenizer, config)
-    end_ids = _ids(getattr(generation_config, "eos_token_id", None)) | _ids(
-        getattr(config, "eos_token_id", None)
-    )
-    return TemplatePrompter(tokenizer, frozenset(end_ids | _ids(tokenizer.eos_token_id)))

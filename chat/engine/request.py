@@ -7,37 +7,74 @@ No torch here, so that the web process can import it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
+EventType = Literal["queued", "started", "delta", "finished", "failed"]
 
 # tokens of an adapter: room the engine keeps in each row, so nothing longer is trained
 LONGEST_PREFIX = 256
 DEFAULT_NEW_TOKENS = 512
+MOST_STOPS = 4  # as many as OpenAI's API takes
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. The defaults are ChatGLM-6B's (SPEC 5, "Chat")."""
+class Limits:
+    """What a number may be. `above`: more than `low`, not `low` itself."""
+
+    kind: type  # float takes whole numbers too
+    low: float
+    high: float
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        # not-a-number lies nowhere
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        if self.above:
+            return f"above {self.low:,}, at most {self.high:,}"
+        return f"{self.low:,} to {self.high:,}"
+
+
+def _limited(default: Any, *limits: Any, **more: Any) -> Any:
+    return field(default=default, metadata={"limits": Limits(*limits, **more)})
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen. The defaults are ChatGLM-6B's
+    (docs/chatglm.md#7-chat-format).
+
+    The one table of names, defaults and limits: engine, forms, serializers, commands and doors
+    read them here (LIMITS, DEFAULTS).
+    """
 
     do_sample: bool = True
-    temperature: float = 0.95  # 0 means greedy, as do_sample=False
-    top_p: float = 0.7
-    top_k: int = 50  # 0 means off; upstream's chat has 50 without saying so
-    repetition_penalty: float = 1.0
+    temperature: float = _limited(0.95, float, 0, 2)  # 0 means greedy, as do_sample=False
+    top_p: float = _limited(0.7, float, 0, 1, above=True)
+    # 0 means off; its own chat has 50 without saying so
+    top_k: int = _limited(50, int, 0, 1_000_000)
+    repetition_penalty: float = _limited(1.0, float, 0, 10, above=True)
     # None: DEFAULT_NEW_TOKENS or what the context leaves; a number must fit
-    max_new_tokens: int | None = None
-    max_length: int | None = (
-        # prompt and answer together (ChatGLM api.py), cut to the context; without max_new_tokens
-        None
-    )
-    stop: tuple[str, ...] = ()
+    max_new_tokens: int | None = _limited(None, int, 1, 1_000_000)
+    # prompt and answer together (ChatGLM api.py), cut to the context; without max_new_tokens
+    max_length: int | None = _limited(None, int, 1, 1_000_000)
+    stop: tuple[str, ...] = ()  # at most MOST_STOPS, none empty
     # None: drawn by the engine; same seed, same prompt, same tokens, whatever shares the batch
-    seed: int | None = None
+    seed: int | None = _limited(None, int, 0, 2**63 - 1)
     # number of alternatives to report with each token; None: no logprobs
-    logprobs: int | None = None
+    logprobs: int | None = _limited(None, int, 0, 20)
+
+
+LIMITS: dict[str, Limits] = {
+    found.name: found.metadata["limits"]
+    for found in fields(SamplingParams)
+    if "limits" in found.metadata
+}
+DEFAULTS: dict[str, Any] = {found.name: found.default for found in fields(SamplingParams)}
 
 
 @dataclass(frozen=True)
@@ -53,6 +90,14 @@ class AdapterRef:
 
 
 @dataclass(frozen=True)
+class CheckpointRef:
+    """Which base weights a request needs."""
+
+    name: str
+    fingerprint: str
+
+
+@dataclass(frozen=True)
 class Request:
     """One answer to be generated.
 
@@ -65,7 +110,7 @@ class Request:
     messages: tuple[dict[str, str], ...] = ()
     prompt_ids: tuple[int, ...] | None = None
     adapter: AdapterRef | None = None  # None: prefix off
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users
 
 
@@ -86,7 +131,7 @@ class Event:
 
     id: str
     seq: int
-    type: Literal["queued", "started", "delta", "finished", "failed"]
+    type: EventType
     data: dict[str, Any]
 
     @property
@@ -100,19 +145,49 @@ class Event:
 Sink = Callable[[Event], None]  # called on the engine's thread; must not block
 
 
-class RequestRefused(Exception):
+def error_object(
+    message: str, code: str, type: str = "server_error", param: str | None = None
+) -> dict[str, Any]:
+    """OpenAI's error object, as events and rows carry it."""
+    return {"message": message, "type": type, "param": param, "code": code}
+
+
+def interrupted(message: str) -> dict[str, Any]:
+    """Of an answer that nobody asked to end and that did not reach its end."""
+    return error_object(message, "interrupted")
+
+
+class GenerationRefused(Exception):
+    """Nobody takes the request, or goes on with it. `later`: it says nothing about the request
+    itself, which may be sent again after `retry_after` seconds (None: nobody knows).
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        param: str | None = None,
+        retry_after: int | None = None,
+        later: bool = True,
+    ):
+        super().__init__(message)
+        self.code, self.message, self.param = code, message, param
+        self.retry_after, self.later = retry_after, later
+
+    def as_error(self) -> dict[str, Any]:
+        kind = "server_error" if self.later else "invalid_request_error"
+        return error_object(self.message, self.code, kind, self.param)
+
+
+class RequestRefused(GenerationRefused):
     """The engine will not take the request; nothing was computed.
 
-    `code`: context_length_exceeded | queue_full | invalid_adapter | invalid_value | empty_prompt
+    `code`: context_length_exceeded | queue_full | invalid_adapter | invalid_value | empty_prompt |
+    unavailable (an upstream server's word)
     """
 
     def __init__(
         self, code: str, message: str, param: str | None = None, retry_after: int | None = None
     ):
-        super().__init__(message)
-        self.code, self.message, self.param, self.retry_after = code, message, param, retry_after
-
-    def as_error(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        kind = "server_error" if self.code == "queue_full" else "invalid_request_error"
-        return {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        later = code in ("queue_full", "unavailable")
+        super().__init__(code, message, param, retry_after, later)

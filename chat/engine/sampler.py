@@ -13,21 +13,21 @@ from dataclasses import dataclass, field
 
 import torch
 
-from chat.engine.request import Sampling
+from chat.engine.request import SamplingParams
 
 
 @dataclass
-class Choice:
+class SamplerState:
     """A row's sampling state. `ids` (prompt and answer so far) is read for the repetition penalty
     only.
     """
 
-    sampling: Sampling
+    sampling: SamplingParams
     draws: random.Random
     ids: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, sampling: Sampling, prompt: Sequence[int]) -> Choice:
+    def of(cls, sampling: SamplingParams, prompt: Sequence[int]) -> SamplerState:
         return cls(sampling, random.Random(sampling.seed), list(prompt))
 
     @property
@@ -40,7 +40,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SampledToken:
     """A row's next token; logprobs as (token id, natural logarithm of the model's probability), the
     token itself first.
 
@@ -51,7 +51,7 @@ class Chosen:
     logprobs: list[tuple[int, float]] | None = None
 
 
-def choose(logits: torch.Tensor, rows: Sequence[Choice]) -> list[Chosen]:
+def sample(logits: torch.Tensor, rows: Sequence[SamplerState]) -> list[SampledToken]:
     """logits: [rows, vocabulary] of any float dtype; changed in place where a repetition penalty
     applies.
     """
@@ -71,18 +71,18 @@ def choose(logits: torch.Tensor, rows: Sequence[Choice]) -> list[Chosen]:
             else tokens.index_copy(0, torch.tensor(sampled, device=logits.device), drawn)
         )
     finite = torch.isfinite(best).tolist()
-    chosen = tokens.tolist()
+    ids = tokens.tolist()
     reports = _report(
-        raw, [chosen[i] for i in reported], [rows[i].sampling.logprobs for i in reported]
+        raw, [ids[i] for i in reported], [rows[i].sampling.logprobs for i in reported]
     )
     by_row = dict(zip(reported, reports, strict=True))
     return [
-        Chosen(token if good else None, by_row.get(i))
-        for i, (token, good) in enumerate(zip(chosen, finite, strict=True))
+        SampledToken(token if good else None, by_row.get(i))
+        for i, (token, good) in enumerate(zip(ids, finite, strict=True))
     ]
 
 
-def _penalise(scores: torch.Tensor, row: Choice) -> None:
+def _penalise(scores: torch.Tensor, row: SamplerState) -> None:
     """Keskar et al. 2019 (CTRL): seen tokens' scores are divided where positive, multiplied where
     negative.
     """
@@ -92,7 +92,7 @@ def _penalise(scores: torch.Tensor, row: Choice) -> None:
     scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
 
 
-def _draw(logits: torch.Tensor, rows: Sequence[Choice]) -> torch.Tensor:
+def _draw(logits: torch.Tensor, rows: Sequence[SamplerState]) -> torch.Tensor:
     device, vocabulary = logits.device, logits.shape[1]
     top_k = [
         row.sampling.top_k if 0 < row.sampling.top_k < vocabulary else vocabulary for row in rows

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from chat.engine.positions import Places
+from chat.engine.positions import PositionPlan
 from chat.engine.prompts import Prompter
-from chat.engine.request import Event, FinishReason, Request, Sink
-from chat.engine.sampler import Choice, Chosen
+from chat.engine.request import Event, EventType, FinishReason, Request, Sink, error_object
 
-Ended = Callable[["Sequence"], None]
+if TYPE_CHECKING:
+    import torch
+
+    from chat.engine.sampler import SampledToken, SamplerState
+
+OnEnd = Callable[["Sequence"], None]
 
 
 class StopStrings:
@@ -34,8 +36,8 @@ class StopStrings:
         if found:
             text, self._pending, self.hit = self._pending[: min(found)], "", True
             return text
-        held = max((self._overlap(stop) for stop in self._stops), default=0)
-        end = len(self._pending) - held
+        held_back = max((self._overlap(stop) for stop in self._stops), default=0)
+        end = len(self._pending) - held_back
         text, self._pending = self._pending[:end], self._pending[end:]
         return text
 
@@ -54,29 +56,30 @@ class StopStrings:
 class Sequence:
     """Belongs to the engine's thread once it is submitted.
 
-    columns: slot columns filled so far (prefix included). done: prompt tokens whose keys and values
-    are in the slot.
+    kv_length: columns of the slot that are filled (prefix included). num_computed_tokens: prompt
+    tokens whose keys and values are in the slot. positions: where its tokens stand.
     """
 
     request: Request
     prompt: list[int]
     sink: Sink
     prompter: Prompter
-    choice: Choice
-    places: Places
+    sampler_state: SamplerState
+    positions: PositionPlan
     new_tokens_limit: int
     prefix: torch.Tensor | None = None
-    ended: Ended | None = None
+    on_end: OnEnd | None = None
+    waiting: bool = True  # in the scheduler's queue
     slot: int = -1
-    columns: int = 0
-    done: int = 0
-    answer: list[int] = field(default_factory=list)
+    kv_length: int = 0
+    num_computed_tokens: int = 0
+    output_ids: list[int] = field(default_factory=list)
     aborted: bool = False
     finished: bool = False
     finish_reason: FinishReason | None = None
     error: dict[str, Any] | None = None
-    pieces: list[str] = field(default_factory=list)
-    position_told: int | None = None
+    text_pieces: list[str] = field(default_factory=list)
+    reported_queue_position: int | None = None
     submitted_at: float = field(default_factory=time.monotonic)
     started_at: float | None = None
     first_token_at: float | None = None
@@ -86,7 +89,7 @@ class Sequence:
     _silent_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self._stream = self.prompter.text_stream()
+        self._stream = self.prompter.detokenizer()
         self._stops = (
             StopStrings(self.request.sampling.stop) if self.request.sampling.stop else None
         )
@@ -105,59 +108,64 @@ class Sequence:
         return self.request.adapter.name if self.request.adapter else ""
 
     @property
+    def uncomputed(self) -> int:
+        """Prompt tokens whose keys and values are not in the slot yet."""
+        return len(self.prompt) - self.num_computed_tokens
+
+    @property
     def prefilled(self) -> bool:
-        return self.done == len(self.prompt)
+        return self.uncomputed == 0
 
     @property
     def computed(self) -> list[int]:
         """The tokens, prompt and answer, whose keys and values are in the slot."""
-        return (self.prompt + self.answer)[: self.columns - self.places.prefix]
+        return (self.prompt + self.output_ids)[: self.kv_length - self.positions.prefix]
 
     @property
     def text(self) -> str:
-        return "".join(self.pieces)
+        return "".join(self.text_pieces)
 
     # -- events
 
-    def emit(self, kind: str, data: dict[str, Any]) -> None:
+    def emit(self, kind: EventType, data: dict[str, Any]) -> None:
         """Hand an event to the reader. A reader that raises loses its request, nothing else."""
         self._number += 1
         try:
-            self.sink(Event(self.request.id, self._number, kind, data))  # type: ignore[arg-type]
+            self.sink(Event(self.request.id, self._number, kind, data))
         except Exception:
             self.aborted = True
 
-    def tell_position(self, position: int) -> None:
-        if position != self.position_told:
-            self.position_told = position
+    def report_queue_position(self, position: int) -> None:
+        if position != self.reported_queue_position:
+            self.reported_queue_position = position
             self.emit("queued", {"position": position})
 
-    def started(self) -> None:
+    def start(self) -> None:
         self.started_at = time.monotonic()
         self.emit("started", {"prompt_tokens": len(self.prompt)})
 
-    def take(self, chosen: Chosen) -> None:
+    def append_token(self, sampled: SampledToken) -> None:
         """One more token of the answer, which may complete it."""
         if self.first_token_at is None:
             self.first_token_at = time.monotonic()
-        token = chosen.token
+        token = sampled.token
         if token is None:
             self.fail(
                 "the model's output for this request is not finite", "server_error", "nan_logits"
             )
             return
-        self.answer.append(token)
-        self.choice.ids.append(token)
+        self.output_ids.append(token)
+        self.sampler_state.ids.append(token)
         self._silent_tokens += 1
-        if chosen.logprobs is not None:
-            self._undelivered.append(self._logprob_entry(chosen.logprobs))
+        if sampled.logprobs is not None:
+            self._undelivered.append(self._logprob_entry(sampled.logprobs))
         if token in self.prompter.end_ids:
             self.finish("stop")
             return
         self._deliver(self._stream.step(token))
         if self._stops is not None and self._stops.hit:
             self.finish("stop")
-        elif len(self.answer) >= self.new_tokens_limit:
+        elif len(self.output_ids) >= self.new_tokens_limit:
             self.finish("length")
 
     def _deliver(self, text: str, final: bool = False) -> None:
@@ -174,7 +182,7 @@ class Sequence:
                 text += self._cleaner.flush()
         if not text and not (final and self._undelivered):
             return
-        self.pieces.append(text)
+        self.text_pieces.append(text)
         data: dict[str, Any] = {"text": text, "tokens": self._silent_tokens}
         if self._undelivered:
             data["logprobs"], self._undelivered = self._undelivered, []
@@ -208,17 +216,17 @@ class Sequence:
         if self.finished:
             return
         self.finish_reason = "error"
-        self.error = {"message": message, "type": kind, "param": None, "code": code}
+        self.error = error_object(message, code, kind)
         self._close("failed", {"error": self.error})
 
-    def _close(self, kind: str, data: dict[str, Any]) -> None:
+    def _close(self, kind: EventType, data: dict[str, Any]) -> None:
         self.finished, self.ended_at = True, time.monotonic()
         self.emit(kind, {**data, "usage": self.usage(), "timings": self.timings()})
-        if self.ended is not None:
-            self.ended(self)
+        if self.on_end is not None:
+            self.on_end(self)
 
     def usage(self) -> dict[str, int]:
-        prompt, completion = len(self.prompt), len(self.answer)
+        prompt, completion = len(self.prompt), len(self.output_ids)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -230,13 +238,13 @@ class Sequence:
         decoding.
         """
         now = self.ended_at or time.monotonic()
-        started = self.started_at if self.started_at is not None else now
+        start = self.started_at if self.started_at is not None else now
         first = self.first_token_at if self.first_token_at is not None else now
         decode = now - first
-        after_first = max(0, len(self.answer) - 1)
+        after_first = max(0, len(self.output_ids) - 1)
         return {
-            "queued_s": started - self.submitted_at,
-            "prefill_s": first - started,
+            "queued_s": start - self.submitted_at,
+            "prefill_s": first - start,
             "decode_s": decode,
             "tokens_per_second": after_first / decode if decode > 0 else 0.0,
         }

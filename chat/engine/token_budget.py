@@ -14,7 +14,7 @@ SMALLEST_CHUNK = 48  # tokens
 RATE_WINDOW = 10.0  # seconds over which tokens/s is reported
 
 
-class Pace:
+class TokenBudget:
     """Belongs to the engine's thread; `rate` may be asked on any."""
 
     def __init__(self, prefill_tokens: int):

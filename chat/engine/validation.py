@@ -1,21 +1,30 @@
-"""The door: from a request to a sequence that can run, or a refusal that names the parameter.
-Nothing is computed here.
+"""From a request to a sequence that can run, or a refusal that names the parameter. Nothing is
+computed here.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from secrets import randbits
-from typing import Any
 
 from chat.engine.adapters import AdapterPool
 from chat.engine.loading import Loaded
-from chat.engine.request import DEFAULT_NEW_TOKENS, Request, RequestRefused, Sampling, Sink
-from chat.engine.sampler import Choice
-from chat.engine.sequence import Ended, Sequence
+from chat.engine.positions import Positions
+from chat.engine.request import (
+    DEFAULT_NEW_TOKENS,
+    DEFAULTS,
+    LIMITS,
+    MOST_STOPS,
+    Request,
+    RequestRefused,
+    SamplingParams,
+    Sink,
+)
+from chat.engine.sampler import SamplerState
+from chat.engine.sequence import OnEnd, Sequence
 
 
-class Acceptance:
+class RequestValidator:
     """Runs on the caller's thread; may read an adapter from the disk.
 
     max_length: prompt and answer tokens of one request. prefix_room: the longest prefix that a slot
@@ -25,7 +34,7 @@ class Acceptance:
     def __init__(
         self,
         loaded: Loaded,
-        positions: Any,
+        positions: Positions,
         adapters: AdapterPool,
         max_length: int,
         prefix_room: int,
@@ -33,7 +42,7 @@ class Acceptance:
         self._loaded, self._positions, self._adapters = loaded, positions, adapters
         self._max_length, self._prefix_room = max_length, prefix_room
 
-    def sequence(self, request: Request, sink: Sink, ended: Ended | None) -> Sequence:
+    def prepare(self, request: Request, sink: Sink, on_end: OnEnd | None) -> Sequence:
         """Raises RequestRefused."""
         _check_sampling(request.sampling)
         prompt = self._prompt(request)
@@ -46,7 +55,7 @@ class Acceptance:
                 f"{self._prefix_room}",
                 param="adapter",
             )
-        places = self._positions.places(prompt, pre_seq_len)
+        plan = self._positions.plan(prompt, pre_seq_len)
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
         return Sequence(
@@ -54,11 +63,11 @@ class Acceptance:
             prompt=prompt,
             sink=sink,
             prompter=self._loaded.prompter,
-            choice=Choice.of(sampling, prompt),
-            places=places,
-            new_tokens_limit=self._new_tokens(sampling, len(prompt), places.offset),
+            sampler_state=SamplerState.of(sampling, prompt),
+            positions=plan,
+            new_tokens_limit=self._new_tokens(sampling, len(prompt), plan.offset),
             prefix=prefix,
-            ended=ended,
+            on_end=on_end,
         )
 
     def _prompt(self, request: Request) -> list[int]:
@@ -84,9 +93,9 @@ class Acceptance:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
         return prompt
 
-    def _new_tokens(self, sampling: Sampling, prompt: int, shift: int) -> int:
-        """Tokens the answer may have. An explicit wish that does not fit is refused; the default
-        takes what there is.
+    def _new_tokens(self, sampling: SamplingParams, prompt: int, shift: int) -> int:
+        """Tokens the answer may have. An explicit number that does not fit is refused; the
+        default takes what there is.
         """
         limit = min(self._max_length, self._loaded.context_length - shift)
         wanted = sampling.max_new_tokens
@@ -98,35 +107,23 @@ class Acceptance:
                 param="messages" if prompt + 1 > limit else "max_new_tokens",
             )
         if wanted is None and sampling.max_length is not None:
-            # one token at least, as upstream's generate
+            # one token at least, as ChatGLM's own generate
             return max(1, min(sampling.max_length, limit) - prompt)
         return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
 
 
-def _check_sampling(sampling: Sampling) -> None:
+def _check_sampling(sampling: SamplingParams) -> None:
     """Raises RequestRefused("invalid_value") naming the parameter."""
-    rules: list[tuple[str, bool, str]] = [
-        ("temperature", 0 <= sampling.temperature <= 100, "0 to 100"),
-        ("top_p", 0 < sampling.top_p <= 1, "more than 0, at most 1"),
-        ("top_k", sampling.top_k >= 0, "0 (off) or more"),
-        ("repetition_penalty", 0 < sampling.repetition_penalty <= 100, "more than 0, at most 100"),
-        (
-            "max_new_tokens",
-            sampling.max_new_tokens is None or sampling.max_new_tokens >= 1,
-            "1 or more",
-        ),
-        ("max_length", sampling.max_length is None or sampling.max_length >= 1, "1 or more"),
-        ("logprobs", sampling.logprobs is None or 0 <= sampling.logprobs <= 20, "0 to 20"),
-        (
-            "stop",
-            len(sampling.stop) <= 16 and all(sampling.stop),
-            "at most 16 strings, none of them empty",
-        ),
-    ]
-    for name, good, range_ in rules:
-        if not good:
-            raise RequestRefused(
-                "invalid_value",
-                f"{name} must be {range_}, not {getattr(sampling, name)!r}",
-                param=name,
-            )
+
+    def refuse(name: str, allowed: object) -> None:
+        message = f"{name} must be {allowed}, not {getattr(sampling, name)!r}"
+        raise RequestRefused("invalid_value", message, param=name)
+
+    for name, limits in LIMITS.items():
+        value = getattr(sampling, name)
+        if value is None and DEFAULTS[name] is None:
+            continue
+        if value not in limits:
+            refuse(name, limits)
+    if len(sampling.stop) > MOST_STOPS or not all(sampling.stop):
+        refuse("stop", f"at most {MOST_STOPS} strings, none of them empty")

@@ -10,14 +10,14 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Waiting(Protocol):
-    id: str
-    user: str
+    @property
+    def user(self) -> str: ...
 
 
 T = TypeVar("T", bound=Waiting)
 
 
-class FairQueue(Generic[T]):
+class WaitingQueue(Generic[T]):
     """Not thread-safe: its owner holds a lock."""
 
     def __init__(self) -> None:

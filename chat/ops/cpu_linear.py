@@ -114,6 +114,7 @@ def accelerate_linear(model: nn.Module, free_bytes: int) -> int:
     pack = sum(layer.weight.nbytes for layer in layers) <= PACKING_SHARE * free_bytes
     for layer in layers:
         layer.__class__ = OneDNNLinear
+        assert isinstance(layer, OneDNNLinear)
         layer.packed_version = layer.weight._version
         layer.packed = (
             torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PACKED_FOR_ROWS)

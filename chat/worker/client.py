@@ -12,13 +12,18 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 import aiohttp
 
-from chat.engine.request import Event, Request, RequestRefused
+from chat.engine.request import (
+    CheckpointRef,
+    Event,
+    GenerationRefused,
+    Request,
+    RequestRefused,
+)
 from chat.worker import wire
 from chat.worker.wire import Address
 
@@ -30,7 +35,7 @@ RECONNECT_FOR = 30.0  # seconds of failing to reach a worker until its sequences
 LONGEST_PAUSE = 1.0  # seconds between two attempts
 
 
-class WorkerUnavailable(Exception):
+class WorkerUnavailable(GenerationRefused):
     """Nobody can take or go on with the request now.
 
     `code`: worker_unavailable (not there) | worker_loading | no_worker_for_checkpoint |
@@ -38,12 +43,7 @@ class WorkerUnavailable(Exception):
     """
 
     def __init__(self, message: str, code: str = "worker_unavailable"):
-        super().__init__(message)
-        self.message, self.code = message, code
-
-    def as_error(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        return {"message": self.message, "type": "server_error", "param": None, "code": self.code}
+        super().__init__(code, message)
 
 
 class SequenceLost(WorkerUnavailable):
@@ -51,14 +51,6 @@ class SequenceLost(WorkerUnavailable):
 
     def __init__(self, message: str):
         super().__init__(message, "sequence_lost")
-
-
-@dataclass(frozen=True)
-class CheckpointRef:
-    """Which base weights a request needs."""
-
-    name: str
-    fingerprint: str
 
 
 class _Reading:
@@ -73,7 +65,7 @@ class _Reading:
         self.socket: aiohttp.ClientWebSocketResponse | None = None
         self._arrived: list[Event] = []
         self._error: WorkerUnavailable | None = None
-        self._waiter: asyncio.Future | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     def add(self, event: Event) -> None:
         self._arrived.append(event)
@@ -110,12 +102,12 @@ class WorkerClient:
         self._token = token
         self._session: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
-        self._tasks: set[asyncio.Task] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._connecting = asyncio.Lock()
         self._readings: dict[int, _Reading] = {}
         # of submitted sequences whose events nobody has asked for yet
         self._unclaimed: dict[str, _Reading] = {}
-        self._calls: dict[int, asyncio.Future] = {}
+        self._calls: dict[int, asyncio.Future[None]] = {}
         self._numbers = itertools.count()
         self._status: dict[str, Any] = {}
         self._submitted_since_status = 0
@@ -150,7 +142,7 @@ class WorkerClient:
         self._unclaimed[request.id] = reading
         self._submitted_since_status += 1
 
-    async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+    async def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]:
         """The sequence's events after number `after`, in handfuls as they come, up to the terminal
         one.
 
@@ -171,7 +163,8 @@ class WorkerClient:
                     self._readings.pop(reading.number, None)
                 yield news
         finally:
-            self._give_up(reading)
+            if reading is not None:
+                self._give_up(reading)
 
     async def abort(self, id: str) -> None:
         """Ends the sequence; its reader gets the terminal event. Unknown ones are ignored."""
@@ -212,7 +205,7 @@ class WorkerClient:
 
     def load(self) -> int:
         """Sequences that run or wait there, as far as is known."""
-        known = self._status.get("active_rows", 0) + self._status.get("queue", 0)
+        known: int = self._status.get("active_rows", 0) + self._status.get("queue", 0)
         return known + self._submitted_since_status
 
     async def status(self) -> dict[str, Any]:
@@ -286,14 +279,14 @@ class WorkerClient:
                     ) from error
 
     def _send_later(self, frame: dict[str, Any]) -> None:
-        async def send():
+        async def send() -> None:
             with contextlib.suppress(WorkerUnavailable):
                 await self._send(frame)
 
         if self._socket is not None and not self._socket.closed:
             self._keep(send())
 
-    def _keep(self, work) -> None:
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

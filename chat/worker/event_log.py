@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from typing import Generic, TypeVar
 
 from chat.engine.request import Event
 
@@ -44,6 +48,69 @@ class EventLog:
         """
         news = self.entries[after:]
         return news if len(news) < 2 else list(coalesced(news))
+
+
+class FollowedLog(EventLog):
+    """A log with readers on an event loop: `followers` are called, on the loop's thread, when
+    `notify` says that it has grown.
+    """
+
+    __slots__ = ("followers",)
+
+    def __init__(self, id: str):
+        super().__init__(id)
+        self.followers: set[Callable[[], None]] = set()
+
+    def notify(self) -> None:
+        for follower in tuple(self.followers):
+            follower()
+
+    async def follow(self, after: int = 0) -> AsyncGenerator[list[Event], None]:
+        """The events after number `after` as they come, in handfuls, up to the terminal one."""
+        grown = asyncio.Event()
+        self.followers.add(grown.set)
+        try:
+            while True:
+                grown.clear()  # before looking: a later event sets it again
+                news = self.since(after)
+                if news:
+                    after = news[-1].seq
+                    yield news
+                if after >= self.last:
+                    if self.ended:
+                        return
+                    await grown.wait()
+        finally:
+            self.followers.discard(grown.set)
+
+
+Log = TypeVar("Log", bound=EventLog)
+
+
+class Doorbell(Generic[Log]):
+    """How another thread tells the event loop that logs have grown: one wake-up for all that grew
+    since the loop last looked. `answer` is called with each, on the loop's thread.
+    """
+
+    def __init__(self, answer: Callable[[Log], None]):
+        self._loop = asyncio.get_running_loop()
+        self._answer = answer
+        self._grown: deque[Log] = deque()
+        self._rung = False
+
+    def ring(self, log: Log) -> None:
+        """On any thread; does not wait."""
+        self._grown.append(log)
+        if not self._rung:
+            self._rung = True
+            # After the end of the loop there is nobody left to tell.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self.look)
+
+    def look(self) -> None:
+        self._rung = False  # before looking: a later log rings again
+        while self._grown:
+            self._answer(self._grown.popleft())
 
 
 def coalesced(events: Iterable[Event]) -> Iterator[Event]:

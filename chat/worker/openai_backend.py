@@ -11,15 +11,22 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from chat.engine.request import Event, Request, RequestRefused
-from chat.worker.client import CheckpointRef, SequenceLost, WorkerUnavailable
-from chat.worker.event_log import EventLog
+from chat.engine.request import (
+    CheckpointRef,
+    Event,
+    EventType,
+    Request,
+    RequestRefused,
+    error_object,
+)
+from chat.worker.client import SequenceLost, WorkerUnavailable
+from chat.worker.event_log import FollowedLog
 
 CONNECT_TIMEOUT = 10.0  # seconds
 SILENCE = 300.0  # seconds without a byte after which an answer counts as dead
@@ -33,19 +40,19 @@ EXTRAS = (
 FINISHED = {"stop": "stop", "length": "length"}
 
 
-class _Sequence:
+class _Sequence(FollowedLog):
+    __slots__ = ("task",)
+
     def __init__(self, id: str):
-        self.log = EventLog(id)
-        self.changed = asyncio.Condition()
-        self.task: asyncio.Task | None = None
+        super().__init__(id)
+        self.task: asyncio.Task[None] | None = None
 
-    async def add(self, kind: str, data: dict[str, Any]) -> None:
-        self.log.append(Event(self.log.id, self.log.last + 1, kind, data))
-        async with self.changed:
-            self.changed.notify_all()
+    def add(self, kind: EventType, data: dict[str, Any]) -> None:
+        self.append(Event(self.id, self.last + 1, kind, data))
+        self.notify()
 
 
-class Upstream:
+class OpenAIBackend:
     """`url` is what goes before /chat/completions (".../v1"), `model` what that server calls the
     checkpoint.
     """
@@ -60,7 +67,7 @@ class Upstream:
         self._sequences: dict[str, _Sequence] = {}
 
     @classmethod
-    def parse(cls, entry: str, key: str = "") -> Upstream:
+    def parse(cls, entry: str, key: str = "") -> OpenAIBackend:
         """`CHECKPOINT_NAME=URL|MODEL`; ValueError for anything else. Without a path, /v1 is
         meant.
         """
@@ -82,7 +89,7 @@ class Upstream:
         return checkpoint.name == self.checkpoint and not with_adapter
 
     def load(self) -> int:
-        return sum(not sequence.log.ended for sequence in self._sequences.values())
+        return sum(not sequence.ended for sequence in self._sequences.values())
 
     async def submit(self, request: Request) -> None:
         """Returns when the server has begun to answer; RequestRefused, WorkerUnavailable."""
@@ -110,21 +117,12 @@ class Upstream:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise WorkerUnavailable(f"{self.name} does not answer: {error!r}") from error
 
-    async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+    async def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]:
         sequence = self._sequences.get(id)
         if sequence is None:
             raise SequenceLost(f"{self.name} does not know the sequence")
-        log = sequence.log
-        while True:
-            async with sequence.changed:
-                while log.last <= after and not log.ended:
-                    await sequence.changed.wait()
-            news = log.since(after)
-            if news:
-                after = news[-1].seq
-                yield news
-            if log.ended and after >= log.last:
-                return
+        async for news in sequence.follow(after):
+            yield news
 
     async def abort(self, id: str) -> None:
         sequence = self._sequences.get(id)
@@ -218,12 +216,12 @@ class Upstream:
                         text = (choice.get("delta") or {}).get("content")
                         if first is None:
                             first = time.monotonic()
-                            await sequence.add("started", {"prompt_tokens": 0})
+                            sequence.add("started", {"prompt_tokens": 0})
                         if text:
                             tokens += 1
                             data = {"text": text, "tokens": 1}
                             logprobs = (choice.get("logprobs") or {}).get("content")
-                            await sequence.add(
+                            sequence.add(
                                 "delta", data | ({"logprobs": logprobs} if logprobs else {})
                             )
                         if choice.get("finish_reason"):
@@ -233,17 +231,12 @@ class Upstream:
         except asyncio.CancelledError:
             reason = "abort"
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-            detail = {
-                "message": f"{self.name}: {error}",
-                "type": "server_error",
-                "param": None,
-                "code": "upstream_error",
-            }
-            await sequence.add("failed", {"error": detail})
+            failed = error_object(f"{self.name}: {error}", "upstream_error")
+            sequence.add("failed", {"error": failed})
             return
         finally:
             asyncio.get_running_loop().call_later(
-                KEEP_ENDED, self._sequences.pop, sequence.log.id, None
+                KEEP_ENDED, self._sequences.pop, sequence.id, None
             )
         now = time.monotonic()
         spent = now - (first or now)
@@ -259,9 +252,7 @@ class Upstream:
             "decode_s": round(spent, 4),
             "tokens_per_second": round(counts["completion_tokens"] / spent, 2) if spent else 0.0,
         }
-        await sequence.add(
-            "finished", {"finish_reason": reason, "usage": counts, "timings": timings}
-        )
+        sequence.add("finished", {"finish_reason": reason, "usage": counts, "timings": timings})
 
 
 async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The web tier's only door to inference: submit, events, abort and status, over one or several
+"""The web tier's only way to inference: submit, events, abort and status, over one or several
 workers. No torch, no Django.
 
 A `Router` chooses among workers (chat/worker/client.py) and OpenAI-compatible servers
@@ -13,23 +13,31 @@ import contextlib
 import http.client
 import json
 import weakref
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from chat.engine.request import Event, Request, RequestRefused
-from chat.worker.client import CheckpointRef, SequenceLost, WorkerClient, WorkerUnavailable
-from chat.worker.openai_backend import Upstream
+from chat.engine.request import (
+    CheckpointRef,
+    Event,
+    GenerationRefused,
+    Request,
+    RequestRefused,
+)
+from chat.worker.client import SequenceLost, WorkerClient, WorkerUnavailable
+from chat.worker.event_log import coalesced
+from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.wire import Address
 
 __all__ = [
     "CheckpointRef",
-    "Places",
     "RequestRefused",
     "Router",
     "SequenceLost",
     "WorkerClient",
+    "WorkerSettings",
     "WorkerUnavailable",
+    "coalesced",
     "configure",
     "get_router",
     "status_sync",
@@ -37,14 +45,14 @@ __all__ = [
 
 
 class Backend(Protocol):
-    """A server of sequences: a WorkerClient or an upstream. Methods may raise WorkerUnavailable."""
+    """A server of sequences: WorkerClient or OpenAIBackend. Methods may raise WorkerUnavailable."""
 
     name: str
 
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool: ...
     def load(self) -> int: ...
     async def submit(self, request: Request) -> None: ...
-    def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]: ...
+    def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]: ...
     async def abort(self, id: str) -> None: ...
     async def status(self) -> dict[str, Any]: ...
     async def close(self) -> None: ...
@@ -54,15 +62,15 @@ class Router:
     """Several backends as one: by checkpoint, then by load."""
 
     def __init__(
-        self, urls: Sequence[str], token: str, upstreams: Sequence[str] = (), upstream_key: str = ""
+        self, urls: Sequence[str], token: str, remotes: Sequence[str] = (), remote_key: str = ""
     ):
-        self.workers = [WorkerClient(url, token, name) for name, url in map(_named, urls)]
+        self.workers = [WorkerClient(url, token, name) for name, url in map(_name_and_url, urls)]
         self.backends: list[Backend] = [
             *self.workers,
-            *(Upstream.parse(entry, upstream_key) for entry in upstreams),
+            *(OpenAIBackend.parse(entry, remote_key) for entry in remotes),
         ]
         # of sequences submitted here, until their events have been read
-        self._home: dict[str, Backend] = {}
+        self._backends_by_id: dict[str, Backend] = {}
 
     async def submit(self, request: Request, checkpoint: CheckpointRef) -> None:
         """Gives the request to the least loaded backend that serves `checkpoint`; RequestRefused,
@@ -70,21 +78,21 @@ class Router:
         """
         candidates = await self._candidates(checkpoint, with_adapter=request.adapter is not None)
         for i, backend in enumerate(candidates):
-            self._home[request.id] = backend
+            self._backends_by_id[request.id] = backend
             try:
                 return await backend.submit(request)
-            except (RequestRefused, WorkerUnavailable) as error:
-                del self._home[request.id]
+            except GenerationRefused as error:
+                del self._backends_by_id[request.id]
                 full = isinstance(error, WorkerUnavailable) or error.code == "queue_full"
                 if not full or i + 1 == len(candidates):
                     raise
 
-    async def events(self, id: str, after: int = 0) -> AsyncIterator[list[Event]]:
+    async def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]:
         """As WorkerClient.events, wherever the sequence is. SequenceLost when nobody knows it."""
-        home = self._home.get(id)
+        known = self.backend_of(id)
         error: WorkerUnavailable = SequenceLost(f"nobody knows the sequence {id}")
-        for backend in [home] if home else self.backends:
-            self._home[id] = backend
+        for backend in [known] if known else self.backends:
+            self._backends_by_id[id] = backend
             begun = False
             try:
                 async with contextlib.aclosing(backend.events(id, after)) as handfuls:
@@ -93,20 +101,24 @@ class Router:
                         yield news
                 return
             except SequenceLost:
-                if begun or home:
+                if begun or known:
                     raise
             except WorkerUnavailable as unavailable:
                 if begun:
                     raise
                 error = unavailable  # it may know the sequence; only when all deny it, it is lost
             finally:
-                self._home.pop(id, None)
+                self._backends_by_id.pop(id, None)
         raise error
 
+    def backend_of(self, id: str) -> Backend | None:
+        """Where a sequence that was submitted here runs, until its events have been read."""
+        return self._backends_by_id.get(id)
+
     async def abort(self, id: str) -> None:
-        home = self._home.get(id)
-        for backend in [home] if home else self.backends:
-            with contextlib.suppress(*([] if home else [WorkerUnavailable])):
+        known = self.backend_of(id)
+        for backend in [known] if known else self.backends:
+            with contextlib.suppress(*([] if known else [WorkerUnavailable])):
                 await backend.abort(id)
 
     async def status(self) -> list[dict[str, Any]]:
@@ -144,7 +156,7 @@ class Router:
         )
 
 
-def _named(entry: str) -> tuple[str, str]:
+def _name_and_url(entry: str) -> tuple[str, str]:
     """("name", "url") of `URL` or `NAME=URL`."""
     if entry.startswith(("unix:", "http:")):
         return "", entry
@@ -163,42 +175,44 @@ async def _status_or_reason(backend: Backend) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Places:
+class WorkerSettings:
     """Where the workers are: the portal's settings of the same names."""
 
     worker_urls: tuple[str, ...]
     worker_token: str
-    upstreams: tuple[str, ...] = ()
-    upstream_key: str = ""
+    remotes: tuple[str, ...] = ()
+    remote_key: str = ""
 
 
-_places: Callable[[], Places] | None = None
-_routers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[Places, Router]] = (
+_worker_settings: Callable[[], WorkerSettings] | None = None
+_routers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[WorkerSettings, Router]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def configure(places: Callable[[], Places]) -> None:
+def configure(settings: Callable[[], WorkerSettings]) -> None:
     """Says where `get_router` and `status_sync` find the workers; asked anew each time."""
-    global _places
-    _places = places
+    global _worker_settings
+    _worker_settings = settings
 
 
-def places() -> Places:
-    if _places is None:
+def _settings() -> WorkerSettings:
+    if _worker_settings is None:
         raise RuntimeError("chat.worker.router.configure() has not been called")
-    return _places()
+    return _worker_settings()
 
 
 def get_router() -> Router:
     """The running event loop's router to the configured workers."""
-    loop, now = asyncio.get_running_loop(), places()
-    known, router = _routers.get(loop, (None, None))
-    if known != now:
-        if router is not None:
-            loop.create_task(router.close())
-        router = Router(now.worker_urls, now.worker_token, now.upstreams, now.upstream_key)
-        _routers[loop] = (now, router)
+    loop, now = asyncio.get_running_loop(), _settings()
+    known = _routers.get(loop)
+    if known is not None:
+        settings, router = known
+        if settings == now:
+            return router
+        loop.create_task(router.close())
+    router = Router(now.worker_urls, now.worker_token, now.remotes, now.remote_key)
+    _routers[loop] = (now, router)
     return router
 
 
@@ -209,8 +223,8 @@ def status_sync(timeout: float = 2.0) -> dict[str, Any]:
     With one worker its own status; with several the first ready one's, and all of them under
     "workers".
     """
-    now, answers, reasons = places(), [], []
-    for name, url in map(_named, now.worker_urls):
+    now, answers, reasons = _settings(), [], []
+    for name, url in map(_name_and_url, now.worker_urls):
         address = Address.parse(url)
         try:
             answers.append(
@@ -232,6 +246,7 @@ def _get_status(address: Address, token: str, timeout: float) -> dict[str, Any]:
         answer = connection.getresponse()
         if answer.status != 200:
             raise ValueError(f"the worker answered {answer.status}")
-        return json.load(answer)
+        status: dict[str, Any] = json.load(answer)
+        return status
     finally:
         connection.close()

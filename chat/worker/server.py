@@ -2,8 +2,8 @@
 protocol is in wire.py.
 
 The socket is bound before the model is loaded, so that whoever asks is told "loading" instead of
-finding nobody. The engine's thread only appends to logs and rings a bell; it never waits for a
-reader. Each client's frames are made when that client can take them, from the logs, so a slow
+finding nobody. The engine's thread only appends to logs and rings a doorbell; it never waits
+for a reader. Each client's frames are made when that client can take them, from the logs, so a slow
 reader gets fewer, larger frames and costs no memory.
 """
 
@@ -17,24 +17,23 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
+from aiohttp.typedefs import Handler
 
 from chat.engine.request import Event, Request, RequestRefused, Sink
 from chat.worker import wire
-from chat.worker.event_log import EventLog
+from chat.worker.event_log import Doorbell
+from chat.worker.subscriptions import Client, SequenceState, Subscription
 
 log = logging.getLogger(__name__)
 
 GRACE = 30.0  # seconds that a sequence goes on without a reader
 KEEP_ENDED = 300.0  # seconds that an ended log can still be read
 KEEP_CHARACTERS = 64_000_000  # of text in ended logs; the oldest go first
-# seconds between two frames to one client: joins what other threads deliver one by one
-FRAME_GAP = 0.003
 STATUS_INTERVAL = 1.0
 
 # Exit codes of the worker's process; the supervisor starts it again after each.
@@ -49,82 +48,6 @@ class EngineLike(Protocol):
     def status(self) -> dict[str, Any]: ...
     def run_forever(self, stop_event: threading.Event) -> None: ...
     def close(self) -> None: ...
-
-
-class Held:
-    """A sequence's log with its readers. `cause`: why the worker itself ended the sequence, added
-    to its terminal event.
-    """
-
-    __slots__ = ("cause", "ended_at", "log", "readers", "unread_since")
-
-    def __init__(self, id: str):
-        self.log = EventLog(id)
-        self.readers: set[Reader] = set()
-        self.unread_since: float | None = None
-        self.ended_at: float | None = None
-        self.cause: str | None = None
-
-
-class Reader:
-    """One reading of a sequence by a client; `after` is the last event that was put into a frame
-    for it.
-    """
-
-    __slots__ = ("after", "client", "held", "number")
-
-    def __init__(self, client: Client, number: int, held: Held, after: int):
-        self.client, self.number, self.held, self.after = client, number, held, after
-        client.readers[number] = self
-        held.readers.add(self)
-        held.unread_since = None
-
-    def leave(self) -> None:
-        self.client.readers.pop(self.number, None)
-        self.held.readers.discard(self)
-        if not self.held.readers and not self.held.log.ended:
-            self.held.unread_since = time.monotonic()
-
-
-class Client:
-    """One websocket: what it reads, and the task that writes its frames."""
-
-    def __init__(self, socket: web.WebSocketResponse):
-        self.socket = socket
-        self.readers: dict[int, Reader] = {}
-        # those that may have something to read, in order of arrival
-        self.news: dict[Reader, None] = {}
-        self.control: list[dict[str, Any]] = []  # frames other than events
-        self.wake = asyncio.Event()
-
-    def tell(self, frame: dict[str, Any]) -> None:
-        self.control.append(frame)
-        self.wake.set()
-
-    def notice(self, reader: Reader) -> None:
-        self.news[reader] = None
-        self.wake.set()
-
-    async def write(self) -> None:
-        while True:
-            await self.wake.wait()
-            self.wake.clear()
-            control, self.control = self.control, []
-            for frame in control:
-                await self.socket.send_str(wire.encode(frame))
-            news, self.news = self.news, {}
-            events = []
-            for reader in news:
-                if reader not in reader.held.readers:
-                    continue
-                for event in reader.held.log.since(reader.after):
-                    events.append([reader.number, event.seq, event.type, event.data])
-                    reader.after = event.seq
-                if reader.held.log.ended:
-                    reader.leave()
-            if events:
-                await self.socket.send_str(wire.encode({"events": events}))
-                await asyncio.sleep(FRAME_GAP)
 
 
 class Server:
@@ -144,16 +67,15 @@ class Server:
         self.ended = asyncio.Event()  # set when the worker should stop
         self.exit_code = EXIT_STOPPED
         self._loop = asyncio.get_running_loop()
-        self._held: dict[str, Held] = {}
+        self._sequences: dict[str, SequenceState] = {}
         self._ended_characters = 0
         self._clients: set[Client] = set()
-        self._arrived: deque[Held] = deque()
-        self._bell_rung = False
+        self._doorbell: Doorbell[SequenceState] = Doorbell(self._tell_readers)
         self._stop_engine = threading.Event()
         self._engine_thread: threading.Thread | None = None
         # tokenising and adapter loading, in order
-        self._door = ThreadPoolExecutor(1, thread_name_prefix="submit")
-        self._housekeeping: asyncio.Task | None = None
+        self._submissions = ThreadPoolExecutor(1, thread_name_prefix="submit")
+        self._supervision: asyncio.Task[None] | None = None
 
     def application(self) -> web.Application:
         application = web.Application(
@@ -164,12 +86,14 @@ class Server:
         return application
 
     def begin(self) -> None:
-        self._housekeeping = asyncio.create_task(self._keep_house())
+        self._supervision = asyncio.create_task(self._supervise())
 
     def ready(self, engine: EngineLike, fingerprint: str) -> None:
         """The model is loaded: take requests."""
         self.engine, self.fingerprint, self.state = engine, fingerprint, "ready"
-        self._engine_thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
+        self._engine_thread = threading.Thread(
+            target=self._run_engine, args=(engine,), name="engine", daemon=True
+        )
         self._engine_thread.start()
         self._tell_status()
 
@@ -188,28 +112,28 @@ class Server:
         self._tell_status()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and any(
-            not held.log.ended for held in self._held.values()
+            not sequence.ended for sequence in self._sequences.values()
         ):
             await asyncio.sleep(0.1)
 
     async def close(self) -> None:
         """Ends what runs (its readers are told), then the connections."""
         self.state = "closing"
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-        for held in self._held.values():
-            if not held.log.ended:
-                held.cause = held.cause or "shutdown"
-        if self._engine_thread is not None:
+        if self._supervision is not None:
+            self._supervision.cancel()
+        for sequence in self._sequences.values():
+            if not sequence.ended:
+                sequence.cause = sequence.cause or "shutdown"
+        if self.engine is not None and self._engine_thread is not None:
             self._stop_engine.set()
             await asyncio.to_thread(self._engine_thread.join)
             await asyncio.to_thread(self.engine.close)
-        self._deliver()
-        self._door.shutdown(wait=False, cancel_futures=True)
+        self._doorbell.look()
+        self._submissions.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
                 while any(
-                    client.news or client.control or client.wake.is_set()
+                    client.pending or client.control or client.wake.is_set()
                     for client in self._clients
                 ):
                     await asyncio.sleep(0.02)
@@ -219,39 +143,30 @@ class Server:
 
     # -- the engine's side
 
-    def _run_engine(self) -> None:
+    def _run_engine(self, engine: EngineLike) -> None:
         try:
-            self.engine.run_forever(self._stop_engine)
+            engine.run_forever(self._stop_engine)
         except BaseException:
             log.exception("the engine's thread has died; ending the worker")
             self._loop.call_soon_threadsafe(self.failed, "the engine's thread has died")
 
-    def _sink(self, held: Held, event: Event) -> None:
+    def _sink(self, sequence: SequenceState, event: Event) -> None:
         """On the engine's thread."""
-        if event.terminal and held.cause:
-            event = replace(event, data={**event.data, "cause": held.cause})
-        held.log.append(event)
-        self._arrived.append(held)
-        if not self._bell_rung:
-            self._bell_rung = True
-            # After the end of the loop there is nobody left to tell.
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._deliver)
+        if event.terminal and sequence.cause:
+            event = replace(event, data={**event.data, "cause": sequence.cause})
+        sequence.append(event)
+        self._doorbell.ring(sequence)
 
-    def _deliver(self) -> None:
-        self._bell_rung = False  # before looking: a later event rings again
-        while self._arrived:
-            held = self._arrived.popleft()
-            for reader in held.readers:
-                reader.client.notice(reader)
-            if held.log.ended and held.ended_at is None:
-                held.ended_at = time.monotonic()
-                self._ended_characters += held.log.characters
+    def _tell_readers(self, sequence: SequenceState) -> None:
+        sequence.notify()
+        if sequence.ended and sequence.ended_at is None:
+            sequence.ended_at = time.monotonic()
+            self._ended_characters += sequence.characters
 
     # -- the clients' side
 
     @web.middleware
-    async def _authenticate(self, request: web.Request, handler):
+    async def _authenticate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         given = request.headers.get("Authorization", "").removeprefix("Bearer ")
         if not hmac.compare_digest(given.encode(), self.token.encode()):
             return web.json_response(
@@ -280,7 +195,7 @@ class Server:
             "pid": os.getpid(),
             "boot": self.boot,
             "clients": len(self._clients),
-            "sequences": sum(not held.log.ended for held in self._held.values()),
+            "sequences": sum(not sequence.ended for sequence in self._sequences.values()),
         }
 
     def _tell_status(self) -> None:
@@ -310,8 +225,8 @@ class Server:
         finally:
             self._clients.discard(client)
             writer.cancel()
-            for reader in tuple(client.readers.values()):
-                reader.leave()
+            for subscription in tuple(client.subscriptions.values()):
+                subscription.leave()
         return socket
 
     async def _write(self, client: Client) -> None:
@@ -333,8 +248,8 @@ class Server:
             elif operation == "attach":
                 self._attach(client, frame["reading"], frame["id"], int(frame.get("after", 0)))
             elif operation == "detach":
-                if frame["reading"] in client.readers:
-                    client.readers[frame["reading"]].leave()
+                if frame["reading"] in client.subscriptions:
+                    client.subscriptions[frame["reading"]].leave()
             elif operation == "abort":
                 self._abort(frame["id"])
             else:
@@ -353,7 +268,7 @@ class Server:
         except (KeyError, TypeError, ValueError) as error:
             client.tell(_reply(call, RequestRefused("invalid_value", f"not a request: {error}")))
             return
-        if self.state != "ready":
+        if self.engine is None or self.state != "ready":
             reason = f": {self.reason}" if self.reason else ""
             client.tell(
                 _reply(
@@ -362,52 +277,58 @@ class Server:
                 )
             )
             return
-        if request.id in self._held:
+        if request.id in self._sequences:
             self._attach(client, call, request.id, 0)
             client.tell(_reply(call, None))
             return
-        held = self._held[request.id] = Held(request.id)
-        reader = Reader(client, call, held, 0)
+        sequence = self._sequences[request.id] = SequenceState(request.id)
+        subscription = Subscription(client, call, sequence, 0)
         future = self._loop.run_in_executor(
-            self._door, self.engine.submit, request, lambda e: self._sink(held, e)
+            self._submissions, self.engine.submit, request, lambda e: self._sink(sequence, e)
         )
-        future.add_done_callback(lambda done: self._accepted(client, call, reader, done))
+        future.add_done_callback(lambda done: self._accepted(client, call, subscription, done))
 
-    def _accepted(self, client: Client, call: int, reader: Reader, done: asyncio.Future) -> None:
-        held, error = reader.held, None if done.cancelled() else done.exception()
+    def _accepted(
+        self, client: Client, call: int, subscription: Subscription, done: asyncio.Future[None]
+    ) -> None:
+        sequence, error = subscription.sequence, None if done.cancelled() else done.exception()
         if error is not None:
-            self._held.pop(held.log.id, None)
-            for each in tuple(held.readers):
+            self._sequences.pop(sequence.id, None)
+            for each in self._subscriptions_to(sequence):
                 each.leave()
             if not isinstance(error, RequestRefused):
-                log.error("submitting %s failed", held.log.id, exc_info=error)
+                log.error("submitting %s failed", sequence.id, exc_info=error)
                 error = RequestRefused(
                     "internal_error", f"the engine could not take the request: {error}"
                 )
         client.tell(_reply(call, error))
 
+    def _subscriptions_to(self, sequence: SequenceState) -> list[Subscription]:
+        everyone = (each for client in self._clients for each in client.subscriptions.values())
+        return [each for each in everyone if each.sequence is sequence]
+
     def _attach(self, client: Client, number: int, id: str, after: int) -> None:
-        held = self._held.get(id)
-        if held is None:
+        sequence = self._sequences.get(id)
+        if sequence is None:
             client.tell({"unknown": number})
         else:
-            client.notice(Reader(client, number, held, after))
+            client.notice(Subscription(client, number, sequence, after))
 
     def _abort(self, id: str) -> None:
-        # by the same door as submissions, or an abort could overtake the one that it means
-        if id in self._held:
-            self._door.submit(self.engine.abort, id)
+        # in order with submissions, or an abort could overtake the one that it means
+        if self.engine is not None and id in self._sequences:
+            self._submissions.submit(self.engine.abort, id)
 
-    async def _keep_house(self) -> None:
+    async def _supervise(self) -> None:
         told: dict[str, Any] = {}
         while True:
             await asyncio.sleep(min(STATUS_INTERVAL, self.grace / 4))
             now = time.monotonic()
-            for held in list(self._held.values()):
-                unread = held.unread_since
-                if unread is not None and not held.log.ended and now - unread > self.grace:
-                    held.cause, held.unread_since = "no_reader", None
-                    self._abort(held.log.id)
+            for sequence in list(self._sequences.values()):
+                unread = sequence.unread_since
+                if unread is not None and not sequence.ended and now - unread > self.grace:
+                    sequence.cause, sequence.unread_since = "no_reader", None
+                    self._abort(sequence.id)
             self._forget(now)
             status = self.status()
             if status != told:
@@ -418,12 +339,15 @@ class Server:
         """Drops ended logs that are old, and the oldest ones when they hold too much text. `_held`
         is in order of submission.
         """
-        for id, held in list(self._held.items()):
-            if held.ended_at is None or held.readers:
+        for id, sequence in list(self._sequences.items()):
+            if sequence.ended_at is None or sequence.followers:
                 continue
-            if now - held.ended_at > self.keep_ended or self._ended_characters > KEEP_CHARACTERS:
-                del self._held[id]
-                self._ended_characters -= held.log.characters
+            if (
+                now - sequence.ended_at > self.keep_ended
+                or self._ended_characters > KEEP_CHARACTERS
+            ):
+                del self._sequences[id]
+                self._ended_characters -= sequence.characters
 
 
 def _reply(call: int, error: RequestRefused | None) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from chat.engine.request import AdapterRef, Request, Sampling
+from chat.engine.request import AdapterRef, Request, SamplingParams
 
 LARGEST_FRAME = 32 * 1024 * 1024  # bytes; a prompt of a full 128k context fits many times
 LONGEST_SOCKET_PATH = 100  # sun_path has 108 bytes
@@ -115,6 +115,6 @@ def request_from_dict(fields: dict[str, Any]) -> Request:
         ),
         prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
         adapter=AdapterRef(**adapter) if adapter else None,
-        sampling=Sampling(**{**sampling, "stop": tuple(sampling.get("stop") or ())}),
+        sampling=SamplingParams(**{**sampling, "stop": tuple(sampling.get("stop") or ())}),
         user=str(fields.get("user") or ""),
     )

@@ -1,5 +1,5 @@
-"""Child processes that end with their parent: used by the supervisor (`up`) and by the queue's
-tasks.
+"""Child processes that end with their parent: those of the supervisor (`up`), and the process of a
+run.
 """
 
 import contextlib
@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from django.conf import settings
 from django.db import close_old_connections
@@ -24,7 +23,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 LAST_WORDS = 5.0  # seconds that a process has to exit once its run has ended
-GRACE = 20.0  # seconds between SIGTERM (save a checkpoint) and SIGKILL
+GRACE = 20.0  # seconds between SIGTERM (save what is needed to go on) and SIGKILL
 
 
 def end_with_parent(number: int) -> None:
@@ -66,16 +65,9 @@ def stop(process: subprocess.Popen, grace: float = GRACE) -> None:
     process.wait()
 
 
-def run_folder(run_id: int) -> Path:
-    """Where a run keeps its checkpoints, its log and what it made."""
-    folder = settings.DATA_DIR / "runs" / str(run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def supervise(run_id: int, module: str) -> str:
-    """A queue task's whole work: claims the run, starts `python -m MODULE RUN TOKEN` and watches it
-    until it ends.
+def answer_bell(run_id: int) -> str:
+    """What django-q2 calls, for runs of every kind: claims the run, starts its process and watches
+    it until it ends.
 
     Does nothing when the claim is lost. The child writes its own progress and end; what is left
     here is the end that it cannot write itself: killed, crashed, or hung beyond its lease. Returns
@@ -84,9 +76,11 @@ def supervise(run_id: int, module: str) -> str:
     token = lifecycle.claim(run_id)
     if token is None:
         return "not claimed"
-    with open(run_folder(run_id) / "run.log", "ab") as log:
+    run = Run.objects.get(pk=run_id)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with open(run.log_path, "ab") as log:
         child = spawn(
-            [sys.executable, "-m", module, str(run_id), token],
+            [sys.executable, "-m", "portal.runs.process", str(run_id), token],
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=settings.BASE_DIR,
@@ -96,7 +90,7 @@ def supervise(run_id: int, module: str) -> str:
         finally:
             if child.poll() is None:
                 stop(child)
-    run = Run.objects.get(pk=run_id)
+    run.refresh_from_db()
     if run.token == token and run.status == Run.Status.RUNNING:
         lifecycle.lost(run_id, token, f"exit code {child.returncode}")
     return f"exit code {child.returncode}"

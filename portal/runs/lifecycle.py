@@ -21,12 +21,14 @@ from django_q.models import OrmQ
 from django_q.tasks import async_task
 
 from portal.models import Run
+from portal.runs.work import work_of
 
 logger = logging.getLogger(__name__)
 
 LEASE = timedelta(seconds=30)  # a process that has not written for this long is lost
 # a queued run at the head of its queue whose doorbell may be lost
 RING_AGAIN = timedelta(seconds=30)
+ANSWER = "portal.runs.children.answer_bell"  # what the queue calls with the run's id
 
 Status = Run.Status
 
@@ -42,18 +44,21 @@ class Signal(enum.Enum):
     CANCEL = "cancel"
 
 
-def enqueue(run: Run) -> None:
-    """Saves a new run as queued and rings its queue once the transaction is committed."""
-    run.status = Status.QUEUED
+def enqueue(run: Run, *, ring_bell: bool = True) -> None:
+    """Saves a new run as queued in the queue of its kind, and rings that once the transaction is
+    committed. ring_bell=False: for who claims the run in the same transaction.
+    """
+    run.status, run.queue = Status.QUEUED, work_of(run.kind).queue
     run.save()
-    transaction.on_commit(lambda: ring(run.pk))
+    if ring_bell:
+        transaction.on_commit(lambda: ring(run.pk))
 
 
 def ring(run_id: int) -> None:
     """Tells the queue that this run waits. Harmless to repeat."""
     run = Run.objects.get(pk=run_id)
     Run.objects.filter(pk=run_id).update(rung_at=timezone.now())
-    async_task(run.task, run_id, cluster=run.queue, task_name=f"run-{run_id}")
+    async_task(ANSWER, run_id, cluster=run.queue, task_name=f"run-{run_id}")
 
 
 def claim(run_id: int) -> str | None:
@@ -70,7 +75,7 @@ def claim(run_id: int) -> str | None:
         lease_expires_at=now + LEASE,
         finished_at=None,
         error=None,
-        phase="starting",
+        phase=Run.Phase.STARTING,
     )
     return token if claimed else None
 

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 REAP_EVERY = 5.0  # seconds
 LONGEST_PAUSE = 30.0  # between two starts of a child that keeps dying
-STOP_GRACE = 15.0  # a trainer saves its checkpoint in this time
+STOP_GRACE = 15.0  # a trainer saves its state in this time
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Supervisor:
         self.stopping = True
 
     def _reap(self) -> None:
-        self._bury_adopted()
+        self._collect_exit_codes()
         close_old_connections()
         try:
             deaf = lifecycle.reap()
@@ -128,7 +128,7 @@ class Supervisor:
                 logger.warning("%s does not answer: restarting it", child.name)
                 children.kill_group(child.process)
 
-    def _bury_adopted(self) -> None:
+    def _collect_exit_codes(self) -> None:
         """Collects the exit codes of adopted orphans, which would stay as zombies otherwise."""
         own = {child.process.pid for child in self.children if child.process is not None}
         for process in psutil.Process().children():
@@ -140,7 +140,7 @@ class Supervisor:
             if child.process is not None:
                 # A cluster told to end politely waits for its task, or hangs; killed, it loses
                 # nothing: the rows are the truth, and a trainer gets SIGTERM when its queue worker
-                # dies, saves its checkpoint and steps aside.
+                # dies, saves its state and steps aside.
                 children.kill_group(
                     child.process, signal.SIGKILL if child.queue else signal.SIGTERM
                 )

@@ -6,7 +6,7 @@ from django.utils.formats import date_format
 from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
-from portal.explanations import EXPLANATIONS
+from portal import explanations
 from portal.models import Run
 
 register = template.Library()
@@ -119,7 +119,7 @@ def explained(error):
     """An error ({"code", "message"}) of a run or an answer as a sentence in the reader's language;
     empty for none.
     """
-    return EXPLANATIONS.get(error.get("code"), error.get("message", "")) if error else ""
+    return explanations.explained(error)
 
 
 @register.filter

@@ -37,12 +37,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, PrefixCache
 from chat.chatglm.positions import position_ids
 from chat.engine.adapters import KVPrefix, save
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded, from_parts
-from chat.engine.request import AdapterRef, Request, Sampling
+from chat.engine.request import AdapterRef, Request, SamplingParams
 from tests.bench import report
 from tests.bench.chatglm_reference import ReferenceStyle
-from tests.chat.chatglm.tiny import tiny_folder
+from tests.support.tiny_chatglm import tiny_folder
 from tuning.ptuning.prefix import PrefixEncoder
 from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Trainer
@@ -149,11 +149,14 @@ class Contest:
 
     def _engine(self, rows: int, prefix_room: int = 0) -> Engine:
         return Engine(
-            self.loaded, max_rows=rows, max_length=160, prefix_room=prefix_room, reuse_prompts=False
+            self.loaded,
+            EngineConfig(
+                max_rows=rows, max_length=160, prefix_room=prefix_room, reuse_prompts=False
+            ),
         )
 
     def greedy_ours(self) -> int:
-        sampling = Sampling(do_sample=False, max_new_tokens=NEW)
+        sampling = SamplingParams(do_sample=False, max_new_tokens=NEW)
         ids = tuple(prompt_ids(PROMPT, self.config))
         (answer,) = self._engine(1).generate([Request(id="a", prompt_ids=ids, sampling=sampling)])
         return len(answer.token_ids)
@@ -227,7 +230,7 @@ class Contest:
                 id=str(row),
                 prompt_ids=tuple(prompt_ids(SOURCE, self.config, seed=row)),
                 adapter=self.adapter,
-                sampling=Sampling(
+                sampling=SamplingParams(
                     temperature=0.95, top_p=0.7, top_k=50, max_new_tokens=TARGET + 1, seed=row
                 ),
             )

@@ -35,9 +35,9 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 from transformers.generation import ContinuousBatchingConfig, GenerationConfig
 
 from chat.engine.adapters import KVPrefix, save
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded, from_parts
-from chat.engine.request import AdapterRef, Request, Sampling
+from chat.engine.request import AdapterRef, Request, SamplingParams
 from tests.bench import engine_sse, report
 
 VOCABULARY = 8192
@@ -125,7 +125,7 @@ class Contestants:
         self.first_tokens: dict[str, list[float]] = {}
 
     def ours(self, work: list[Job], concurrent: int, adapters: bool = False) -> None:
-        engine = Engine(self.loaded, max_rows=concurrent, queue_limit=len(work))
+        engine = Engine(self.loaded, EngineConfig(max_rows=concurrent, queue_limit=len(work)))
         waits: list[float] = []
 
         def sink(event) -> None:
@@ -139,7 +139,7 @@ class Contestants:
                     id=str(number),
                     prompt_ids=job.prompt,
                     adapter=self.adapters[number % len(self.adapters)] if adapters else None,
-                    sampling=Sampling(do_sample=False, max_new_tokens=job.tokens),
+                    sampling=SamplingParams(do_sample=False, max_new_tokens=job.tokens),
                     user=str(number % 8),
                 ),
                 sink,
@@ -210,7 +210,7 @@ def join_stall(loaded: Loaded) -> float:
     """p99 / p50 of the CPU time between two tokens of 8 running streams, while 8 prompts of 200-800
     tokens join them.
     """
-    engine = Engine(loaded, max_rows=16, reuse_prompts=False)
+    engine = Engine(loaded, EngineConfig(max_rows=16, reuse_prompts=False))
     draw = random.Random(5)
     seen: dict[str, float] = {}
     gaps: list[float] = []
@@ -224,7 +224,7 @@ def join_stall(loaded: Loaded) -> float:
 
     def submit(name: str, length: int, tokens: int) -> None:
         prompt = tuple(draw.randrange(300, VOCABULARY) for _ in range(length))
-        sampling = Sampling(do_sample=False, max_new_tokens=tokens)
+        sampling = SamplingParams(do_sample=False, max_new_tokens=tokens)
         engine.submit(Request(id=name, prompt_ids=prompt, sampling=sampling), sink)
 
     for number in range(8):
@@ -253,7 +253,7 @@ def detokenising(loaded: Loaded, tokens: int = 2048) -> float:
     """Microseconds a token, over one long answer."""
     draw = random.Random(1)
     ids = [draw.randrange(300, VOCABULARY) for _ in range(tokens)]
-    stream = loaded.prompter.text_stream()
+    stream = loaded.prompter.detokenizer()
     began = time.process_time()
     for token in ids:
         stream.step(token)

@@ -26,7 +26,7 @@ from urllib.request import urlopen
 import aiohttp
 from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
-from tests.running import Portal, free_port, wait_for
+from tests.support.live_portal import Portal, free_port, wait_for
 
 CLIENTS = 16
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -25,9 +25,9 @@ import torch
 import transformers
 
 from chat.engine import adapters
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded, load
-from chat.engine.request import AdapterRef, Request, Sampling
+from chat.engine.request import AdapterRef, Request, SamplingParams
 from chat.starter import sample
 from chat.starter.build import FOLDER
 from chat.starter.small_talk import INTENTS
@@ -115,8 +115,8 @@ def small_talk(loaded: Loaded, adapter: AdapterRef | None) -> float:
     """Share of the intents, asked in their first form, that get exactly their answer, in
     percent.
     """
-    greedy = Sampling(do_sample=False, max_new_tokens=128)
-    engine = Engine(loaded, max_rows=16, max_length=256)
+    greedy = SamplingParams(do_sample=False, max_new_tokens=128)
+    engine = Engine(loaded, EngineConfig(max_rows=16, max_length=256))
     answers = engine.generate(
         Request(
             str(number), ({"role": "user", "content": asked[0]},), adapter=adapter, sampling=greedy

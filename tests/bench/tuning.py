@@ -4,11 +4,11 @@ mathematics.
     python -m tests.bench.tuning [--quick] [--json]
 
 The reference loop takes one example at a time, padded to 64 + 64 tokens, 16 accumulated, with
-gradient checkpointing and logits at every position (SPEC 8). Both train a prefix of 128 before the
-same random model on the same examples, whose lengths are drawn as ADGEN's are under the official
-vocabulary (SPEC 9: prompts of 35 tokens, responses of 65, half of them cut). One thread; ours and
-the reference alternate, CPU-seconds, ratios are medians over rounds. Peak memory is that of a
-process of its own.
+gradient checkpointing and logits at every position (docs/chatglm.md#8-training-rows). Both train
+a prefix of 128 before the same random model on the same examples, whose lengths are drawn as
+ADGEN's are under the official vocabulary (docs/chatglm.md#11-evaluation: prompts of 35 tokens,
+responses of 65, half of them cut). One thread; ours and the reference alternate,
+CPU-seconds, ratios are medians over rounds. Peak memory is that of a process of its own.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration
 from chat.engine.loading import Loaded, from_parts
 from chat.engine.prompts import IGNORED
 from tests.bench import report
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
 from tuning.ptuning.loss import decoder_layers, gradient_checkpointing
-from tuning.ptuning.prefix import PrefixCache, PrefixEncoder
+from tuning.ptuning.prefix import PrefixEncoder, TrainingPrefixCache
 from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Trainer
 
@@ -79,7 +79,7 @@ def chatglm() -> torch.nn.Module:
 
 
 def drawn_examples(count: int) -> list[tuple[list[int], list[int]]]:
-    """(input_ids, labels) as SPEC 8 builds them: source, [gMASK] <sop>, target, <eop>."""
+    """(input_ids, labels) of docs/chatglm.md#8-training-rows: source, controls, target, <eop>."""
     draw, rows = random.Random(0), []
     for _ in range(count):
         source = [
@@ -134,7 +134,7 @@ class Reference:
                 loss = self.model(
                     input_ids=torch.tensor([[*ids, *[PAD] * room]]),
                     labels=torch.tensor([[*labels, *[IGNORED] * room]]),
-                    past_key_values=PrefixCache(self.encoder().to(self.dtype), 1),
+                    past_key_values=TrainingPrefixCache(self.encoder().to(self.dtype), 1),
                     use_cache=True,
                 ).loss
                 (loss / len(numbers)).backward()

@@ -11,7 +11,8 @@ import shutil
 import pytest
 
 from chat.conversations.rendering import to_html
-from tests.running import ROOT, Portal, wait_for
+from tests.support import ROOT
+from tests.support.live_portal import Portal, wait_for
 
 playwright = pytest.importorskip("playwright.sync_api")
 expect = playwright.expect

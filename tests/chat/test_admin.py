@@ -7,7 +7,7 @@ from django.contrib import admin
 
 from chat import registry
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from tests.chat.checkpoints.made import adapter_folder, checkpoint_folder
+from tests.support.folders import adapter_folder, checkpoint_folder
 
 pytestmark = pytest.mark.django_db
 

@@ -10,7 +10,7 @@ from chat.models import Adapter, Checkpoint
 from evaluation.models import EvaluationRun
 from portal.models import Run
 from portal.rest.conventions import Conflict
-from tests.chat.checkpoints.made import PRE_SEQ_LEN, adapter_folder, checkpoint_folder
+from tests.support.folders import PRE_SEQ_LEN, adapter_folder, checkpoint_folder
 
 pytestmark = pytest.mark.django_db
 
@@ -121,7 +121,7 @@ def test_a_taken_name_gets_a_number(base, member, tmp_path):
 
 
 def test_publishing_the_same_result_of_a_run_twice_gives_one_adapter(base, member, tmp_path):
-    run = Run.objects.create(owner=member, kind="tuning", name="r", task="x")
+    run = Run.objects.create(owner=member, kind="tuning", name="r")
     for _attempt in range(2):
         source = adapter_folder(tmp_path / "result", base.fingerprint)
         registry.publish_adapter(source, name="r", checkpoint=base, owner=member, run=run)
@@ -164,7 +164,6 @@ def test_an_adapter_that_an_evaluation_uses_stays(base, member, tmp_path):
         owner=member,
         kind="evaluation",
         name="e",
-        task="x",
         dataset_version=version,
         split="train",
         checkpoint=base,

@@ -7,8 +7,8 @@ from chat.checkpoints import describe
 from chat.engine import adapters
 from chat.models import Adapter, Checkpoint
 from evaluation.metrics import Scorer
-from tests.tuning import tiny
-from tests.tuning.datasets.files import lines, upload
+from tests.support import tiny_training as tiny
+from tests.support.uploads import lines, upload
 from tuning.datasets.store import add_split, ingest
 
 PRE_SEQ_LEN = 4

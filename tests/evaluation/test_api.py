@@ -12,7 +12,7 @@ from evaluation.intervals import METRICS, average
 from evaluation.models import EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
 from portal.models import ApiKey, Run
-from tests.tuning.datasets.files import lines, rows, upload
+from tests.support.uploads import lines, rows, upload
 from tuning.datasets.store import ingest
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
@@ -50,7 +50,7 @@ def client(member):
 
 
 def ended(run: EvaluationRun, gain: float) -> EvaluationRun:
-    """As evaluation/evaluate.py leaves a run."""
+    """As evaluation/work.py leaves a run."""
     made = [
         Prediction(
             run=run,

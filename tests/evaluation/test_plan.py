@@ -19,26 +19,30 @@ def test_the_plan_is_frozen_and_names_what_it_reads(member, dataset, checkpoint,
     )
     entry = dataset.current.splits["validation"]
     assert run.recipe == {
-        "dataset": "sums",
-        "dataset_version": 2,
-        "dataset_sha256": entry["sha256"],
-        "split": "validation",
+        "dataset": {
+            "id": dataset.pk,
+            "name": "sums",
+            "version": 2,
+            "split": "validation",
+            "sha256": entry["sha256"],
+            "rows": 8,
+        },
         "rows": 5,
-        "checkpoint": "tiny",
-        "checkpoint_fingerprint": checkpoint.fingerprint,
+        "checkpoint": {
+            "id": checkpoint.pk,
+            "name": "tiny",
+            "fingerprint": checkpoint.fingerprint,
+        },
         "decoding": "greedy",
         "seed": 42,
         "quantization_bit": None,
         "max_source_length": 64,
         "max_target_length": 64,
-        "adapter": "tuned",
-        "adapter_sha256": adapter.sha256,
-        "pre_seq_len": 4,
+        "adapter": {"name": "tuned", "sha256": adapter.sha256, "pre_seq_len": 4},
     }
-    assert (run.kind, run.queue, run.task, run.status, run.total) == (
+    assert (run.kind, run.queue, run.status, run.total) == (
         Run.Kind.EVALUATION,
         "gpu",
-        "evaluation.tasks.evaluate",
         "queued",
         5,
     )

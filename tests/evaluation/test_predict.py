@@ -9,8 +9,8 @@ from chat.engine import adapters
 from chat.engine.loading import load
 from chat.engine.request import AdapterRef, RequestRefused
 from evaluation.predict import engine_for, messages_of, predict, reference_of, sampling_of
-from tests.chat.chatglm.tiny import tiny_folder
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
+from tests.support.tiny_chatglm import tiny_folder
 
 SOURCE, TARGET = 48, 12
 

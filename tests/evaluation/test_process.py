@@ -12,7 +12,7 @@ import textwrap
 
 import pytest
 
-from tests.running import ROOT
+from tests.support import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +39,7 @@ plan |= {"max_source_length": 64}
 
 def start(run):
     token = lifecycle.claim(run.pk)
-    argv = [sys.executable, "-m", "evaluation.evaluate", str(run.pk), token]
+    argv = [sys.executable, "-m", "portal.runs.process", str(run.pk), token]
     return subprocess.Popen(argv), token
 
 def wait_for_rows(run, count):

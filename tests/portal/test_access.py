@@ -12,7 +12,7 @@ from django.test import override_settings
 
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from portal.models import ApiKey, Run
-from tests.running import ROOT
+from tests.support import ROOT
 from tuning.models import Dataset
 
 pytestmark = pytest.mark.django_db
@@ -73,7 +73,7 @@ def test_visibility(member, other_member, staff):
     assert list(Adapter.objects.visible_to(other_member)) == [adapter]
     assert not Adapter.objects.changeable_by(other_member)
 
-    run = Run.objects.create(owner=member, kind="tuning", name="r", task="t")
+    run = Run.objects.create(owner=member, kind="tuning", name="r")
     assert list(Run.objects.visible_to(staff)) == [run] and not Run.objects.visible_to(other_member)
 
 

@@ -10,7 +10,7 @@ from django.test import Client
 
 from chat.models import Checkpoint, Conversation
 from portal.models import ApiKey, Run
-from tests.chat.checkpoints.made import checkpoint_folder
+from tests.support.folders import checkpoint_folder
 from tuning.models import Dataset, DatasetVersion, TuningRun
 
 pytestmark = pytest.mark.django_db
@@ -37,7 +37,6 @@ def run(member):
         owner=member,
         kind="tuning",
         name="r",
-        task="t",
         status=Run.Status.FAILED,
         dataset_version=version,
         checkpoint=checkpoint,
@@ -119,7 +118,6 @@ def test_a_number_beyond_any_float_is_out_of_range_at_every_door(
     from chat import registry
 
     base = registry.register_checkpoint(checkpoint_folder(tmp_path / "base"), "named")
-    Dataset.objects.update(status=Dataset.Status.READY)
     dataset = run.dataset_version.dataset_id
     conversation = Conversation.objects.create(owner=member)
 

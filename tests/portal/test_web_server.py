@@ -11,7 +11,7 @@ from websockets.sync.client import connect
 from portal import request_bodies
 from portal.request_bodies import LimitedBodies
 from tests.attack.client import CHUNK, Neighbour, chunked, head, send
-from tests.chat.api.web import Web
+from tests.support.web_process import Web
 
 pytestmark = pytest.mark.xdist_group("web")
 FORM = "Content-Type: multipart/form-data; boundary=x"

@@ -6,7 +6,6 @@ import re
 import pytest
 
 from portal.runs import lifecycle
-from portal.runs.children import run_folder
 from tuning.models import Dataset, TuningMetric, TuningRun
 from tuning.plan import create_run
 
@@ -148,7 +147,8 @@ def test_metrics_and_progress_of_a_running_run(api, run):
 def test_the_log_and_its_tail(api, run):
     url = f"{URL}{run.pk}/log/"
     assert api.get(url).content == b""
-    (run_folder(run.pk) / "run.log").write_text("one\n二\nthree\n", encoding="utf-8")
+    run.folder.mkdir(parents=True)
+    run.log_path.write_text("one\n二\nthree\n", encoding="utf-8")
     answer = api.get(url, {"tail": 2}, headers={"accept": "text/plain"})
     assert (
         answer["Content-Type"] == "text/plain; charset=utf-8"

@@ -12,8 +12,8 @@ from django.core.management import CommandError, call_command
 
 from chat.engine import adapters
 from chat.models import Checkpoint
-from tests.running import ROOT
-from tests.tuning import tiny
+from tests.support import ROOT
+from tests.support import tiny_training as tiny
 from tuning.models import Dataset, TuningRun
 
 PREPARE = """

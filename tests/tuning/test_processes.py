@@ -12,8 +12,8 @@ from contextlib import closing
 
 import pytest
 
-from tests.running import Portal, wait_for
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
+from tests.support.live_portal import Portal, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -100,7 +100,7 @@ class Runs:
         return self.portal.get(f"/api/v1/tuning-runs/{run}/log/", key=self.key)[1]
 
     def trainer(self) -> int:
-        return wait_for(lambda: self._pid("tuning.train"), 30, "a trainer")
+        return wait_for(lambda: self._pid("portal.runs.process"), 30, "a trainer")
 
     def _pid(self, word: str):
         return min(
@@ -197,7 +197,7 @@ def test_cancel_saves_and_resume_goes_on(running, undisturbed):
     assert running.post(run, "cancel")[0] == 200
     state = running.end(run, "cancelled")
     assert time.monotonic() - began < 30 and 10 < state["step"] < STEPS and state["adapter"] is None
-    wait_for(lambda: running._pid("tuning.train") is None, 10, "the trainer's end")
+    wait_for(lambda: running._pid("portal.runs.process") is None, 10, "the trainer's end")
     assert running.post(run, "resume")[0] == 200
     running.end(run)
     assert resumed_after(running.log(run)) == [state["step"]]

@@ -27,6 +27,9 @@ _FORM_ROOM = 1 << 20  # bytes of a multipart body beside the file itself
 
 class DatasetSerializer(serializers.ModelSerializer):
     owner = serializers.CharField(source="owner.username", allow_null=True, read_only=True)
+    status = serializers.SerializerMethodField(
+        help_text="Always ready: an upload is checked while it is sent, and stored whole or not."
+    )
     rows = serializers.SerializerMethodField(help_text="Of all splits of the newest version.")
     version = serializers.SerializerMethodField(help_text="Number of the newest version.")
     sha256 = serializers.SerializerMethodField(help_text="Names the content of the newest version.")
@@ -54,6 +57,9 @@ class DatasetSerializer(serializers.ModelSerializer):
 
     def _current(self, dataset):
         return next(iter(dataset.versions.all()), None)  # newest first; prefetched in lists
+
+    def get_status(self, dataset) -> str:
+        return "ready"
 
     def get_rows(self, dataset) -> int:
         version = self._current(dataset)
@@ -89,14 +95,11 @@ class ProblemSerializer(serializers.Serializer):
 
 class DatasetDetailSerializer(DatasetSerializer):
     problems = ProblemSerializer(many=True, read_only=True, help_text="The first 1,000.")
-    problem_count = serializers.SerializerMethodField()
+    problem_count = serializers.IntegerField(read_only=True)
 
     class Meta(DatasetSerializer.Meta):
         fields = [*DatasetSerializer.Meta.fields, "problems", "problem_count"]
         read_only_fields = [field for field in fields if field != "name"]
-
-    def get_problem_count(self, dataset) -> int:
-        return store.problem_count(dataset)
 
 
 class UploadSerializer(serializers.Serializer):

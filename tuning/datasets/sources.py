@@ -109,7 +109,7 @@ class _Counted:
     skip.
     """
 
-    def __init__(self, file: IO[bytes], budget: _Budget):
+    def __init__(self, file: IO[bytes] | gzip.GzipFile, budget: _Budget):
         self._file, self._budget = file, budget
 
     def read(self, size: int = CHUNK) -> bytes:

@@ -53,7 +53,6 @@ __all__ = [
     "ingest",
     "limits",
     "open_split",
-    "problem_count",
     "worded",
 ]
 
@@ -237,7 +236,6 @@ def _store(
                 prompt_column=columns.prompt,
                 response_column=columns.response or columns.prompt,
                 history_column=columns.history,
-                status=Dataset.Status.READY,
                 problems=[worded(found) for found in findings.problems],
             )
             _add_version(dataset, splits, source_name=source_name, encoding=sources[TRAIN].encoding)
@@ -390,12 +388,6 @@ def examples(version: DatasetVersion, split: str, start: int, count: int) -> lis
     """
     with _opened(version, split) as rows:
         return [rows[row] for row in range(max(start, 0), min(start + count, len(rows)))]
-
-
-def problem_count(dataset: Dataset) -> int:
-    """All problems that the upload had; `dataset.problems` keeps the first 1,000."""
-    first = dataset.versions.order_by("number").first()
-    return first.splits[TRAIN].get("problems", 0) if first else len(dataset.problems)
 
 
 def detect_columns(file: IO[bytes]) -> dict[str, Any]:

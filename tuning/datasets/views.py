@@ -30,8 +30,6 @@ def dataset_list(request):
         .prefetch_related("versions")
     )
     page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
-    for dataset in page:
-        dataset.problem_count = _count(dataset)
     own = Dataset.objects.visible_to(request.user).exclude(owner=None).exists()
     return render(request, "tuning/dataset_list.html", {"page": page, "own": own})
 
@@ -113,20 +111,13 @@ def _detail_context(request, dataset, split_form=None) -> dict:
         "page": page,
         "rows": rows,
         "kinds": _by_kind(dataset.problems),
-        "problem_count": _count(dataset),
+        "problem_count": dataset.problem_count,
         "mine": Dataset.objects.changeable_by(request.user).filter(pk=dataset.pk).exists(),
         "split_form": split_form or SplitForm(initial={"validation": max(1, train_rows // 10)}),
         "can_split": version is not None
         and store.VALIDATION not in version.splits
         and train_rows > 1,
     }
-
-
-def _count(dataset) -> int:
-    """All problems found, also those beyond the ones that were kept."""
-    version = max(dataset.versions.all(), key=lambda version: version.number, default=None)
-    counted = version.splits.get("train", {}).get("problems") if version else None
-    return max(counted or 0, len(dataset.problems))
 
 
 def _by_kind(problems: list[dict]) -> list[dict]:

@@ -10,19 +10,7 @@ from typing import Any
 import torch
 
 from chat.engine.prompts import IGNORED, Prompter
-
-
-def messages_of(example: dict[str, Any]) -> list[dict[str, str]]:
-    """A dataset row {"prompt", "response", "history"} as messages before the response; history is
-    [[question, answer], ...].
-    """
-    messages = []
-    for question, answer in example.get("history") or ():
-        messages += [
-            {"role": "user", "content": question},
-            {"role": "assistant", "content": answer},
-        ]
-    return [*messages, {"role": "user", "content": example["prompt"]}]
+from tuning.datasets.examples import messages_of
 
 
 class Encoded:
@@ -52,7 +40,9 @@ class Encoded:
         """(input_ids, labels), equally long, not padded."""
         example = self._examples[self._rows[index]]
         return self._prompter.training_ids(
-            messages_of(example), example["response"], *self._lengths
+            messages_of(example["prompt"], example.get("history") or ()),
+            example["response"],
+            *self._lengths,
         )
 
 
@@ -108,7 +98,7 @@ def group_by_length(lengths: Sequence[int], max_tokens: int, overhead: int) -> l
     # best[n]: cost of the n longest; start_of[n]: where their last micro-batch begins
     best, start_of = [0.0], [0]
     for end in range(1, len(order) + 1):
-        found = []
+        found: list[tuple[float, int]] = []
         for start in range(end - 1, -1, -1):
             tokens = (end - start) * lengths[order[start]]
             if tokens > max_tokens and found:

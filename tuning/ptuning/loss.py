@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from tuning.ptuning.batches import MicroBatch
-from tuning.ptuning.prefix import PrefixCache
+from tuning.ptuning.prefix import TrainingPrefixCache
 
 _LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 
@@ -28,7 +29,14 @@ class _FrozenHeadLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, targets, weights, head, rows):
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        weights: torch.Tensor,
+        head: nn.Module,
+        rows: int,
+    ) -> torch.Tensor:
         """hidden [n, hidden_size], targets [n], weights [n]; `rows` at a time."""
         gradient = torch.empty_like(hidden)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -44,7 +52,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, upstream):
+    def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * upstream.to(gradient.dtype), None, None, None, None
 
@@ -54,7 +62,7 @@ class PrefixLoss:
     example, not assumed.
     """
 
-    def __init__(self, model: nn.Module, probe: torch.Tensor):
+    def __init__(self, model: Any, probe: torch.Tensor):
         """probe [1, length]: token ids of one example."""
         self._model = model
         self._base, self._head = model.base_model, model.get_output_embeddings()
@@ -78,13 +86,13 @@ class PrefixLoss:
 
     def __call__(
         self, batch: MicroBatch, prefix: torch.Tensor, weights: torch.Tensor, dropout: float = 0.0
-    ):
+    ) -> torch.Tensor:
         """Scalar float32; prefix [layers, 2, kv_heads, pre_seq_len, head_dim] in the model's dtype,
         weights [n].
         """
         arguments = {
             "input_ids": batch.input_ids,
-            "past_key_values": PrefixCache(prefix, batch.input_ids.shape[0], dropout),
+            "past_key_values": TrainingPrefixCache(prefix, batch.input_ids.shape[0], dropout),
             "use_cache": True,
         }
         if self._is_plain:
@@ -124,10 +132,10 @@ def gradient_checkpointing(layers: nn.ModuleList, on: bool) -> Iterator[None]:
     """Layers keep only their input and are computed again in the backward pass.
 
     transformers' own switch drops the past that the prefix is given as (and peft refuses,
-    peft#869): PrefixCache may be replayed.
+    peft#869): TrainingPrefixCache may be replayed.
     """
 
-    def replayed(forward: Callable) -> Callable:
+    def replayed(forward: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments, **named: checkpoint(
             forward, *arguments, use_reentrant=False, **named
         )

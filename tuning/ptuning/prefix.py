@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -9,7 +11,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 class PrefixEncoder(nn.Module):
     """Trainable keys and values of every layer. Parameter names and initialisation are upstream's
-    (SPEC 6).
+    (docs/chatglm.md#9-prefix).
 
     Without projection: embedding.weight [pre_seq_len, layers * 2 * kv_heads * head_dim], drawn from
     N(0, 1). With it: embedding.weight [pre_seq_len, hidden_size], then trans = Linear, Tanh, Linear
@@ -37,7 +39,7 @@ class PrefixEncoder(nn.Module):
         if projection:
             hidden_size = hidden_size or kv_heads * head_dim
             self.embedding = nn.Embedding(pre_seq_len, hidden_size)
-            self.trans = nn.Sequential(
+            self.trans: nn.Module = nn.Sequential(
                 nn.Linear(hidden_size, hidden_size), nn.Tanh(), nn.Linear(hidden_size, width)
             )
         else:
@@ -69,7 +71,7 @@ class _PrefixLayer(CacheLayerMixin):
         """Nothing to allocate: the prefix is all that is kept."""
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         keys, values = self.keys.to(key_states.device), self.values.to(value_states.device)
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
@@ -84,7 +86,7 @@ class _PrefixLayer(CacheLayerMixin):
         return -1
 
 
-class PrefixCache(Cache):
+class TrainingPrefixCache(Cache):
     """A prefix as `past_key_values` of one forward over a whole batch.
 
     A forward leaves it unchanged, unlike transformers' DynamicCache, so gradient checkpointing may

@@ -10,6 +10,7 @@ from typing import Any
 
 from chat.engine.request import LONGEST_PREFIX
 
+METHOD = "ptuning_v2"  # what runs and adapters say they were made by
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
@@ -30,7 +31,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "max_grad_norm": (0.0, 1000.0),
     "prefix_dropout": (0.0, 0.9),
 }
-CHOICES: dict[str, tuple] = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "lr_scheduler_type": SCHEDULES,
     "precision": PRECISIONS,
     "quantization_bit": (None, 4, 8),

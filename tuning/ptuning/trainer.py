@@ -24,7 +24,7 @@ from tuning.ptuning import training_state
 from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, rows_of_step, token_weights
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixEncoder
-from tuning.ptuning.recipe import Recipe
+from tuning.ptuning.recipe import METHOD, Recipe
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _ENOUGH_BYTES = {"cpu": 256 << 20}
 
 class TrainingFailed(Exception):
     """The run cannot go on and would fail again. `code`: loss_not_finite | no_examples |
-    does_not_fit | out_of_memory | checkpoint_mismatch.
+    does_not_fit | out_of_memory | state_mismatch.
     """
 
     def __init__(self, code: str, message: str):
@@ -43,7 +43,7 @@ class TrainingFailed(Exception):
 
 
 class Stopped(Exception):
-    """`report` asked to stop; a checkpoint of `step` is saved."""
+    """`report` asked to stop; the state after `step` is saved."""
 
     def __init__(self, step: int):
         super().__init__(f"stopped after step {step}")
@@ -65,14 +65,14 @@ class Progress:
     logged: float | None = None
 
 
-# a true answer asks the trainer to save a checkpoint and stop
+# a true answer asks the trainer to save its state and stop
 Report = Callable[[Progress], object]
 
 
 class Trainer:
     """One run: `Trainer(...).train()` returns the KV prefix, or raises TrainingFailed or Stopped.
 
-    examples: random access to rows {"prompt", "response", "history"}. checkpoint_folder: where the
+    examples: random access to rows {"prompt", "response", "history"}. state_folder: where the
     run resumes from and saves every `save_steps` steps; None: nowhere. micro_batch_tokens: padded
     tokens of one forward; None: from free memory. Changes speed and memory, not the mathematics.
     """
@@ -82,13 +82,13 @@ class Trainer:
         loaded: Loaded,
         recipe: Recipe,
         examples: Sequence[dict[str, Any]],
-        checkpoint_folder: str | Path | None = None,
+        state_folder: str | Path | None = None,
         report: Report | None = None,
         *,
         micro_batch_tokens: int | None = None,
     ):
         self.loaded, self.recipe = loaded, recipe
-        self._folder, self._report = checkpoint_folder, report or (lambda progress: None)
+        self._folder, self._report = state_folder, report or (lambda progress: None)
         self._examples = Encoded(
             examples, loaded.prompter, recipe.max_source_length, recipe.max_target_length
         )
@@ -137,7 +137,7 @@ class Trainer:
         return sum(parameter.numel() for parameter in self.encoder.parameters())
 
     def train(self) -> KVPrefix:
-        """Runs from `step`, where the newest checkpoint left off, to max_steps."""
+        """Runs from `step`, where the newest saved state left off, to max_steps."""
         recipe, self._began, self._samples = self.recipe, time.monotonic(), 0
         while self.step < recipe.max_steps:
             learning_rate = recipe.learning_rate_at(self.step)
@@ -171,7 +171,7 @@ class Trainer:
             tensor=self.encoder().to(self.loaded.dtype).cpu().contiguous(),
             shifts_positions=self.loaded.shifts_positions,
             checkpoint_fingerprint=self.loaded.fingerprint,
-            metadata={"method": "ptuning_v2", "step": self.step, "recipe": self.recipe.as_dict()},
+            metadata={"method": METHOD, "step": self.step, "recipe": self.recipe.as_dict()},
         )
 
     def _update(self, learning_rate: float) -> tuple[float, float]:
@@ -296,6 +296,7 @@ class Trainer:
         )
 
     def _save(self) -> None:
+        assert self._folder is not None
         training_state.save(
             self._folder,
             self.step,
@@ -331,7 +332,7 @@ class Trainer:
             mine, theirs = self._identity(), state["identity"]
             names = ", ".join(name for name in mine if mine[name] != theirs.get(name))
             raise TrainingFailed(
-                "checkpoint_mismatch", f"the saved state belongs to another run: {names} differ"
+                "state_mismatch", f"the saved state belongs to another run: {names} differ"
             )
         self.step = state["step"]
         self.encoder.load_state_dict(state["encoder"])

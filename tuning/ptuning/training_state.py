@@ -1,4 +1,4 @@
-"""A run's own checkpoints: everything that a later process needs to go on as if nothing had
+"""What a run saves on the way: everything that a later process needs to go on as if nothing had
 happened.
 
 One folder step-N, written under another name and renamed when it is complete, so that a kill leaves
@@ -20,7 +20,7 @@ _UNFINISHED = ".unfinished-"
 
 
 def _complete(folder: Path) -> list[tuple[int, Path]]:
-    """(step, path) of the checkpoints in `folder`, oldest first."""
+    """(step, path) of the states in `folder`, oldest first."""
     if not folder.is_dir():
         return []
     found = [(_NAME.fullmatch(entry.name), entry) for entry in folder.iterdir()]
@@ -36,8 +36,8 @@ def _sync(path: Path) -> None:
 
 
 def save(folder: str | Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes `state` (tensors, numbers, strings, lists and dictionaries of them) as the checkpoint
-    of `step`.
+    """Writes `state` (tensors, numbers, strings, lists and dictionaries of them) as the state
+    after `step`.
     """
     folder = Path(folder)
     target, unfinished = folder / f"step-{step:08d}", folder / f"{_UNFINISHED}{step:08d}"
@@ -56,7 +56,7 @@ def save(folder: str | Path, step: int, state: dict[str, Any]) -> Path:
 
 
 def load_newest(folder: str | Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest complete checkpoint's state, or None when there is none. Read without executing
+    """The newest complete state, or None when there is none. Read without executing
     pickled code.
     """
     found = _complete(Path(folder))

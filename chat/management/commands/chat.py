@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from django.conf import settings
@@ -15,11 +15,20 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.translation import gettext as _
 
-from chat.engine.request import AdapterRef, Event, Request, RequestRefused, Sampling
+from chat.checkpoints import adapter_files
+from chat.engine.request import (
+    AdapterRef,
+    CheckpointRef,
+    Event,
+    GenerationRefused,
+    Request,
+    RequestRefused,
+    SamplingParams,
+)
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling, checked
 from chat.text import is_storable
-from chat.worker.router import CheckpointRef, Router, WorkerUnavailable, get_router
+from chat.worker.router import Router, get_router
 
 
 class Command(BaseCommand):
@@ -72,7 +81,7 @@ class Command(BaseCommand):
             sys.exit(1)
 
     async def _converse(
-        self, checkpoint: Checkpoint, adapter: AdapterRef | None, sampling: Sampling
+        self, checkpoint: Checkpoint, adapter: AdapterRef | None, sampling: SamplingParams
     ) -> None:
         model = await self._model(checkpoint)
         self._explain()
@@ -123,7 +132,7 @@ class Command(BaseCommand):
         loop.add_signal_handler(signal.SIGINT, explain)
 
     async def _model(self, checkpoint: Checkpoint):
-        reference = CheckpointRef(checkpoint.name, checkpoint.fingerprint)
+        reference = checkpoint.ref()
         router = get_router()
         served = await asyncio.gather(
             *(backend.serves(reference, with_adapter=False) for backend in router.backends),
@@ -141,7 +150,8 @@ class Command(BaseCommand):
         """Prints the answer as it comes; Ctrl-C ends the answer, not the program. What was written,
         or "" when refused.
         """
-        loop, written = asyncio.get_running_loop(), []
+        loop = asyncio.get_running_loop()
+        written: list[str] = []
         loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(model.abort(request.id)))
         try:
             if not is_storable(request.messages[-1]["content"]):
@@ -151,7 +161,7 @@ class Command(BaseCommand):
                 async for events in handfuls:
                     for event in events:
                         self._show(event, written)
-        except (RequestRefused, WorkerUnavailable) as error:
+        except GenerationRefused as error:
             self._refuse(error.message)
         finally:
             self._mind_the_prompt()
@@ -185,11 +195,11 @@ def _chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, Adapte
     if adapter_name:
         adapter = Adapter.objects.filter(name=adapter_name).select_related("checkpoint").first()
         if adapter is not None:
-            reference = AdapterRef(adapter.sha256, str(adapter.path))
-        elif (Path(adapter_name) / "adapter.json").is_file():
+            reference = adapter.ref()
+        elif (Path(adapter_name) / adapter_files.DESCRIPTION).is_file():
             folder = Path(adapter_name).resolve()
             reference = AdapterRef(
-                f"{folder} {(folder / 'adapter.safetensors').stat().st_mtime_ns}", str(folder)
+                f"{folder} {(folder / adapter_files.WEIGHTS).stat().st_mtime_ns}", str(folder)
             )
         else:
             known = ", ".join(Adapter.objects.values_list("name", flat=True)[:20]) or "-"
@@ -225,11 +235,13 @@ class _LoadedHere:
 
     def __init__(self, checkpoint: Checkpoint):
         from chat.checkpoints.describe import CheckpointInvalid
-        from chat.engine.engine import Engine
+        from chat.engine.engine import Engine, EngineConfig
         from chat.engine.loading import load
 
         try:
-            self._engine = Engine(load(checkpoint.path, device=settings.DEVICE or None), max_rows=1)
+            self._engine = Engine(
+                load(checkpoint.path, device=settings.DEVICE or None), EngineConfig(max_rows=1)
+            )
         except CheckpointInvalid as error:
             raise CommandError(error.message) from error
         self._engine.start()
@@ -244,7 +256,7 @@ class _LoadedHere:
             lambda event: loop.call_soon_threadsafe(queue.put_nowait, event),
         )
 
-    async def events(self, id: str) -> AsyncIterator[list[Event]]:
+    async def events(self, id: str) -> AsyncGenerator[list[Event], None]:
         queue = self._arrived.pop(id)
         while True:
             event = await queue.get()

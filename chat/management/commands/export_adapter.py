@@ -27,7 +27,7 @@ class Command(BaseCommand):
         if adapter is None:
             raise CommandError(f"There is no adapter named {name!r}.")
         from chat.checkpoints.describe import CheckpointInvalid, read_config
-        from chat.checkpoints.foreign_adapters import write_peft, write_upstream
+        from chat.checkpoints.foreign_adapters import write_original, write_peft
         from chat.engine import adapters
 
         try:
@@ -35,7 +35,7 @@ class Command(BaseCommand):
             if format == "peft":
                 folder = write_peft(prefix, Path(output), adapter.checkpoint.name)
             else:
-                folder = write_upstream(prefix, Path(output), read_config(adapter.checkpoint.path))
+                folder = write_original(prefix, Path(output), read_config(adapter.checkpoint.path))
         except (adapters.AdapterInvalid, CheckpointInvalid, OSError) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(str(folder))

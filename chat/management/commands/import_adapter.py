@@ -71,12 +71,13 @@ def convert(folder: Path, base: Checkpoint, target: Path) -> str:
     it does not fit.
     """
     # torch takes seconds to import, so only here
+    from chat.checkpoints import adapter_files
     from chat.checkpoints.foreign_adapters import read_prefix
     from chat.engine import adapters
 
     shape, shifts_positions = shape_of(base)
     try:
-        if (folder / adapters.DESCRIPTION_FILE).is_file():
+        if (folder / adapter_files.DESCRIPTION).is_file():
             prefix, kind = adapters.load(folder), "a portal's adapter"
             layers, _two, kv_heads, _length, head_dim = prefix.tensor.shape
             if (layers, kv_heads, head_dim) != (shape.layers, shape.kv_heads, shape.head_dim):
@@ -102,9 +103,9 @@ def shape_of(base: Checkpoint):
     """(BaseShape, whether a prefix shifts positions) of a checkpoint, from its config alone."""
     from transformers import AutoConfig
 
-    import chat.chatglm  # noqa: F401 - registers ChatGLM-6B with the Auto classes
     from chat.checkpoints.foreign_adapters import BaseShape
 
+    base.family.register()
     try:
         config = AutoConfig.from_pretrained(base.path).get_text_config()
     except (OSError, ValueError) as error:
@@ -112,7 +113,7 @@ def shape_of(base: Checkpoint):
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return BaseShape(config.num_hidden_layers, kv_heads, head_dim), config.model_type != "chatglm"
+    return BaseShape(config.num_hidden_layers, kv_heads, head_dim), base.family.shifts_positions
 
 
 def step_of(folder: Path) -> int | None:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from typing import ClassVar
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
@@ -12,7 +13,9 @@ from chat.models import Checkpoint
 
 
 class Command(BaseCommand):
-    requires_system_checks = []  # `up` has made them; the worker is to listen at once
+    requires_system_checks: ClassVar[
+        list
+    ] = []  # `up` has made them; the worker is to listen at once
     help = (
         "Serve a checkpoint to the portal until stopped. Without --checkpoint the default one is "
         "served, and the process ends "
@@ -78,7 +81,7 @@ def _load(checkpoint: Checkpoint):
     """(engine, fingerprint of what was really loaded)."""
     import torch
 
-    from chat.engine.engine import Engine
+    from chat.engine.engine import Engine, EngineConfig
     from chat.engine.loading import load
 
     threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
@@ -90,7 +93,7 @@ def _load(checkpoint: Checkpoint):
             "the files of checkpoint %s have changed since it was registered; register them again",
             checkpoint.name,
         )
-    return Engine(loaded, cache_share=settings.CACHE_SHARE), loaded.fingerprint
+    return Engine(loaded, EngineConfig(cache_share=settings.CACHE_SHARE)), loaded.fingerprint
 
 
 def _replaced(served: Checkpoint, *, following_default: bool) -> str:

@@ -13,11 +13,12 @@ from django.utils.translation import gettext as _
 
 from chat.models import Adapter, Checkpoint
 from evaluation import upstream_files
-from evaluation.models import METRICS, EvaluationRun
+from evaluation.intervals import METRICS
+from evaluation.models import EvaluationRun
 from evaluation.plan import SEED, create_evaluation
 from portal.models import Run
 from portal.runs import lifecycle
-from portal.runs.heartbeat import stamped
+from portal.runs.process import carry_out, stamped
 from tuning.datasets import store
 from tuning.models import Dataset
 from tuning.terminal import ForegroundCommand, lines
@@ -79,8 +80,6 @@ class Command(ForegroundCommand):
             if not options["dataset"]:
                 store.delete(dataset)  # nobody asked for more than the run
             raise CommandError("\n".join(lines(fault))) from fault
-
-        from evaluation.evaluate import carry_out  # brings torch, which --help does without
 
         carry_out(run.pk, token, lambda line: print(stamped(line), file=sys.stderr, flush=True))
         run.refresh_from_db()

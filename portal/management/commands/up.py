@@ -15,6 +15,7 @@ from django.core.management.base import BaseCommand
 from django.utils.module_loading import import_string
 from django.utils.translation import gettext as _
 
+from portal import __version__
 from portal.models import User
 from portal.runs.supervisor import Supervisor, child_processes
 
@@ -35,6 +36,7 @@ class Command(BaseCommand):
 
     def handle(self, *, host, port, no_worker, **options):
         refuse_taken_port(host, port)
+        self.stdout.write(f"Model portal {__version__}")
         call_command("check", deploy=False)
         call_command("migrate", verbosity=0, interactive=False)
         collect_static()

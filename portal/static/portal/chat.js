@@ -12,6 +12,7 @@ const say = document.getElementById("say");
 const offline = document.getElementById("offline");
 const explanations = JSON.parse(document.getElementById("explanations").textContent); // by an error's code
 const IN_FLIGHT = ["queued", "streaming"];
+const CLOSED = { notLoggedIn: 4401, notYours: 4404 }; // chat/api/websocket.py
 const ACKNOWLEDGE = 32 * 1024; // characters of frames between two acknowledgements
 
 let socket = null;
@@ -132,7 +133,7 @@ const show = {
     turn.dataset.error = frame.error?.code ?? "";
     // Too long: the text is back in the composer, to be shortened.
     if (turn.dataset.error === "context_length_exceeded" && say.value === "") {
-      say.value = turn.previousElementSibling?.textContent ?? "";
+      say.value = turn.previousElementSibling?.querySelector(".bubble")?.textContent ?? "";
     }
     showEnd(turn, { ...frame, status: frame.status ?? "failed" });
   },
@@ -217,8 +218,8 @@ async function connect() {
     busy();
   });
   socket.addEventListener("close", (event) => {
-    if (event.code === 4401) return location.reload(); // the session has ended: the login page
-    if (event.code === 4404) return;
+    if (event.code === CLOSED.notLoggedIn) return location.reload(); // the session has ended: the login page
+    if (event.code === CLOSED.notYours) return;
     if (pause > 500) offline.hidden = false; // one quick reconnect needs no words
     setTimeout(connect, pause);
     pause = Math.min(pause * 2, 10000);

@@ -25,8 +25,8 @@ def calls(role: str, number: int) -> Iterator:
 
 
 def _web(number: int):
-    from chat.conversations import live, turns
-    from chat.conversations.frames import Answer
+    from chat.conversations import messages, turns
+    from chat.conversations.frames import LiveAnswer
     from chat.models import Conversation, Message
 
     conversation = (
@@ -37,12 +37,12 @@ def _web(number: int):
         yield lambda made=made: made.extend(
             turns.create_turn(conversation, conversation.owner, "你好")
         )
-        answer = Answer.of_row(made[1])
+        answer = LiveAnswer.of_row(made[1])
         answer.content, answer.status = "你好！" * 100, Message.Status.STREAMING
         rows = [(answer.message_id, answer.content, answer.seq, answer.status)]
-        yield lambda rows=rows: live._save_progress(rows)
+        yield lambda rows=rows: messages.save_progress(rows)
         answer.status, answer.finish_reason = Message.Status.COMPLETE, "stop"
-        yield lambda answer=answer: live._save_end(answer)
+        yield lambda answer=answer: messages.save_end(answer)
 
 
 def _heartbeat(number: int):

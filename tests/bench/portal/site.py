@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.running import Portal, wait_for
+from tests.support.live_portal import Portal, wait_for
 
 TEAM = 200  # members with one conversation each, for the streams
 CONVERSATIONS, RUNS, DATASETS = 200, 50, 20  # of the member whose pages are measured

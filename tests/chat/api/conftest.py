@@ -11,7 +11,7 @@ from chat.engine.request import Event
 from chat.models import Conversation, Message
 from chat.worker import router as worker_router
 from portal.models import ApiKey
-from tests.chat.checkpoints.made import adapter_folder, checkpoint_folder
+from tests.support.folders import adapter_folder, checkpoint_folder
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.chat.chatglm.tiny import DATA, tiny_folder
-from tests.running import Portal, finished, upload, wait_for
+from tests.support.live_portal import Portal, finished, upload, wait_for
+from tests.support.tiny_chatglm import DATA, tiny_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("web")]
 

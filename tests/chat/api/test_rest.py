@@ -13,7 +13,7 @@ from safetensors.numpy import load, load_file
 from chat.engine.request import RequestRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
-from tests.chat.checkpoints.made import HEAD_DIM, KV_HEADS, LAYERS, PRE_SEQ_LEN, checkpoint_folder
+from tests.support.folders import HEAD_DIM, KV_HEADS, LAYERS, PRE_SEQ_LEN, checkpoint_folder
 
 pytestmark = pytest.mark.django_db
 JSON = "application/json"

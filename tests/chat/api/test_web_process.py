@@ -14,9 +14,9 @@ from websockets.sync.client import connect
 
 from chat.worker.router import _get_status
 from chat.worker.wire import Address
-from tests.chat.api.web import Web
-from tests.chat.worker.processes import TOKEN
-from tests.running import wait_for
+from tests.support.live_portal import wait_for
+from tests.support.web_process import Web
+from tests.support.worker_process import TOKEN
 
 pytestmark = pytest.mark.xdist_group("web")
 

@@ -1,14 +1,12 @@
 """The tiny model with reference weights, and the reference arrays."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 import chat.chatglm  # noqa: F401  registers the Auto classes
-from tests.chat.chatglm.tiny import DATA, tiny_folder
+from tests.support.tiny_chatglm import DATA, tiny_folder
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,21 +48,3 @@ class Case:
 @pytest.fixture(scope="session")
 def case():
     return Case
-
-
-def golden_folder():
-    """Reference files that may not be in this repository; the folder is named by CHATGLM_GOLDEN."""
-    folder = os.environ.get("CHATGLM_GOLDEN")
-    if not folder:
-        pytest.skip("CHATGLM_GOLDEN names no folder with the reference files")
-    return folder
-
-
-def vocabulary_folder():
-    """The published vocabulary and its tokenizer_config.json; the folder is named by
-    CHATGLM_VOCABULARY.
-    """
-    folder = os.environ.get("CHATGLM_VOCABULARY")
-    if not folder:
-        pytest.skip("CHATGLM_VOCABULARY names no folder with the published vocabulary")
-    return folder

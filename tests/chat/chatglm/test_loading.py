@@ -20,7 +20,7 @@ from transformers import (
 from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMModel
 from chat.checkpoints.describe import CheckpointInvalid
 from chat.engine.loading import load
-from tests.chat.chatglm.tiny import DATA, tiny_folder, write_shards
+from tests.support.tiny_chatglm import DATA, tiny_folder, write_shards
 
 
 def state_of(folder):

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 from chat.chatglm import ChatGLMConfig, ChatGLMForConditionalGeneration, ChatGLMModel, PrefixCache
 from chat.chatglm.positions import position_ids, prefix_lm_hidden, rotary_tables
 from chat.checkpoints.foreign_adapters import BaseShape, read_prefix
-from tests.chat.chatglm.tiny import DATA
+from tests.support.tiny_chatglm import DATA
 
 CASES = (
     "case_A_single_gmask",

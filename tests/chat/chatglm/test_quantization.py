@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from chat.chatglm import PrefixCache, quantization
 from chat.chatglm.quantization import PackedLinear, pack, unpack
-from tests.chat.chatglm.tiny import DATA, tiny_folder
+from tests.support.tiny_chatglm import DATA, tiny_folder
 
 BITS = (4, 8)
 

@@ -12,8 +12,9 @@ import torch
 from transformers import AutoTokenizer
 
 from chat.chatglm.pieces import WRITTEN
-from chat.engine.prompts import IGNORED, prompter_for
-from tests.chat.chatglm.conftest import golden_folder, vocabulary_folder
+from chat.engine.families import family_of
+from chat.engine.prompts import IGNORED
+from tests.support.tiny_chatglm import golden_folder, vocabulary_folder
 
 TEXTS = (
     "你好",
@@ -268,7 +269,7 @@ def test_recorded_preprocessing(which, model):
     config = model.config
     if which == "official":
         config = type(config)()
-    prompter = prompter_for(tokenizer, config)
+    prompter = family_of(config.to_dict()).prompter(tokenizer, config)
     record = json.loads((folder / "preprocess.json").read_text())
     for key, lengths in (
         ("adgen_ignorepad1", (64, 64)),
@@ -303,7 +304,7 @@ def test_recorded_preprocessing(which, model):
 
 def test_recorded_prompts_and_answers(tokenizer, model):
     folder = Path(golden_folder())
-    prompter = prompter_for(tokenizer, model.config)
+    prompter = family_of(model.config.to_dict()).prompter(tokenizer, model.config)
     for entry in json.loads((folder / "chat_prompts.json").read_text()):
         turns = [
             turn
@@ -325,7 +326,7 @@ def test_recorded_conversations(model):
     answer.
     """
     folder, tokenizer, _ = recorded("small")
-    prompter = prompter_for(tokenizer, model.config)
+    prompter = family_of(model.config.to_dict()).prompter(tokenizer, model.config)
     for entry in json.loads((folder / "chat_e2e_tiny.json").read_text()):
         turns = [
             turn

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from chat.chatglm import PrefixCache
-from tests.chat.chatglm.tiny import DATA
+from tests.support.tiny_chatglm import DATA
 
 PREFIXES = ("prefix_noproj", "prefix_proj")
 STEM = "transformer.prefix_encoder."

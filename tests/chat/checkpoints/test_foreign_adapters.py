@@ -12,11 +12,11 @@ from chat.checkpoints.foreign_adapters import (
     BaseShape,
     flatten,
     read_prefix,
+    write_original,
     write_peft,
-    write_upstream,
 )
 from chat.engine.adapters import AdapterInvalid, KVPrefix
-from tests.chat.chatglm.tiny import DATA, tiny_folder, write_shards
+from tests.support.tiny_chatglm import DATA, tiny_folder, write_shards
 
 TINY = BaseShape(layers=4, kv_heads=4, head_dim=16)
 KEY = "transformer.prefix_encoder.embedding.weight"
@@ -67,7 +67,7 @@ def test_an_old_checkpoint_with_the_whole_model(tmp_path, golden_prefix, shards)
 
 def test_exported_and_read_again(tmp_path, golden_prefix):
     prefix = KVPrefix(golden_prefix, shifts_positions=False, checkpoint_fingerprint="", metadata={})
-    folder = write_upstream(
+    folder = write_original(
         prefix, tmp_path / "checkpoint-5", {"model_type": "chatglm", "num_layers": 4}
     )
     saved = torch.load(folder / "pytorch_model.bin", weights_only=True)

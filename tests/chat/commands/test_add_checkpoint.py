@@ -4,7 +4,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from chat.models import Checkpoint
-from tests.chat.checkpoints.made import checkpoint_folder
+from tests.support.folders import checkpoint_folder
 
 pytestmark = pytest.mark.django_db
 

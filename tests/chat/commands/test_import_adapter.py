@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from chat import registry
 from chat.api.adapter_export import archive
 from chat.models import Adapter
-from tests.chat.checkpoints.made import (
+from tests.support.folders import (
     HEAD_DIM,
     KV_HEADS,
     LAYERS,

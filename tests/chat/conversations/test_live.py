@@ -9,11 +9,12 @@ from asgiref.sync import async_to_sync, sync_to_async
 
 from chat.conversations import live
 from chat.conversations.frames import TEXT
+from chat.conversations.messages import request_for
 from chat.engine.request import RequestRefused
 from chat.models import Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
-from tests.chat.worker.pretend import text
-from tests.chat.worker.processes import CHECKPOINT, TOKEN, PretendWorker
+from tests.support.pretend_engine import text
+from tests.support.worker_process import CHECKPOINT, TOKEN, PretendWorker
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -46,12 +47,7 @@ def conversation(member):
 def nothing_left():
     """A test's answers end before its database is emptied."""
     yield
-    home = live._home()
-    deadline = time.monotonic() + 15
-    while home._done and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not home._done
-    home.run(live._Home._save(home, lambda: None)).result(5)
+    live.quiesce()
 
 
 def turn(conversation, words, **fields) -> Message:
@@ -92,8 +88,7 @@ def written(frames) -> str:
 
 def restart_web():
     """As if this web process had ended and a new one been started."""
-    live._home()._hang_up()
-    live._the_home = None
+    live.restart()
 
 
 async def test_an_answer_is_streamed_and_its_row_explains_it(worker, conversation):
@@ -308,7 +303,7 @@ def test_the_history_is_questions_with_their_answers(conversation):
     say("user", "three")
     say("assistant", "thi", "stopped")
     say("user", "four")
-    request, checkpoint = live._request_for(say("assistant", "", "queued").pk)
+    request, checkpoint = request_for(say("assistant", "", "queued").pk)
     assert [turn["content"] for turn in request.messages] == [
         "one",
         "first",

@@ -7,7 +7,7 @@ from chat import registry
 from chat.conversations import turns
 from chat.models import Conversation, Message
 from portal.rest.conventions import Conflict
-from tests.chat.checkpoints.made import adapter_folder, checkpoint_folder
+from tests.support.folders import adapter_folder, checkpoint_folder
 
 pytestmark = pytest.mark.django_db
 

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from chat.engine import attention
 from chat.engine.attention import groups_of
-from chat.engine.engine import Engine
-from chat.engine.request import Sampling
-
-from .tiny_models import (
+from chat.engine.engine import Engine, EngineConfig
+from chat.engine.request import SamplingParams
+from tests.support.tiny_models import (
     ARCHITECTURES,
     Prefix,
     adapter,
@@ -56,7 +55,7 @@ def check(architecture, answers, expected):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_six_prefixes_and_bare_rows_in_one_batch_equal_plain_generation(architecture, tmp_path):
     requests, expected = mixed_requests(architecture, tmp_path, 14, seed=1)
-    engine = Engine(loaded_model(architecture), max_rows=7, prefill_tokens=128)
+    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=7, prefill_tokens=128))
     check(architecture, engine.generate(requests), expected)
 
 
@@ -66,7 +65,7 @@ def test_the_static_bucketed_step_equals_the_plain_one(architecture, tmp_path):
     from chat.engine.cuda_graphs import StaticDecoder
 
     requests, expected = mixed_requests(architecture, tmp_path, 7, seed=2)
-    engine = Engine(loaded_model(architecture), max_rows=5)
+    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=5))
     engine.decoder = StaticDecoder(engine.loaded, engine.cache, engine.positions, capture=False)
     engine.decoder.buckets = [1, 4, 5]
     check(architecture, engine.generate(requests), expected)
@@ -83,7 +82,7 @@ def test_rows_attended_in_groups_of_similar_length_equal_plain_generation(
         attention, "groups_of", lambda *sizes: used.append(groups_of(*sizes)) or used[-1]
     )
     requests, expected = mixed_requests(architecture, tmp_path, 14, seed=6)
-    engine = Engine(loaded_model(architecture), max_rows=7, prefill_tokens=128)
+    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=7, prefill_tokens=128))
     check(architecture, engine.generate(requests), expected)
     assert max(map(len, used)) > 2 and any(
         end - start > 1 for groups in used for start, end, _ in groups
@@ -110,14 +109,15 @@ def test_no_other_groups_would_compute_less(widths, call_cost):
 def test_a_prompt_in_chunks_equals_the_prompt_in_one_piece(architecture, chunk, tmp_path):
     requests, expected = mixed_requests(architecture, tmp_path, 5, seed=3)
     engine = Engine(
-        loaded_model(architecture), max_rows=3, prefill_tokens=chunk, reuse_prompts=False
+        loaded_model(architecture),
+        EngineConfig(max_rows=3, prefill_tokens=chunk, reuse_prompts=False),
     )
     check(architecture, engine.generate(requests), expected)
 
 
 def test_a_chatglm_prompt_is_never_cut(tmp_path):
     requests, expected = mixed_requests("chatglm", tmp_path, 4, seed=4)
-    engine = Engine(loaded_model("chatglm"), max_rows=3, prefill_tokens=5)
+    engine = Engine(loaded_model("chatglm"), EngineConfig(max_rows=3, prefill_tokens=5))
     check("chatglm", engine.generate(requests), expected)
 
 
@@ -126,7 +126,7 @@ def test_a_continued_conversation_reuses_its_keys_and_changes_nothing(with_prefi
     draw = random.Random(5)
     prefix = Prefix(9, 2) if with_prefix else None
     ref = adapter("qwen2", tmp_path, 9, 2) if with_prefix else None
-    engine = Engine(loaded_model("qwen2"), max_rows=2)
+    engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=2))
     prompt = random_prompt("qwen2", draw, 30, 40)
     for turn in range(3):
         (answer,) = engine.generate([greedy(f"turn {turn}", prompt, 10, ref)])
@@ -137,7 +137,7 @@ def test_a_continued_conversation_reuses_its_keys_and_changes_nothing(with_prefi
 
 
 def test_keys_of_one_adapter_are_not_reused_for_another(tmp_path):
-    engine = Engine(loaded_model("qwen2"), max_rows=2)
+    engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=2))
     prompt = random_prompt("qwen2", random.Random(6), 30, 40)
     for prefix in (None, Prefix(9, 2), Prefix(3, 1)):
         ref = adapter("qwen2", tmp_path, prefix.length, prefix.seed) if prefix else None
@@ -151,7 +151,7 @@ def test_a_prompt_that_is_being_answered_is_not_computed_again(tmp_path):
     never across adapters.
     """
     draw = random.Random(9)
-    engine = Engine(loaded_model("qwen2"), max_rows=6, prefill_tokens=64)
+    engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=6, prefill_tokens=64))
     prefix, ref = Prefix(9, 2), adapter("qwen2", tmp_path, 9, 2)
     prompt = random_prompt("qwen2", draw, 40, 41)
     other = (*prompt[:30], *random_prompt("qwen2", draw, 12, 13))
@@ -164,14 +164,14 @@ def test_a_prompt_that_is_being_answered_is_not_computed_again(tmp_path):
     answers = {}
     for name, (ids, tokens, tuned) in asked.items():
         request = greedy(name, ids, tokens, ref if tuned else None)
-        engine._submit(
+        engine.submit(
             request, lambda event: None, lambda sequence: answers.__setitem__(sequence.id, sequence)
         )
         engine.step()
     while len(answers) < len(asked):
         engine.step()
     for name, (ids, tokens, tuned) in asked.items():
-        assert tuple(answers[name].answer) == reference("qwen2", ids, tokens, tuned)
+        assert tuple(answers[name].output_ids) == reference("qwen2", ids, tokens, tuned)
     assert (engine.prompts.hits, engine.prompts.reused_tokens) == (2, len(prompt) - 1 + 30)
 
 
@@ -183,8 +183,7 @@ def schedule(architecture, folder, seed, count):
     requests, expected = mixed_requests(architecture, folder, count, seed)
     engine = Engine(
         loaded_model(architecture),
-        max_rows=draw.randint(1, 6),
-        prefill_tokens=draw.choice([16, 64, 512]),
+        EngineConfig(max_rows=draw.randint(1, 6), prefill_tokens=draw.choice([16, 64, 512])),
     )
     ended = {}
     doomed = {request.id: draw.randint(0, 12) for request in requests if draw.random() < 0.25}
@@ -192,7 +191,7 @@ def schedule(architecture, folder, seed, count):
     step = 0
     while len(ended) < len(requests):
         while waiting and draw.random() < 0.5:
-            engine._submit(
+            engine.submit(
                 waiting.pop(),
                 lambda event: None,
                 lambda sequence: ended.__setitem__(sequence.id, sequence),
@@ -207,15 +206,10 @@ def schedule(architecture, folder, seed, count):
         exact = reference(architecture, *expected[sequence.id])
         if sequence.finish_reason == "abort":
             assert sequence.id in doomed
-            assert tuple(sequence.answer) == exact[: len(sequence.answer)]
+            assert tuple(sequence.output_ids) == exact[: len(sequence.output_ids)]
         else:
-            assert tuple(sequence.answer) == exact
-    assert (
-        not len(engine._rows)
-        and not engine._known
-        and not len(engine._waiting)
-        and engine._rows.decoding == 0
-    )
+            assert tuple(sequence.output_ids) == exact
+    assert engine.idle
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -232,17 +226,21 @@ def test_two_hundred_random_schedules(seed, tmp_path):
 @pytest.mark.parametrize("architecture", ["qwen2", "chatglm"])
 def test_seeded_sampling_does_not_depend_on_the_batch(architecture, tmp_path):
     requests, _ = mixed_requests(architecture, tmp_path, 10, seed=7)
-    sampling = Sampling(
+    sampling = SamplingParams(
         temperature=1.3, top_p=0.9, top_k=40, repetition_penalty=1.1, max_new_tokens=16
     )
     requests = [
         replace(r, sampling=replace(sampling, seed=number)) for number, r in enumerate(requests)
     ]
     alone = [
-        Engine(loaded_model(architecture), max_rows=1).generate([request])[0].token_ids
+        Engine(loaded_model(architecture), EngineConfig(max_rows=1))
+        .generate([request])[0]
+        .token_ids
         for request in requests
     ]
-    together = Engine(loaded_model(architecture), max_rows=6).generate(requests[::-1])[::-1]
+    together = Engine(loaded_model(architecture), EngineConfig(max_rows=6)).generate(
+        requests[::-1]
+    )[::-1]
     assert [answer.token_ids for answer in together] == alone
     assert len(set(alone)) == len(alone)
 
@@ -254,14 +252,13 @@ def test_half_precision_differs_only_where_the_best_two_are_close():
     import copy
 
     from chat.engine.loading import from_parts
-
-    from .tiny_models import byte_tokenizer
+    from tests.support.tiny_models import byte_tokenizer
 
     model = copy.deepcopy(plain_model("qwen2")).to(torch.bfloat16)
     loaded = from_parts(model, byte_tokenizer())
     draw = random.Random(8)
     prompts = [random_prompt("qwen2", draw) for _ in range(8)]
-    answers = Engine(loaded, max_rows=8).generate(
+    answers = Engine(loaded, EngineConfig(max_rows=8)).generate(
         [greedy(str(i), prompt, 12) for i, prompt in enumerate(prompts)]
     )
     for prompt, answer in zip(prompts, answers, strict=True):

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from chat.engine import capacity, kv_cache
-from chat.engine.engine import Engine
-from chat.engine.kv_cache import SlotCache
-from chat.engine.waiting_queue import FairQueue
+from chat.engine.engine import Engine, EngineConfig
+from chat.engine.kv_cache import KVCache
+from chat.engine.waiting_queue import WaitingQueue
+from tests.support.tiny_models import CONTEXT, loaded_model
 
 from .test_exact import check, mixed_requests
-from .tiny_models import CONTEXT, loaded_model
 
 
 @pytest.mark.parametrize("architecture", ["qwen2", "chatglm"])
@@ -19,20 +19,20 @@ def test_a_cache_that_grows_while_rows_run_changes_nothing(architecture, tmp_pat
     monkeypatch.setattr(kv_cache, "FIRST_COLUMNS", 16)
     requests, expected = mixed_requests(architecture, tmp_path, 7, seed=11)
     requests.sort(key=lambda request: expected[request.id][1] + len(request.prompt_ids))
-    engine = Engine(loaded_model(architecture), max_rows=4, prefill_tokens=32)
+    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=4, prefill_tokens=32))
     check(architecture, engine.generate(requests), expected)
     assert engine.cache.columns > 32
 
 
 def small_cache(**kwargs):
     shape = {"kv_heads": 2, "head_dim": 4, "rows": 3, "columns": 20, "dtype": torch.float32}
-    return SlotCache(devices=[torch.device("cpu")] * 2, **{**shape, **kwargs})
+    return KVCache(devices=[torch.device("cpu")] * 2, **{**shape, **kwargs})
 
 
 def test_rows_are_written_where_they_belong_and_survive_moves():
     cache = small_cache()
     states = torch.randn(2, 2, 5, 4)  # [rows, kv_heads, queries, head_dim]
-    assert cache.aim_prefill(1, [3, 0], [2, 5]) == 5
+    assert cache.set_prefill_target(1, [3, 0], [2, 5]) == 5
     keys, values = cache.update(states, -states, 0)
     assert keys.shape == (2, 2, 5, 4)
     # right-aligned queries: padding is not stored
@@ -40,7 +40,7 @@ def test_rows_are_written_where_they_belong_and_survive_moves():
     assert torch.equal(values[1], -states[1])
     cache.move(2, 0, 5)
     assert torch.equal(cache.take(0, 0, 5)[0, 0], states[1])
-    cache.aim_decode(torch.arange(2), torch.tensor([5, 7]), 8)
+    cache.set_decode_target(torch.arange(2), torch.tensor([5, 7]), 8)
     keys, _ = cache.update(states[:, :, :1], states[:, :, :1], 0)
     assert torch.equal(keys[0, :, 5], states[0, :, 0]) and torch.equal(
         keys[1, :, 7], states[1, :, 0]
@@ -56,7 +56,7 @@ def test_a_request_beyond_the_largest_row_is_an_error():
 
 def test_rows_follow_from_free_memory(monkeypatch):
     loaded = loaded_model("qwen2")
-    one = SlotCache.bytes_per_row(
+    one = KVCache.bytes_per_row(
         layers=3, kv_heads=2, head_dim=8, columns=CONTEXT + 64, dtype=torch.float32
     )
     monkeypatch.setattr(capacity, "free_memory", lambda device: int(one * 5.5 / 0.4))
@@ -71,7 +71,7 @@ def test_rows_follow_from_free_memory(monkeypatch):
 
 
 def test_the_line_serves_users_in_turn():
-    queue = FairQueue()
+    queue = WaitingQueue()
     items = [SimpleNamespace(id=str(number), user=user) for number, user in enumerate("aaabbc")]
     for item in items:
         queue.push(item)

@@ -9,12 +9,11 @@ import torch
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint
 from chat.engine import adapters
 from chat.engine.adapters import AdapterInvalid, AdapterPool, KVPrefix
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import load
 from chat.engine.request import AdapterRef
 from chat.ops.cpu_linear import OneDNNLinear, accelerate_linear
-
-from .tiny_models import (
+from tests.support.tiny_models import (
     adapter,
     byte_tokenizer,
     greedy,
@@ -42,7 +41,7 @@ def test_a_folder_loads_and_answers_as_the_model_that_was_saved(folder):
         and loaded.fingerprint == fingerprint(folder)
     )
     prompt = random_prompt("qwen2", random.Random(1))
-    (answer,) = Engine(loaded, max_rows=1).generate([greedy("1", prompt, 8)])
+    (answer,) = Engine(loaded, EngineConfig(max_rows=1)).generate([greedy("1", prompt, 8)])
     assert answer.token_ids == reference("qwen2", prompt, 8, None)
 
 

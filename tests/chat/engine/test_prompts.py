@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chat.engine.detokenizer import AnswerCleaner, _WindowStream, clean_chatglm
-from chat.engine.prompts import IGNORED, TemplatePrompter
+from chat.engine.detokenizer import SlowIncrementalDetokenizer
+from chat.engine.families.causal import TemplatePrompter
+from chat.engine.families.chatglm import ChatGLMCleaner, clean_chatglm
+from chat.engine.prompts import IGNORED
 from chat.engine.request import RequestRefused
 from chat.engine.sequence import StopStrings
-
-from .tiny_models import SPECIALS, byte_tokenizer, loaded_model
+from tests.support.tiny_models import SPECIALS, byte_tokenizer, loaded_model
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_truncation_keeps_template_and_end_token(prompter):
 @pytest.fixture(scope="module")
 def chatglm(tmp_path_factory):
     from chat.engine.loading import load
-    from tests.chat.chatglm.tiny import tiny_folder
+    from tests.support.tiny_chatglm import tiny_folder
 
     return load(tiny_folder(tmp_path_factory.mktemp("chatglm")), device="cpu")
 
@@ -108,8 +109,8 @@ def test_chatglm_writes_rounds_and_ends_in_gmask_sop(chatglm):
 
 
 def test_chatglm_training_rows_are_upstreams(chatglm):
-    """SPEC 8: source cut to max_source - 1, target to max_target - 2, and <sop> is a label
-    itself.
+    """docs/chatglm.md#8-training-rows: source cut to max_source - 1, target to
+    max_target - 2, and <sop> is a label itself.
     """
     prompter, config = chatglm.prompter, chatglm.model.config
     ids, labels = prompter.training_ids([said("颜色白色风格简约" * 10)], "裙子白色" * 20, 16, 12)
@@ -120,12 +121,12 @@ def test_chatglm_training_rows_are_upstreams(chatglm):
 
 
 def test_chatglm_answers_through_the_engine(chatglm):
-    from chat.engine.engine import Engine
-    from chat.engine.request import Request, Sampling
+    from chat.engine.engine import Engine, EngineConfig
+    from chat.engine.request import Request, SamplingParams
 
     prompt = tuple(chatglm.prompter.prompt_ids([said("你好")]))
-    sampling = Sampling(do_sample=False, max_new_tokens=8)
-    (answer,) = Engine(chatglm, max_rows=1).generate(
+    sampling = SamplingParams(do_sample=False, max_new_tokens=8)
+    (answer,) = Engine(chatglm, EngineConfig(max_rows=1)).generate(
         [Request(id="1", messages=(said("你好"),), sampling=sampling)]
     )
     assert answer.usage["prompt_tokens"] == len(prompt)
@@ -142,7 +143,7 @@ MARKED = st.lists(
 @settings(max_examples=300, deadline=None)
 @given(PIECES | MARKED)
 def test_a_streamed_answer_is_cleaned_as_the_whole(pieces):
-    cleaner = AnswerCleaner()
+    cleaner = ChatGLMCleaner()
     assert "".join([cleaner.feed(piece) for piece in pieces]) + cleaner.flush() == clean_chatglm(
         "".join(pieces)
     )
@@ -178,16 +179,20 @@ def test_streamed_tokens_decode_as_the_whole_and_never_give_half_a_character(pro
     draw = random.Random(4)
     text = "裙子的颜色是白色 hello，🙂 world"
     for ids in (prompter.response_ids(text), [draw.randrange(4, 320) for _ in range(200)]):
-        tokens = prompter.text_stream() if stream == "backend" else _WindowStream(byte_tokenizer())
+        tokens = (
+            prompter.detokenizer()
+            if stream == "backend"
+            else SlowIncrementalDetokenizer(byte_tokenizer())
+        )
         pieces = [tokens.step(token) for token in ids]
         assert "".join(pieces) + tokens.flush() == prompter.decode(ids)
-    tokens = prompter.text_stream()
+    tokens = prompter.detokenizer()
     pieces = [tokens.step(token) for token in prompter.response_ids(text)[:-1]]
     assert "".join(pieces) == text and "\ufffd" not in "".join(pieces)
 
 
 def test_an_answer_cut_inside_a_character_shows_it_as_replaced(prompter):
     ids = prompter.response_ids("🙂")[:2]
-    tokens = prompter.text_stream()
+    tokens = prompter.detokenizer()
     assert [tokens.step(token) for token in ids] == ["", ""]
     assert tokens.flush() == prompter.decode(ids)

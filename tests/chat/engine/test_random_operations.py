@@ -4,10 +4,9 @@ import random
 
 import pytest
 
-from chat.engine.engine import Engine
+from chat.engine.engine import Engine, EngineConfig
 from chat.engine.request import AdapterRef, RequestRefused
-
-from .tiny_models import VOCABULARY, adapter, greedy, loaded_model, random_prompt
+from tests.support.tiny_models import VOCABULARY, adapter, greedy, loaded_model, random_prompt
 
 
 def random_operations(count, seed, folder):
@@ -15,7 +14,9 @@ def random_operations(count, seed, folder):
     and nothing is kept.
     """
     draw = random.Random(seed)
-    engine = Engine(loaded_model("qwen2"), max_rows=4, queue_limit=12, prefill_tokens=64)
+    engine = Engine(
+        loaded_model("qwen2"), EngineConfig(max_rows=4, queue_limit=12, prefill_tokens=64)
+    )
     refs = [
         None,
         adapter("qwen2", folder, 9, 2),
@@ -52,12 +53,7 @@ def random_operations(count, seed, folder):
         pass
     assert sorted(terminal) == sorted(submitted)
     assert all(len(events) == 1 for events in terminal.values())
-    assert (
-        not len(engine._rows)
-        and not engine._known
-        and not len(engine._waiting)
-        and engine._rows.decoding == 0
-    )
+    assert engine.idle
     assert engine.status()["active_rows"] == 0
     assert len(submitted) > count // 10
 

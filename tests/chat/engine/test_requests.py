@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from chat.engine.adapters import KVPrefix, save
-from chat.engine.engine import Engine
-from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
-
-from .tiny_models import (
+from chat.engine.engine import Engine, EngineConfig
+from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
+from tests.support.tiny_models import (
     CONTEXT,
     VOCABULARY,
     adapter,
@@ -29,7 +28,7 @@ PROMPT = tuple(range(20, 45))
 
 @pytest.fixture
 def engine():
-    return Engine(loaded_model("qwen2"), max_rows=4)
+    return Engine(loaded_model("qwen2"), EngineConfig(max_rows=4))
 
 
 class Reader:
@@ -86,7 +85,7 @@ def refusal(engine, request):
 )
 def test_a_parameter_out_of_range_is_refused_by_name(engine, parameter, value):
     refused = refusal(
-        engine, Request(id="1", prompt_ids=PROMPT, sampling=Sampling(**{parameter: value}))
+        engine, Request(id="1", prompt_ids=PROMPT, sampling=SamplingParams(**{parameter: value}))
     )
     assert (refused.code, refused.param) == ("invalid_value", parameter)
 
@@ -118,21 +117,23 @@ def test_an_overflowing_context_is_refused_with_the_numbers(engine):
 
 def test_a_prefix_counts_where_it_shifts_positions(tmp_path):
     ref = adapter("qwen2", tmp_path, 24, 4)
-    engine = Engine(loaded_model("qwen2"), max_rows=1)
+    engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=1))
     assert (
         refusal(engine, greedy("1", PROMPT, CONTEXT - len(PROMPT) - 23, ref)).code
         == "context_length_exceeded"
     )
     ref = adapter("chatglm", tmp_path, 24, 4)
     prompt = random_prompt("chatglm", random.Random(1), 20, 20)
-    (answer,) = Engine(loaded_model("chatglm"), max_rows=1).generate(
+    (answer,) = Engine(loaded_model("chatglm"), EngineConfig(max_rows=1)).generate(
         [greedy("1", prompt, CONTEXT - 22, ref)]
     )
     assert answer.error is None
 
 
 def test_without_a_limit_the_answer_takes_what_the_context_leaves(engine):
-    (reader,) = run(engine, Request(id="1", prompt_ids=PROMPT, sampling=Sampling(do_sample=False)))
+    (reader,) = run(
+        engine, Request(id="1", prompt_ids=PROMPT, sampling=SamplingParams(do_sample=False))
+    )
     assert reader.last.data["usage"]["total_tokens"] <= CONTEXT
     assert reader.last.data["finish_reason"] in ("stop", "length")
 
@@ -163,7 +164,7 @@ def test_an_adapter_that_does_not_fit_is_refused(engine, fault, tmp_path):
 
 
 def test_the_queue_is_bounded_and_says_when_to_come_back():
-    engine = Engine(loaded_model("qwen2"), max_rows=1, queue_limit=2)
+    engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=1, queue_limit=2))
     for number in range(2):
         engine.submit(greedy(str(number), PROMPT, 4), lambda event: None)
     with pytest.raises(RequestRefused) as caught:
@@ -207,7 +208,7 @@ def test_streamed_text_is_the_decoded_answer(engine):
 
 
 def test_those_who_wait_are_told_their_place():
-    engine = Engine(loaded_model("qwen2"), max_rows=1)
+    engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=1))
     readers = run(engine, *[greedy(str(number), PROMPT, 3) for number in range(3)])
     assert readers[0].types[0] == "started"
     assert next(event.data for event in readers[2].events if event.type == "queued") == {
@@ -216,7 +217,7 @@ def test_those_who_wait_are_told_their_place():
 
 
 def test_users_take_turns():
-    engine = Engine(loaded_model("qwen2"), max_rows=1)
+    engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=1))
     order = []
     for number, user in enumerate("aaaab"):
         request = greedy(f"{user}{number}", PROMPT, 2, user=user)
@@ -259,7 +260,7 @@ def test_logprobs_come_with_their_tokens(engine):
 
 def test_temperature_zero_is_greedy(engine):
     request = Request(
-        id="1", prompt_ids=PROMPT, sampling=Sampling(temperature=0.0, max_new_tokens=8)
+        id="1", prompt_ids=PROMPT, sampling=SamplingParams(temperature=0.0, max_new_tokens=8)
     )
     assert engine.generate([request])[0].token_ids == reference("qwen2", PROMPT, 8, None)
 
@@ -273,13 +274,13 @@ def test_an_aborted_request_ends_within_two_steps_and_frees_its_row(engine):
     engine.step()
     assert reader.last.type == "finished" and reader.last.data["finish_reason"] == "abort"
     assert reader.last.data["usage"]["completion_tokens"] >= 3
-    assert not len(engine._rows) and engine.status()["active_rows"] == 0
+    assert engine.idle and engine.status()["active_rows"] == 0
     engine.abort("1")
     engine.abort("unknown")
 
 
 def test_a_waiting_request_can_be_aborted():
-    engine = Engine(loaded_model("qwen2"), max_rows=1)
+    engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=1))
     readers = [Reader(), Reader()]
     for number, reader in enumerate(readers):
         engine.submit(greedy(str(number), PROMPT, 30), reader)
@@ -358,7 +359,7 @@ def test_a_reader_that_raises_loses_only_its_own_request(engine):
     while engine.step():
         pass
     assert reader.last.type == "finished"
-    assert not engine._known
+    assert engine.idle
 
 
 def test_generate_keeps_order_and_reports_refusals(engine):
@@ -372,7 +373,7 @@ def test_generate_keeps_order_and_reports_refusals(engine):
 
 
 def test_the_engine_runs_on_its_own_thread_and_ends_what_runs_when_closed():
-    engine = Engine(loaded_model("qwen2"), max_rows=2)
+    engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=2))
     engine.start()
     finished = threading.Event()
     engine.submit(greedy("1", PROMPT, 5), lambda event: finished.set() if event.terminal else None)
@@ -407,7 +408,7 @@ def test_a_row_that_cannot_be_set_up_fails_alone(engine, tmp_path, monkeypatch):
     monkeypatch.setattr(engine.adapters, "on_device", lambda name, host: 1 / 0)
     readers = run(engine, greedy("1", PROMPT, 5, ref), greedy("2", PROMPT, 5))
     assert readers[0].last.type == "failed" and readers[1].last.type == "finished"
-    assert not engine._known and not len(engine._rows)
+    assert engine.idle
 
 
 def test_the_thread_outlives_a_step_that_fails(engine, monkeypatch):

@@ -13,8 +13,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from chat.engine.request import Sampling
-from chat.engine.sampler import Choice, choose
+from chat.engine.request import SamplingParams
+from chat.engine.sampler import SamplerState, sample
 
 VOCABULARY = 40
 
@@ -33,12 +33,12 @@ def theirs(logits, ids, sampling):
 
 
 CASES = [
-    Sampling(),
-    Sampling(temperature=1.5, top_p=1.0, top_k=0),
-    Sampling(temperature=0.7, top_p=0.5, top_k=0),
-    Sampling(temperature=1.0, top_p=1.0, top_k=5),
-    Sampling(temperature=1.2, top_p=0.8, top_k=7, repetition_penalty=1.6),
-    Sampling(temperature=1.0, top_p=0.01, top_k=1000),
+    SamplingParams(),
+    SamplingParams(temperature=1.5, top_p=1.0, top_k=0),
+    SamplingParams(temperature=0.7, top_p=0.5, top_k=0),
+    SamplingParams(temperature=1.0, top_p=1.0, top_k=5),
+    SamplingParams(temperature=1.2, top_p=0.8, top_k=7, repetition_penalty=1.6),
+    SamplingParams(temperature=1.0, top_p=0.01, top_k=1000),
 ]
 
 
@@ -47,12 +47,12 @@ def test_draws_follow_the_distribution_of_transformers_for_every_row_of_a_mixed_
     logits = torch.randn(len(CASES), VOCABULARY) * 2
     ids = [1, 5, 5, 9, 30]
     draws = 3000
-    rows = [Choice.of(sampling, ids) for sampling in CASES]
+    rows = [SamplerState.of(sampling, ids) for sampling in CASES]
     for number, row in enumerate(rows):
         row.draws.seed(number)
     counts = [Counter() for _ in CASES]
     for _ in range(draws):
-        for count, chosen in zip(counts, choose(logits.clone(), rows), strict=True):
+        for count, chosen in zip(counts, sample(logits.clone(), rows), strict=True):
             count[chosen.token] += 1
     for count, row, sampling in zip(counts, logits, CASES, strict=True):
         probabilities = theirs(row, ids, sampling)
@@ -65,14 +65,14 @@ def test_draws_follow_the_distribution_of_transformers_for_every_row_of_a_mixed_
 def test_a_row_draws_the_same_alone_and_in_company():
     torch.manual_seed(1)
     logits = torch.randn(len(CASES), VOCABULARY)
-    together = [Choice.of(sampling, []) for sampling in CASES]
-    alone = [Choice.of(sampling, []) for sampling in CASES]
+    together = [SamplerState.of(sampling, []) for sampling in CASES]
+    alone = [SamplerState.of(sampling, []) for sampling in CASES]
     for number, (one, other) in enumerate(zip(together, alone, strict=True)):
         one.draws.seed(number)
         other.draws.seed(number)
     for _ in range(50):
-        company = [chosen.token for chosen in choose(logits.clone(), together)]
-        single = [choose(logits[i : i + 1].clone(), [row])[0].token for i, row in enumerate(alone)]
+        company = [chosen.token for chosen in sample(logits.clone(), together)]
+        single = [sample(logits[i : i + 1].clone(), [row])[0].token for i, row in enumerate(alone)]
         assert company == single
 
 
@@ -80,19 +80,19 @@ def test_greedy_rows_take_the_best_after_the_repetition_penalty():
     logits = torch.zeros(2, VOCABULARY)
     logits[:, 3], logits[:, 7] = 2.0, 1.9
     rows = [
-        Choice.of(Sampling(do_sample=False), [3]),
-        Choice.of(Sampling(do_sample=False, repetition_penalty=1.2), [3]),
+        SamplerState.of(SamplingParams(do_sample=False), [3]),
+        SamplerState.of(SamplingParams(do_sample=False, repetition_penalty=1.2), [3]),
     ]
-    assert [chosen.token for chosen in choose(logits, rows)] == [3, 7]
+    assert [chosen.token for chosen in sample(logits, rows)] == [3, 7]
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("sampling", [Sampling(do_sample=False), Sampling(seed=1)])
+@pytest.mark.parametrize("sampling", [SamplingParams(do_sample=False), SamplingParams(seed=1)])
 def test_a_row_that_is_not_finite_is_told_apart(bad, sampling):
     logits = torch.zeros(3, VOCABULARY)
     logits[1, 4] = bad
     logits[:, 9] = 5.0
-    chosen = choose(logits, [Choice.of(sampling, []) for _ in range(3)])
+    chosen = sample(logits, [SamplerState.of(sampling, []) for _ in range(3)])
     assert chosen[1].token is None
     assert chosen[0].token is not None and chosen[2].token is not None
 
@@ -102,10 +102,10 @@ def test_logprobs_are_the_models_own_before_any_filter():
     logits = torch.randn(2, VOCABULARY)
     expected = logits.log_softmax(-1)
     rows = [
-        Choice.of(Sampling(seed=1, temperature=0.1, logprobs=2), []),
-        Choice.of(Sampling(seed=2), []),
+        SamplerState.of(SamplingParams(seed=1, temperature=0.1, logprobs=2), []),
+        SamplerState.of(SamplingParams(seed=2), []),
     ]
-    reported, silent = choose(logits.clone(), rows)
+    reported, silent = sample(logits.clone(), rows)
     assert silent.logprobs is None
     assert [token for token, _ in reported.logprobs[1:]] == expected[0].topk(2).indices.tolist()
     for token, logprob in reported.logprobs:

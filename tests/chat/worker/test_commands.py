@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
+from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
 from chat.worker import router
 from chat.worker.router import CheckpointRef, Router, SequenceLost, WorkerUnavailable
-from tests.running import wait_for
+from tests.support import ROOT
+from tests.support.live_portal import wait_for
 
 pytestmark = pytest.mark.slow  # each start of a worker imports torch
-ROOT = Path(__file__).resolve().parents[3]
 REGISTER = (
     "import django; django.setup(); from chat.registry import ensure_starter; ensure_starter()"
 )
@@ -68,8 +68,8 @@ class Installation:
             )
 
     def status(self) -> dict:
-        known = router._places
-        router.configure(lambda: router.Places((self.url,), self.token))
+        known = router._worker_settings
+        router.configure(lambda: router.WorkerSettings((self.url,), self.token))
         try:
             return router.status_sync(timeout=2.0)
         except WorkerUnavailable as error:
@@ -95,7 +95,7 @@ async def ask(router, status, content, **sampling):
     request = Request(
         os.urandom(8).hex(),
         ({"role": "user", "content": content},),
-        sampling=Sampling(do_sample=False, **sampling),
+        sampling=SamplingParams(do_sample=False, **sampling),
     )
     await router.submit(request, CheckpointRef(status["checkpoint"], status["fingerprint"]))
     return request.id

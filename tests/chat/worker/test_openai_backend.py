@@ -14,12 +14,12 @@ from urllib.request import urlopen
 
 import pytest
 
-from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
-from chat.worker.openai_backend import Upstream
+from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
+from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.router import CheckpointRef, Router, SequenceLost, WorkerUnavailable
-from tests.running import free_port
+from tests.support import ROOT
+from tests.support.live_portal import free_port
 
-ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = CheckpointRef("big", "0" * 64)
 numbers = itertools.count()
 
@@ -28,7 +28,7 @@ numbers = itertools.count()
 def server():
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.chat.worker.openai_server", str(port)],
+        [sys.executable, "-m", "tests.support.openai_server", str(port)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -82,7 +82,7 @@ async def test_its_stream_becomes_the_same_events_as_a_workers(router):
 
 
 async def test_the_limit_is_reported_as_length(router):
-    request = ask("one", sampling=Sampling(max_new_tokens=1))
+    request = ask("one", sampling=SamplingParams(max_new_tokens=1))
     await router.submit(request, CHECKPOINT)
     assert (await read(router, request.id))[-1].data["finish_reason"] == "length"
 
@@ -159,7 +159,7 @@ async def test_a_wrong_key_and_a_server_that_is_not_there(server):
 )
 def test_an_entry_that_is_none_is_refused(entry):
     with pytest.raises(ValueError, match="CHECKPOINT_NAME"):
-        Upstream.parse(entry)
+        OpenAIBackend.parse(entry)
 
 
 @pytest.mark.slow
@@ -193,7 +193,7 @@ async def test_against_transformers_serve(tmp_path):
                     tmp_path / "serve.log"
                 ).read_text()
                 await asyncio.sleep(0.5)
-        request = ask("你好", sampling=Sampling(do_sample=False, max_new_tokens=20))
+        request = ask("你好", sampling=SamplingParams(do_sample=False, max_new_tokens=20))
         await router.submit(request, CHECKPOINT)
         async with asyncio.timeout(120):
             events = [event async for events in router.events(request.id) for event in events]

@@ -12,11 +12,11 @@ import sys
 
 import pytest
 
-from chat.engine.request import AdapterRef, Request, RequestRefused, Sampling
+from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
 from chat.worker.router import Router, SequenceLost, WorkerClient, WorkerUnavailable
 from chat.worker.wire import Address, request_as_dict, request_from_dict
-from tests.chat.worker.pretend import text
-from tests.chat.worker.processes import CHECKPOINT, TOKEN, PretendWorker
+from tests.support.pretend_engine import text
+from tests.support.worker_process import CHECKPOINT, TOKEN, PretendWorker
 
 numbers = itertools.count()
 
@@ -207,7 +207,7 @@ def test_the_socket_is_for_its_owner_alone(worker):
 
 def test_a_second_worker_on_the_same_address_gives_up(worker):
     second = subprocess.run(
-        [sys.executable, "-m", "tests.chat.worker.pretend", worker.url, TOKEN],
+        [sys.executable, "-m", "tests.support.pretend_engine", worker.url, TOKEN],
         capture_output=True,
         text=True,
     )
@@ -340,10 +340,10 @@ async def test_the_router_chooses_by_checkpoint_then_by_load():
             await router.submit(request, a)
         other = ask("hang")
         await router.submit(other, b)
-        homes = [router._home[request.id] for request in busy]
+        homes = [router.backend_of(request.id) for request in busy]
         assert {home.name for home in homes} == {first.url, "zwei"}
         assert [homes.count(client) for client in router.workers] == [3, 3, 0]
-        assert router._home[other.id] is router.workers[2]
+        assert router.backend_of(other.id) is router.workers[2]
         with pytest.raises(WorkerUnavailable) as refusal:
             await router.submit(ask("words 1"), type(CHECKPOINT)("c", "c" * 64))
         assert refusal.value.code == "no_worker_for_checkpoint"
@@ -370,7 +370,7 @@ def test_a_request_survives_the_wire():
         id="x",
         messages=({"role": "user", "content": "你好"},),
         adapter=AdapterRef("sha", "/folder"),
-        sampling=Sampling(temperature=0.0, stop=("\n", "。"), seed=2**62, logprobs=3),
+        sampling=SamplingParams(temperature=0.0, stop=("\n", "。"), seed=2**62, logprobs=3),
         user="7",
     )
     assert request_from_dict(request_as_dict(request)) == request

@@ -10,8 +10,8 @@ import pytest
 
 from chat.engine.request import Request, RequestRefused
 from chat.worker.router import SequenceLost, WorkerClient, WorkerUnavailable
-from tests.chat.worker.pretend import text
-from tests.chat.worker.processes import TOKEN, PretendWorker
+from tests.support.pretend_engine import text
+from tests.support.worker_process import TOKEN, PretendWorker
 
 KINDS = [
     "words 3",

@@ -18,15 +18,13 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def run(member):
-    return Run.objects.create(
-        owner=member, kind=Run.Kind.TUNING, name="r", task="tuning.tasks.run", total=10
-    )
+    return Run.objects.create(owner=member, kind=Run.Kind.TUNING, name="r", total=10)
 
 
 def test_enqueue_rings_the_queue_of_the_run_only_after_commit(
     member, django_capture_on_commit_callbacks
 ):
-    run = Run(owner=member, kind="tuning", name="r", task="tuning.tasks.run")
+    run = Run(owner=member, kind="tuning", name="r")
     with django_capture_on_commit_callbacks() as callbacks:
         lifecycle.enqueue(run)
         assert OrmQ.objects.count() == 0
@@ -154,7 +152,7 @@ def test_the_reaper_requeues_expired_leases_and_rings_for_forgotten_runs(run, me
 
 
 def test_a_run_that_waits_behind_another_is_not_rung_again(run, member):
-    first = Run.objects.create(owner=member, kind="tuning", name="first", task="tuning.tasks.run")
+    first = Run.objects.create(owner=member, kind="tuning", name="first")
     lifecycle.claim(first.pk)
     Run.objects.filter(pk=run.pk).update(rung_at=timezone.now() - 2 * lifecycle.RING_AGAIN)
     assert lifecycle.reap() == set() and OrmQ.objects.count() == 0
@@ -165,7 +163,7 @@ def test_a_run_that_waits_behind_another_is_not_rung_again(run, member):
 
 
 def test_queue_position_counts_what_goes_first(run, member):
-    second = Run.objects.create(owner=member, kind="tuning", name="second", task="tuning.tasks.run")
+    second = Run.objects.create(owner=member, kind="tuning", name="second")
     assert (run.queue_position(), second.queue_position()) == (0, 1)
     lifecycle.claim(run.pk)
     assert (Run.objects.get(pk=run.pk).queue_position(), second.queue_position()) == (None, 1)

@@ -15,7 +15,8 @@ from urllib.request import HTTPCookieProcessor, build_opener
 import pytest
 from django.core.management import CommandError, call_command
 
-from tests.running import ROOT, Portal, wait_for
+from tests.support import ROOT
+from tests.support.live_portal import Portal, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -26,7 +27,7 @@ def portal(tmp_path_factory):
     portal = Portal(tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example")
     with portal as running:
         os.umask(before)
-        wait_for(running.healthy, 240, "the portal with its model")
+        wait_for(running.healthy, 180, "the portal with its model")
         yield running
 
 

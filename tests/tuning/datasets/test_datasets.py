@@ -11,7 +11,7 @@ from django.utils import translation
 
 from chat.models import Checkpoint
 from portal.models import Run
-from tests.tuning.datasets.files import encrypted, gzipped, lines, rows, tarred, upload, zipped
+from tests.support.uploads import encrypted, gzipped, lines, rows, tarred, upload, zipped
 from tuning.datasets import store
 from tuning.datasets.store import DatasetRejected, ingest
 from tuning.models import Dataset, DatasetVersion, TuningRun
@@ -49,7 +49,7 @@ def a_run(dataset, owner, status) -> TuningRun:
 def test_an_upload_becomes_a_dataset_that_is_read_by_row(member, data_dir):
     dataset = stored(member, 10)
     version = dataset.current
-    assert (dataset.status, dataset.problems, version.number, version.rows) == ("ready", [], 1, 10)
+    assert (dataset.problems, version.number, version.rows) == ([], 1, 10)
     assert (dataset.prompt_column, dataset.response_column) == ("content", "summary")
     with store.open_split(version, "train") as split:
         assert len(split) == 10
@@ -200,7 +200,7 @@ def test_bad_rows_reject_the_file_unless_they_shall_be_skipped(member, data_dir)
         ingest(upload(content), name="x", owner=member)
     assert [found["line"] for found in caught.value.problems] == [3, 4, 6] and not files(data_dir)
     dataset = ingest(upload(content), name="x", owner=member, skip_bad_rows=True)
-    assert dataset.current.rows == 3 and store.problem_count(dataset) == 3
+    assert dataset.current.rows == 3 and dataset.problem_count == 3
     assert [found["level"] for found in dataset.problems] == ["error", "error", "warning"]
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.tuning.datasets.files import lines, upload
+from tests.support.uploads import lines, upload
 from tuning.datasets.rows import KEPT_PROBLEMS, Columns, Findings, examples_of, first_row, suggest
 from tuning.datasets.sources import CHUNK, DatasetRejected, Limits, Source, recognise_encoding
 

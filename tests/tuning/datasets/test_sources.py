@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.tuning.datasets.files import gzipped, lines, rows, tarred, upload, zipped
+from tests.support.uploads import gzipped, lines, rows, tarred, upload, zipped
 from tuning.datasets.sources import (
     CHUNK,
     GB18030,

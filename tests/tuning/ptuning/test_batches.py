@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from chat.engine.prompts import IGNORED
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
 from tuning.ptuning.batches import (
     Encoded,
     MicroBatch,
@@ -103,11 +103,11 @@ def test_a_micro_batch_says_which_state_predicts_which_token():
 
 def test_history_becomes_turns_and_blank_rows_are_left_out():
     row = {"prompt": "c", "response": "d", "history": [["a", "b"]]}
-    assert messages_of(row) == [
+    assert messages_of("c", row["history"]) == (
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
-    ]
+    )
     rows = [{**row, "response": "  "}, row, {**row, "prompt": ""}]
     encoded = Encoded(rows, tiny.loaded().prompter, 32, 16)
     assert len(encoded) == 1

@@ -12,8 +12,8 @@ from chat.engine.adapters import load, save
 from chat.engine.loading import from_parts
 from chat.engine.loading import load as load_checkpoint
 from chat.engine.prompts import IGNORED
-from tests.chat.chatglm.tiny import DATA, tiny_folder
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
+from tests.support.tiny_chatglm import DATA, tiny_folder
 from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Trainer
 

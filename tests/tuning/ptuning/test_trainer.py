@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import PrefixTuningConfig, get_peft_model
 
-from tests.tuning import tiny
+from tests.support import tiny_training as tiny
 from tuning.ptuning import loss as loss_module
 from tuning.ptuning.batches import MicroBatch, token_weights
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
@@ -253,7 +253,7 @@ def test_anothers_checkpoint_is_refused(tmp_path):
     Trainer(tiny.loaded(), RECIPE, tiny.examples(), tmp_path).train()
     with pytest.raises(TrainingFailed) as failed:
         Trainer(tiny.loaded(), replace(RECIPE, seed=8), tiny.examples(), tmp_path).train()
-    assert failed.value.code == "checkpoint_mismatch"
+    assert failed.value.code == "state_mismatch"
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_its_reason():

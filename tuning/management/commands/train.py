@@ -16,14 +16,12 @@ from django.utils.translation import gettext as _
 from chat.models import Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
-from portal.runs.children import run_folder
-from portal.runs.heartbeat import stamped
+from portal.runs.process import carry_out, stamped
 from tuning.datasets import store
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run
 from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
 from tuning.terminal import ForegroundCommand, flag, lines
-from tuning.train import carry_out
 
 EXAMPLE = (
     "Example: python manage.py train --train-file train.json --prompt-column content "
@@ -35,7 +33,7 @@ EXAMPLE = (
 class Command(ForegroundCommand):
     help = (
         "Tune a prefix (P-tuning v2) in the foreground. "
-        f"Ctrl-C saves a checkpoint and cancels the run. {EXAMPLE}"
+        f"Ctrl-C saves its state and cancels the run. {EXAMPLE}"
     )
 
     def add_arguments(self, parser):
@@ -103,14 +101,15 @@ class Command(ForegroundCommand):
             if not options["dataset"]:
                 store.delete(dataset)  # nobody asked for more than the run
             raise CommandError("\n".join(lines(error))) from error
-        with open(run_folder(run.pk) / "run.log", "a", encoding="utf-8") as log:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        with open(run.log_path, "a", encoding="utf-8") as file:
 
-            def say(line: str) -> None:
+            def log(line: str) -> None:
                 line = stamped(line)
-                print(line, file=log, flush=True)
+                print(line, file=file, flush=True)
                 print(line, file=sys.stderr, flush=True)
 
-            status = carry_out(run.pk, token, say)
+            status = carry_out(run.pk, token, log)
         run.refresh_from_db()
         self._tell(run, options["json"])
         if status != Run.Status.SUCCEEDED:

@@ -1,0 +1,62 @@
+"""The rows of answers in flight: what to ask a worker for, and what is written down."""
+
+from django.db import transaction
+from django.utils import timezone
+
+from chat.conversations.frames import LiveAnswer
+from chat.engine.request import CheckpointRef, Request
+from chat.models import Checkpoint, Message
+from chat.sampling import as_sampling
+from chat.worker.router import WorkerUnavailable
+
+
+def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
+    """What to ask a worker for: the turns before this answer, questions with the answers that they
+    got.
+    """
+    message = Message.objects.select_related("conversation", "checkpoint", "adapter").get(
+        pk=message_id
+    )
+    checkpoint = message.checkpoint or Checkpoint.default()
+    if checkpoint is None:
+        raise WorkerUnavailable("there is no checkpoint", "no_worker_for_checkpoint")
+    turns: list[dict[str, str]] = []
+    for role, content in message.conversation.messages.filter(pk__lt=message_id).values_list(
+        "role", "content"
+    ):
+        if role == Message.Role.USER and turns and turns[-1]["role"] == "user":
+            turns.pop()  # it got no answer
+        if content:
+            turns.append({"role": role, "content": content})
+    adapter = message.adapter
+    request = Request(
+        id=str(message.sequence),
+        messages=tuple(turns),
+        adapter=adapter.ref() if adapter else None,
+        sampling=as_sampling(message.sampling),
+        user=str(message.conversation.owner_id),
+    )
+    return request, checkpoint.ref()
+
+
+def save_progress(rows: list[tuple[int, str, int, str]]) -> None:
+    """rows: (message's id, content, offset of the newest frame, status)."""
+    # `seq` only rises: two web processes may follow the same answer.
+    with transaction.atomic():
+        for message_id, content, offset, status in rows:
+            Message.objects.filter(
+                pk=message_id, status__in=Message.IN_FLIGHT, seq__lte=offset
+            ).update(content=content, seq=offset, status=status)
+
+
+def save_end(answer: LiveAnswer) -> None:
+    Message.objects.filter(pk=answer.message_id, status__in=Message.IN_FLIGHT).update(
+        content=answer.content,
+        seq=answer.offset,
+        status=answer.status,
+        finish_reason=answer.finish_reason,
+        usage=answer.usage,
+        timings=answer.timings,
+        error=answer.error,
+        finished_at=timezone.now(),
+    )

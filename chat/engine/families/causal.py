@@ -1,0 +1,167 @@
+"""Every architecture of transformers that is a causal language model with plain keys and values."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chat.engine.families.family import Family
+from chat.engine.positions import PositionPlan
+from chat.engine.prompts import IGNORED, Messages, Prompter
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Causal(Family):
+    name = "causal"
+    shifts_positions = True
+    bidirectional_prompt = False
+    can_quantize = False
+    presets_key = "chatglm-6b-train.sh"
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        return config.get("model_type") in _causal_model_types()
+
+    def prompter(self, tokenizer: Any, config: Any, generation_config: Any = None) -> Prompter:
+        end_ids = _ids(getattr(generation_config, "eos_token_id", None)) | _ids(
+            getattr(config, "eos_token_id", None)
+        )
+        return TemplatePrompter(tokenizer, frozenset(end_ids | _ids(tokenizer.eos_token_id)))
+
+    def positions(self, config: Any) -> CausalPositions:
+        return CausalPositions()
+
+
+@lru_cache
+def _causal_model_types() -> frozenset[str]:
+    """model_type values that the installed transformers can load as a causal language model, read
+    from its source.
+    """
+    spec = importlib.util.find_spec("transformers")
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    for root in roots:
+        source = Path(root, "models", "auto", "modeling_auto.py")
+        if not source.is_file():
+            continue
+        for node in ast.parse(source.read_text(encoding="utf-8")).body:
+            targets = [
+                target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)
+            ]
+            if "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES" in targets:
+                entries = ast.literal_eval(node.value.args[0])  # type: ignore[attr-defined]
+                return frozenset(model_type for model_type, _ in entries)
+    return frozenset()
+
+
+class CausalPositions:
+    """One position per token, causal mask: every architecture of transformers except ChatGLM."""
+
+    padding = 0
+
+    def plan(self, prompt: Sequence[int], prefix: int) -> PositionPlan:
+        return PositionPlan(prefix=prefix, offset=prefix)
+
+    def prefill(self, plan: PositionPlan, start: int, count: int) -> list[int]:
+        """Positions of prompt tokens start .. start+count."""
+        first = plan.offset + start
+        return list(range(first, first + count))
+
+    def decode(self, plans: Sequence[PositionPlan], indices: Sequence[int]) -> list[int]:
+        """Positions of the token with the given index (counted from the prompt's first) in each
+        row.
+        """
+        return [plan.offset + index for plan, index in zip(plans, indices, strict=True)]
+
+    @staticmethod
+    def shape(flat: torch.Tensor, rows: int) -> torch.Tensor:
+        """[rows * queries] as the model wants it: [rows, queries]."""
+        return flat.view(rows, -1)
+
+
+class TemplatePrompter(Prompter):
+    """The tokenizer's own chat template; without one (a plain base model) the contents are joined
+    by line ends.
+    """
+
+    def __init__(self, tokenizer: Any, end_ids: frozenset[int]):
+        super().__init__(tokenizer)
+        self.end_ids = end_ids
+        special = {str(token) for token in tokenizer.all_special_tokens}
+        decoder = getattr(tokenizer, "added_tokens_decoder", {})
+        special |= {str(token) for token in decoder.values() if getattr(token, "special", False)}
+        self._special = (
+            re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+            if special
+            else None
+        )
+        self._end = self._end_of_answer()
+
+    def _end_of_answer(self) -> int:
+        """The token that the template puts behind an answer, if it ends generation; else the
+        tokenizer's own.
+        """
+        if self.tokenizer.chat_template:
+            probe = "\ue0a1"
+            messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": probe}]
+            tail = self.tokenizer.apply_chat_template(messages, tokenize=False).rpartition(probe)[2]
+            first = self.tokenizer.encode(tail, add_special_tokens=False)[:1]
+            if first and first[0] in self.end_ids:
+                return first[0]
+        if self.tokenizer.eos_token_id is not None:
+            return self.tokenizer.eos_token_id
+        if self.end_ids:
+            return min(self.end_ids)
+        raise ValueError("neither tokenizer nor configuration names a token that ends an answer")
+
+    def _render(self, messages: list[dict[str, str]]) -> list[int]:
+        if not self.tokenizer.chat_template:
+            text = "\n".join(message["content"] for message in messages)
+            plain: list[int] = self.tokenizer.encode(
+                text, add_special_tokens=True, split_special_tokens=True
+            )
+            ended = plain and plain[-1] == self.tokenizer.eos_token_id
+            return plain[:-1] if ended else plain
+        if self._special is None or not any(
+            self._special.search(message["content"]) for message in messages
+        ):
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+            return self.tokenizer.encode(text, add_special_tokens=False)
+        # A content spells a control token: the template goes around stand-ins, and contents are
+        # encoded apart from it.
+        stand_ins = [f"\ue0a1{number}\ue0a2" for number in range(len(messages))]
+        posed = [
+            {**message, "content": mark} for message, mark in zip(messages, stand_ins, strict=True)
+        ]
+        text = self.tokenizer.apply_chat_template(posed, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = []
+        for part in re.split("(\ue0a1[0-9]+\ue0a2)", text):
+            if part in stand_ins:
+                ids += self._encode(messages[stand_ins.index(part)]["content"])
+            elif part:
+                ids += self.tokenizer.encode(part, add_special_tokens=False)
+        return ids
+
+    def response_ids(self, text: str) -> list[int]:
+        with self._lock:
+            return [*self._encode(text), self._end]
+
+    def training_ids(
+        self, messages: Messages, response: str, max_source_length: int, max_target_length: int
+    ) -> tuple[list[int], list[int]]:
+        prompt = self.prompt_ids(messages, max_source_length)
+        answer = [*self.response_ids(response)[:-1][: max_target_length - 1], self._end]
+        return prompt + answer, [IGNORED] * len(prompt) + answer
+
+
+def _ids(value: Any) -> set[int]:
+    if value is None:
+        return set()
+    return {int(value)} if isinstance(value, int) else {int(item) for item in value}

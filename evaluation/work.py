@@ -1,0 +1,153 @@
+"""An evaluation, carried out: predict the rows that have no prediction yet, then score all.
+
+Every prediction is a row about a second after it is finished, so a process that is lost, or asked
+to stop (portal/runs/heartbeat.py), costs only what was in flight.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.db.models import F
+
+from chat.model_work import ModelWork
+from evaluation.comparison import update_differences
+from evaluation.models import EvaluationRun, Prediction
+from portal.models import Run
+from portal.runs.heartbeat import STEP_ASIDE, Heartbeat, RunFailed, StopRequested
+from tuning.datasets.examples import messages_of
+from tuning.datasets.store import Split, open_split
+
+if TYPE_CHECKING:
+    from chat.engine.loading import Loaded
+    from evaluation.metrics import Scorer
+    from evaluation.predict import Predicted
+
+
+class EvaluationWork(ModelWork):
+    kind = Run.Kind.EVALUATION
+    model = EvaluationRun
+
+    def load(self, run_id: int) -> EvaluationRun:
+        return EvaluationRun.objects.select_related("dataset_version", "checkpoint", "adapter").get(
+            pk=run_id
+        )
+
+    def work(self, heartbeat: Heartbeat) -> None:
+        run, recipe = self.run, self.run.recipe
+        heartbeat.tell(phase=Run.Phase.LOADING, total=recipe["rows"])
+        if "adapter" in recipe and run.adapter is None:
+            raise RunFailed(
+                "adapter_deleted", f"The adapter “{run.adapter_name}” has been deleted."
+            )
+        try:
+            split = open_split(run.dataset_version, run.split)
+        except FileNotFoundError as missing:
+            raise RunFailed(
+                "dataset_missing", f"The dataset's files are gone: {missing.filename}"
+            ) from missing
+
+        with split:
+            done = set(run.predictions.values_list("row", flat=True))
+            waiting = [row for row in range(min(recipe["rows"], len(split))) if row not in done]
+            heartbeat.tell(progress=len(done))
+            if waiting:
+                plan = f"{run.adapter_name or 'no adapter'}, {len(waiting)} rows, {run.decoding}"
+                with self.loaded_model(
+                    heartbeat, plan, quantization_bit=recipe["quantization_bit"]
+                ) as loaded:
+                    self._predict(heartbeat, split, waiting, loaded)
+        heartbeat.flush()
+
+        scores = self._scores()
+        self.log("  ".join(f"{metric} {score['value']:.2f}" for metric, score in scores.items()))
+        heartbeat.tell(lambda: EvaluationRun.objects.filter(pk=run.pk).update(scores=scores))
+
+    def _predict(
+        self, heartbeat: Heartbeat, split: Split, waiting: list[int], loaded: Loaded
+    ) -> None:
+        """Raises StopRequested before the end when somebody wants the run to stop."""
+        from evaluation import predict
+        from evaluation.metrics import Scorer
+
+        run, recipe = self.run, self.run.recipe
+        lengths = recipe["max_source_length"], recipe["max_target_length"]
+        adapter, pre_seq_len = None, 0
+        if run.adapter is not None:
+            adapter = run.adapter.ref()
+            pre_seq_len = recipe["adapter"]["pre_seq_len"]
+        engine = predict.engine_for(loaded, *lengths, pre_seq_len=pre_seq_len)
+        scorer = Scorer(settings.DATA_DIR / "cache")
+
+        heartbeat.check()
+        heartbeat.work_asks = True
+        heartbeat.tell(phase=Run.Phase.PREDICTING)
+        examples = (
+            (row, messages_of(split[row]["prompt"], split[row]["history"])) for row in waiting
+        )
+        predictions = predict.predict(
+            engine,
+            examples,
+            adapter=adapter,
+            decoding=recipe["decoding"],
+            max_source_length=lengths[0],
+            max_target_length=lengths[1],
+            seed=recipe["seed"],
+            should_stop=lambda: heartbeat.stop_requested is not None,
+        )
+        finished = recipe["rows"] - len(waiting)
+        for predicted in predictions:
+            if predicted.error is not None:
+                self.log(f"row {predicted.row}: {predicted.error['message']}")
+            finished += 1
+            example = split[predicted.row]
+            reference = predict.reference_of(
+                loaded.prompter, example["prompt"], example["response"], *lengths
+            )
+            prediction = _prediction(run, predicted, example["prompt"], reference, scorer)
+            heartbeat.tell(
+                partial(_write, prediction, failed=predicted.error is not None), progress=finished
+            )
+        if finished < recipe["rows"]:
+            raise StopRequested(heartbeat.stop_requested or STEP_ASIDE)
+
+    def _scores(self) -> dict:
+        """Over all rows."""
+        from evaluation.metrics import average
+
+        run = self.run
+        run.refresh_from_db(fields=["failed_rows"])
+        if run.failed_rows >= run.recipe["rows"]:
+            raise RunFailed(
+                "all_rows_failed",
+                "The model gave no answer to any row; the log names the reasons.",
+            )
+        return average(list(run.predictions.order_by("row").values_list("scores", flat=True)))
+
+    def after_success(self) -> None:
+        update_differences(self.run.pk)
+
+
+def _prediction(
+    run: EvaluationRun, predicted: Predicted, prompt: str, reference: str, scorer: Scorer
+) -> Prediction:
+    """A finished row with its scores. NUL is taken out: PostgreSQL has no room for it."""
+    prompt, reference, text = (
+        part.replace("\0", "") for part in (prompt, reference, predicted.text)
+    )
+    return Prediction(
+        run=run,
+        row=predicted.row,
+        prompt=prompt,
+        reference=reference,
+        text=text,
+        scores=scorer.score(text, reference),
+    )
+
+
+def _write(prediction: Prediction, failed: bool) -> None:
+    Prediction.objects.bulk_create([prediction], ignore_conflicts=True)
+    if failed:
+        EvaluationRun.objects.filter(pk=prediction.run_id).update(failed_rows=F("failed_rows") + 1)

@@ -1,0 +1,108 @@
+"""`python -m portal.runs.process RUN TOKEN`: the process that carries out one claimed run, of
+whichever kind. Its output is the run's log.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+
+import django
+
+if __name__ == "__main__":
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
+    django.setup()
+
+from django.core.exceptions import ValidationError
+from django.db import close_old_connections
+from django.utils import timezone
+
+from portal.models import Run
+from portal.runs import lifecycle
+from portal.runs.heartbeat import CANCEL, STEP_ASIDE, Heartbeat, Log, StopRequested
+from portal.runs.work import RunWork, work_of
+
+
+def carry_out(run_id: int, token: str, log: Log) -> str:
+    """Does a claimed run's work and returns the status it ended in; the run's row says the rest.
+
+    Raises FencedOff when another process took the run over at its very end.
+    """
+    kind = Run.objects.only("kind").get(pk=run_id).kind
+    work = work_of(kind)(run_id, log)
+    status = run_work(work, token)
+    if status == Run.Status.SUCCEEDED:
+        work.after_success()
+    return status
+
+
+def run_work(work: RunWork, token: str) -> str:
+    """`work.work` with a heartbeat beside it; writes how it ended (a fault with a `code` is told by
+    it) and returns the run's status.
+    """
+    run_id, log = work.run.pk, work.log
+    heartbeat = Heartbeat(run_id, token, log)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    error: tuple[str, str] | None = None
+    stopped = None
+
+    heartbeat.start()
+    try:
+        with heartbeat.handling_signals():
+            work.work(heartbeat)
+    except StopRequested as request:
+        stopped = request.reason
+    except Exception as fault:
+        error = _code_and_message(fault)
+        log(f"failed: {error[1]}" if error[0] != "unexpected" else traceback.format_exc().rstrip())
+    heartbeat.close()
+
+    close_old_connections()
+    try:
+        if error is not None:
+            lifecycle.fail(run_id, token, *error)
+        elif stopped == CANCEL:
+            lifecycle.acknowledge_cancel(run_id, token)
+        elif stopped == STEP_ASIDE:
+            lifecycle.step_aside(run_id, token)
+        else:
+            lifecycle.succeed(run_id, token)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    status = Run.objects.only("status").get(pk=run_id).status
+    log(
+        {Run.Status.QUEUED: "stepped aside: the run goes on later from where it is"}.get(
+            status, status
+        )
+    )
+    return status
+
+
+def _code_and_message(fault: Exception) -> tuple[str, str]:
+    """(code, message) for the run's row."""
+    if isinstance(fault, ValidationError):
+        return "invalid", "; ".join(fault.messages)
+    if isinstance(fault, FileNotFoundError):
+        return "file_missing", f"{fault.strerror}: {fault.filename}"
+    if type(fault).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return "out_of_memory", str(fault)
+    code = getattr(fault, "code", None)
+    if isinstance(code, str):
+        return code, str(fault)
+    return "unexpected", f"{type(fault).__name__}: {fault}"
+
+
+def stamped(line: str) -> str:
+    return f"{timezone.localtime():%Y-%m-%d %H:%M:%S}  {line}"
+
+
+def print_line(line: str) -> None:
+    print(stamped(line), flush=True)
+
+
+if __name__ == "__main__":
+    carry_out(int(sys.argv[1]), sys.argv[2], print_line)

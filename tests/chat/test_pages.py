@@ -1,0 +1,220 @@
+"""Conversations, models and what the composer sends."""
+
+import pytest
+from django.core.exceptions import ValidationError
+
+from chat.engine.request import LIMITS
+from chat.forms import PANEL
+from chat.models import Adapter, Checkpoint, Conversation, Message
+from tests.support.page_fixtures import *  # noqa: F403  this page's rows
+from tests.support.page_rows import text_of
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
+
+
+def test_model_output_is_rendered_safely_and_the_question_is_text(client, member, conversation):
+    client.force_login(member)
+    page = text_of(client.get(f"/chat/{conversation.pk}/"))
+    assert "<strong>bold</strong>" in page and "<script>alert" not in page
+    assert "&lt;i&gt;ask&lt;/i&gt;" in page
+
+
+def test_a_first_message_makes_a_conversation_with_the_chosen_model(
+    client, member, adapter, no_worker
+):
+    client.force_login(member)
+    response = client.post(
+        "/chat/start/", {"text": "你好", "model": f"adapter-{adapter.pk}", "temperature": "0.5"}
+    )
+    found = Conversation.objects.get()
+    assert response["Location"] == f"/chat/{found.pk}/"
+    assert (found.title, found.adapter) == ("你好", adapter)
+    answer = found.messages.last()
+    assert answer.sampling == {"temperature": 0.5}
+    assert [message.pk for message in no_worker] == [answer.pk]
+    page = text_of(client.get(response["Location"]))
+    assert "The inference worker is not up." in page and 'data-status="failed"' in page
+
+
+def test_a_refused_message_leaves_nothing_behind(client, member, adapter, other_member):
+    client.force_login(other_member)
+    for fields in [
+        {"text": " "},
+        {"text": "x", "model": f"adapter-{adapter.pk}"},
+        {"text": "x", "model": "base-x"},
+        {"text": "x", "temperature": "9"},
+    ]:
+        response = client.post("/chat/start/", fields, follow=True)
+        assert 'role="alert"' in text_of(response)
+    assert not Conversation.objects.exists()
+
+
+def test_the_form_takes_as_long_a_message_as_every_other_door(client, member, checkpoint):
+    client.force_login(member)
+    client.post("/chat/start/", {"text": "字" * 200_000})
+    assert len(Message.objects.get(role="user").content) == 200_000
+    client.cookies["django_language"] = "en"
+    page = client.post("/chat/start/", {"text": "字" * 200_001}, follow=True)
+    assert "200,001 characters; at most 200,000" in text_of(page)
+    assert Conversation.objects.count() == 1
+
+
+@pytest.mark.parametrize("name", PANEL)
+def test_the_form_takes_what_the_one_table_allows_and_nothing_else(
+    client, member, checkpoint, name
+):
+    client.force_login(member)
+    limits = LIMITS[name]
+    step = 1 if limits.kind is int else 0.001
+    lowest = limits.low + step if limits.above else limits.low
+    for value in (lowest, limits.high):
+        client.post("/chat/start/", {"text": "x", name: str(value)})
+        assert Message.objects.last().sampling == {name: value}
+    count = Message.objects.count()
+    for value in (lowest - step, limits.high + step):
+        page = client.post("/chat/start/", {"text": "x", name: str(value)}, follow=True)
+        assert 'role="alert"' in text_of(page)
+    assert Message.objects.count() == count
+
+
+def test_answering_again_replaces_the_last_answer_with_the_model_chosen_now(
+    client, member, conversation, adapter
+):
+    client.force_login(member)
+    before = conversation.messages.last().pk
+    client.post(f"/chat/{conversation.pk}/retry/", {"model": f"adapter-{adapter.pk}", "text": ""})
+    assert [message.role for message in conversation.messages.all()] == ["user", "assistant"]
+    answer = conversation.messages.last()
+    assert answer.pk != before and answer.adapter == adapter
+    assert conversation.messages.first().content == "<i>ask</i>"
+
+
+def test_a_turn_that_is_refused_late_changes_nothing(client, member, conversation, monkeypatch):
+    def refuse(*args, **options):
+        raise ValidationError("too late")
+
+    monkeypatch.setattr("chat.views.create_turn", refuse)
+    client.force_login(member)
+    before = list(conversation.messages.values_list("pk", flat=True))
+    for path in (f"/chat/{conversation.pk}/retry/", "/chat/start/"):
+        assert "too late" in text_of(client.post(path, {"text": "x"}, follow=True))
+    assert list(conversation.messages.values_list("pk", flat=True)) == before
+    assert Conversation.objects.count() == 1
+
+
+def test_an_answer_in_flight_is_neither_replaced_nor_joined_by_a_second(
+    client, member, conversation
+):
+    conversation.messages.filter(role="assistant").update(status=Message.Status.STREAMING)
+    client.force_login(member)
+    for path in ("retry", "say"):
+        response = client.post(f"/chat/{conversation.pk}/{path}/", {"text": "more"}, follow=True)
+        assert 'role="alert"' in text_of(response)
+    assert conversation.messages.count() == 2
+
+
+def test_an_answer_in_flight_carries_what_the_script_needs_to_go_on(client, member, conversation):
+    conversation.messages.filter(role="assistant").update(status=Message.Status.STREAMING, seq=1017)
+    client.force_login(member)
+    page = text_of(client.get(f"/chat/{conversation.pk}/"))
+    assert f'data-socket="/ws/conversations/{conversation.pk}/"' in page
+    assert 'data-status="streaming" data-seq="1017"' in page
+    assert "&lt;script&gt;alert(1)" in page  # still text
+
+
+def test_conversations_are_renamed_and_deleted_by_their_owner(client, member, conversation):
+    client.force_login(member)
+    client.post(f"/chat/{conversation.pk}/rename/", {"title": "new"})
+    assert Conversation.objects.get().title == "new"
+    client.post(f"/chat/{conversation.pk}/delete/")
+    assert not Conversation.objects.exists()
+
+
+def test_many_adapters_go_into_a_menu_with_the_chosen_one_in_front(
+    client, member, adapter, checkpoint
+):
+    for number in range(9):
+        Adapter.objects.create(
+            name=f"a{number}",
+            checkpoint=checkpoint,
+            folder="x",
+            sha256=str(number) * 64,
+            pre_seq_len=8,
+        )
+    client.force_login(member)
+    picker = client.get(f"/chat/?adapter={adapter.pk}").context["picker"]
+    assert picker["chosen"]["adapter"] == adapter and picker["chosen"] in picker["chips"]
+    assert len(picker["chips"]) == 1 + 4 and len(picker["more"]) == 6
+
+
+def test_only_staff_add_models(client, member, staff, tmp_path):
+    client.force_login(member)
+    assert client.post("/checkpoints/new/", {"path": str(tmp_path)}).status_code == 403
+    client.force_login(staff)
+    page = text_of(client.post("/checkpoints/new/", {"path": str(tmp_path / "nothing")}))
+    assert 'aria-invalid="true"' in page and not Checkpoint.objects.exists()
+
+
+def test_what_the_panel_leaves_alone_is_not_sent(client, member, checkpoint, no_worker):
+    client.force_login(member)
+    fields = {
+        "temperature": "0.95",
+        "top_p": "0.7",
+        "max_new_tokens": "512",
+        "seed": "",
+        "text": "x",
+    }
+    client.post("/chat/start/", fields)
+    client.post("/chat/start/", {**fields, "max_new_tokens": "64", "seed": "0"})
+    checkpoint.description = {"sampling": {"temperature": 0.2}}  # what its folder wishes
+    checkpoint.save()
+    client.post("/chat/start/", {**fields, "temperature": "0.2"})
+    client.post("/chat/start/", fields)
+    plain, changed, wished, against = Message.objects.filter(role="assistant").order_by("id")
+    assert plain.sampling == {} and changed.sampling == {"max_new_tokens": 64, "seed": 0}
+    assert wished.sampling == {"temperature": 0.2} and against.sampling == {"temperature": 0.95}
+    panel = client.get("/chat/").context["sampling"]["temperature"]
+    assert panel == {"default": 0.2, "value": 0.2}
+    panel = client.get(f"/chat/{against.conversation_id}/").context["sampling"]["temperature"]
+    assert panel["value"] == 0.95  # as the last answer was written
+
+
+def test_an_error_is_explained_in_the_readers_language(client, member, conversation):
+    error = {"code": "context_length_exceeded", "message": "the prompt has 2000 tokens"}
+    conversation.messages.filter(role="assistant").update(status=Message.Status.FAILED, error=error)
+    client.force_login(member)
+    for language, words in [
+        ("zh-hans", "超出了模型的上下文"),
+        ("en", "does not fit into the model&#x27;s context"),
+    ]:
+        client.cookies["django_language"] = language
+        page = text_of(client.get(f"/chat/{conversation.pk}/"))
+        assert words in page and 'title="the prompt has 2000 tokens"' in page
+
+
+def test_an_adapter_is_shared_renamed_and_deleted_by_its_owner_alone(
+    client, member, other_member, adapter, data_dir
+):
+    path = f"/adapters/{adapter.pk}/"
+    client.force_login(other_member)
+    assert "tuned</span>" not in text_of(client.get("/adapters/"))
+    assert client.post(path, {"action": "share"}).status_code == 404
+    client.force_login(member)
+    client.post(path, {"action": "share"})
+    client.post(path, {"action": "rename", "name": "mine: no"})  # a colon is OpenAI's separator
+    client.force_login(other_member)
+    assert "tuned</span>" in text_of(client.get("/adapters/"))
+    assert client.post(path, {"action": "delete"}).status_code == 404  # seen, but not theirs
+    client.force_login(member)
+    client.post(path, {"action": "rename", "name": "better"})
+    assert Adapter.objects.get().name == "better"
+    client.post(path, {"action": "delete"})
+    assert not Adapter.objects.exists()
+
+
+@pytest.mark.parametrize("language", ["zh-hans", "en"])
+def test_a_page_that_is_not_there_says_so_in_the_portals_look(client, member, language):
+    client.force_login(member)
+    client.cookies["django_language"] = language
+    response = client.get("/chat/999999/")
+    assert response.status_code == 404 and 'class="empty"' in text_of(response)

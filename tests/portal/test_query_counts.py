@@ -1,0 +1,102 @@
+"""How many queries each page and list makes: query_counts.json, the same for one row as for many.
+
+A change that is meant: QUERY_COUNTS=write pytest tests/portal/test_query_counts.py
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from chat.models import Adapter, Conversation
+from portal.models import Run
+from tests.support.page_fixtures import *  # noqa: F403  this page's rows
+from tests.support.page_rows import evaluation, json_lines
+from tuning.datasets import store
+from tuning.models import TuningRun
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
+TABLE = Path(__file__).with_name("query_counts.json")
+PATHS = {
+    "/": "/",
+    "/chat/": "/chat/",
+    "/chat/ID/": "/chat/{conversation}/",
+    "/datasets/": "/datasets/",
+    "/datasets/ID/": "/datasets/{dataset}/",
+    "/tuning/": "/tuning/",
+    "/tuning/new/": "/tuning/new/",
+    "/tuning/ID/": "/tuning/{tuning_run}/",
+    "/evaluations/": "/evaluations/",
+    "/evaluations/new/": "/evaluations/new/",
+    "/evaluations/ID/": "/evaluations/{evaluated}/",
+    "/tasks/": "/tasks/",
+    "/account/": "/account/",
+    "/adapters/": "/adapters/",
+    "/api/v1/conversations/": "/api/v1/conversations/",
+    "/api/v1/datasets/": "/api/v1/datasets/",
+    "/api/v1/tuning-runs/": "/api/v1/tuning-runs/",
+    "/api/v1/evaluation-runs/": "/api/v1/evaluation-runs/",
+}
+
+
+def add_more(member, checkpoint, dataset, count=4):
+    """`count` more of everything that a page lists."""
+    for number in range(count):
+        adapter = Adapter.objects.create(
+            name=f"tuned-{number}",
+            checkpoint=checkpoint,
+            owner=member,
+            folder="adapters/x",
+            sha256="a" * 64,
+            pre_seq_len=8,
+        )
+        rows = [{"content": f"问{number}", "summary": "答"}]
+        store.ingest(json_lines(rows), name=f"ads-{number}", owner=member)
+        TuningRun.objects.create(
+            owner=member,
+            kind=Run.Kind.TUNING,
+            name=f"run {number}",
+            status=Run.Status.SUCCEEDED,
+            recipe={"method": "ptuning_v2", "max_steps": 100},
+            dataset_version=dataset.current,
+            checkpoint=checkpoint,
+        )
+        base = evaluation(member, dataset, checkpoint)
+        evaluation(member, dataset, checkpoint, adapter, 20.0, baseline=base)
+        conversation = Conversation.objects.create(owner=member, title="t", checkpoint=checkpoint)
+        conversation.messages.create(role="user", content="q")
+
+
+def count_all(client, rows) -> dict[str, int]:
+    counts = {}
+    for name, path in PATHS.items():
+        path = path.format(**rows)
+        client.get(path)  # what is looked up once per process
+        with CaptureQueriesContext(
+            connection,
+        ) as queries:
+            assert client.get(path).status_code == 200, path
+        counts[name] = len(queries)
+    return counts
+
+
+def test_pages_make_the_queries_of_the_table_however_many_rows_there_are(
+    client, member, checkpoint, dataset, tuning_run, evaluated, conversation
+):
+    client.force_login(member)
+    rows = {
+        "conversation": conversation.pk,
+        "dataset": dataset.pk,
+        "tuning_run": tuning_run.pk,
+        "evaluated": evaluated.pk,
+    }
+    few = count_all(client, rows)
+    if os.environ.get("QUERY_COUNTS") == "write":
+        TABLE.write_text(json.dumps(few, indent=2) + "\n")
+    assert few == json.loads(TABLE.read_text())
+    add_more(member, checkpoint, dataset)
+    many = count_all(client, rows)
+    assert {name: many[name] for name in many if many[name] > few[name]} == {}

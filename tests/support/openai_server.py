@@ -1,0 +1,96 @@
+"""A small OpenAI-compatible server: `python -m tests.support.openai_server PORT`. Streams the
+last message back word by word.
+
+"error" answers 400, "busy" 429, "broken" ends in the middle, "slow" pauses between words; GET
+/aborted counts readers that left.
+"""
+
+import asyncio
+import json
+import sys
+
+from aiohttp import web
+
+aborted = 0
+
+
+async def models(request):
+    return web.json_response({"data": [{"id": "big-model"}]})
+
+
+async def completions(request):
+    global aborted
+    body = await request.json()
+    if request.headers.get("Authorization") != "Bearer the-key":
+        return web.json_response({"error": {"message": "wrong key"}}, status=401)
+    if body["model"] != "big-model" or not body["stream"]:
+        return web.json_response(
+            {"error": {"message": f"no such model: {body['model']}"}}, status=404
+        )
+    text = body["messages"][-1]["content"]
+    if text == "strict" and "top_k" in body:
+        return web.json_response(
+            {"detail": "Unexpected fields in the request: {'top_k'}"}, status=422
+        )
+    if text == "error":
+        return web.json_response(
+            {"error": {"message": "maximum context length is 10 tokens"}}, status=400
+        )
+    if text == "busy":
+        return web.json_response({"error": {"message": "too many requests"}}, status=429)
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+
+    async def send(payload):
+        await response.write(f"data: {json.dumps(payload)}\n\n".encode())
+
+    words = text.split()
+    await send({"choices": [{"index": 0, "delta": {"role": "assistant"}, "finish_reason": None}]})
+    try:
+        for i, word in enumerate(words):
+            if text.startswith("broken") and i:
+                return response
+            await send(
+                {"choices": [{"index": 0, "delta": {"content": word + " "}, "finish_reason": None}]}
+            )
+            if text.startswith("slow"):
+                await asyncio.sleep(0.05)
+    except (ConnectionError, asyncio.CancelledError):
+        aborted += 1
+        raise
+    await send(
+        {
+            "choices": [
+                {
+                    "index": 0,
+                    "delta": {},
+                    "finish_reason": "length" if body.get("max_tokens") == 1 else "stop",
+                }
+            ]
+        }
+    )
+    usage = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}
+    await send({"choices": [], "usage": usage})
+    await response.write(b"data: [DONE]\n\n")
+    return response
+
+
+async def count_aborted(request):
+    return web.json_response(aborted)
+
+
+def main():
+    application = web.Application()
+    application.router.add_get("/v1/models", models)
+    application.router.add_post("/v1/chat/completions", completions)
+    application.router.add_get("/aborted", count_aborted)
+    web.run_app(
+        application,
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        print=lambda text: print("listening", flush=True),
+    )
+
+
+if __name__ == "__main__":
+    main()

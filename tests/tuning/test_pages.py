@@ -1,0 +1,115 @@
+"""Tuning runs: the form, the live page, stop and go on."""
+
+import pytest
+from django.utils import translation
+
+from chat.models import Checkpoint
+from portal.models import Run
+from tests.support.page_fixtures import *  # noqa: F403  this page's rows
+from tests.support.page_rows import text_of
+from tuning.models import Dataset, TuningMetric, TuningRun
+
+pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
+
+
+def filled(client, path="/tuning/new/", **changes) -> dict:
+    """What a browser would send: the form's own values with `changes`."""
+    form = client.get(path).context["form"]
+    values = {name: form[name].value() for name in form.fields}
+    values["dataset"], values["checkpoint"] = (
+        Dataset.objects.first().pk,
+        Checkpoint.objects.first().pk,
+    )
+    return {
+        name: value
+        for name, value in {**values, **changes}.items()
+        if value is not None and value is not False
+    }
+
+
+def test_the_preset_of_the_checkpoint_starts_a_run_as_it_stands(
+    client, member, dataset, checkpoint
+):
+    client.force_login(member)
+    response = client.post("/tuning/new/", filled(client, name="first"))
+    run = TuningRun.objects.get()
+    assert response["Location"] == f"/tuning/{run.pk}/"
+    assert (run.name, run.owner, run.status) == ("first", member, Run.Status.QUEUED)
+    assert run.recipe["preset"] == "starter" and run.recipe["max_steps"] == run.total
+
+
+def test_every_wrong_value_is_said_at_its_field_and_nothing_starts(
+    client, member, dataset, checkpoint
+):
+    client.force_login(member)
+    wrong = filled(client, pre_seq_len="0", learning_rate="fast", max_steps="-3", dataset="999")
+    form = client.post("/tuning/new/", wrong).context["form"]
+    assert {"learning_rate", "dataset"} <= set(form.errors)
+    wrong = filled(client, pre_seq_len="0", max_steps="-3")
+    response = client.post("/tuning/new/", wrong)
+    assert {"pre_seq_len", "max_steps"} <= set(response.context["form"].errors)
+    assert 'value="-3"' in text_of(response)  # what was typed is kept
+    assert not TuningRun.objects.exists()
+
+
+def test_a_new_run_like_an_earlier_one_has_its_recipe(client, member, tuning_run):
+    client.force_login(member)
+    form = client.get(f"/tuning/new/?like={tuning_run.pk}").context["form"]
+    assert (form["pre_seq_len"].value(), form["max_steps"].value()) == (8, 100)
+
+
+def test_a_running_run_shows_its_curve_and_refreshes_an_ended_one_does_not(
+    client, member, tuning_run
+):
+    client.force_login(member)
+    path = f"/tuning/{tuning_run.pk}/"
+    response = client.get(path)
+    assert response.context["chart"]["points"][-1] == (20, 3.0)
+    assert "data-live-every" in text_of(response)
+    assert "<dd>auto</dd>" not in text_of(response)  # the form calls it automatic
+    Run.objects.update(
+        status=Run.Status.FAILED, error={"code": "nan_loss", "message": "The loss is not a number."}
+    )
+    page = text_of(client.get(path))
+    assert "The loss is not a number." in page and "data-live-every" not in page
+
+
+def test_a_long_run_is_thinned_to_what_a_chart_can_show(client, member, tuning_run):
+    points = [
+        TuningMetric(run=tuning_run, step=step, loss=1.0, learning_rate=0.1)
+        for step in range(21, 3001)
+    ]
+    TuningMetric.objects.bulk_create(points)
+    client.force_login(member)
+    shown = client.get(f"/tuning/{tuning_run.pk}/").context["chart"]["points"]
+    assert len(shown) <= 601 and shown[0][0] == 1 and shown[-1][0] == 3000
+
+
+def test_the_log_is_shown_from_a_lines_beginning(client, member, tuning_run, data_dir):
+    folder = data_dir / "runs" / str(tuning_run.pk)
+    folder.mkdir(parents=True)
+    (folder / "run.log").write_text("".join(f"line {number} <x>\n" for number in range(3000)))
+    client.force_login(member)
+    log = client.get(f"/tuning/{tuning_run.pk}/").context["log"]
+    assert log.startswith("line ") and log.endswith("line 2999 <x>\n") and len(log) <= 16_000
+
+
+def test_stop_asks_the_run_and_go_on_queues_a_failed_one(client, member, tuning_run):
+    client.force_login(member)
+    client.post(f"/tuning/{tuning_run.pk}/cancel/")
+    assert Run.objects.get().cancel_requested
+    Run.objects.update(status=Run.Status.FAILED)
+    client.post(f"/tuning/{tuning_run.pk}/resume/")
+    assert Run.objects.get().status == Run.Status.QUEUED
+
+
+@pytest.mark.parametrize("phase", Run.Phase.values)
+def test_every_phase_is_told_in_the_readers_language(client, member, tuning_run, phase):
+    """`tuning/work.py`, `evaluation/work.py` and the queue write these, and no others."""
+    Run.objects.update(status=Run.Status.RUNNING, phase=phase)
+    client.force_login(member)
+    with translation.override("zh-hans"):
+        told = str(Run.Phase(phase).label)
+    assert told.isascii() is False
+    page = text_of(client.get(f"/tuning/{tuning_run.pk}/", headers={"Accept-Language": "zh-Hans"}))
+    assert told in page

@@ -1,0 +1,21 @@
+"""Why a run failed that loads a base and reads a dataset: a tuning run's codes, most of which an
+evaluation shares.
+"""
+
+from django.utils.translation import gettext_lazy as _
+
+EXPLANATIONS = {
+    "loss_not_finite": _(
+        "The loss is no longer a number. Lower the learning rate and start a new run."
+    ),
+    "no_examples": _("No row has both a prompt and a response."),
+    "does_not_fit": _(
+        "Prefix, prompt and response do not fit into the model's context. Lower their limits."
+    ),
+    "out_of_memory": _(
+        "There is too little free memory. Lower the batch size or the length limits."
+    ),
+    "file_missing": _("A file that the run needs is gone."),
+    "checkpoint_invalid": _("The base cannot be loaded."),
+    "checkpoint_changed": _("The base's files are not those that the run was made for."),
+}
