@@ -19,7 +19,7 @@ from chat.api import completion, errors
 from chat.api.openai import body_of
 from chat.models import Checkpoint
 from chat.sampling import number_problem
-from chat.text import is_storable
+from chat.text import check_length, is_storable
 from portal.rest.api_keys import user_of_request
 from portal.rest.conventions import READABLE
 
@@ -35,7 +35,7 @@ async def answer(request) -> HttpResponseBase:
         return errors.no_key()
     name = ""
     try:
-        body = body_of(request)
+        body = await body_of(request)
         messages, sampling = _wanted(body)
         name = body.get("model") or ""
         checkpoint, adapter = await sync_to_async(_model)(user, name)
@@ -80,6 +80,11 @@ def _wanted(body) -> tuple[list[dict], dict]:
     prompt, history = body.get("prompt"), body.get("history") or []
     if not isinstance(prompt, str) or not prompt.strip() or not is_storable(prompt):
         problems["prompt"] = ValidationError(_("Write something first."), "blank")
+    else:
+        try:
+            check_length(prompt)
+        except ValidationError as error:
+            problems["prompt"] = error
     if not isinstance(history, list) or not all(_is_round(turn) for turn in history):
         problems["history"] = ValidationError(
             _("The history is a list of [question, answer]."), "invalid_value"

@@ -2,6 +2,7 @@
 conversation is kept.
 """
 
+import asyncio
 import functools
 import time
 import uuid
@@ -26,10 +27,14 @@ from portal.rest.json_bodies import json_of
 OWNED_BY = "portal"
 
 
-def body_of(request):
+LARGE = 64 * 1024  # bytes of JSON that take the event loop longer than changing the thread does
+
+
+async def body_of(request):
     """The parsed JSON body; ValidationError when there is none."""
     try:
-        return json_of(request.body)
+        body = request.body
+        return json_of(body) if len(body) < LARGE else await asyncio.to_thread(json_of, body)
     except RequestDataTooBig:
         raise ValidationError(
             {"__all__": ValidationError(_("The body is too large."), "too_large")}
@@ -69,7 +74,7 @@ def for_scripts(*methods: str):
 async def chat_completions(request, user) -> HttpResponseBase:
     """POST /v1/chat/completions"""
     try:
-        wanted = chat_request(body_of(request))
+        wanted = chat_request(await body_of(request))
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, wanted.model)
     except ValidationError as error:
         return errors.response_of(error)

@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 
 from chat.engine.request import MOST_STOPS
 from chat.sampling import number_problem
-from chat.text import is_storable
+from chat.text import check_length, is_storable
 
 MOST_CHOICES = 16
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -159,6 +159,10 @@ def _content(content, param: str, role: str | None, refuse) -> str:
         return ""
     if not is_storable(content):
         refuse(param, _("The text contains a NUL or half a character."))
+    try:
+        check_length(content)
+    except ValidationError as error:
+        refuse(param, error.message, error.code)
     return content
 
 

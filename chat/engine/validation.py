@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from secrets import randbits
+from typing import Any
 
 from chat.engine.adapters import AdapterPool
 from chat.engine.loading import Loaded
 from chat.engine.positions import Positions
+from chat.engine.prompts import Messages
 from chat.engine.request import (
     DEFAULT_NEW_TOKENS,
     DEFAULTS,
@@ -41,6 +43,7 @@ class RequestValidator:
     ):
         self._loaded, self._positions, self._adapters = loaded, positions, adapters
         self._max_length, self._prefix_room = max_length, prefix_room
+        self._most_bytes = loaded.context_length * _longest_token(loaded.prompter.tokenizer)
 
     def prepare(self, request: Request, sink: Sink, on_end: OnEnd | None) -> Sequence:
         """Raises RequestRefused."""
@@ -72,6 +75,7 @@ class RequestValidator:
 
     def _prompt(self, request: Request) -> list[int]:
         if request.prompt_ids is None:
+            self._check_size(request.messages)
             prompt = self._loaded.prompter.prompt_ids(request.messages)
         elif request.messages:
             raise RequestRefused(
@@ -93,6 +97,20 @@ class RequestValidator:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
         return prompt
 
+    def _check_size(self, messages: Messages) -> None:
+        """Refuses what cannot fit however it is cut into tokens: cutting takes a second for every
+        megabyte.
+        """
+        texts = [message.get("content") for message in messages if isinstance(message, dict)]
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts if isinstance(text, str))
+        if size > self._most_bytes:
+            raise RequestRefused(
+                "context_length_exceeded",
+                f"the context holds {self._loaded.context_length} tokens, which is less than the "
+                f"{size} bytes of the prompt could be",
+                param="messages",
+            )
+
     def _new_tokens(self, sampling: SamplingParams, prompt: int, shift: int) -> int:
         """Tokens the answer may have. An explicit number that does not fit is refused; the
         default takes what there is.
@@ -110,6 +128,12 @@ class RequestValidator:
             # one token at least, as ChatGLM's own generate
             return max(1, min(sampling.max_length, limit) - prompt)
         return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
+
+
+def _longest_token(tokenizer: Any) -> int:
+    """Bytes of text that one token may stand for, at most. ChatGLM has one for 80 blanks."""
+    sizes = (len(t if isinstance(t, bytes) else t.encode()) for t in tokenizer.get_vocab())
+    return max(128, *sizes)
 
 
 def _check_sampling(sampling: SamplingParams) -> None:
