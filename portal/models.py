@@ -1,5 +1,6 @@
 """User, ApiKey and Run: what every app stands on."""
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -8,7 +9,7 @@ from pathlib import Path
 from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.core.validators import MinValueValidator
-from django.db import models
+from django.db import DatabaseError, models, transaction
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -17,6 +18,11 @@ from portal.access import AccessQuerySet, Owned
 
 class User(AbstractUser):
     """A member of the team; staff are the portal's admins."""
+
+
+class ApiKeyQuerySet(AccessQuerySet):
+    def valid(self):
+        return self.filter(revoked_at=None)
 
 
 class ApiKey(Owned, models.Model):
@@ -34,7 +40,7 @@ class ApiKey(Owned, models.Model):
     last_used_at = models.DateTimeField(_("last used"), null=True, editable=False)
     revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True)
 
-    objects = AccessQuerySet.as_manager()
+    objects = ApiKeyQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("API key")
@@ -58,18 +64,21 @@ class ApiKey(Owned, models.Model):
 
     @classmethod
     def user_of(cls, secret: str):
-        """The active user whose unrevoked key this is, or None."""
-        key = (
-            cls.objects.select_related("owner")
-            .filter(digest=cls.digest_of(secret), revoked_at=None)
-            .first()
-        )
+        """The active user whose valid key this is, with the key as `.api_key`; or None."""
+        digest = cls.digest_of(secret)
+        key = cls.objects.valid().select_related("owner").filter(digest=digest).first()
         if key is None or not key.owner.is_active:
             return None
-        now = timezone.now()
-        if key.last_used_at is None or (now - key.last_used_at).total_seconds() > 60:
-            cls.objects.filter(pk=key.pk).update(last_used_at=now)
+        key._seen()
+        key.owner.api_key = key
         return key.owner
+
+    def _seen(self) -> None:
+        """Notes the use, once a minute; a database that cannot be written refuses nobody."""
+        now = timezone.now()
+        if self.last_used_at is None or (now - self.last_used_at).total_seconds() > 60:
+            with contextlib.suppress(DatabaseError), transaction.atomic():
+                ApiKey.objects.filter(pk=self.pk).update(last_used_at=now)
 
 
 class Run(Owned, models.Model):

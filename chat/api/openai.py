@@ -20,6 +20,7 @@ from chat.api import completion, errors, sse
 from chat.api.completion import CollectedCompletion
 from chat.api.openai_request import ChatRequest, chat_request
 from chat.models import Adapter, Checkpoint
+from portal.logins import login_of
 from portal.rest.api_keys import user_of_request
 from portal.rest.conventions import READABLE, json_error
 from portal.rest.json_bodies import json_of
@@ -90,7 +91,7 @@ async def chat_completions(request, user) -> HttpResponseBase:
         if wanted.stream:
             events = completion.stream(checkpoint, requests)
             first = await anext(events)  # a refusal still has its HTTP status
-            return sse.response(_chunks(head, wanted, first, events))
+            return sse.response(_chunks(head, wanted, first, events), login_of(user))
         answers = await completion.collect(checkpoint, requests)
     except errors.REFUSALS as error:
         return errors.response_of(error)

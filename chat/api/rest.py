@@ -26,6 +26,7 @@ from chat.api.serializers import (
 from chat.conversations import live, turns
 from chat.engine.request import GenerationRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
+from portal.logins import login_of
 from portal.numbers import whole_number
 from portal.rest.conventions import Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
@@ -170,7 +171,7 @@ class MessageViewSet(mixins.RetrieveModelMixin, VisibleRows):
         )
         if after is None:
             raise exceptions.ValidationError({"after": [_("Must be a whole number.")]})
-        return sse.response(_events(message.pk, after))
+        return sse.response(_events(message.pk, after), login_of(request.user, request.session))
 
     @extend_schema(request=None, responses={202: MessageSerializer})
     @action(detail=True, methods=["post"])
