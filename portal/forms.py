@@ -7,6 +7,8 @@ from django.contrib.auth.forms import PasswordChangeForm as DjangoPasswordChange
 from django.core.exceptions import NON_FIELD_ERRORS
 from django.utils.translation import gettext_lazy as _
 
+from portal.login import guessing
+
 
 class Styled:
     """Mixin: gives every widget the stylesheet's class; templates/portal/_field.html lays the field
@@ -42,8 +44,17 @@ class KeyForm(Styled, forms.Form):
 
 
 class PasswordChangeForm(Styled, DjangoPasswordChangeForm):
-    """Django's, without its autofocus: it stands among other things on the page."""
+    """Django's, without its autofocus: it stands among other things on the page. The old password
+    may be guessed as often as at the login.
+    """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, request=None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.request = request
         self.fields["old_password"].widget.attrs.pop("autofocus", None)
+
+    def clean_old_password(self):
+        forget = guessing(self.request, f"account of {self.user.pk}")
+        old = super().clean_old_password()
+        forget()
+        return old

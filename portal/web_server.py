@@ -7,6 +7,7 @@ piles up in memory (docs/adr/0004-uvicorn.md).
 
 import argparse
 import resource
+import sys
 
 import h11
 import uvicorn
@@ -65,17 +66,23 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
     _soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(
-        resource.RLIMIT_NOFILE, (most, most)
-    )  # a socket is a file; the usual 1,024 are few
-    from django.conf import settings
-
+    # a socket is a file; the usual 1,024 are few
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     from portal.asgi import application  # before the event loop runs: it looks into the database
 
-    uvicorn.run(
+    server = uvicorn.Server(configuration(application, arguments.host, arguments.port))
+    server.run()
+    if not server.started:
+        sys.exit(1)
+
+
+def configuration(application, host: str, port: int) -> uvicorn.Config:
+    from django.conf import settings
+
+    return uvicorn.Config(
         application,
-        host=arguments.host,
-        port=arguments.port,
+        host=host,
+        port=port,
         http=Protocol,
         ws="websockets-sansio",
         ws_max_size=LARGEST_FRAME,

@@ -57,7 +57,7 @@ class SamplingParams:
     top_p: float = _limited(0.7, float, 0, 1, above=True)
     # 0 means off; its own chat has 50 without saying so
     top_k: int = _limited(50, int, 0, 1_000_000)
-    repetition_penalty: float = _limited(1.0, float, 0, 10, above=True)
+    repetition_penalty: float = _limited(1.0, float, 0.01, 10)
     # None: DEFAULT_NEW_TOKENS or what the context leaves; a number must fit
     max_new_tokens: int | None = _limited(None, int, 1, 1_000_000)
     # prompt and answer together (ChatGLM api.py), cut to the context; without max_new_tokens

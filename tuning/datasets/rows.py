@@ -14,6 +14,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from json.encoder import encode_basestring as quoted
 from typing import Any
 
@@ -136,6 +137,8 @@ def examples_of(
                 raise BadRow("empty_prompt", "warning")
             if not response.strip():
                 raise BadRow("empty_response", "warning")
+            if any("\0" in part for part in (prompt, response, *chain.from_iterable(history))):
+                raise BadRow("nul")
             text = f'{{"prompt": {quoted(prompt)}, "response": {quoted(response)}'
             if history:
                 text += f', "history": {json.dumps(history, ensure_ascii=False)}'

@@ -144,6 +144,7 @@ def test_bad_rows_are_all_named_with_their_lines():
             b'{"content": "\\ud800", "summary": "half"}',
             b"[" * 100_000,
             b'{"content": ' + b"9" * 5000 + b', "summary": "b"}',
+            lines({"content": "a\0", "summary": "b"}).strip(),
             lines({"content": "c", "summary": "d"}).strip(),
         ]
     )
@@ -159,8 +160,9 @@ def test_bad_rows_are_all_named_with_their_lines():
         (9, "half_character"),
         (10, "not_json"),
         (11, "not_json"),
+        (12, "nul"),
     ]
-    assert (findings.errors, findings.warnings, findings.usable) == (7, 2, 2)
+    assert (findings.errors, findings.warnings, findings.usable) == (8, 2, 2)
     missing = next(found for found in findings.problems if found["code"] == "missing_column")
     assert missing["params"] == {"column": "summary", "columns": "content"}
 
