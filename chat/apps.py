@@ -12,6 +12,8 @@ class ChatConfig(AppConfig):
     verbose_name = _("Chat")
 
     def ready(self):
+        from chat import checks  # noqa: F401  registers them
+
         router.configure(_worker_settings)
         explain(EXPLANATIONS)
 

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from django.conf import settings
@@ -21,7 +22,7 @@ from chat.checkpoints import adapter_files
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint
 from chat.models import Adapter, Checkpoint
 from chat.text import is_storable
-from portal.models import Run
+from chat.worker.addresses import RemoteAddress
 from portal.rest.conventions import Conflict
 
 logger = logging.getLogger(__name__)
@@ -172,11 +173,10 @@ def ensure_upstreams() -> list[Checkpoint]:
     """
     found = []
     for upstream in settings.UPSTREAMS:
-        name, _equals, address = upstream.partition("=")
-        url, _bar, model = address.partition("|")
-        described = {"upstream": url, "architecture": model}
+        remote = RemoteAddress.parse(upstream)
+        described = {"upstream": remote.url, "architecture": remote.model}
         checkpoint, _new = Checkpoint.objects.get_or_create(
-            name=name.strip(), defaults={"description": described}
+            name=remote.checkpoint, defaults={"description": described}
         )
         found.append(checkpoint)
     return found
@@ -292,16 +292,17 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
     return digest, pre_seq_len
 
 
+# Apps above say here what they use an adapter for, as a sentence, or None (AppConfig.ready).
+USES_OF_ADAPTERS: list[Callable[[Adapter], str | None]] = []
+
+
 def remove_adapter(adapter: Adapter) -> None:
     """Deletes the row, and the files once no other row has the same content. Conflict while a run
     is using it.
     """
-    # evaluation's foreign key; chat does not import evaluation
-    if adapter.evaluation_runs.filter(status__in=Run.ACTIVE).exists():
-        raise Conflict(
-            _("An evaluation is using this adapter. Wait for it or cancel it first."),
-            "adapter_in_use",
-        )
+    for use in USES_OF_ADAPTERS:
+        if message := use(adapter):
+            raise Conflict(message, "adapter_in_use")
     adapter.delete()
     _forget_files(adapter)
 

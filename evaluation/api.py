@@ -99,7 +99,9 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
         predicted.
         """
         run = self.get_changeable()
-        if not lifecycle.resume(run):
+        with rules_as_400():
+            resumed = lifecycle.resume(run)
+        if not resumed:
             raise Conflict(
                 _("Only a failed or cancelled run can be resumed."), code="not_resumable"
             )

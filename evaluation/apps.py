@@ -10,8 +10,19 @@ class EvaluationConfig(AppConfig):
     verbose_name = _("Evaluation")
 
     def ready(self):
+        from chat.registry import USES_OF_ADAPTERS
         from evaluation.work import EvaluationWork
         from portal.runs.work import register
 
         register(EvaluationWork)
         explain(EXPLANATIONS)
+        USES_OF_ADAPTERS.append(_evaluating)
+
+
+def _evaluating(adapter) -> str | None:
+    """What keeps an adapter from being deleted (chat.registry)."""
+    from portal.models import Run
+
+    if adapter.evaluation_runs.filter(status__in=Run.ACTIVE).exists():
+        return str(_("An evaluation is using this adapter. Wait for it or cancel it first."))
+    return None

@@ -1,4 +1,4 @@
-"""Why an evaluation failed (evaluation/evaluate.py), beside what tuning/explanations.py says."""
+"""Why an evaluation failed (evaluation/work.py), beside what tuning/explanations.py says."""
 
 from django.utils.translation import gettext_lazy as _
 

@@ -222,7 +222,12 @@ def cancel(request, pk):
 @require_POST
 def resume(request, pk):
     run = get_visible(EvaluationRun.objects.changeable_by(request.user), request.user, pk=pk)
-    if lifecycle.resume(run):
+    try:
+        resumed = lifecycle.resume(run)
+    except ValidationError as refused:
+        messages.warning(request, refused.message)
+        return redirect("evaluation_run", pk=pk)
+    if resumed:
         messages.success(request, _("The evaluation goes on with the rows that are left."))
     else:
         messages.warning(request, _("Only a failed or cancelled run can go on."))

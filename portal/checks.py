@@ -2,7 +2,6 @@
 
 import difflib
 import os
-import re
 import stat
 import sys
 
@@ -19,6 +18,7 @@ VARIABLES = {
     "PORTAL_TRUSTED_ORIGINS",
     "PORTAL_DATABASE_URL",
     "PORTAL_REDIS_URL",
+    "PORTAL_QUEUED_RUNS",
     "PORTAL_TIME_ZONE",
     "PORTAL_HTTPS",
     "PORTAL_PROXIES",
@@ -104,19 +104,6 @@ def python_version(**kwargs):
 
 
 @register()
-def worker_addresses(**kwargs):
-    return [
-        Error(
-            f"PORTAL_WORKERS: {address!r} is not an address.",
-            hint="unix:/folder/worker.sock or http://host:port, with NAME= in front if you like.",
-            id="portal.E003",
-        )
-        for address in settings.WORKER_URLS
-        if not re.fullmatch(r"([\w.-]+=)?(unix:/\S+|https?://\S+)", address)
-    ]
-
-
-@register()
 def cache_share(**kwargs):
     if 0 < settings.CACHE_SHARE <= 0.95:
         return []
@@ -125,19 +112,6 @@ def cache_share(**kwargs):
             f"PORTAL_CACHE_SHARE must lie between 0 and 0.95, not {settings.CACHE_SHARE}.",
             id="portal.E006",
         )
-    ]
-
-
-@register()
-def upstreams(**kwargs):
-    return [
-        Error(
-            f"PORTAL_UPSTREAMS: {upstream!r} is not of the form CHECKPOINT=URL|MODEL.",
-            hint="For instance qwen=http://gpu-host:8000/v1|Qwen/Qwen2.5-7B-Instruct",
-            id="portal.E004",
-        )
-        for upstream in settings.UPSTREAMS
-        if not re.fullmatch(r"[^=]+=https?://[^|\s]+\|\S+", upstream)
     ]
 
 

@@ -9,6 +9,7 @@ from django.utils.translation import gettext_lazy as _
 
 # what portal/runs itself says; the apps add theirs when they are ready
 EXPLANATIONS = {
+    "disk_full": _("The disk of the server is full. When there is room again the run can go on."),
     "process_lost": _("The process ended in every attempt. The log says more."),
     "unexpected": _("Something unexpected went wrong. The log says more."),
 }
@@ -21,4 +22,6 @@ def explain(sentences: dict) -> None:
 
 def explained(error: dict | None) -> str:
     """The sentence for an error object; its own message where nobody has a better one."""
-    return EXPLANATIONS.get(error.get("code"), error.get("message", "")) if error else ""
+    if not error:
+        return ""
+    return str(EXPLANATIONS.get(error.get("code", "")) or error.get("message", ""))

@@ -81,6 +81,10 @@ class ApiKey(Owned, models.Model):
                 ApiKey.objects.filter(pk=self.pk).update(last_used_at=now)
 
 
+def new_run_key() -> str:
+    return secrets.token_hex(4)
+
+
 class Run(Owned, models.Model):
     """One piece of long work: a tuning or an evaluation. The queue is a doorbell; this row is the
     truth.
@@ -116,6 +120,8 @@ class Run(Owned, models.Model):
     owner = models.ForeignKey(User, models.CASCADE, related_name="runs", verbose_name=_("owner"))
     kind = models.CharField(_("kind"), max_length=20, choices=Kind.choices, editable=False)
     name = models.CharField(_("name"), max_length=120)
+    # Part of the folder's name: ids come again when a backup is restored, folders must not.
+    key = models.CharField(max_length=8, blank=True, default=new_run_key, editable=False)
     # the plan, frozen when the run is created: {"dataset": {"id", "name", "version", "split",
     # "sha256", "rows"}, "checkpoint": {"id", "name", "fingerprint"}, ...} and what the kind adds
     recipe = models.JSONField(_("recipe"), default=dict, editable=False)
@@ -145,6 +151,8 @@ class Run(Owned, models.Model):
     started_at = models.DateTimeField(_("started"), null=True, editable=False)
     heartbeat_at = models.DateTimeField(null=True, editable=False)
     lease_expires_at = models.DateTimeField(null=True, editable=False)
+    # of a queued run that had begun: when it lost its process or stepped aside
+    interrupted_at = models.DateTimeField(null=True, editable=False)
     finished_at = models.DateTimeField(_("ended"), null=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
@@ -176,12 +184,12 @@ class Run(Owned, models.Model):
     @property
     def folder(self) -> Path:
         """Where the run keeps its log, what it needs to go on, and what it makes."""
-        return settings.DATA_DIR / "runs" / str(self.pk)
+        return settings.DATA_DIR / "runs" / (f"{self.pk}-{self.key}" if self.key else str(self.pk))
 
     @property
     def state_folder(self) -> Path:
-        """What a later process needs to go on (on disk the folder has the older name)."""
-        return self.folder / "checkpoint"
+        """What a later process needs to go on."""
+        return self.folder / ("state" if self.key else "checkpoint")  # as earlier versions wrote
 
     @property
     def log_path(self) -> Path:
@@ -202,4 +210,8 @@ class Run(Owned, models.Model):
         """How many runs of the same queue go first: 0 is next; None when not queued."""
         if self.status != self.Status.QUEUED:
             return None
-        return Run.objects.filter(queue=self.queue, status__in=self.ACTIVE, id__lt=self.id).count()
+        from portal.runs.waiting import waiting_order  # which reads this model
+
+        running = Run.objects.filter(queue=self.queue, status=self.Status.RUNNING).count()
+        order = waiting_order(self.queue)
+        return running + (order.index(self.pk) if self.pk in order else 0)

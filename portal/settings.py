@@ -229,6 +229,9 @@ Q_CLUSTER = {
     },
 }
 
+# Queued runs that one member may have; more are refused (429).
+QUEUED_RUNS = _parsed("PORTAL_QUEUED_RUNS", "20", int)
+
 # What `up` calls after the migrations; each may be called again at any time.
 FIRST_RUN = [
     "chat.registry.ensure_starter",
@@ -308,6 +311,7 @@ DATASET_MAX_BYTES = _parsed("PORTAL_DATASET_MAX_MB", "200", int) * 1024 * 1024
 # Inference workers, "URL" or "NAME=URL", comma separated: unix:/path.sock, http://host:port.
 # Default: one on a socket in DATA_DIR.
 WORKER_URLS = _list("PORTAL_WORKERS") or [f"unix:{DATA_DIR / 'worker.sock'}"]
+WORKER_CONNECT = "chat.worker.router.connect"  # how `up` asks whether its worker lives
 WORKER_TOKEN = os.environ.get("PORTAL_WORKER_TOKEN") or _secret("worker_token")
 # OpenAI-compatible servers (vLLM, SGLang) that serve a base checkpoint:
 # "CHECKPOINT_NAME=URL|MODEL", comma separated.

@@ -44,8 +44,9 @@ def texts(path):
 
 
 def texts_of_template(source: str):
-    # Django's own step before xgettext; babel knows no u'...'
+    # Django's own step before xgettext; babel knows no u'...' and takes indentation for Python's
     source = re.sub(r"(?<!\w)u(?=['\"])", "", templatize(source))
+    source = "\n".join(line.strip() for line in source.splitlines())
     keywords = {"gettext": None, "ngettext": (1, 2), "pgettext": ((1, "c"), 2)}
     for _line, ids, _comments, context in extract("python", io.BytesIO(source.encode()), keywords):
         yield (ids[0] if isinstance(ids, tuple) else ids), context

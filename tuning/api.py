@@ -113,7 +113,9 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
     def resume(self, request, pk=None):
         """A failed or cancelled run goes on from its saved state; 409 for any other."""
         run = self.get_changeable()
-        if not lifecycle.resume(run):
+        with rules_as_400():
+            resumed = lifecycle.resume(run)
+        if not resumed:
             raise Conflict(_("Only a failed or cancelled run can go on."), "not_resumable")
         return self._answer(run)
 

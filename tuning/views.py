@@ -146,8 +146,13 @@ def cancel(request, pk):
 @require_POST
 def resume(request, pk):
     run = get_visible(TuningRun.objects.changeable_by(request.user), request.user, pk=pk)
-    if lifecycle.resume(run):
-        messages.success(request, _("The run goes on from its last checkpoint."))
+    try:
+        resumed = lifecycle.resume(run)
+    except ValidationError as refused:
+        messages.warning(request, refused.message)
+        return redirect("tuning_run", pk=pk)
+    if resumed:
+        messages.success(request, _("The run goes on from what it has saved."))
     else:
         messages.warning(request, _("Only a failed or cancelled run can go on."))
     return redirect("tuning_run", pk=pk)

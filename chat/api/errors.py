@@ -32,6 +32,7 @@ def object_of(refusal: Exception) -> dict:
         return error(**problems[0], problems=problems)["error"]
     if isinstance(refusal, GenerationFailed):
         return refusal.error
+    assert isinstance(refusal, GenerationRefused)
     told = refusal.as_error()
     if isinstance(refusal, WorkerUnavailable):
         told["message"] = why_unavailable(refusal)

@@ -89,8 +89,8 @@ class GenerationLoop:
             request, checkpoint = await self._in_database(request_for, message.pk)
             await router.submit(request, checkpoint)
         except BaseException as error:
-            refused = isinstance(error, GenerationRefused)
-            answer.fail(error.as_error() if refused else _fault(error))
+            told = error.as_error() if isinstance(error, GenerationRefused) else _fault(error)
+            answer.fail(told)
             await self._end(answer)
             raise
         self._spawn(self._write_down(answer, router))

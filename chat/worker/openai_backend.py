@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import aiohttp
 
@@ -25,6 +24,7 @@ from chat.engine.request import (
     RequestRefused,
     error_object,
 )
+from chat.worker.addresses import RemoteAddress
 from chat.worker.client import SequenceLost, WorkerUnavailable
 from chat.worker.event_log import FollowedLog
 
@@ -68,22 +68,9 @@ class OpenAIBackend:
 
     @classmethod
     def parse(cls, entry: str, key: str = "") -> OpenAIBackend:
-        """`CHECKPOINT_NAME=URL|MODEL`; ValueError for anything else. Without a path, /v1 is
-        meant.
-        """
-        checkpoint, _equals, rest = entry.partition("=")
-        url, _bar, model = rest.partition("|")
-        parts = urlsplit(url)
-        if (
-            not checkpoint
-            or parts.scheme not in ("http", "https")
-            or not parts.hostname
-            or not model
-        ):
-            raise ValueError(f"{entry!r} is not CHECKPOINT_NAME=URL|MODEL")
-        return cls(
-            checkpoint, url if parts.path.strip("/") else url.rstrip("/") + "/v1", model, key
-        )
+        """An entry of PORTAL_UPSTREAMS; ValueError when it is none."""
+        remote = RemoteAddress.parse(entry)
+        return cls(remote.checkpoint, remote.url, remote.model, key)
 
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
         return checkpoint.name == self.checkpoint and not with_adapter

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import socket
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from chat.engine.request import (
     Request,
     RequestRefused,
 )
+from chat.worker.addresses import WorkerAddress
 from chat.worker.client import SequenceLost, WorkerClient, WorkerUnavailable
 from chat.worker.event_log import coalesced
 from chat.worker.openai_backend import OpenAIBackend
@@ -64,7 +66,8 @@ class Router:
     def __init__(
         self, urls: Sequence[str], token: str, remotes: Sequence[str] = (), remote_key: str = ""
     ):
-        self.workers = [WorkerClient(url, token, name) for name, url in map(_name_and_url, urls)]
+        addresses = [WorkerAddress.parse(url) for url in urls]
+        self.workers = [WorkerClient(each.url, token, each.name) for each in addresses]
         self.backends: list[Backend] = [
             *self.workers,
             *(OpenAIBackend.parse(entry, remote_key) for entry in remotes),
@@ -156,14 +159,6 @@ class Router:
         )
 
 
-def _name_and_url(entry: str) -> tuple[str, str]:
-    """("name", "url") of `URL` or `NAME=URL`."""
-    if entry.startswith(("unix:", "http:")):
-        return "", entry
-    name, _equals, url = entry.partition("=")
-    return name, url
-
-
 async def _status_or_reason(backend: Backend) -> dict[str, Any]:
     try:
         return await backend.status()
@@ -216,6 +211,12 @@ def get_router() -> Router:
     return router
 
 
+def connect(timeout: float) -> socket.socket:
+    """A connection to the first configured worker, for `up`, which starts it. OSError."""
+    first = WorkerAddress.parse(_settings().worker_urls[0])
+    return Address.parse(first.url).connect(timeout)
+
+
 def status_sync(timeout: float = 2.0) -> dict[str, Any]:
     """What the configured workers say, without an event loop. Raises WorkerUnavailable when none
     answers.
@@ -224,8 +225,8 @@ def status_sync(timeout: float = 2.0) -> dict[str, Any]:
     "workers".
     """
     now, answers, reasons = _settings(), [], []
-    for name, url in map(_name_and_url, now.worker_urls):
-        address = Address.parse(url)
+    for entry in map(WorkerAddress.parse, now.worker_urls):
+        name, address = entry.name, Address.parse(entry.url)
         try:
             answers.append(
                 {**_get_status(address, now.worker_token, timeout), "name": name or str(address)}

@@ -9,13 +9,18 @@ from rest_framework.fields import get_error_detail
 from rest_framework.negotiation import BaseContentNegotiation
 
 from portal.numbers import whole_number
+from portal.runs.lifecycle import TooManyQueued
 
 
 @contextlib.contextmanager
 def rules_as_400():
-    """Django's ValidationError, which the rules raise for every door, as DRF's."""
+    """Django's ValidationError, which the rules raise for every door, as DRF's; 429 when it is not
+    the body that is wrong but the owner's number of waiting runs.
+    """
     try:
         yield
+    except TooManyQueued as problem:
+        raise exceptions.Throttled(detail=problem.message, code=problem.code) from problem
     except ValidationError as problem:
         raise exceptions.ValidationError(get_error_detail(problem)) from problem
 

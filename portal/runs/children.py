@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 
+import psutil
 from django.conf import settings
-from django.db import close_old_connections
+from django.db import DatabaseError, close_old_connections
 
 from portal.models import Run
 from portal.runs import lifecycle
@@ -23,6 +24,8 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 LAST_WORDS = 5.0  # seconds that a process has to exit once its run has ended
+RUN_PROCESS = "portal.runs.process"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)  # heartbeat.py makes requests to stop of them
 GRACE = 20.0  # seconds between SIGTERM (save what is needed to go on) and SIGKILL
 
 
@@ -42,13 +45,22 @@ def adopt_orphans() -> None:
         _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
-def spawn(argv: list[str], **popen) -> subprocess.Popen:
-    """Starts `argv` (never a shell) in its own session; it gets SIGTERM when this process dies,
-    however it dies.
+def spawn(
+    argv: list[str], *, death_signal: int = signal.SIGKILL, blocked: tuple[int, ...] = (), **popen
+) -> subprocess.Popen:
+    """Starts `argv` (never a shell) in its own session. It gets `death_signal` when this process
+    dies, however it dies. The `blocked` signals wait until it lets them in.
     """
-    return subprocess.Popen(
-        argv, start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM), **popen
-    )
+    parent = os.getpid()
+
+    def in_the_child():
+        if blocked:
+            signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
+        end_with_parent(death_signal)
+        if os.getppid() != parent:  # it died before the kernel was told
+            os.kill(os.getpid(), death_signal)
+
+    return subprocess.Popen(argv, start_new_session=True, preexec_fn=in_the_child, **popen)
 
 
 def kill_group(process: subprocess.Popen, number: int = signal.SIGKILL) -> None:
@@ -65,25 +77,29 @@ def stop(process: subprocess.Popen, grace: float = GRACE) -> None:
     process.wait()
 
 
-def answer_bell(run_id: int) -> str:
-    """What django-q2 calls, for runs of every kind: claims the run, starts its process and watches
-    it until it ends.
+def answer_bell(queue: str) -> str:
+    """What django-q2 calls: claims the next run of the queue, of whichever kind, starts its process
+    and watches it until it ends.
 
-    Does nothing when the claim is lost. The child writes its own progress and end; what is left
+    Does nothing when none waits. The child writes its own progress and end; what is left
     here is the end that it cannot write itself: killed, crashed, or hung beyond its lease. Returns
     a word for the queue's own record.
     """
-    token = lifecycle.claim(run_id)
-    if token is None:
-        return "not claimed"
+    claimed = lifecycle.claim_next(queue)
+    if claimed is None:
+        return "nothing waits"
+    run_id, token = claimed
     run = Run.objects.get(pk=run_id)
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.log_path, "ab") as log:
         child = spawn(
-            [sys.executable, "-m", "portal.runs.process", str(run_id), token],
+            [sys.executable, "-m", RUN_PROCESS, str(run_id), token],
+            death_signal=signal.SIGTERM,  # it saves what it has and steps aside
+            blocked=STOP_SIGNALS,  # until it can do that
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=settings.BASE_DIR,
+            env={**os.environ, "PORTAL_DATA_DIR": str(settings.DATA_DIR)},
         )
         try:
             _watch(child, run_id, token)
@@ -93,17 +109,43 @@ def answer_bell(run_id: int) -> str:
     run.refresh_from_db()
     if run.token == token and run.status == Run.Status.RUNNING:
         lifecycle.lost(run_id, token, f"exit code {child.returncode}")
-    return f"exit code {child.returncode}"
+    return f"run {run_id}: exit code {child.returncode}"
+
+
+def stray_run_processes() -> list[psutil.Process]:
+    """Processes of runs on this data folder that no queue worker watches: what a supervisor that
+    was killed has left behind.
+    """
+    found, mark = [], str(settings.DATA_DIR)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if (
+                RUN_PROCESS in process.cmdline()
+                and process.environ().get("PORTAL_DATA_DIR") == mark
+                and "qcluster" not in " ".join(process.parent().cmdline())
+            ):
+                found.append(process)
+    return found
 
 
 def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
     """Returns when the child has ended; ends it when the run is no longer this child's, or its
-    lease is over.
+    lease is over. While the database does not answer, the child decides for itself
+    (heartbeat.py).
     """
+    # Times of this process alone: the clock may be set while it watches.
+    heartbeat_at, seen = None, time.monotonic()
     while child.poll() is None:
         time.sleep(1.0)
-        close_old_connections()
-        run = Run.objects.filter(pk=run_id).only("token", "status", "heartbeat_at").first()
+        try:
+            close_old_connections()
+            run = Run.objects.filter(pk=run_id).only("token", "status", "heartbeat_at").first()
+        except DatabaseError as error:
+            logger.warning("run %s: the database does not answer (%s)", run_id, error)
+            seen = time.monotonic()
+            continue
+        if run is not None and run.heartbeat_at != heartbeat_at:
+            heartbeat_at, seen = run.heartbeat_at, time.monotonic()
         if run is None or run.token != token:
             logger.warning("run %s: fenced off, stopping its process", run_id)
             stop(child, grace=2.0)
@@ -113,7 +155,7 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(LAST_WORDS)
             stop(child, grace=2.0)
-        elif time.time() - run.heartbeat_at.timestamp() > lifecycle.LEASE.total_seconds():
+        elif time.monotonic() - seen > lifecycle.LEASE.total_seconds():
             logger.warning("run %s: no heartbeat, killing its process", run_id)
             kill_group(child)
             child.wait()

@@ -24,6 +24,7 @@ from portal.models import Run
 from portal.runs import lifecycle
 
 BEAT = 1.0  # seconds between two writes
+PATIENCE = 900.0  # seconds without a database, in which the work goes on
 STALL = 1800.0  # seconds in which the work tells nothing, after which the process counts as hung
 EXIT_FENCED_OFF, EXIT_NO_DATABASE = 3, 4
 CANCEL, STEP_ASIDE = "cancel", "step aside"
@@ -119,6 +120,7 @@ class Heartbeat(threading.Thread):
         for number, reason in reasons.items():
             signal.signal(number, lambda *_, reason=reason: request(reason))
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, reasons)  # what came before is heard here
             yield
         finally:
             for number in reasons:
@@ -157,12 +159,16 @@ class Heartbeat(threading.Thread):
             self._log(f"the database does not answer ({error}); trying again")
             with self._lock:
                 self._writes, self._progress = writes + self._writes, progress | self._progress
-            if time.monotonic() - self._written > lifecycle.LEASE.total_seconds():
+            # The lease may end meanwhile. Who takes the run over waits for the device, and the
+            # token keeps this process from writing.
+            if time.monotonic() - self._written > PATIENCE:
                 os._exit(EXIT_NO_DATABASE)
             return False
         except Exception:
-            self._log(traceback.format_exc().rstrip())
-            os._exit(1)  # without a heartbeat nobody would know that the work goes on
+            try:
+                self._log(traceback.format_exc().rstrip())
+            finally:
+                os._exit(1)  # without a heartbeat nobody would know that the work goes on
         self._written = time.monotonic()
         if signalled is lifecycle.Signal.CANCEL:
             self.stop_requested = self.stop_requested or CANCEL

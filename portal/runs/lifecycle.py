@@ -12,15 +12,19 @@ row means that the process has been fenced off and must stop.
 import enum
 import logging
 import secrets
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
+from django.utils.translation import gettext as _
 from django_q.models import OrmQ
 from django_q.tasks import async_task
 
 from portal.models import Run
+from portal.runs.waiting import waiting_order
 from portal.runs.work import work_of
 
 logger = logging.getLogger(__name__)
@@ -28,13 +32,17 @@ logger = logging.getLogger(__name__)
 LEASE = timedelta(seconds=30)  # a process that has not written for this long is lost
 # a queued run at the head of its queue whose doorbell may be lost
 RING_AGAIN = timedelta(seconds=30)
-ANSWER = "portal.runs.children.answer_bell"  # what the queue calls with the run's id
+ANSWER = "portal.runs.children.answer_bell"  # what django-q2 calls with the queue's name
 
 Status = Run.Status
 
 
 class FencedOff(Exception):
     """Another process holds the run now, or it has ended: stop at once and write nothing."""
+
+
+class TooManyQueued(ValidationError):
+    """The owner has as many runs waiting as the portal takes."""
 
 
 class Signal(enum.Enum):
@@ -47,18 +55,40 @@ class Signal(enum.Enum):
 def enqueue(run: Run, *, ring_bell: bool = True) -> None:
     """Saves a new run as queued in the queue of its kind, and rings that once the transaction is
     committed. ring_bell=False: for who claims the run in the same transaction.
+
+    Raises TooManyQueued when the owner has enough runs waiting.
     """
+    if ring_bell:
+        _refuse_too_many(run)
     run.status, run.queue = Status.QUEUED, work_of(run.kind).queue
     run.save()
     if ring_bell:
         transaction.on_commit(lambda: ring(run.pk))
 
 
+def _refuse_too_many(run: Run) -> None:
+    most = settings.QUEUED_RUNS
+    if Run.objects.filter(owner_id=run.owner_id, status=Status.QUEUED).count() >= most:
+        message = _("You have %(most)s runs waiting already; wait for one, or cancel one.")
+        raise TooManyQueued(message % {"most": most}, code="too_many_queued")
+
+
 def ring(run_id: int) -> None:
     """Tells the queue that this run waits. Harmless to repeat."""
     run = Run.objects.get(pk=run_id)
     Run.objects.filter(pk=run_id).update(rung_at=timezone.now())
-    async_task(ANSWER, run_id, cluster=run.queue, task_name=f"run-{run_id}")
+    async_task(ANSWER, run.queue, cluster=run.queue, task_name=f"run-{run_id}")
+
+
+def claim_next(queue: str) -> tuple[int, str] | None:
+    """(run id, fencing token) of the run whose turn it is (portal/runs/waiting.py), whichever the
+    bell was rung for; None when nothing waits.
+    """
+    for run_id in waiting_order(queue):
+        token = claim(run_id)
+        if token is not None:
+            return run_id, token
+    return None
 
 
 def claim(run_id: int) -> str | None:
@@ -73,6 +103,7 @@ def claim(run_id: int) -> str | None:
         started_at=now,
         heartbeat_at=now,
         lease_expires_at=now + LEASE,
+        interrupted_at=None,
         finished_at=None,
         error=None,
         phase=Run.Phase.STARTING,
@@ -125,20 +156,21 @@ def acknowledge_cancel(run_id: int, token: str) -> None:
 
 def step_aside(run_id: int, token: str) -> None:
     """Back to the queue without spending an attempt: the process was told to end (SIGTERM) and has
-    saved its checkpoint.
+    saved what it had.
     """
     if not _held(run_id, token).update(
         status=Status.QUEUED,
         attempt=F("attempt") - 1,
         lease_expires_at=None,
         rung_at=None,
+        interrupted_at=timezone.now(),
         phase="",
     ):
         raise FencedOff(run_id)
 
 
 def lost(run_id: int, token: str, reason: str) -> None:
-    """The process died. Queued again from its last checkpoint while attempts are left, failed
+    """The process died. Queued again while attempts are left, failed
     otherwise.
     """
     held = _held(run_id, token)
@@ -151,7 +183,11 @@ def lost(run_id: int, token: str, reason: str) -> None:
     ):
         return
     if held.filter(attempt__lt=F("max_attempts")).update(
-        status=Status.QUEUED, lease_expires_at=None, rung_at=None, phase=""
+        status=Status.QUEUED,
+        lease_expires_at=None,
+        rung_at=None,
+        interrupted_at=timezone.now(),
+        phase="",
     ):
         logger.warning("run %s lost its process (%s): queued again", run_id, reason)
         ring(run_id)
@@ -180,9 +216,10 @@ def cancel(run: Run) -> None:
 
 
 def resume(run: Run) -> bool:
-    """Queues a failed or cancelled run again; it goes on from its last checkpoint. False when there
-    is nothing to resume.
+    """Queues a failed or cancelled run again; it goes on from what it has saved. False when there
+    is nothing to resume. Raises TooManyQueued.
     """
+    _refuse_too_many(run)
     resumed = Run.objects.filter(pk=run.pk, status__in=(Status.FAILED, Status.CANCELLED)).update(
         status=Status.QUEUED,
         attempt=0,
@@ -190,35 +227,57 @@ def resume(run: Run) -> bool:
         error=None,
         finished_at=None,
         rung_at=None,
+        interrupted_at=None,
     )
     if resumed:
         transaction.on_commit(lambda: ring(run.pk))
     return bool(resumed)
 
 
-def reap() -> set[str]:
-    """Requeues runs whose lease is over and rings again for queued ones nobody came for. Run by the
-    supervisor.
-
-    Returns the queues that did not answer an earlier ring although nothing of theirs runs: their
-    cluster is deaf.
+class Reaper:
+    """Requeues runs whose process is lost and rings again for queued ones nobody came for. Belongs
+    to the supervisor, which calls `reap` every few seconds.
     """
-    now = timezone.now()
-    for run in Run.objects.filter(status=Status.RUNNING, lease_expires_at__lt=now):
-        lost(run.pk, run.token, "no heartbeat before the lease ended")
-    busy = set(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
-    deaf = set()
-    # Behind a running run the message waits in the broker; the time to answer it counts from when
-    # the queue is free.
-    waiting = Run.objects.filter(status=Status.QUEUED)
-    waiting.filter(queue__in=busy).exclude(rung_at=None).update(rung_at=now)
-    for run in waiting.exclude(queue__in=busy).filter(
-        Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)
-    ):
-        if run.rung_at is not None:
-            deaf.add(run.queue)
-        ring(run.pk)
-    return deaf
+
+    def __init__(self):
+        self._overdue: dict[int, datetime | None] = {}  # run id -> the heartbeat that is overdue
+
+    def reap(self) -> set[str]:
+        """Returns the queues that did not answer an earlier ring although nothing of theirs runs:
+        their cluster is deaf.
+        """
+        now = timezone.now()
+        self._requeue_lost(now)
+        busy = set(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
+        deaf = set()
+        # Behind a running run the message waits in the broker; the time to answer it counts from
+        # when the queue is free.
+        waiting = Run.objects.filter(status=Status.QUEUED)
+        waiting.filter(queue__in=busy).exclude(rung_at=None).update(rung_at=now)
+        # When the clock was set back, times from then lie ahead.
+        waiting.filter(rung_at__gt=now).update(rung_at=now)
+        for run in waiting.exclude(queue__in=busy).filter(
+            Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)
+        ):
+            if run.rung_at is not None:
+                deaf.add(run.queue)
+            ring(run.pk)
+        return deaf
+
+    def _requeue_lost(self, now: datetime) -> None:
+        """A lease that is over is looked at twice: where the clock was set forward, or the database
+        was away from everybody, a living process renews it in between.
+        """
+        running = Run.objects.filter(status=Status.RUNNING)
+        # A lease from before the clock was set back: renewed by the next beat, or it is over then.
+        running.filter(lease_expires_at__gt=now + LEASE).update(lease_expires_at=now + LEASE)
+        overdue = {}
+        for run in running.filter(lease_expires_at__lt=now):
+            if run.pk in self._overdue and self._overdue[run.pk] == run.heartbeat_at:
+                lost(run.pk, run.token, "no heartbeat before the lease ended")
+            else:
+                overdue[run.pk] = run.heartbeat_at
+        self._overdue = overdue
 
 
 def forget_deliveries(queue: str) -> None:

@@ -4,6 +4,8 @@ whichever kind. Its output is the run's log.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
 import sys
@@ -88,6 +90,8 @@ def _code_and_message(fault: Exception) -> tuple[str, str]:
         return "invalid", "; ".join(fault.messages)
     if isinstance(fault, FileNotFoundError):
         return "file_missing", f"{fault.strerror}: {fault.filename}"
+    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "disk_full", str(fault)
     if type(fault).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return "out_of_memory", str(fault)
     code = getattr(fault, "code", None)
@@ -100,8 +104,10 @@ def stamped(line: str) -> str:
     return f"{timezone.localtime():%Y-%m-%d %H:%M:%S}  {line}"
 
 
-def print_line(line: str) -> None:
-    print(stamped(line), flush=True)
+def print_line(line: str, file=None) -> None:
+    """A line of the log. A full disk, or a terminal that is gone, is no reason to stop."""
+    with contextlib.suppress(OSError, ValueError):
+        print(stamped(line), file=file, flush=True)
 
 
 if __name__ == "__main__":

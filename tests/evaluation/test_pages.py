@@ -18,7 +18,7 @@ def test_an_evaluation_shows_base_beside_tuned_with_intervals_and_a_verdict(
     response = client.get(f"/evaluations/{evaluated.pk}/")
     page = text_of(response)
     assert "↑ better than the base" in page and "lies above zero" in page
-    assert page.count('class="ci0" y') == page.count('class="ci1" y') == 4
+    assert page.count('class="ci0" y') == page.count('class="ci1" y') == len(METRICS)
     assert "10.00 → <strong" in page and "+30.00" in page
     lines = response.context["scale"]["lines"]
     assert [mark["tuned"] for mark in lines[0]["marks"]] == [False, True]

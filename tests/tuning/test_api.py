@@ -67,6 +67,28 @@ def test_create_then_read(api, member, checkpoint, make_dataset):
     assert api.get(f"{URL}?status=asleep").status_code == 400
 
 
+def test_a_member_with_enough_runs_waiting_is_told_so_at_every_door(api, run, settings):
+    settings.QUEUED_RUNS = 1
+    body = {"dataset": run.dataset_version.dataset_id, "checkpoint": run.checkpoint_id}
+    answer = post(api, URL, body)
+    assert answer.status_code == 429
+    error = answer.json()["error"]
+    assert (error["type"], error["code"]) == ("rate_limit_error", "too_many_queued")
+    assert post(api, "/api/v1/evaluation-runs/", body).status_code == 429
+    page = api.get("/tuning/new/")
+    form = page.context["form"]
+    values = {name: form[name].value() for name in form.fields} | body
+    values = {
+        name: value for name, value in values.items() if value is not None and value is not False
+    }
+    refused = api.post("/tuning/new/", values)
+    assert refused.status_code == 200 and error["message"] in refused.content.decode()
+    assert TuningRun.objects.count() == 1
+    lifecycle.cancel(run)
+    assert post(api, URL, body).status_code == 201
+    assert post(api, f"{URL}{run.pk}/resume/").status_code == 429
+
+
 def test_all_problems_of_a_body_at_once(api, checkpoint, make_dataset, other_member):
     body = {
         "dataset": make_dataset(other_member).pk,

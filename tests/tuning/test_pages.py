@@ -86,7 +86,7 @@ def test_a_long_run_is_thinned_to_what_a_chart_can_show(client, member, tuning_r
 
 
 def test_the_log_is_shown_from_a_lines_beginning(client, member, tuning_run, data_dir):
-    folder = data_dir / "runs" / str(tuning_run.pk)
+    folder = tuning_run.folder
     folder.mkdir(parents=True)
     (folder / "run.log").write_text("".join(f"line {number} <x>\n" for number in range(3000)))
     client.force_login(member)

@@ -190,6 +190,33 @@ def test_a_hung_trainer_is_killed_and_its_run_goes_on(running, undisturbed):
     running.finished_once(run, STEPS)
 
 
+def test_a_stopped_trainer_without_a_queue_worker_gives_the_device_back(running, undisturbed):
+    """It cannot hear SIGTERM; the supervisor, which has adopted it, kills it after a grace."""
+    run = running.start(STEPS)
+    running.after_step(run, 30)
+    trainer = running.trainer()
+    worker = parent_of(trainer)
+    os.kill(trainer, signal.SIGSTOP)
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: trainer not in running.portal.processes(), 60, "the trainer's end")
+    running.end(run)
+    running.finished_once(run, STEPS)
+    assert losses(running, run) == undisturbed
+
+
+def test_a_killed_supervisor_leaves_no_trainer_and_the_next_goes_on(running, undisturbed):
+    run = running.start(STEPS)
+    running.after_step(run, 30)
+    running.portal.stop(signal.SIGKILL)
+    wait_for(lambda: not running.portal.processes(), 25, "all processes to end")
+    running.portal.start()
+    wait_for(lambda: running.portal.healthy(worker=False), 90, "the portal")
+    state = running.end(run)
+    assert state["attempt"] == 1, "the trainer saved and stepped aside"
+    running.finished_once(run, STEPS)
+    assert losses(running, run) == undisturbed
+
+
 def test_cancel_saves_and_resume_goes_on(running, undisturbed):
     run = running.start(STEPS)
     running.after_step(run, 10)

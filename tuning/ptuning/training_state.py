@@ -2,12 +2,14 @@
 happened.
 
 One folder step-N, written under another name and renamed when it is complete, so that a kill leaves
-the old one or the new one and never half of one. Only the newest is kept.
+the old one or the new one and never half of one. The newest two are kept: a disk may damage one.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +17,9 @@ from typing import Any
 
 import torch
 
+logger = logging.getLogger(__name__)
+
+KEPT = 2
 _NAME = re.compile(r"step-(\d+)")
 _UNFINISHED = ".unfinished-"
 
@@ -44,25 +49,65 @@ def save(folder: str | Path, step: int, state: dict[str, Any]) -> Path:
     for leftover in folder.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(leftover)
     unfinished.mkdir(parents=True)
-    torch.save(state, unfinished / "state.pt")
+    try:
+        with _Written(unfinished / "state.pt") as file:
+            torch.save(state, file)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk every byte counts
+        raise
     _sync(unfinished / "state.pt")
     if target.exists():  # the same step again, after a resume
         shutil.rmtree(target)
     os.replace(unfinished, target)
     _sync(folder)
-    for _, older in _complete(folder)[:-1]:
+    for _, older in _complete(folder)[:-KEPT]:
         shutil.rmtree(older)
     return target
 
 
-def load_newest(folder: str | Path, device: torch.device) -> dict[str, Any] | None:
-    """The newest complete state, or None when there is none. Read without executing
-    pickled code.
+class _Written:
+    """A new file whose own error (a full disk) comes out, not torch's about a file that is too
+    short.
     """
-    found = _complete(Path(folder))
-    if not found:
-        return None
-    return torch.load(found[-1][1] / "state.pt", map_location=device, weights_only=True)
+
+    def __init__(self, path: Path):
+        self._file = open(path, "xb")  # noqa: SIM115  (this is one)
+        self._error: OSError | None = None
+
+    def __enter__(self) -> _Written:
+        return self
+
+    def write(self, data) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self._error = self._error or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def __exit__(self, kind, fault, _traceback) -> None:
+        try:
+            self._file.close()
+        except OSError as error:  # what was still in the buffer
+            self._error = self._error or error
+        if self._error is not None:
+            raise self._error from fault
+
+
+def load_newest(folder: str | Path, device: torch.device) -> dict[str, Any] | None:
+    """The newest complete state that can be read, or None when there is none. Read without
+    executing pickled code.
+    """
+    for step, path in reversed(_complete(Path(folder))):
+        try:
+            return torch.load(path / "state.pt", map_location=device, weights_only=True)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+            logger.warning("the state after step %d is damaged: %s", step, e)
+    return None
 
 
 def delete_all(folder: str | Path) -> None:

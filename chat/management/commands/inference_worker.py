@@ -36,6 +36,7 @@ class Command(BaseCommand):
     def handle(self, *, checkpoint, listen, **options):
         # transformers and torch cost seconds and come with `load`, after the socket is bound.
         from chat.worker import process
+        from chat.worker.addresses import WorkerAddress
         from chat.worker.wire import Address
 
         chosen = (
@@ -52,7 +53,7 @@ class Command(BaseCommand):
             raise CommandError(
                 f"{named} Register one with: python manage.py add_checkpoint PATH", returncode=3
             )
-        url = listen or _url(settings.WORKER_URLS[0])
+        url = listen or WorkerAddress.parse(settings.WORKER_URLS[0]).url
         try:
             listening = process.bind(Address.parse(url))
         except (process.AlreadyServed, ValueError) as error:
@@ -71,10 +72,6 @@ class Command(BaseCommand):
         # loading weights.
         logging.shutdown()
         os._exit(code)
-
-
-def _url(entry: str) -> str:
-    return entry if entry.startswith(("unix:", "http:")) else entry.partition("=")[2]
 
 
 def _load(checkpoint: Checkpoint):

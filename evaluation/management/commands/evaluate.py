@@ -18,7 +18,7 @@ from evaluation.models import EvaluationRun
 from evaluation.plan import SEED, create_evaluation
 from portal.models import Run
 from portal.runs import lifecycle
-from portal.runs.process import carry_out, stamped
+from portal.runs.process import carry_out, print_line
 from tuning.datasets import store
 from tuning.models import Dataset
 from tuning.terminal import ForegroundCommand, lines
@@ -81,7 +81,7 @@ class Command(ForegroundCommand):
                 store.delete(dataset)  # nobody asked for more than the run
             raise CommandError("\n".join(lines(fault))) from fault
 
-        carry_out(run.pk, token, lambda line: print(stamped(line), file=sys.stderr, flush=True))
+        carry_out(run.pk, token, lambda line: print_line(line, sys.stderr))
         run.refresh_from_db()
         if run.status == Run.Status.SUCCEEDED and options["output_dir"]:
             _write_files(run, options["output_dir"])

@@ -6,7 +6,7 @@ import secrets
 import socket
 import time
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from django.conf import settings
 from django.contrib.staticfiles.finders import get_finders
@@ -17,7 +17,13 @@ from django.utils.translation import gettext as _
 
 from portal import __version__
 from portal.models import User
-from portal.runs.supervisor import Supervisor, child_processes
+from portal.runs.supervisor import (
+    AlreadySupervised,
+    Supervisor,
+    child_processes,
+    only_one,
+    reached,
+)
 
 
 class Command(BaseCommand):
@@ -36,6 +42,17 @@ class Command(BaseCommand):
 
     def handle(self, *, host, port, no_worker, **options):
         refuse_taken_port(host, port)
+        url = f"http://{f'[{reached(host)}]' if ':' in host else reached(host)}:{port}"
+        try:
+            with only_one(settings.DATA_DIR, url):
+                self.run_portal(host, port, url, worker=not no_worker)
+        except AlreadySupervised as other:
+            raise CommandError(
+                _("The portal runs already on the data folder %(folder)s: %(other)s.")
+                % {"folder": settings.DATA_DIR, "other": other}
+            ) from other
+
+    def run_portal(self, host: str, port: int, url: str, *, worker: bool) -> None:
         self.stdout.write(f"Model portal {__version__}")
         call_command("check", deploy=False)
         call_command("migrate", verbosity=0, interactive=False)
@@ -43,9 +60,8 @@ class Command(BaseCommand):
         for function in settings.FIRST_RUN:
             import_string(function)()
         self.first_admin()
-        url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}"
-        announcement = Announcement(self.stdout, url, worker=not no_worker)
-        Supervisor(child_processes(host, port, worker=not no_worker)).run(announcement)
+        announcement = Announcement(self.stdout, url, worker=worker)
+        Supervisor(child_processes(host, port, worker=worker)).run(announcement)
 
     def first_admin(self) -> None:
         """A staff account with a random password, printed this once, when there is no account at
@@ -63,6 +79,9 @@ class Command(BaseCommand):
         self.stdout.flush()
 
 
+_direct = build_opener(ProxyHandler({}))  # http_proxy is not for this machine
+
+
 class Announcement:
     """Tells once that the pages answer, and once that the model does; called until it returns
     True.
@@ -77,7 +96,7 @@ class Announcement:
             return False
         self.asked = time.monotonic()
         try:
-            with urlopen(f"{self.url}/healthz", timeout=3) as answer:
+            with _direct.open(f"{self.url}/healthz", timeout=3) as answer:
                 health = json.load(answer)
         except (URLError, OSError):
             return False

@@ -6,7 +6,7 @@ import threading
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import OperationalError, connection
 from django.utils import timezone
 from django_q.models import OrmQ
 
@@ -140,26 +140,54 @@ def test_stepping_aside_spends_no_attempt(run):
 
 
 def test_the_reaper_requeues_expired_leases_and_rings_for_forgotten_runs(run, member):
+    reaper = lifecycle.Reaper()
     lifecycle.claim(run.pk)
-    assert lifecycle.reap() == set()
+    assert reaper.reap() == set()
     Run.objects.filter(pk=run.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    lifecycle.reap()
+    reaper.reap()
+    run.refresh_from_db()
+    assert run.status == "running"  # once more, should it live
+    reaper.reap()
     run.refresh_from_db()
     assert run.status == "queued" and OrmQ.objects.count() == 1
-    assert lifecycle.reap() == set() and OrmQ.objects.count() == 1  # rung a moment ago
+    assert reaper.reap() == set() and OrmQ.objects.count() == 1  # rung a moment ago
     Run.objects.filter(pk=run.pk).update(rung_at=timezone.now() - lifecycle.RING_AGAIN)
-    assert lifecycle.reap() == {"gpu"} and OrmQ.objects.count() == 2
+    assert reaper.reap() == {"gpu"} and OrmQ.objects.count() == 2
+
+
+def test_a_living_process_is_not_reaped_after_the_clock_or_the_database_was_away(run):
+    reaper = lifecycle.Reaper()
+    token = lifecycle.claim(run.pk)
+    for _ in range(3):  # each time the lease is long over, and the process beats in between
+        Run.objects.filter(pk=run.pk).update(lease_expires_at=timezone.now() - timedelta(hours=1))
+        reaper.reap()
+        lifecycle.heartbeat(run.pk, token)
+    run.refresh_from_db()
+    assert (run.status, run.token) == ("running", token)
+
+
+def test_a_clock_set_back_keeps_no_dead_process_s_run(run, monkeypatch):
+    monkeypatch.setattr(lifecycle, "LEASE", timedelta(seconds=-1))  # over as soon as it is cut
+    reaper = lifecycle.Reaper()
+    lifecycle.claim(run.pk)
+    Run.objects.filter(pk=run.pk).update(lease_expires_at=timezone.now() + timedelta(hours=1))
+    lifecycle.cancel(run)
+    for _ in range(2):
+        reaper.reap()
+    run.refresh_from_db()
+    assert run.status == "cancelled"
 
 
 def test_a_run_that_waits_behind_another_is_not_rung_again(run, member):
+    reaper = lifecycle.Reaper()
     first = Run.objects.create(owner=member, kind="tuning", name="first")
     lifecycle.claim(first.pk)
     Run.objects.filter(pk=run.pk).update(rung_at=timezone.now() - 2 * lifecycle.RING_AGAIN)
-    assert lifecycle.reap() == set() and OrmQ.objects.count() == 0
+    assert reaper.reap() == set() and OrmQ.objects.count() == 0
     # Once it is free its cluster has the usual time to answer: a healthy one must not be taken for
     # deaf and restarted.
     lifecycle.succeed(first.pk, Run.objects.get(pk=first.pk).token)
-    assert lifecycle.reap() == set() and OrmQ.objects.count() == 0
+    assert reaper.reap() == set() and OrmQ.objects.count() == 0
 
 
 def test_queue_position_counts_what_goes_first(run, member):
@@ -183,3 +211,18 @@ def test_a_hung_process_does_not_hold_the_queue_once_its_run_was_given_to_others
     Run.objects.filter(pk=run.pk).update(status=status)
     children._watch(child, run.pk, token)
     assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_does_not_answer_does_not_end_the_process(run, monkeypatch, tmp_path):
+    token = lifecycle.claim(run.pk)
+    faults = [OperationalError("server closed the connection")] * 2
+
+    def answering():
+        if faults:
+            raise faults.pop()
+
+    monkeypatch.setattr(children, "close_old_connections", answering)
+    child = children.spawn(["sleep", "4"])
+    children._watch(child, run.pk, token)
+    assert child.returncode == 0 and not faults

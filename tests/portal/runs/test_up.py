@@ -105,10 +105,49 @@ def test_outside_the_virtual_environment_it_says_what_to_do():
     assert bare.returncode == 1 and "make up" in bare.stderr and "Traceback" not in bare.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_second_supervisor_on_the_same_folder_is_refused_by_name(portal):
+    second = Portal(portal.data_dir)
+    second.log = portal.data_dir / "second.log"
+    second.start()
+    assert second.process.wait(30) != 0
+    told = second.output()
+    assert portal.url in told and str(portal.process.pid) in told and "Traceback" not in told
+    assert portal.healthy()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("word", ["daphne", "inference_worker"])
+def test_a_hung_child_is_noticed(portal, word):
+    hung = portal.pid_of(word)
+    os.kill(hung, signal.SIGSTOP)
+    wait_for(lambda: portal.processes() and hung not in portal.processes(), 90, "its end")
+    wait_for(portal.healthy, 90, "the portal to be well again")
+
+
+@pytest.mark.slow
+def test_a_worker_whose_socket_was_removed_comes_back(portal):
+    (portal.data_dir / "worker.sock").unlink()
+    (portal.data_dir / "worker_token").unlink()
+    wait_for(lambda: portal.get("/healthz")[1]["status"] == "degraded", 10, "the loss")
+    os.kill(portal.pid_of("daphne"), signal.SIGKILL)  # the next must still know the token
+    wait_for(portal.healthy, 120, "the portal to be well again")
+
+
+STOPS = [signal.SIGHUP, signal.SIGINT, signal.SIGKILL]
+STOPS += [
+    pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGQUIT)
+]
+
+
+@pytest.mark.parametrize("number", STOPS)
 def test_nothing_is_left_behind(tmp_path, number):
     with Portal(tmp_path / "data", "--no-worker") as portal:
-        wait_for(lambda: portal.healthy(worker=False), 60, "the web")
+        wait_for(lambda: portal.healthy(worker=False), 180, "the web")
         assert len(portal.processes()) >= 4
+        # A cluster whose idle worker was killed waits for ever (django-q2 #23), also to end.
+        queue_workers = [
+            pid for pid, command in portal.processes().items() if "qcluster" in command
+        ]
+        os.kill(max(queue_workers), signal.SIGKILL)
         portal.stop(number)
         wait_for(lambda: not portal.processes(), 10, "all processes to end")

@@ -1,6 +1,7 @@
 """The trainer against peft, against itself in other micro-batches, and across a resume."""
 
 import hashlib
+import resource
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from peft import PrefixTuningConfig, get_peft_model
 
 from tests.support import tiny_training as tiny
 from tuning.ptuning import loss as loss_module
+from tuning.ptuning import training_state
 from tuning.ptuning.batches import MicroBatch, token_weights
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixEncoder
@@ -219,7 +221,7 @@ def test_a_resumed_run_is_bit_for_bit_the_same(tmp_path, changes):
     assert [(p.loss, p.logged, p.gradient_norm) for p in later] == [
         (p.loss, p.logged, p.gradient_norm) for p in reports[3:]
     ]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000006"]
+    assert sorted(entry.name for entry in tmp_path.iterdir())[-1] == "step-00000006"
     again = Trainer(
         tiny.loaded(),
         recipe,
@@ -246,7 +248,40 @@ def test_a_half_written_checkpoint_is_not_read(tmp_path):
         tiny.loaded(), RECIPE, tiny.examples(), tmp_path, report=lambda p: steps.append(p.step)
     ).train()
     assert steps == [3, 4, 5, 6]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000006"]
+    assert not list(tmp_path.glob(".unfinished-*")) and (tmp_path / "step-00000006").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", "half"])
+def test_a_damaged_state_is_passed_over_for_the_one_before(tmp_path, damage):
+    recipe = replace(RECIPE, save_steps=2)
+    straight = Trainer(tiny.loaded(), recipe, tiny.examples()).train()
+    with pytest.raises(Stopped):
+        Trainer(tiny.loaded(), recipe, tiny.examples(), tmp_path, lambda p: p.step == 4).train()
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-00000002", "step-00000004"]
+    newest = tmp_path / "step-00000004" / "state.pt"
+    whole = newest.read_bytes()
+    newest.write_bytes(whole[: len(whole) // 2] if damage == "half" else damage)
+    steps = []
+    again = Trainer(
+        tiny.loaded(), recipe, tiny.examples(), tmp_path, lambda p: steps.append(p.step)
+    ).train()
+    assert steps == [3, 4, 5, 6] and torch.equal(again.tensor, straight.tensor)
+    for state in tmp_path.glob("*/state.pt"):
+        state.write_bytes(b"")
+    assert Trainer(tiny.loaded(), recipe, tiny.examples(), tmp_path).step == 0, "and begins anew"
+
+
+def test_a_full_disk_is_told_as_that_and_keeps_what_was_there(tmp_path):
+    training_state.save(tmp_path, 1, {"step": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # as a disk with so much room
+    try:
+        with pytest.raises(OSError, match="too large"):
+            training_state.save(tmp_path, 2, {"step": 2, "tensor": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["step-00000001"]
+    assert training_state.load_newest(tmp_path, torch.device("cpu")) == {"step": 1}
 
 
 def test_anothers_checkpoint_is_refused(tmp_path):

@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from chat.models import Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
-from portal.runs.process import carry_out, stamped
+from portal.runs.process import carry_out, print_line
 from tuning.datasets import store
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run
@@ -105,9 +105,8 @@ class Command(ForegroundCommand):
         with open(run.log_path, "a", encoding="utf-8") as file:
 
             def log(line: str) -> None:
-                line = stamped(line)
-                print(line, file=file, flush=True)
-                print(line, file=sys.stderr, flush=True)
+                print_line(line, file)
+                print_line(line, sys.stderr)
 
             status = carry_out(run.pk, token, log)
         run.refresh_from_db()
