@@ -3,7 +3,6 @@ here is only HTTP.
 """
 
 from asgiref.sync import async_to_sync
-from django.http import FileResponse
 from django.utils.translation import gettext as _
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import exceptions, mixins, permissions, status, viewsets
@@ -12,7 +11,7 @@ from rest_framework.response import Response
 
 from chat import registry
 from chat.api import errors, sse
-from chat.api.adapter_export import AdapterUnreadable, archive
+from chat.api.adapter_export import AdapterUnreadable, Download, archive, downloads
 from chat.api.serializers import (
     STREAM,
     AdapterSerializer,
@@ -82,14 +81,19 @@ class AdapterViewSet(
     def download(self, request, pk=None):
         """The adapter's folder and, in `peft/`, the same prefix in peft's format, as a zip."""
         adapter = self.get_object()
+        ended = downloads.begin(request.user.pk)
+        if ended is None:
+            raise exceptions.Throttled(
+                30, _("You are downloading already; wait until that has ended."), "too_many"
+            )
         try:
             file = archive(adapter)
         except AdapterUnreadable as error:
+            ended()
             raise exceptions.NotFound(
                 _("The adapter's files are missing or damaged."), "files_missing"
             ) from error
-        name = adapter.name.replace("/", "-") + ".zip"
-        return FileResponse(file, as_attachment=True, filename=name, content_type="application/zip")
+        return Download(file, adapter.name.replace("/", "-") + ".zip", ended)
 
 
 class OldestFirst(Pages):

@@ -11,6 +11,7 @@ from django.test import Client
 from django.utils import timezone
 from safetensors.numpy import load, load_file
 
+from chat.api.adapter_export import Download, downloads
 from chat.engine.request import RequestRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
@@ -318,3 +319,27 @@ async def test_a_stream_ends_when_its_key_is_revoked(async_client, answer, scrip
     async with asyncio.timeout(5):
         assert len(heard) == 5 and not [chunk async for chunk in chunks]
     assert scripted.left == [answer.pk]
+
+
+def test_downloads_of_one_user_are_bounded_and_give_their_place_back(client, adapter):
+    path = f"/api/v1/adapters/{adapter.pk}/download/"
+    open_ = [client.get(path) for _download in range(downloads.most)]
+    refused = client.get(path)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many")
+    assert refused["Retry-After"]
+    for each in open_:
+        each.close()
+    assert client.get(path).status_code == 200
+    assert client.head(path).status_code == 200
+
+
+async def test_a_download_is_read_piece_by_piece(tmp_path):
+    """Django would make a list of all of it before the first byte goes out."""
+    (tmp_path / "large").write_bytes(b"x" * 1_000_000)
+    ended = []
+    file = (tmp_path / "large").open("rb")
+    response = Download(file, "x.zip", lambda: ended.append(1))
+    pieces = aiter(response)
+    assert len(await anext(pieces)) < 100_000 and response.file_to_stream.tell() < 100_000
+    response.close()
+    assert ended == [1]
