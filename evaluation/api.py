@@ -19,6 +19,7 @@ from evaluation.serializers import (
     PredictionSerializer,
 )
 from portal.access import get_visible
+from portal.models import ApiKey
 from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
@@ -32,6 +33,7 @@ class ByRow(Pages):
 class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
     """Scores of a checkpoint, with or without an adapter, on a dataset."""
 
+    key_scope = ApiKey.Scope.TUNING
     queryset = EvaluationRun.objects.all()
     serializer_class = EvaluationRunSerializer
 

@@ -245,6 +245,7 @@ REST_FRAMEWORK = {
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_THROTTLE_CLASSES": ["portal.rest.api_keys.KeyLimits"],
     "DEFAULT_PARSER_CLASSES": [
         "portal.rest.json_bodies.JsonBody",
         "rest_framework.parsers.FormParser",

@@ -128,7 +128,9 @@ def account(request):
         key_form = KeyForm(request.POST)
         if key_form.is_valid():
             # Shown in this answer and nowhere else, so there is no redirect to carry it.
-            _key, secret = ApiKey.create_for(request.user, key_form.cleaned_data["name"])
+            _key, secret = ApiKey.create_for(
+                request.user, key_form.cleaned_data["name"], **key_form.limits()
+            )
             key_form = KeyForm()
     elif action == "revoke_key":
         key = get_visible(

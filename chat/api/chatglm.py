@@ -20,7 +20,7 @@ from chat.api.openai import body_of
 from chat.models import Checkpoint
 from chat.sampling import number_problem
 from chat.text import check_length, is_storable
-from portal.rest.api_keys import user_of_request
+from portal.rest.api_keys import KeyRefused, check_key, user_of_request
 from portal.rest.conventions import READABLE
 
 PARAMETERS = ("max_length", "top_p", "temperature")
@@ -35,6 +35,7 @@ async def answer(request) -> HttpResponseBase:
         return errors.no_key()
     name = ""
     try:
+        await sync_to_async(check_key)(user, "chat")
         body = await body_of(request)
         messages, sampling = _wanted(body)
         name = body.get("model") or ""
@@ -42,7 +43,9 @@ async def answer(request) -> HttpResponseBase:
         requests = completion.requests_of(
             user, checkpoint, adapter, messages, [{"max_length": MAX_LENGTH, **sampling}]
         )
-        (answered,) = await completion.collect(checkpoint, requests)
+        (answered,) = await completion.collect(checkpoint, requests, user)
+    except KeyRefused as refusal:
+        return errors.key_refused(refusal)
     except LookupError:
         return errors.no_such_model(name)
     except errors.REFUSALS as error:

@@ -21,7 +21,7 @@ from chat.api.completion import CollectedCompletion
 from chat.api.openai_request import ChatRequest, chat_request
 from chat.models import Adapter, Checkpoint
 from portal.logins import login_of
-from portal.rest.api_keys import user_of_request
+from portal.rest.api_keys import KeyRefused, check_key, user_of_request
 from portal.rest.conventions import READABLE, json_error
 from portal.rest.json_bodies import json_of
 
@@ -64,6 +64,10 @@ def for_scripts(*methods: str):
                 return json_error(
                     405, message, code="method_not_allowed", headers={"Allow": ", ".join(methods)}
                 )
+            try:
+                await sync_to_async(check_key)(user, "chat")
+            except KeyRefused as refusal:
+                return errors.key_refused(refusal)
             return await view(request, user, **parts)
 
         return door
@@ -89,10 +93,10 @@ async def chat_completions(request, user) -> HttpResponseBase:
     }
     try:
         if wanted.stream:
-            events = completion.stream(checkpoint, requests)
+            events = completion.stream(checkpoint, requests, user)
             first = await anext(events)  # a refusal still has its HTTP status
             return sse.response(_chunks(head, wanted, first, events), login_of(user))
-        answers = await completion.collect(checkpoint, requests)
+        answers = await completion.collect(checkpoint, requests, user)
     except errors.REFUSALS as error:
         return errors.response_of(error)
     return JsonResponse(

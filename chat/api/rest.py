@@ -26,6 +26,7 @@ from chat.conversations import live, turns
 from chat.engine.request import GenerationRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from portal.logins import login_of
+from portal.models import ApiKey
 from portal.numbers import whole_number
 from portal.rest.conventions import Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
@@ -63,6 +64,11 @@ class AdapterViewSet(
     VisibleRows,
 ):
     """Tuned artefacts. The owner may rename, share and delete them."""
+
+    @property
+    def key_scope(self):
+        safe = self.request.method in permissions.SAFE_METHODS
+        return ApiKey.Scope.CHAT if safe else ApiKey.Scope.TUNING
 
     queryset = Adapter.objects.select_related("owner")
     serializer_class = AdapterSerializer

@@ -21,8 +21,9 @@ from chat.conversations import live, turns
 from chat.engine.request import GenerationRefused
 from chat.models import Conversation, Message
 from portal.logins import Login, ended, login_of
-from portal.models import User
+from portal.models import ApiKey, User
 from portal.rest import conventions
+from portal.rest.api_keys import KeyRefused, check_key
 from portal.rest.json_bodies import json_of
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ MOST_SOCKETS = 64  # of one user in this process
 BURST, RATE = 50, 10  # frames at once, and then a second
 CHARACTERS_A_TOKEN = 32 * 1024  # what a frame's length costs: parsing holds everybody up
 FREE_ACK = 200  # characters
-NOT_LOGGED_IN, NOT_YOURS, TOO_SLOW, TOO_LARGE, TOO_OFTEN = 4401, 4404, 4408, 1009, 1008
+NOT_LOGGED_IN, NOT_IN_SCOPE, NOT_YOURS, TOO_SLOW = 4401, 4403, 4404, 4408
+TOO_LARGE, TOO_OFTEN = 1009, 1008
 
 
 class Refused(Exception):
@@ -71,6 +73,9 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         await self.accept()  # a close code reaches the page only after accepting
         if self.user is None or not self.user.is_authenticated:
             return await self.close(NOT_LOGGED_IN)
+        key = getattr(self.user, "api_key", None)
+        if key is not None and ApiKey.Scope.CHAT not in key.scopes:
+            return await self.close(NOT_IN_SCOPE)
         if not await database_sync_to_async(self.conversation)():
             return await self.close(NOT_YOURS)
         if self.open_sockets[self.user.pk] >= MOST_SOCKETS:
@@ -169,7 +174,10 @@ class ConversationConsumer(AsyncWebsocketConsumer):
 
     async def send_message(self, frame):
         try:
+            await database_sync_to_async(check_key)(self.user, "chat")
             answer = await self.turn(frame)
+        except KeyRefused as error:
+            raise refused(error.message, error.code) from error
         except ValidationError as error:
             raise Refused(errors.object_of(error)) from error
         except APIException as error:

@@ -58,11 +58,15 @@ def create_turn(
             problems["adapter"] = ValidationError(message % names, "invalid_adapter")
     if problems:
         raise ValidationError(problems)
-    return _written(conversation, content, checkpoint, adapter, {**checkpoint.sampling, **sampling})
+    sampling = {**checkpoint.sampling, **sampling}
+    key = getattr(user, "api_key", None)
+    return _written(conversation, content, checkpoint, adapter, sampling, key)
 
 
 @transaction.atomic
-def _written(conversation, content, checkpoint, adapter, sampling) -> tuple[Message, Message]:
+def _written(
+    conversation, content, checkpoint, adapter, sampling, api_key
+) -> tuple[Message, Message]:
     # The lock makes two simultaneous sends queue up here, so that only the first finds no answer in
     # flight.
     held = Conversation.objects.select_for_update().get(pk=conversation.pk)
@@ -79,6 +83,7 @@ def _written(conversation, content, checkpoint, adapter, sampling) -> tuple[Mess
         adapter=adapter,
         model_label=model_label(checkpoint, adapter),
         sampling=sampling,
+        api_key=api_key,
     )
     held.title = held.title or title_of(content)
     held.checkpoint, held.adapter = checkpoint, adapter
