@@ -79,10 +79,10 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
     @action(detail=True, pagination_class=None)
     def compare(self, request, pk=None):
         """This run's scores minus another's, with intervals over the paired rows."""
-        other = whole_number(request.query_params.get("with"))
+        run, other = self.get_object(), whole_number(request.query_params.get("with"))
         if other is None:
             raise exceptions.ValidationError({"with": [_("The id of another evaluation.")]})
-        run, other = self.get_object(), get_visible(EvaluationRun.objects, request.user, pk=other)
+        other = get_visible(EvaluationRun.objects, request.user, pk=other)
         with rules_as_400():
             return Response(compare(run, other))
 

@@ -2,17 +2,16 @@
 
 import base64
 import json
-import re
 
 import pytest
 from channels.testing import HttpCommunicator
 from django.core.asgi import get_asgi_application
 from django.test import Client
-from django.urls import get_resolver
 
 from chat.models import Checkpoint, Conversation
 from portal.models import ApiKey, Run
 from tests.support.folders import checkpoint_folder
+from tests.support.urls import routes
 from tuning.models import Dataset, DatasetVersion, TuningRun
 
 pytestmark = pytest.mark.django_db
@@ -192,20 +191,9 @@ async def test_a_head_has_no_body_however_long_the_page():
     assert told["HEAD"] == (200, 0) and told["GET"][1] > 65_536
 
 
-def urls(patterns=None, prefix="/") -> list[str]:
-    """Every URL of the site, with a number where it takes one and a name where it takes that."""
-    found = []
-    for each in get_resolver().url_patterns if patterns is None else patterns:
-        path = prefix + re.sub(r"\(\?P<[^>]*>[^)]*\)", "1", str(each.pattern)).strip("^$")
-        path = re.sub(r"<int:\w+>", "1", path)
-        path = re.sub(r"<\w+(:\w+)?>", "x", path)
-        found += urls(each.url_patterns, path) if hasattr(each, "url_patterns") else [path]
-    return found
-
-
 @pytest.mark.parametrize("method", ["options", "trace", "put", "head", "propfind"])
 def test_no_method_fails_at_any_url(client, logged_in, staff, method):
-    paths = [path for path in urls() if "(" not in path and "\\" not in path]
+    paths = [route.of(1) for route in routes() if "(" not in route.path]
     assert len(paths) > 80
     anonymous, chief = Client(raise_request_exception=False), Client(raise_request_exception=False)
     chief.force_login(staff)
