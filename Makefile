@@ -10,7 +10,7 @@ TEMPLATES := templates evaluation/templates
 PRODUCTION = PORTAL_DATA_DIR=$$(mktemp -d) PORTAL_ALLOWED_HOSTS=portal.example PORTAL_HTTPS=1 \
              PORTAL_TRUSTED_ORIGINS=https://portal.example
 
-.PHONY: up test test-all test-postgres check coverage bench messages clean
+.PHONY: up test test-all test-postgres check coverage chaos bench messages clean
 
 up: $(VENV)/.runtime  ## set up what is missing, then run the portal
 	@$(BIN)/python manage.py up --host $(HOST) --port $(PORT)
@@ -40,6 +40,9 @@ coverage: $(VENV)/.dev  ## what the default tests run through, their worker and 
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine -q
 	$(BIN)/coverage report
+
+chaos: $(VENV)/.dev  ## a portal at work and 50 faults: make chaos SEED=7 (last line: figures)
+	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),50)
 
 bench: $(VENV)/.dev  ## one benchmark: make bench NAME=engine
 	$(BIN)/python -m tests.bench.$(NAME) --json

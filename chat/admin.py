@@ -5,7 +5,8 @@ from django.contrib import admin, messages
 from django.utils.translation import gettext_lazy as _
 
 from chat import registry
-from chat.models import Adapter, Checkpoint
+from chat.models import Adapter, Checkpoint, FetchRun
+from portal.admin import RunAdmin
 from portal.rest.conventions import Conflict
 
 
@@ -112,3 +113,32 @@ class AdapterAdmin(admin.ModelAdmin):
                 registry.remove_adapter(adapter)
             except Conflict as error:
                 self.message_user(request, f"{adapter}: {error.detail}", messages.ERROR)
+
+
+@admin.register(FetchRun)
+class FetchRunAdmin(RunAdmin):
+    list_display = ["__str__", "source", "status", "owner", "checkpoint", "created_at", "took"]
+    list_filter = ["status", "owner"]
+    list_select_related = ["owner", "checkpoint"]
+    search_fields = ["name", "source"]
+    fields = [
+        "name",
+        "source",
+        "owner",
+        "status",
+        "attempt",
+        "error_line",
+        "recipe_lines",
+        "checkpoint",
+        "created_at",
+        "started_at",
+        "finished_at",
+        "took",
+    ]
+    readonly_fields = fields
+
+    def has_add_permission(self, request):
+        return False
+
+    def has_delete_permission(self, request, obj=None):
+        return False

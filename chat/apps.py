@@ -13,9 +13,14 @@ class ChatConfig(AppConfig):
 
     def ready(self):
         from chat import checks  # noqa: F401  registers them
+        from chat.fetching.explanations import EXPLANATIONS as FETCHING
+        from chat.fetching.work import FetchWork
+        from portal.runs.work import register
 
         router.configure(_worker_settings)
         explain(EXPLANATIONS)
+        explain(FETCHING)
+        register(FetchWork)
 
 
 def _worker_settings() -> router.WorkerSettings:

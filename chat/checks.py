@@ -21,7 +21,8 @@ def addresses(**kwargs):
     workers = [
         Error(
             f"PORTAL_WORKERS: {entry!r} is not an address.",
-            hint="unix:/folder/worker.sock or http://host:port, with NAME= in front if you like.",
+            hint="unix:/folder/worker.sock, http://host:port or vllm+http://host:port, with NAME= "
+            "in front if you like.",
             id="portal.E003",
         )
         for entry in _wrong(WorkerAddress.parse, settings.WORKER_URLS)

@@ -53,7 +53,7 @@ class Checkpoint(TeamWide, models.Model):
         return family_named(self.description.get("family"))
 
     def ref(self) -> CheckpointRef:
-        return CheckpointRef(self.name, self.fingerprint)
+        return CheckpointRef(self.name, self.fingerprint, self.path)
 
     @classmethod
     def default(cls):
@@ -115,6 +115,54 @@ class Adapter(Owned, models.Model):
 
     def ref(self) -> AdapterRef:
         return AdapterRef(self.sha256, str(self.path))
+
+
+class FetchRun(Run):
+    """A checkpoint on its way here (chat/fetching/). `recipe`: {"source", "name", "default",
+    "accept_licence", "endpoints"}.
+    """
+
+    # the source in its one spelling: two wishes for the same thing are one run
+    source = models.CharField(_("source"), max_length=500, editable=False)
+    # {"phase", "files": [{"name", "size", "done"}], "done", "total", "bytes_per_second",
+    # "seconds_left"} (chat/checkpoints/fetch/progress.py)
+    transfer = models.JSONField(default=dict, editable=False)
+    # what it became
+    checkpoint = models.ForeignKey(
+        Checkpoint,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="fetch_runs",
+        verbose_name=_("checkpoint"),
+    )
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("download")
+        verbose_name_plural = _("downloads")
+        ordering = ["-id"]
+
+    @property
+    def eta_seconds(self) -> float | None:
+        return self.transfer.get("seconds_left") if self.status == self.Status.RUNNING else None
+
+
+class Hub(models.Model):
+    """Where the models of one hub are asked for, in order; no row: what the environment and the
+    hub's own address say.
+    """
+
+    name = models.CharField(max_length=20, unique=True)  # "hf" or "modelscope"
+    endpoints = models.JSONField(default=list)
+
+    class Meta:
+        verbose_name = _("hub")
+        verbose_name_plural = _("hubs")
+
+    def __str__(self):
+        return self.name
 
 
 class Conversation(Private, models.Model):

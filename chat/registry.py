@@ -202,6 +202,9 @@ def _reason(error: CheckpointInvalid) -> str:
             "%(file)s is not a readable weight file; if it is a Git LFS pointer, run git lfs pull."
         ),
         "tokenizer_missing": _("%(folder)s has no tokenizer."),
+        "unsafe_file": _(
+            "%(file)s is no plain file of this folder, or far too large: it is not read."
+        ),
     }
     try:
         return texts[error.code] % error.parameters

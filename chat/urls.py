@@ -5,6 +5,7 @@ routing.py.
 from django.urls import path
 
 from chat import views
+from chat.fetching import views as fetching
 
 urlpatterns = [
     path("chat/", views.new_conversation, name="chat"),
@@ -16,5 +17,14 @@ urlpatterns = [
     path("chat/<int:pk>/delete/", views.delete, name="conversation_delete"),
     path("adapters/", views.adapter_list, name="adapter_list"),
     path("adapters/<int:pk>/", views.change_adapter, name="adapter_change"),
+    path("checkpoints/", fetching.checkpoint_list, name="checkpoint_list"),
     path("checkpoints/new/", views.new_checkpoint, name="checkpoint_new"),
+    path("checkpoints/fetch/", fetching.start, name="fetch_start"),
+    path("checkpoints/endpoints/", fetching.change_endpoints, name="fetch_endpoints"),
+    path("checkpoints/orphans/delete/", fetching.delete_orphan, name="orphan_delete"),
+    path("checkpoints/<int:pk>/", fetching.checkpoint, name="checkpoint"),
+    path("checkpoints/<int:pk>/change/", fetching.change_checkpoint, name="checkpoint_change"),
+    path("downloads/<int:pk>/", fetching.detail, name="fetch_run"),
+    path("downloads/<int:pk>/cancel/", fetching.cancel, name="fetch_run_cancel"),
+    path("downloads/<int:pk>/resume/", fetching.resume, name="fetch_run_resume"),
 ]

@@ -21,6 +21,7 @@ from chat.conversations import live
 from chat.conversations.rendering import to_html
 from chat.conversations.turns import create_turn
 from chat.engine.request import GenerationRefused
+from chat.fetching.plan import catalogue, endpoints
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.registry import check_name, register_checkpoint, remove_adapter
@@ -233,7 +234,13 @@ def new_checkpoint(request):
             else:
                 messages.success(request, _("%(name)s has been added.") % {"name": found.name})
                 return redirect("checkpoint_new")
-    context = {"form": form, "checkpoints": Checkpoint.objects.visible_to(request.user)}
+    context = {
+        "form": form,
+        "checkpoints": Checkpoint.objects.visible_to(request.user),
+        "catalogue": catalogue(),
+        "endpoints": {hub: "\n".join(endpoints(hub)) for hub in ("hf", "modelscope")},
+        "source": request.GET.get("source", ""),
+    }
     return render(request, "chat/checkpoint_form.html", context)
 
 

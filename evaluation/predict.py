@@ -16,11 +16,13 @@ from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded
 from chat.engine.prompts import IGNORED
 from chat.engine.request import AdapterRef, Event, Request, RequestRefused, SamplingParams
+from chat.remote_engine import RemoteEngine
 from tuning.datasets.examples import messages_of
 
 GREEDY, UPSTREAM = "greedy", "upstream"
 # rows given to the engine at once; it runs as many of them as fit and keeps the rest queued
 IN_FLIGHT = 64
+IN_FLIGHT_ELSEWHERE = 512  # rows given to servers elsewhere, of which there may be several
 
 Messages = tuple[dict[str, str], ...]
 
@@ -85,7 +87,7 @@ def reference_of(
 
 
 def predict(
-    engine: Engine,
+    engine: Engine | RemoteEngine,
     rows: Iterable[tuple[int, Messages]],
     *,
     adapter: AdapterRef | None = None,
@@ -94,7 +96,7 @@ def predict(
     max_target_length: int = 64,
     seed: int = 42,
     should_stop: Callable[[], bool] = lambda: False,
-    in_flight: int = IN_FLIGHT,
+    in_flight: int | None = None,
 ) -> Iterator[Predicted]:
     """Yields each row when it is finished, in any order; steps the engine itself (its own thread
     must not run).
@@ -104,7 +106,9 @@ def predict(
     rest is left out. Raises RequestRefused when the adapter does not fit the checkpoint; any other
     refusal or fault ends its row alone.
     """
-    prompter = engine.loaded.prompter
+    prompter = engine.prompter
+    if in_flight is None:
+        in_flight = IN_FLIGHT if isinstance(engine, Engine) else IN_FLIGHT_ELSEWHERE
     waiting = iter(rows)
     running: dict[str, int] = {}
     texts: dict[int, list[str]] = {}

@@ -6,6 +6,8 @@ to stop (portal/runs/heartbeat.py), costs only what was in flight.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,8 @@ from tuning.datasets.examples import messages_of
 from tuning.datasets.store import Split, open_split
 
 if TYPE_CHECKING:
-    from chat.engine.loading import Loaded
+    from chat.engine.engine import Engine
+    from chat.remote_engine import RemoteEngine
     from evaluation.metrics import Scorer
     from evaluation.predict import Predicted
 
@@ -55,18 +58,47 @@ class EvaluationWork(ModelWork):
             heartbeat.tell(progress=len(done))
             if waiting:
                 plan = f"{run.adapter_name or 'no adapter'}, {len(waiting)} rows, {run.decoding}"
-                with self.loaded_model(
-                    heartbeat, plan, quantization_bit=recipe["quantization_bit"]
-                ) as loaded:
-                    self._predict(heartbeat, split, waiting, loaded)
+                with self._engine(heartbeat, plan) as engine:
+                    self._predict(heartbeat, split, waiting, engine)
         heartbeat.flush()
 
         scores = self._scores()
         self.log("  ".join(f"{metric} {score['value']:.2f}" for metric, score in scores.items()))
         heartbeat.tell(lambda: EvaluationRun.objects.filter(pk=run.pk).update(scores=scores))
 
+    @contextlib.contextmanager
+    def _engine(self, heartbeat: Heartbeat, plan: str) -> Iterator[Engine | RemoteEngine]:
+        """The vLLM servers that have the checkpoint, all of them; else an engine in this
+        process.
+        """
+        from chat.remote_engine import RemoteEngine
+        from evaluation import predict
+
+        run, recipe = self.run, self.run.recipe
+        lengths = recipe["max_source_length"], recipe["max_target_length"]
+        if recipe["quantization_bit"] is None:
+            elsewhere = RemoteEngine.where_served(
+                settings.WORKER_URLS,
+                settings.WORKER_TOKEN,
+                run.checkpoint.ref(),
+                with_adapter=run.adapter is not None,
+            )
+            if elsewhere is not None:
+                self.log(f"run {run.pk}, attempt {run.attempt}: on vLLM servers, {plan}")
+                with contextlib.closing(elsewhere):
+                    yield elsewhere
+                return
+        quantization = recipe["quantization_bit"]
+        with self.loaded_model(heartbeat, plan, quantization_bit=quantization) as loaded:
+            pre_seq_len = recipe["adapter"]["pre_seq_len"] if run.adapter is not None else 0
+            yield predict.engine_for(loaded, *lengths, pre_seq_len=pre_seq_len)
+
     def _predict(
-        self, heartbeat: Heartbeat, split: Split, waiting: list[int], loaded: Loaded
+        self,
+        heartbeat: Heartbeat,
+        split: Split,
+        waiting: list[int],
+        engine: Engine | RemoteEngine,
     ) -> None:
         """Raises StopRequested before the end when somebody wants the run to stop."""
         from evaluation import predict
@@ -74,11 +106,6 @@ class EvaluationWork(ModelWork):
 
         run, recipe = self.run, self.run.recipe
         lengths = recipe["max_source_length"], recipe["max_target_length"]
-        adapter, pre_seq_len = None, 0
-        if run.adapter is not None:
-            adapter = run.adapter.ref()
-            pre_seq_len = recipe["adapter"]["pre_seq_len"]
-        engine = predict.engine_for(loaded, *lengths, pre_seq_len=pre_seq_len)
         scorer = Scorer(settings.DATA_DIR / "cache")
 
         heartbeat.check()
@@ -90,7 +117,7 @@ class EvaluationWork(ModelWork):
         predictions = predict.predict(
             engine,
             examples,
-            adapter=adapter,
+            adapter=run.adapter.ref() if run.adapter is not None else None,
             decoding=recipe["decoding"],
             max_source_length=lengths[0],
             max_target_length=lengths[1],
@@ -104,7 +131,7 @@ class EvaluationWork(ModelWork):
             finished += 1
             example = split[predicted.row]
             reference = predict.reference_of(
-                loaded.prompter, example["prompt"], example["response"], *lengths
+                engine.prompter, example["prompt"], example["response"], *lengths
             )
             prediction = _prediction(run, predicted, example["prompt"], reference, scorer)
             heartbeat.tell(

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shutil
 import stat
 import sys
 
@@ -23,6 +24,7 @@ VARIABLES = {
     "PORTAL_HTTPS",
     "PORTAL_PROXIES",
     "PORTAL_DATASET_MAX_MB",
+    "PORTAL_LAUNCHER",
     "PORTAL_WORKERS",
     "PORTAL_WORKER_TOKEN",
     "PORTAL_UPSTREAMS",
@@ -30,6 +32,8 @@ VARIABLES = {
     "PORTAL_DEVICE",
     "PORTAL_CACHE_SHARE",
     "PORTAL_LOG_LEVEL",
+    "PORTAL_LOG_FORMAT",
+    "PORTAL_METRICS_FROM",
 }
 LOCAL = {"localhost", "127.0.0.1", "[::1]"}
 
@@ -71,7 +75,7 @@ def data_folder(**kwargs):
                 "they could read the conversations and take over sessions.",
                 hint=f"chmod {0o777 & ~settings.UMASK:o} {settings.DATA_DIR}; PORTAL_UMASK=007 to "
                 "share it with its group.",
-                id="portal.E007",
+                id="portal.E008",
             )
         )
     for name in ("secret_key", "worker_token"):
@@ -99,6 +103,19 @@ def python_version(**kwargs):
             f"Python {'.'.join(map(str, version))} has known faults in its archive modules.",
             hint="Python 3.11.10, 3.12.6 and later are free of them.",
             id="portal.W004",
+        )
+    ]
+
+
+@register()
+def launcher(**kwargs):
+    if not settings.LAUNCHER or shutil.which(settings.LAUNCHER[0]):
+        return []
+    return [
+        Error(
+            f"PORTAL_LAUNCHER: there is no program {settings.LAUNCHER[0]!r} here.",
+            hint="The command that starts a run's process, such as srun --gres=gpu:1",
+            id="portal.E007",
         )
     ]
 

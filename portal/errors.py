@@ -2,14 +2,28 @@
 scripts.
 """
 
+import sys
+
+from django.http import HttpResponse
+from django.template import loader
 from django.utils.translation import gettext as _
 from django.views import defaults
 
+from portal.outages import RETRY_AFTER, outage_of
 from portal.rest.conventions import json_error
 
 
 def server_error(request):
-    if request.path_info.startswith(("/api/", "/v1/")):
+    outage = outage_of(sys.exception())
+    for_scripts = request.path_info.startswith(("/api/", "/v1/"))
+    if outage is not None:
+        headers = {"Retry-After": str(RETRY_AFTER)}
+        if for_scripts:
+            return json_error(outage.status, outage.message, code=outage.code, headers=headers)
+        # without a request: what every page shows comes from the database
+        page = loader.render_to_string("outage.html", {"outage": outage})
+        return HttpResponse(page, status=outage.status, headers=headers)
+    if for_scripts:
         return json_error(
             500, _("A fault of the portal; its log says more."), code="internal_error"
         )

@@ -142,8 +142,8 @@ def new_run_key() -> str:
 
 
 class Run(Owned, models.Model):
-    """One piece of long work: a tuning or an evaluation. The queue is a doorbell; this row is the
-    truth.
+    """One piece of long work: a tuning, an evaluation or a download. The queue is a doorbell; this
+    row is the truth.
 
     Status is written only in portal/runs/lifecycle.py. `token` is the fencing token: a process may
     write to the row only while it holds the current one. Statuses, error and times explain the run
@@ -162,6 +162,7 @@ class Run(Owned, models.Model):
     class Kind(models.TextChoices):
         TUNING = "tuning", _("Tuning")
         EVALUATION = "evaluation", _("Evaluation")
+        FETCH = "fetch", _("Download")
 
     class Phase(models.TextChoices):
         """What a running run is doing."""
@@ -172,6 +173,11 @@ class Run(Owned, models.Model):
         TRAINING = "training", _("training")
         PREDICTING = "predicting", _("predicting")
         SAVING = "saving", _("saving")
+        LISTING = "listing", _("looking what there is")
+        DOWNLOADING = "downloading", _("downloading")
+        UNPACKING = "unpacking", _("unpacking")
+        CONVERTING = "converting", _("converting the weights")
+        CHECKING = "checking", _("checking")
 
     owner = models.ForeignKey(User, models.CASCADE, related_name="runs", verbose_name=_("owner"))
     kind = models.CharField(_("kind"), max_length=20, choices=Kind.choices, editable=False)
@@ -193,7 +199,7 @@ class Run(Owned, models.Model):
     )
     cancel_requested = models.BooleanField(default=False, editable=False)
 
-    progress = models.PositiveIntegerField(default=0, editable=False)  # steps or rows done
+    progress = models.PositiveIntegerField(default=0, editable=False)  # steps, rows, KiB
     total = models.PositiveIntegerField(default=0, editable=False)
     # of a running run only
     phase = models.CharField(

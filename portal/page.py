@@ -16,7 +16,9 @@ def shell(request):
         "theme": theme if theme in ("light", "dark") else None,
         "section": request.path.split("/")[1],
         "busy": SimpleLazyObject(
-            lambda: Run.objects.filter(status=Run.Status.RUNNING).order_by("id").first()
+            lambda: (
+                Run.objects.filter(status=Run.Status.RUNNING, queue="gpu").order_by("id").first()
+            )
         ),
     }
 

@@ -9,8 +9,10 @@ import contextlib
 import logging
 import os
 import secrets
+import shlex
 import stat
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -208,10 +210,10 @@ Q_CLUSTER = {
     "name": "portal",
     "cluster_name": "default",
     "orm": "default",
-    "workers": 1,
+    "workers": 2,  # a small download need not wait for a large one
     "poll": 0.5,
-    "timeout": 3600,
-    "retry": 3700,
+    "timeout": 30 * 86400,
+    "retry": 31 * 86400,
     "ack_failures": True,
     "max_attempts": 1,
     "scheduler": False,
@@ -228,6 +230,13 @@ Q_CLUSTER = {
         },
     },
 }
+
+# Addresses and networks that may read /metrics without a key.
+METRICS_FROM = _parsed(
+    "PORTAL_METRICS_FROM",
+    "",
+    lambda text: [ip_network(part.strip()) for part in text.split(",") if part.strip()],
+)
 
 # Queued runs that one member may have; more are refused (429).
 QUEUED_RUNS = _parsed("PORTAL_QUEUED_RUNS", "20", int)
@@ -309,9 +318,10 @@ FILE_UPLOAD_TEMP_DIR = None
 FILE_UPLOAD_PERMISSIONS = 0o666 & ~UMASK  # Django's own would open them to everybody
 DATASET_MAX_BYTES = _parsed("PORTAL_DATASET_MAX_MB", "200", int) * 1024 * 1024
 
-# Inference workers, "URL" or "NAME=URL", comma separated: unix:/path.sock, http://host:port.
-# Default: one on a socket in DATA_DIR.
+# Inference workers, "URL" or "NAME=URL", comma separated: unix:/path.sock, http://host:port, or
+# vllm+http://host:port for a vLLM server. Default: one on a socket in DATA_DIR.
 WORKER_URLS = _list("PORTAL_WORKERS") or [f"unix:{DATA_DIR / 'worker.sock'}"]
+OWN_WORKER_URLS = [url for url in WORKER_URLS if "vllm+" not in url]
 WORKER_CONNECT = "chat.worker.router.connect"  # how `up` asks whether its worker lives
 WORKER_TOKEN = os.environ.get("PORTAL_WORKER_TOKEN") or _secret("worker_token")
 # OpenAI-compatible servers (vLLM, SGLang) that serve a base checkpoint:
@@ -320,6 +330,9 @@ UPSTREAMS = _list("PORTAL_UPSTREAMS")
 UPSTREAM_KEY = os.environ.get("PORTAL_UPSTREAM_KEY", "")
 # Where training and evaluation run: "" means cuda when there is one, else cpu.
 DEVICE = os.environ.get("PORTAL_DEVICE", "")
+# What starts the process of a run, for instance "srun --gres=gpu:1": it gets the command behind it,
+# runs it on a machine with the same folders, and forwards signals.
+LAUNCHER = shlex.split(os.environ.get("PORTAL_LAUNCHER", ""))
 # Part of the free memory that a worker's key-value cache may take; what is left is for training
 # beside it.
 CACHE_SHARE = _parsed("PORTAL_CACHE_SHARE", "0.4", float)
@@ -327,8 +340,21 @@ CACHE_SHARE = _parsed("PORTAL_CACHE_SHARE", "0.4", float)
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {
+        "text": {
+            "()": "portal.logs.LineFormatter",
+            "format": "%(asctime)s %(levelname)s %(name)s: %(message)s",
+        },
+        "json": {"()": "portal.logs.ObjectFormatter"},
+    },
+    "handlers": {
+        "console": {
+            "class": "logging.StreamHandler",
+            "formatter": _parsed(
+                "PORTAL_LOG_FORMAT", "text", lambda name: {"text": "text", "json": "json"}[name]
+            ),
+        }
+    },
     "root": {
         "handlers": ["console"],
         "level": _parsed(

@@ -12,7 +12,7 @@ from django.views.i18n import set_language
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 from portal import views
-from portal.health import healthz
+from portal.health import healthz, metrics
 from portal.login import LoginForm
 from portal.rest.conventions import no_interface
 
@@ -30,6 +30,7 @@ urlpatterns = [
     path("logout/", auth_views.LogoutView.as_view(), name="logout"),
     path("language/", login_not_required(set_language), name="set_language"),
     path("healthz", healthz, name="healthz"),
+    path("metrics", metrics, name="metrics"),
     path("tasks/", views.tasks, name="tasks"),
     path("account/", views.account, name="account"),
     path("", include("chat.urls")),

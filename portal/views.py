@@ -15,6 +15,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET
 
 from chat.api import chatglm
+from chat.fetching.plan import catalogue
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.worker import router
 from evaluation.models import EvaluationRun
@@ -42,13 +43,15 @@ async def root(request):
 def home(request):
     user = request.user
     steps = first_steps(user)
+    starter = Checkpoint.objects.filter(is_starter=True, is_default=True).first()
     return render(
         request,
         "portal/home.html",
         {
             "steps": steps,
             "next_step": any("next" in step for step in steps),
-            "starter": Checkpoint.objects.filter(is_starter=True, is_default=True).first(),
+            "starter": starter,
+            "catalogue": catalogue() if starter else [],
             "conversations": Conversation.objects.filter(owner=user)[:RECENT],
             "adapters": Adapter.objects.visible_to(user).select_related("checkpoint")[:RECENT],
             "runs": Run.objects.filter(owner=user)[:RECENT],

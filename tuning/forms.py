@@ -9,6 +9,7 @@ from django.utils.translation import gettext_lazy as _
 from chat.models import Checkpoint
 from portal.forms import Styled
 from tuning.models import Dataset
+from tuning.ptuning.recipe import BOOLEANS
 
 # field of the recipe -> its name for people
 LABELS = {
@@ -30,7 +31,14 @@ LABELS = {
     "precision": _("Precision of the base"),
     "quantization_bit": _("Quantise the base"),
     "prefix_projection": _("Project the prefix through a layer"),
+    "init": _("The prefix begins"),
+    "init_text": _("The task in a sentence or two"),
+    "freeze_first": _("Keep its first position as it begins"),
+    "kl_weight": _("Hold to the base's own answers"),
+    "kl_share": _("Share of general prompts"),
 }
+# how a prefix begins and what it must not forget: a card of its own
+START = ("init", "kl_weight", "kl_share", "init_text")
 MAIN = (
     "pre_seq_len",
     "learning_rate",
@@ -86,6 +94,22 @@ class TuningRunForm(Styled, forms.Form):
         required=False,
     )
     prefix_projection = forms.BooleanField(required=False)
+    init = forms.ChoiceField(
+        choices=[
+            ("prompt", _("as a text: the task and examples")),
+            ("zero", _("at zero")),
+            ("random", _("at random, as the original")),
+        ]
+    )
+    init_text = forms.CharField(
+        required=False,
+        strip=True,
+        widget=forms.Textarea(attrs={"rows": 2}),
+        help_text=_("Empty: from the dataset's columns. Examples of the task follow it."),
+    )
+    freeze_first = forms.BooleanField(required=False)
+    kl_weight = forms.FloatField()
+    kl_share = forms.FloatField()
 
     def __init__(self, *args, user, **kwargs):
         super().__init__(*args, **kwargs)
@@ -109,12 +133,24 @@ class TuningRunForm(Styled, forms.Form):
     def main_fields(self):
         return [self[name] for name in MAIN]
 
+    def start_fields(self):
+        return [self[name] for name in START]
+
     def advanced_fields(self):
-        return [self[name] for name in LABELS if name not in MAIN and name != "prefix_projection"]
+        apart = {*MAIN, *START, *BOOLEANS}
+        return [self[name] for name in LABELS if name not in apart]
+
+    def switches(self):
+        return [self[name] for name in LABELS if name in BOOLEANS]
 
 
 class UploadForm(Styled, forms.Form):
     file = forms.FileField(label=_("File"))
+    validation = forms.FileField(
+        label=_("Validation file"),
+        required=False,
+        help_text=_("Only if these rows lie in a file of their own."),
+    )
     name = forms.CharField(
         label=_("Name"), max_length=120, required=False, help_text=_("Empty: the name of the file.")
     )
@@ -131,13 +167,17 @@ class UploadForm(Styled, forms.Form):
         required=False,
         help_text=_("Only for conversations of several turns."),
     )
+    sheet = forms.CharField(
+        label=_("Sheet"), max_length=100, required=False, help_text=_("Empty: the first sheet.")
+    )
     skip_bad_rows = forms.BooleanField(label=_("Leave out rows with errors"), required=False)
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for name in ("prompt_column", "response_column", "history_column"):
             self.fields[name].widget.attrs["list"] = "column-names"
-        self.fields["file"].widget.attrs["accept"] = ".json,.jsonl,.csv,.tsv,.gz,.zip,.tgz"
+        for name in ("file", "validation"):
+            self.fields[name].widget.attrs["accept"] = ".json,.jsonl,.csv,.tsv,.xlsx,.gz,.zip,.tgz"
 
 
 class SplitForm(Styled, forms.Form):

@@ -19,7 +19,7 @@ class Method(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def trainer(self, *arguments: Any) -> Trainer:
+    def trainer(self, *arguments: Any, **options: Any) -> Trainer:
         """(loaded, recipe, examples, state_folder, report) as tuning.ptuning.trainer.Trainer takes
         them: something with `step`, `trainable_parameters` and `train() -> KVPrefix`.
         """
@@ -28,10 +28,10 @@ class Method(ABC):
 class PTuningV2(Method):
     name = recipe.METHOD
 
-    def trainer(self, *arguments: Any) -> Trainer:
+    def trainer(self, *arguments: Any, **options: Any) -> Trainer:
         from tuning.ptuning.trainer import Trainer
 
-        return Trainer(*arguments)
+        return Trainer(*arguments, **options)
 
 
 METHODS: dict[str, Method] = {method.name: method for method in (PTuningV2(),)}

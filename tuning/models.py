@@ -25,7 +25,7 @@ class Dataset(Owned, models.Model):
     prompt_column = models.CharField(_("prompt column"), max_length=100)
     response_column = models.CharField(_("response column"), max_length=100)
     history_column = models.CharField(_("history column"), max_length=100, blank=True)
-    # the first 1,000 of [{"line", "code", "message", "level": "error" or "warning"}]
+    # one entry a kind of problem (tuning/datasets/findings.py), worded
     problems = models.JSONField(_("problems"), default=list, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
@@ -54,7 +54,7 @@ class Dataset(Owned, models.Model):
 
     @property
     def problem_count(self) -> int:
-        """All problems that the upload had; `problems` keeps the first 1,000.
+        """All problems that the upload had, each row counted; `problems` keeps the kinds.
 
         The uploaded version knows it, versions drawn from that one do not. Asks for all versions,
         so that lists can prefetch them.
@@ -62,7 +62,10 @@ class Dataset(Owned, models.Model):
         counts = (
             version.splits.get("train", {}).get("problems") for version in self.versions.all()
         )
-        return next((count for count in counts if count is not None), len(self.problems))
+        return next(
+            (count for count in counts if count is not None),
+            sum(kind["count"] for kind in self.problems),
+        )
 
 
 class DatasetVersion(models.Model):
@@ -140,6 +143,8 @@ class TuningMetric(models.Model):
     loss = models.FloatField()
     learning_rate = models.FloatField()
     samples_per_second = models.FloatField(null=True)
+    # KL(base || prefixed) on general prompts, where the recipe has a kl_weight
+    divergence = models.FloatField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

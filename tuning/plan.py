@@ -19,7 +19,7 @@ from chat.models import Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
 from tuning import methods
-from tuning.datasets.store import TRAIN
+from tuning.datasets.store import TRAIN, examples
 from tuning.models import Dataset, DatasetVersion, TuningRun
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
 
@@ -98,6 +98,10 @@ def worded(problem: Problem) -> str:
         "not_a_choice": _("Must be one of: %(choices)s."),
         "too_many_samples": _("Batch size times accumulation may be at most %(most)s."),
         "warmup_too_long": _("There must be fewer warm-up steps than steps."),
+        "no_init_text": _("Describe the task in a sentence or two."),
+        "text_too_long": _("At most %(most)s characters."),
+        "init_with_projection": _("A prefix behind a projection can only begin at random."),
+        "no_general_prompts": _("Holding forgetting needs a share of general prompts."),
     }
     return texts[problem.code] % {"most": MAX_SAMPLES_PER_STEP, **problem.params}
 
@@ -151,6 +155,9 @@ def create_run(
         problems["dataset"] = [
             ValidationError(_("The dataset has no rows to train on."), "not_ready")
         ]
+    planned = PRESETS.get(preset or default_preset(checkpoint), Recipe())
+    if hyper.get("init", planned.init) == "prompt" and version is not None:
+        hyper["init_text"] = hyper.get("init_text") or default_init_text(version)
     try:
         recipe = recipe_for(checkpoint, preset, **hyper)
     except ValidationError as error:
@@ -177,6 +184,26 @@ def create_run(
     with transaction.atomic():
         lifecycle.enqueue(run, ring_bell=in_queue)
     return run
+
+
+def default_init_text(version: DatasetVersion) -> str:
+    """What a prefix that begins as a text says of the task when nobody describes it: the columns'
+    names, in the language of the first rows. Examples follow it anyway (ptuning/initial.py).
+    """
+    if not version.splits.get(TRAIN, {}).get("rows"):
+        return ""
+    columns = {
+        "prompt": version.dataset.prompt_column or "prompt",
+        "response": version.dataset.response_column or "response",
+    }
+    (first,) = examples(version, TRAIN, 0, 1)
+    if any("\u4e00" <= letter <= "\u9fff" for letter in first["prompt"] + first["response"]):
+        return "任务：根据 {prompt} 写出 {response}，内容、风格和长短都与例子一致。".format(
+            **columns
+        )
+    return (
+        "Task: write the {response} for a {prompt}, like the examples in content, style and length."
+    ).format(**columns)
 
 
 def frozen_inputs(version: DatasetVersion, split: str, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from portal.rest.conventions import RunSerializer
 from tuning.methods import METHODS
 from tuning.models import Dataset, TuningMetric, TuningRun
 from tuning.plan import PRESETS
-from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
+from tuning.ptuning.recipe import BOOLEANS, CHOICES, LIMITS, TEXTS, WHOLE_NUMBERS
 
 
 class TuningRunSerializer(RunSerializer):
@@ -51,7 +51,7 @@ class TuningRunSerializer(RunSerializer):
 class TuningMetricSerializer(serializers.ModelSerializer):
     class Meta:
         model = TuningMetric
-        fields = ["step", "loss", "learning_rate", "samples_per_second", "created_at"]
+        fields = ["step", "loss", "learning_rate", "samples_per_second", "divergence", "created_at"]
 
 
 def _hyper_fields() -> dict[str, serializers.Field]:
@@ -61,11 +61,13 @@ def _hyper_fields() -> dict[str, serializers.Field]:
         kind = serializers.IntegerField if name in WHOLE_NUMBERS else serializers.FloatField
         found[name] = kind(required=False, min_value=low, max_value=high)
     for name, choices in CHOICES.items():
-        if name == "prefix_projection":
+        if name in BOOLEANS:
             found[name] = serializers.BooleanField(required=False)
         else:
             named = [choice for choice in choices if choice is not None]
             found[name] = serializers.ChoiceField(named, required=False, allow_null=None in choices)
+    for name, most in TEXTS.items():
+        found[name] = serializers.CharField(required=False, allow_blank=True, max_length=most)
     return found
 
 

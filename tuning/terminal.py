@@ -2,6 +2,7 @@
 file as a dataset.
 """
 
+import contextlib
 from pathlib import Path
 
 from django.core.exceptions import ValidationError
@@ -78,21 +79,28 @@ class ForegroundCommand(BaseCommand):
             )
         return found
 
-    def ingest(self, file, path: Path, options: dict, owner: User) -> Dataset:
-        """The open `file` as a dataset named after `path`; its problems as lines when it is
-        refused.
+    def ingest(
+        self, path: Path, options: dict, owner: User, validation: Path | None = None
+    ) -> Dataset:
+        """The file as a dataset named after it, the second one as its validation split; the
+        problems as lines when it is refused.
         """
+        columns = {name: options[name] for name in COLUMNS}
         try:
-            return store.ingest(
-                file, name=path.stem, owner=owner, **{name: options[name] for name in COLUMNS}
-            )
+            with contextlib.ExitStack() as stack:
+                file = stack.enter_context(open(path, "rb"))
+                held_out = validation and stack.enter_context(open(validation, "rb"))
+                return store.ingest(
+                    file, name=path.stem, owner=owner, validation=held_out, **columns
+                )
+        except OSError as error:
+            raise CommandError(f"{error.filename}: {error.strerror}") from error
         except store.DatasetRejected as rejected:
             told = [
-                f"{path}:{found['line'] or ''} {found['message']}"
+                f"{found.get('member', path)}:{found['line'] or ''} {found['message']}"
+                + (f" (x{found['count']})" if found["count"] > 1 else "")
                 for found in rejected.problems[:MOST_PROBLEMS]
             ]
-            if rejected.total > len(told):
-                told.append("…")
             raise CommandError("\n".join(told)) from rejected
 
 

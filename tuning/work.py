@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from django.conf import settings
+
 from chat.model_work import ModelWork
 from chat.registry import publish_adapter
 from portal.models import Run
@@ -75,7 +77,14 @@ class TuningWork(ModelWork):
 
         with open_split(run.dataset_version, run.recipe["dataset"]["split"]) as examples:
             method = METHODS[run.recipe["method"]]
-            trainer = method.trainer(loaded, recipe, examples, run.state_folder, report)
+            trainer = method.trainer(
+                loaded,
+                recipe,
+                examples,
+                run.state_folder,
+                report,
+                general_folder=settings.DATA_DIR / "general",
+            )
             self.log(
                 f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen"
             )
@@ -108,6 +117,7 @@ def _metric(run: TuningRun, progress) -> TuningMetric:
         loss=progress.logged,
         learning_rate=progress.learning_rate,
         samples_per_second=progress.samples_per_second,
+        divergence=progress.divergence,
     )
 
 
@@ -117,7 +127,7 @@ def _write(metric: TuningMetric) -> None:
         [metric],
         update_conflicts=True,
         unique_fields=["run", "step"],
-        update_fields=["loss", "learning_rate", "samples_per_second"],
+        update_fields=["loss", "learning_rate", "samples_per_second", "divergence"],
     )
     TuningRun.objects.filter(pk=metric.run_id).update(
         loss=metric.loss, samples_per_second=metric.samples_per_second
@@ -130,5 +140,6 @@ def _line(progress) -> str:
     return (
         f"step {progress.step}/{progress.max_steps}  loss {progress.logged:.4f}  lr "
         f"{progress.learning_rate:.3e}  "
-        f"{speed:.1f} examples/s"
+        + (f"kl {progress.divergence:.4f}  " if progress.divergence is not None else "")
+        + f"{speed:.1f} examples/s"
     )

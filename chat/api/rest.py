@@ -9,7 +9,7 @@ from rest_framework import exceptions, mixins, permissions, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.response import Response
 
-from chat import registry
+from chat import inventory, registry
 from chat.api import errors, sse
 from chat.api.adapter_export import AdapterUnreadable, Download, archive, downloads
 from chat.api.serializers import (
@@ -17,11 +17,13 @@ from chat.api.serializers import (
     AdapterSerializer,
     CheckpointSerializer,
     ConversationSerializer,
+    EstimateSerializer,
     MessageSerializer,
     NewCheckpointSerializer,
     SendSerializer,
     TurnSerializer,
 )
+from chat.checkpoints.memory import estimates
 from chat.conversations import live, turns
 from chat.engine.request import GenerationRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
@@ -54,6 +56,23 @@ class CheckpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visibl
                 fields["path"], fields.get("name") or None, default=fields["default"]
             )
         return Response(CheckpointSerializer(checkpoint).data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request, pk=None):
+        """The checkpoint and its tuned models, and its folder when it was fetched; 409 while it is
+        the default or runs name it.
+        """
+        inventory.remove(self.get_changeable())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(responses=EstimateSerializer(many=True))
+    @action(detail=True, pagination_class=None)
+    def memory(self, request, pk=None):
+        """What it takes for chat, P-tuning and full fine-tuning at each precision, with the
+        arithmetic; empty when its files say too little.
+        """
+        found = estimates(self.get_object().description)
+        return Response(EstimateSerializer([one.as_dict() for one in found], many=True).data)
 
 
 class AdapterViewSet(

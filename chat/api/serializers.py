@@ -7,6 +7,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from chat import registry
+from chat.checkpoints.memory import PRECISIONS
 from chat.engine.request import LIMITS
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.sampling import NUMBERS
@@ -39,6 +40,20 @@ class NewCheckpointSerializer(serializers.Serializer):
     )
     name = serializers.CharField(max_length=100, required=False, allow_blank=True)
     default = serializers.BooleanField(required=False, default=False)
+
+
+class TermSerializer(serializers.Serializer):
+    name = serializers.CharField()
+    bytes = serializers.IntegerField()
+    arithmetic = serializers.CharField()
+
+
+class EstimateSerializer(serializers.Serializer):
+    use = serializers.ChoiceField(["chat", "ptuning", "full"])
+    precision = serializers.ChoiceField(list(PRECISIONS))
+    bytes = serializers.IntegerField()
+    fits = serializers.BooleanField(help_text="into all the memory of this machine")
+    terms = TermSerializer(many=True)
 
 
 class AdapterSerializer(serializers.ModelSerializer):

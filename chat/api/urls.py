@@ -1,11 +1,13 @@
 from rest_framework.routers import SimpleRouter
 
 from chat.api.rest import AdapterViewSet, CheckpointViewSet, ConversationViewSet, MessageViewSet
+from chat.fetching.api import FetchRunViewSet
 
 router = SimpleRouter()
 router.register("checkpoints", CheckpointViewSet)
 router.register("adapters", AdapterViewSet)
 router.register("conversations", ConversationViewSet)
 router.register("messages", MessageViewSet)
+router.register("fetch-runs", FetchRunViewSet, basename="api-fetch-run")
 
 urlpatterns = router.urls

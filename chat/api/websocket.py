@@ -12,6 +12,7 @@ from typing import ClassVar
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.core.exceptions import ValidationError
+from django.db import DatabaseError
 from django.utils.translation import gettext as _
 from rest_framework.exceptions import APIException
 
@@ -22,6 +23,7 @@ from chat.engine.request import GenerationRefused
 from chat.models import Conversation, Message
 from portal.logins import Login, ended, login_of
 from portal.models import ApiKey, User
+from portal.outages import outage_of
 from portal.rest import conventions
 from portal.rest.api_keys import KeyRefused, check_key
 from portal.rest.json_bodies import json_of
@@ -169,6 +171,13 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             await handle(self, frame)
         except Refused as refusal:
             await self.send_frame({"type": "error", "error": refusal.error})
+        except (DatabaseError, OSError) as fault:
+            outage = outage_of(fault)
+            if outage is None:
+                raise
+            logger.warning("a frame was not served: %s", fault)
+            told = conventions.error(outage.message, type="server_error", code=outage.code)
+            await self.send_frame({"type": "error", **told})
 
     # ---- what a client may say
 

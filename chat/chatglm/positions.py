@@ -116,3 +116,15 @@ def rotate(queries_and_keys: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
         torch.addcmul(second * cos, first, sin),
     )
     return torch.stack(turned, dim=-2).flatten(-3)
+
+
+def turn_places(keys: Tensor, by: int) -> Tensor:
+    """Keys that were rotated at places p, as if they had been rotated at p + by; the block half
+    stays as it is. keys: [kv_heads, s, head_dim], float32.
+    """
+    _, length, head_dim = keys.shape
+    places = torch.full((1, 1, length), by, device=keys.device)
+    turns = torch.cat((places, torch.zeros_like(places)), dim=1)  # [1, 2, s]
+    as_queries = keys.transpose(0, 1)[None, :, :, None]  # [1, s, heads, 1, head_dim]
+    turned = rotate(as_queries, rotary_tables(turns, head_dim, keys.dtype))
+    return turned[0, :, :, 0].transpose(0, 1)

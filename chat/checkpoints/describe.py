@@ -7,13 +7,21 @@ shows.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
-from chat.checkpoints import adapter_files
+from chat.checkpoints import adapter_files, provenance
+from chat.checkpoints.safe_files import (
+    UnsafeFile,
+    file_sizes,
+    open_inside,
+    read_json_inside,
+)
 from chat.engine.families import Family, family_of
 from chat.engine.request import LIMITS
 
@@ -44,6 +52,8 @@ CONTEXT_NAMES = ("max_sequence_length", "max_position_embeddings", "n_positions"
 # what a folder's generation_config.json may say in place of the engine's own defaults
 SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "repetition_penalty")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
+# Largest files of each kind in bytes, far above any real one, low enough to be read in a second.
+CONFIG_BYTES, JSON_BYTES, TOKENIZER_BYTES = 4 << 20, 16 << 20, 64 << 20
 # KV caches that are not plain keys and values per token cannot take a prefix.
 PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
@@ -52,7 +62,7 @@ class CheckpointInvalid(Exception):
     """The folder is not a checkpoint that can be loaded.
 
     `code`: not_a_folder | config_missing | config_invalid | unknown_model_type | remote_code_only |
-    unsupported_attention | weights_missing | weights_invalid | tokenizer_missing
+    unsupported_attention | weights_missing | weights_invalid | tokenizer_missing | unsafe_file
     """
 
     def __init__(self, code: str, message: str, **parameters: Any):
@@ -65,14 +75,15 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise CheckpointInvalid("not_a_folder", f"{folder} is not a folder", folder=str(folder))
-    path = folder / "config.json"
-    if not path.is_file():  # a pipe would be read for ever
+    try:
+        config = read_json_inside(folder, "config.json", CONFIG_BYTES)
+    except FileNotFoundError as error:
         raise CheckpointInvalid(
             "config_missing", f"{folder} has no config.json", folder=str(folder)
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        ) from error
+    except UnsafeFile as error:
+        raise _unsafe(error) from error
+    except (OSError, ValueError) as error:
         raise CheckpointInvalid(
             "config_invalid", f"config.json cannot be read: {error}", reason=str(error)
         ) from error
@@ -83,17 +94,25 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
+def _unsafe(error: UnsafeFile) -> CheckpointInvalid:
+    return CheckpointInvalid("unsafe_file", str(error), file=error.name, reason=error.reason)
+
+
 def weight_files(folder: str | Path) -> list[Path]:
     """The checkpoint's weight files, one format only: safetensors where there are any, as
     transformers prefers.
     """
     folder = Path(folder)
+    try:
+        names = sorted(file_sizes(folder))
+    except UnsafeFile as error:
+        raise _unsafe(error) from error
     for pattern in WEIGHT_PATTERNS:
-        found = sorted(
-            path
-            for path in folder.glob(pattern)
-            if path.is_file() and path.name != adapter_files.WEIGHTS
-        )
+        found = [
+            folder / name
+            for name in names
+            if fnmatch.fnmatchcase(name, pattern) and name != adapter_files.WEIGHTS
+        ]
         if found:
             return found
     return []
@@ -104,28 +123,45 @@ def fingerprint(folder: str | Path) -> str:
     16 samples of 64 KiB.
 
     Sampling keeps it under a second for 13 GB; two checkpoints that differ in training differ in
-    every sample.
+    every sample. Raises CheckpointInvalid.
     """
     folder = Path(folder)
     read_config(folder)
     digest = hashlib.sha256()
-    for name in ("config.json", *TOKENIZER_FILES):
-        path = folder / name
-        if path.is_file():
-            content = path.read_bytes()
-            digest.update(f"{name}\0{len(content)}\0".encode())
-            digest.update(content)
-    for path in weight_files(folder):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as file:
-            if size <= SAMPLES * SAMPLE_BYTES:
-                digest.update(file.read())
-            else:
-                for sample in range(SAMPLES):
-                    file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
-                    digest.update(file.read(SAMPLE_BYTES))
+    try:
+        for name in ("config.json", *TOKENIZER_FILES):
+            _digest_whole(folder, name, digest)
+        for path in weight_files(folder):
+            _digest_samples(folder, path.name, digest)
+    except UnsafeFile as error:
+        raise _unsafe(error) from error
     return digest.hexdigest()
+
+
+def _digest_whole(folder: Path, name: str, digest: Any) -> None:
+    try:
+        file = open_inside(folder, name)
+    except FileNotFoundError:
+        return
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if size > TOKENIZER_BYTES:
+            raise UnsafeFile(name, f"has more than {TOKENIZER_BYTES} bytes")
+        digest.update(f"{name}\0{size}\0".encode())
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+
+
+def _digest_samples(folder: Path, name: str, digest: Any) -> None:
+    with open_inside(folder, name) as file:
+        size = os.fstat(file.fileno()).st_size
+        digest.update(f"{name}\0{size}\0".encode())
+        if size <= SAMPLES * SAMPLE_BYTES:
+            digest.update(file.read(size))
+            return
+        for sample in range(SAMPLES):
+            file.seek((size - SAMPLE_BYTES) * sample // (SAMPLES - 1))
+            digest.update(file.read(SAMPLE_BYTES))
 
 
 def _family(config: dict[str, Any]) -> Family:
@@ -162,14 +198,18 @@ def _family(config: dict[str, Any]) -> Family:
 
 
 def _safetensors_parameters(path: Path) -> int:
-    with path.open("rb") as file:
+    """Numbers stored in one file, from its header, which must account for every byte of it."""
+    with open_inside(path.parent, path.name) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= path.stat().st_size:
+        if not 0 < length <= min(size, JSON_BYTES):
             raise ValueError("not a safetensors file")
         header = json.loads(file.read(length))
-    return sum(
-        math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
-    )
+    tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+    end = max((entry["data_offsets"][1] for entry in tensors), default=0)
+    if size != 8 + length + end:
+        raise ValueError(f"{size} bytes instead of {8 + length + end}: cut off, or another file")
+    return sum(math.prod(entry["shape"]) for entry in tensors)
 
 
 def _parameters(files: list[Path], dtype: str) -> int | None:
@@ -184,7 +224,9 @@ def _parameters(files: list[Path], dtype: str) -> int | None:
                 KeyError,
                 TypeError,
                 AttributeError,
+                IndexError,
                 RecursionError,
+                UnsafeFile,
             ) as error:
                 raise CheckpointInvalid(
                     "weights_invalid",
@@ -197,8 +239,9 @@ def _parameters(files: list[Path], dtype: str) -> int | None:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """family, architecture, layers, hidden_size, vocabulary, context_length, parameters, dtype,
-    quantization_bit, bytes, sampling, note.
+    """family, architecture, layers, hidden_size, intermediate_size, heads, kv_heads, head_dim,
+    vocabulary, context_length, parameters, dtype, quantization_bit, bytes, sampling, note,
+    chat_template (whether it has one), licence ("" = not said), source (source.json, or {}).
 
     `parameters` counts stored numbers (packed ones as stored), `None` if unknown. Raises
     CheckpointInvalid.
@@ -220,6 +263,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
             file=empty[0],
         )
     _check_shards(folder, files)
+    _check_plain(folder)
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise CheckpointInvalid(
             "tokenizer_missing", f"{folder} holds no tokenizer", folder=str(folder)
@@ -229,6 +273,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "bits"
     )
     contexts = (config.get(name) for name in CONTEXT_NAMES)
+    source = provenance.source(folder)
     return {
         "family": family.name,
         "architecture": (config.get("architectures") or [config["model_type"]])[0],
@@ -245,8 +290,27 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "quantization_bit": int(quantization) if quantization else None,
         "bytes": sum(path.stat().st_size for path in files),
         "sampling": _sampling(folder),
+        **_attention_shape(config),
+        "chat_template": family.name == "chatglm" or _has_chat_template(folder),
+        "source": source,
+        "licence": str(source.get("licence") or "") or provenance.licence(folder),
         "note": str(config.get("portal_note", "")),
     }
+
+
+def _check_plain(folder: Path) -> None:
+    """Whatever the loader will read must be a plain file of a bearable size: it reads without
+    looking.
+    """
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        try:
+            with open_inside(folder, name) as file:
+                if os.fstat(file.fileno()).st_size > TOKENIZER_BYTES:
+                    raise UnsafeFile(name, f"has more than {TOKENIZER_BYTES} bytes")
+        except FileNotFoundError:
+            continue
+        except UnsafeFile as error:
+            raise _unsafe(error) from error
 
 
 def _sampling(folder: Path) -> dict[str, float]:
@@ -254,13 +318,13 @@ def _sampling(folder: Path) -> dict[str, float]:
     there is passed over.
     """
     try:
-        told = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+        told = read_json_inside(folder, "generation_config.json", CONFIG_BYTES)
         return {
             name: told[name]
             for name in SAMPLING_DEFAULTS
             if type(told.get(name)) in (LIMITS[name].kind, int) and told[name] in LIMITS[name]
         }
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError, UnsafeFile):
         # most folders have such a file, none needs it
         return {}
 
@@ -272,8 +336,8 @@ def _check_shards(folder: Path, files: list[Path]) -> None:
     if not index.is_file():
         return
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError, RecursionError) as error:
+        named = set(read_json_inside(folder, index.name, JSON_BYTES)["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UnsafeFile) as error:
         raise CheckpointInvalid(
             "weights_invalid", f"{index.name} cannot be read", file=index.name
         ) from error
@@ -284,3 +348,29 @@ def _check_shards(folder: Path, files: list[Path]) -> None:
             f"{len(missing)} weight files are missing, the first is {missing[0]}",
             folder=str(folder),
         )
+
+
+def _attention_shape(config: dict[str, Any]) -> dict[str, Any]:
+    """What keys, values and activations take, as far as config.json says it."""
+    heads = config.get("num_attention_heads") or config.get("n_head")
+    width = config.get("hidden_size") or config.get("n_embd")
+    numbers = (int, float)
+    head_dim = config.get("head_dim") or (
+        width // heads if isinstance(width, numbers) and isinstance(heads, numbers) else None
+    )
+    return {
+        "intermediate_size": config.get("intermediate_size") or config.get("inner_hidden_size"),
+        "heads": heads,
+        "kv_heads": config.get("num_key_value_heads") or heads,
+        "head_dim": head_dim,
+    }
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        told = read_json_inside(folder, "tokenizer_config.json", JSON_BYTES)
+        return bool(told.get("chat_template"))
+    except (OSError, ValueError, AttributeError, UnsafeFile):
+        return False

@@ -28,6 +28,8 @@ from chat.worker.router import Router, SequenceLost, WorkerUnavailable, get_rout
 logger = logging.getLogger(__name__)
 
 SAVE_INTERVAL = 1.0  # seconds
+SAVE_ATTEMPTS = 7  # within 3 seconds, not counting what each waits for a lock
+SAVE_LATE = 5.0  # seconds between two attempts after those
 KEEP_ENDED = 10.0  # seconds that an ended answer stays in memory for readers on their way
 NOT_YET_SUBMITTED = timedelta(seconds=15)  # age at which a row that no worker knows counts as lost
 FIND_WORKER = 60.0  # seconds to wait for a worker that may still know a row's sequence
@@ -44,6 +46,7 @@ class GenerationLoop:
         self._changed: set[LiveAnswer] = set()
         self._rung: dict[asyncio.AbstractEventLoop, list[Reader]] = defaultdict(list)
         self._tasks: set[asyncio.Task] = set()
+        self._unsaved: set[LiveAnswer] = set()  # ended, while the database was away
         self._done: dict[LiveAnswer, asyncio.Event] = {}
         self._database = ThreadPoolExecutor(1, thread_name_prefix="answers-database")
         self.loop = asyncio.new_event_loop()
@@ -118,14 +121,11 @@ class GenerationLoop:
         return answer
 
     def _leave(self, answer: LiveAnswer) -> None:
-        """The end: readers are told; latecomers find the answer here for a moment, then in its
-        row.
-        """
+        """The end: readers are told."""
         answer.ended = True
         self._changed.discard(answer)
         self._ring(answer)
         self._done.pop(answer).set()
-        self.loop.call_later(KEEP_ENDED, self.answers.pop, answer.message_id, None)
 
     async def _write_down(self, answer: LiveAnswer, router: Router, created_at=None) -> None:
         """Follows the sequence to its end. `created_at`: of a row that was begun by an earlier
@@ -141,12 +141,33 @@ class GenerationLoop:
         await self._end(answer)
 
     async def _end(self, answer: LiveAnswer) -> None:
-        """The row first, then the readers: what they see last is true already."""
+        """The row first, then the readers: what they see last is true already. A database that
+        stays away does not keep them waiting.
+        """
         answer.html = await self.loop.run_in_executor(self._database, to_html, answer.content)
-        await self._save(save_end, answer)
+        saved = await self._save(save_end, answer)
         self._leave(answer)
+        if saved:
+            self._forget_soon(answer)
+        else:
+            self._spawn(self._save_at_last(answer))
         if not self._done:
             await self._save(connections.close_all)
+
+    async def _save_at_last(self, answer: LiveAnswer) -> None:
+        """Until the database takes it, or the process ends; latecomers find the answer here."""
+        self._unsaved.add(answer)
+        saved = False
+        while not saved:
+            await asyncio.sleep(SAVE_LATE)
+            saved = await self._save(save_end, answer, attempts=1)
+        self._unsaved.remove(answer)
+        logger.info("message %s: saved at last", answer.message_id)
+        self._forget_soon(answer)
+
+    def _forget_soon(self, answer: LiveAnswer) -> None:
+        """Latecomers find the answer here for a moment, then in its row."""
+        self.loop.call_later(KEEP_ENDED, self.answers.pop, answer.message_id, None)
 
     async def _read(self, answer: LiveAnswer, router: Router, created_at) -> None:
         begun = time.monotonic()
@@ -173,6 +194,8 @@ class GenerationLoop:
         """Returns when no answer is in flight and its rows are written."""
         while self._done:
             await asyncio.gather(*(ended.wait() for ended in tuple(self._done.values())))
+        while self._unsaved:
+            await asyncio.sleep(SAVE_LATE)
         await self._save(connections.close_all)
 
     def _ring(self, answer: LiveAnswer) -> None:
@@ -209,17 +232,17 @@ class GenerationLoop:
             self._database, _with_connection, function, *arguments
         )
 
-    async def _save(self, function, *arguments, attempts: int = 7) -> None:
-        """A locked database is asked again."""
+    async def _save(self, function, *arguments, attempts: int = SAVE_ATTEMPTS) -> bool:
+        """A locked database is asked again; False when that did not help."""
         for attempt in range(attempts):
             try:
-                return await self._in_database(function, *arguments)
-            except DatabaseError:
-                logger.warning(
-                    "an answer could not be saved (attempt %d)", attempt + 1, exc_info=True
-                )
-                await asyncio.sleep(0.05 * 2**attempt)
-        logger.error("an answer could not be saved: %r", arguments)
+                await self._in_database(function, *arguments)
+                return True
+            except DatabaseError as error:
+                logger.warning("the database does not take an answer (%s)", error)
+                if attempt + 1 < attempts:
+                    await asyncio.sleep(0.05 * 2**attempt)
+        return False
 
 
 _current: GenerationLoop | None = None

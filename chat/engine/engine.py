@@ -27,6 +27,7 @@ from chat.engine.loading import Loaded
 from chat.engine.offline import GenerationOutput, OutputCollector
 from chat.engine.prefill import Prefiller, groups
 from chat.engine.prompt_cache import PromptCache
+from chat.engine.prompts import Prompter
 from chat.engine.request import LONGEST_PREFIX, Request, Sink
 from chat.engine.sampler import SampledToken, sample
 from chat.engine.scheduler import Scheduler
@@ -118,6 +119,10 @@ class Engine:
         )
 
     # -- any thread
+
+    @property
+    def prompter(self) -> Prompter:
+        return self.loaded.prompter
 
     def submit(self, request: Request, sink: Sink, on_end: OnEnd | None = None) -> None:
         """Queue a request. Its events go to `sink`, and the whole sequence to `on_end` once it has

@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint, read_config
@@ -99,17 +105,7 @@ def load(
                 reason="quantization_bit",
             )
         config.quantization_bit = quantization_bit
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, local_files_only=True
-        )
-    except BROKEN_FILES as error:
-        raise CheckpointInvalid(
-            "tokenizer_missing", f"the tokenizer cannot be loaded: {error}"
-        ) from error
-    fault = family.tokenizer_fault(tokenizer, config)
-    if fault:
-        raise CheckpointInvalid("tokenizer_missing", fault)
+    tokenizer = _tokenizer(folder, family, config)
     # On a GPU each weight goes straight there (and is packed there); several GPUs share the layers.
     placement = {}
     if device.type == "cuda":
@@ -137,6 +133,35 @@ def load(
         device=device,
         dtype=dtype,
     )
+
+
+def load_prompter(folder: str | Path) -> Prompter:
+    """The text side of a checkpoint alone, without its weights. Raises CheckpointInvalid."""
+    folder = str(folder)
+    describe(folder)
+    family = _known_family(read_config(folder))
+    family.register()
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except BROKEN_FILES:
+        generation = None  # as for a model that comes without one
+    return family.prompter(_tokenizer(folder, family, config), config, generation)
+
+
+def _tokenizer(folder: str, family: Family, config: Any) -> Any:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except BROKEN_FILES as error:
+        raise CheckpointInvalid(
+            "tokenizer_missing", f"the tokenizer cannot be loaded: {error}"
+        ) from error
+    fault = family.tokenizer_fault(tokenizer, config)
+    if fault:
+        raise CheckpointInvalid("tokenizer_missing", fault)
+    return tokenizer
 
 
 def from_parts(

@@ -71,6 +71,19 @@ class Prompter(ABC):
         the answer.
         """
 
+    def context_ids(self, instruction: str, answered: Sequence[tuple[str, str]]) -> list[int]:
+        """Tokens of a text that may stand before any prompt: an instruction and answered examples
+        (prompt, response) of the task, as whole turns.
+        """
+        first, *others = answered or [("", "")]
+        turns = [(f"{instruction}\n\n{first[0]}".strip(), first[1]), *others]
+        ids: list[int] = []
+        with self._lock:
+            for prompt, response in turns:
+                ids += self._render(checked([{"role": "user", "content": prompt}]))
+                ids += self.response_ids(response) if response else []
+        return ids
+
     def prompt_ids(self, messages: Messages, max_length: int | None = None) -> list[int]:
         """Tokens of the prompt. With `max_length` the text is shortened to fit, as in training."""
         messages = checked(messages)

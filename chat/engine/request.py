@@ -68,6 +68,40 @@ class SamplingParams:
     # number of alternatives to report with each token; None: no logprobs
     logprobs: int | None = _limited(None, int, 0, 20)
 
+    def check(self) -> None:
+        """Raises RequestRefused("invalid_value") naming the parameter."""
+
+        def refuse(name: str, allowed: object) -> None:
+            message = f"{name} must be {allowed}, not {getattr(self, name)!r}"
+            raise RequestRefused("invalid_value", message, param=name)
+
+        for name, limits in LIMITS.items():
+            value = getattr(self, name)
+            if value is None and DEFAULTS[name] is None:
+                continue
+            if value not in limits:
+                refuse(name, limits)
+        if len(self.stop) > MOST_STOPS or not all(self.stop):
+            refuse("stop", f"at most {MOST_STOPS} strings, none of them empty")
+
+    def new_tokens_limit(self, prompt: int, room: int) -> int:
+        """Tokens that the answer to a prompt of `prompt` tokens may have, where both have `room`.
+
+        An explicit number that does not fit is refused; the default takes what there is.
+        """
+        wanted = self.max_new_tokens
+        if prompt + (wanted or 1) > room:
+            asked = f" and up to {wanted} tokens of answer were asked for" if wanted else ""
+            raise RequestRefused(
+                "context_length_exceeded",
+                f"the context holds {room} tokens; the prompt has {prompt}{asked}",
+                param="messages" if prompt + 1 > room else "max_new_tokens",
+            )
+        if wanted is None and self.max_length is not None:
+            # one token at least, as ChatGLM's own generate
+            return max(1, min(self.max_length, room) - prompt)
+        return wanted or min(DEFAULT_NEW_TOKENS, room - prompt)
+
 
 LIMITS: dict[str, Limits] = {
     found.name: found.metadata["limits"]
@@ -91,10 +125,11 @@ class AdapterRef:
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """Which base weights a request needs."""
+    """Which base weights a request needs. folder: where they lie on this machine, if they do."""
 
     name: str
     fingerprint: str
+    folder: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,7 @@ from chat.engine.adapters import AdapterPool
 from chat.engine.loading import Loaded
 from chat.engine.positions import Positions
 from chat.engine.prompts import Messages
-from chat.engine.request import (
-    DEFAULT_NEW_TOKENS,
-    DEFAULTS,
-    LIMITS,
-    MOST_STOPS,
-    Request,
-    RequestRefused,
-    SamplingParams,
-    Sink,
-)
+from chat.engine.request import Request, RequestRefused, Sink
 from chat.engine.sampler import SamplerState
 from chat.engine.sequence import OnEnd, Sequence
 
@@ -47,7 +38,7 @@ class RequestValidator:
 
     def prepare(self, request: Request, sink: Sink, on_end: OnEnd | None) -> Sequence:
         """Raises RequestRefused."""
-        _check_sampling(request.sampling)
+        request.sampling.check()
         prompt = self._prompt(request)
         prefix = self._adapters.fetch(request.adapter) if request.adapter else None
         pre_seq_len = prefix.shape[3] if prefix is not None else 0
@@ -59,6 +50,7 @@ class RequestValidator:
                 param="adapter",
             )
         plan = self._positions.plan(prompt, pre_seq_len)
+        room = min(self._max_length, self._loaded.context_length - plan.offset)
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
         return Sequence(
@@ -68,7 +60,7 @@ class RequestValidator:
             prompter=self._loaded.prompter,
             sampler_state=SamplerState.of(sampling, prompt),
             positions=plan,
-            new_tokens_limit=self._new_tokens(sampling, len(prompt), plan.offset),
+            new_tokens_limit=sampling.new_tokens_limit(len(prompt), room),
             prefix=prefix,
             on_end=on_end,
         )
@@ -111,43 +103,8 @@ class RequestValidator:
                 param="messages",
             )
 
-    def _new_tokens(self, sampling: SamplingParams, prompt: int, shift: int) -> int:
-        """Tokens the answer may have. An explicit number that does not fit is refused; the
-        default takes what there is.
-        """
-        limit = min(self._max_length, self._loaded.context_length - shift)
-        wanted = sampling.max_new_tokens
-        if prompt + (wanted or 1) > limit:
-            asked = f" and up to {wanted} tokens of answer were asked for" if wanted else ""
-            raise RequestRefused(
-                "context_length_exceeded",
-                f"the context holds {limit} tokens; the prompt has {prompt}{asked}",
-                param="messages" if prompt + 1 > limit else "max_new_tokens",
-            )
-        if wanted is None and sampling.max_length is not None:
-            # one token at least, as ChatGLM's own generate
-            return max(1, min(sampling.max_length, limit) - prompt)
-        return wanted or min(DEFAULT_NEW_TOKENS, limit - prompt)
-
 
 def _longest_token(tokenizer: Any) -> int:
     """Bytes of text that one token may stand for, at most. ChatGLM has one for 80 blanks."""
     sizes = (len(t if isinstance(t, bytes) else t.encode()) for t in tokenizer.get_vocab())
     return max(128, *sizes)
-
-
-def _check_sampling(sampling: SamplingParams) -> None:
-    """Raises RequestRefused("invalid_value") naming the parameter."""
-
-    def refuse(name: str, allowed: object) -> None:
-        message = f"{name} must be {allowed}, not {getattr(sampling, name)!r}"
-        raise RequestRefused("invalid_value", message, param=name)
-
-    for name, limits in LIMITS.items():
-        value = getattr(sampling, name)
-        if value is None and DEFAULTS[name] is None:
-            continue
-        if value not in limits:
-            refuse(name, limits)
-    if len(sampling.stop) > MOST_STOPS or not all(sampling.stop):
-        refuse("stop", f"at most {MOST_STOPS} strings, none of them empty")

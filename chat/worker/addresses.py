@@ -6,15 +6,18 @@ import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-_URL = re.compile(r"unix:/\S+|https?://\S+")
+_URL = re.compile(r"unix:/\S+|(vllm\+)?https?://\S+")
 
 
 @dataclass(frozen=True)
 class WorkerAddress:
-    """`URL` or `NAME=URL`: unix:/folder/worker.sock or http://host:port."""
+    """`URL` or `NAME=URL`: unix:/folder/worker.sock, http://host:port, or vllm+http://host:port for
+    a vLLM server (`vllm`; `url` is then without that).
+    """
 
     name: str
     url: str
+    vllm: bool = False
 
     @classmethod
     def parse(cls, entry: str) -> WorkerAddress:
@@ -24,7 +27,7 @@ class WorkerAddress:
             name, url = "", entry
         if not _URL.fullmatch(url) or (name and not re.fullmatch(r"[\w.-]+", name)):
             raise ValueError(f"{entry!r} is not an address")
-        return cls(name, url)
+        return cls(name, url.removeprefix("vllm+"), url.startswith("vllm+"))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """The web tier's only way to inference: submit, events, abort and status, over one or several
 workers. No torch, no Django.
 
-A `Router` chooses among workers (chat/worker/client.py) and OpenAI-compatible servers
-(chat/worker/openai_backend.py) by checkpoint, then by load. It belongs to one event loop;
-`get_router()` gives the running loop's own.
+A `Router` chooses among workers (chat/worker/client.py), vLLM servers (vllm_backend.py) and other
+OpenAI-compatible servers (openai_backend.py) by checkpoint, then by load. It belongs to one event
+loop; `get_router()` gives the running loop's own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import json
 import socket
+import urllib.request
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from chat.worker.addresses import WorkerAddress
 from chat.worker.client import SequenceLost, WorkerClient, WorkerUnavailable
 from chat.worker.event_log import coalesced
 from chat.worker.openai_backend import OpenAIBackend
+from chat.worker.prompt_renderer import PromptRenderer, Renderer
+from chat.worker.vllm_backend import VllmBackend, models_in, status_of
 from chat.worker.wire import Address
 
 __all__ = [
@@ -47,7 +50,9 @@ __all__ = [
 
 
 class Backend(Protocol):
-    """A server of sequences: WorkerClient or OpenAIBackend. Methods may raise WorkerUnavailable."""
+    """A server of sequences: WorkerClient, VllmBackend or OpenAIBackend. Methods may raise
+    WorkerUnavailable.
+    """
 
     name: str
 
@@ -64,14 +69,24 @@ class Router:
     """Several backends as one: by checkpoint, then by load."""
 
     def __init__(
-        self, urls: Sequence[str], token: str, remotes: Sequence[str] = (), remote_key: str = ""
+        self,
+        urls: Sequence[str],
+        token: str,
+        remotes: Sequence[str] = (),
+        remote_key: str = "",
+        renderer: Renderer | None = None,
     ):
-        addresses = [WorkerAddress.parse(url) for url in urls]
-        self.workers = [WorkerClient(each.url, token, each.name) for each in addresses]
+        """renderer: of prompts for vLLM servers; None: a process of ours."""
+        self._own_renderer: PromptRenderer | None = None
+        if renderer is None:
+            renderer = self._own_renderer = PromptRenderer()
         self.backends: list[Backend] = [
-            *self.workers,
-            *(OpenAIBackend.parse(entry, remote_key) for entry in remotes),
+            VllmBackend(address.url, token, renderer, address.name)
+            if address.vllm
+            else WorkerClient(address.url, token, address.name)
+            for address in map(WorkerAddress.parse, urls)
         ]
+        self.backends += (OpenAIBackend.parse(entry, remote_key) for entry in remotes)
         # of sequences submitted here, until their events have been read
         self._backends_by_id: dict[str, Backend] = {}
 
@@ -89,6 +104,13 @@ class Router:
                 full = isinstance(error, WorkerUnavailable) or error.code == "queue_full"
                 if not full or i + 1 == len(candidates):
                     raise
+
+    async def is_served(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
+        """Does any backend have it just now?"""
+        try:
+            return bool(await self._candidates(checkpoint, with_adapter=with_adapter))
+        except WorkerUnavailable:
+            return False
 
     async def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]:
         """As WorkerClient.events, wherever the sequence is. SequenceLost when nobody knows it."""
@@ -130,6 +152,8 @@ class Router:
 
     async def close(self) -> None:
         await asyncio.gather(*(backend.close() for backend in self.backends))
+        if self._own_renderer is not None:
+            await self._own_renderer.close()
 
     async def _candidates(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> list[Backend]:
         answers = await asyncio.gather(
@@ -143,6 +167,9 @@ class Router:
         ]
         if fitting:
             return sorted(fitting, key=lambda backend: backend.load())
+        for answer in answers:
+            if isinstance(answer, WorkerUnavailable) and answer.code == "no_worker_for_checkpoint":
+                raise answer  # it says why, of this very checkpoint
         states = await self.status()
         if any(state["state"] == "loading" for state in states):
             raise WorkerUnavailable("the worker is loading its checkpoint", "worker_loading")
@@ -213,7 +240,8 @@ def get_router() -> Router:
 
 def connect(timeout: float) -> socket.socket:
     """A connection to the first configured worker, for `up`, which starts it. OSError."""
-    first = WorkerAddress.parse(_settings().worker_urls[0])
+    addresses = map(WorkerAddress.parse, _settings().worker_urls)
+    first = next(address for address in addresses if not address.vllm)
     return Address.parse(first.url).connect(timeout)
 
 
@@ -226,13 +254,15 @@ def status_sync(timeout: float = 2.0) -> dict[str, Any]:
     """
     now, answers, reasons = _settings(), [], []
     for entry in map(WorkerAddress.parse, now.worker_urls):
-        name, address = entry.name, Address.parse(entry.url)
         try:
-            answers.append(
-                {**_get_status(address, now.worker_token, timeout), "name": name or str(address)}
-            )
+            if entry.vllm:
+                status = _get_vllm_status(entry.url, now.worker_token, timeout)
+            else:
+                status = _get_status(Address.parse(entry.url), now.worker_token, timeout)
+            answers.append({**status, "name": entry.name or entry.url})
         except (OSError, http.client.HTTPException, ValueError) as error:
-            reasons.append(f"{name or address}: {getattr(error, 'strerror', None) or error}")
+            reason = getattr(error, "strerror", None) or error
+            reasons.append(f"{entry.name or entry.url}: {reason}")
     if not answers:
         raise WorkerUnavailable("; ".join(reasons) or "no worker is configured")
     answers.sort(key=lambda status: status["state"] != "ready")
@@ -251,3 +281,11 @@ def _get_status(address: Address, token: str, timeout: float) -> dict[str, Any]:
         return status
     finally:
         connection.close()
+
+
+def _get_vllm_status(url: str, key: str, timeout: float) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{url.rstrip('/')}/v1/models", headers={"Authorization": f"Bearer {key}"}
+    )
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        return status_of(url, models_in(json.load(answer)))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 
 import psutil
 from django.conf import settings
@@ -93,9 +94,10 @@ def answer_bell(queue: str) -> str:
     run.folder.mkdir(parents=True, exist_ok=True)
     with open(run.log_path, "ab") as log:
         child = spawn(
-            [sys.executable, "-m", RUN_PROCESS, str(run_id), token],
+            [*settings.LAUNCHER, sys.executable, "-m", RUN_PROCESS, str(run_id), token],
             death_signal=signal.SIGTERM,  # it saves what it has and steps aside
-            blocked=STOP_SIGNALS,  # until it can do that
+            # until it can do that; a launcher must hear them at once
+            blocked=() if settings.LAUNCHER else STOP_SIGNALS,
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=settings.BASE_DIR,
@@ -132,9 +134,14 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
     """Returns when the child has ended; ends it when the run is no longer this child's, or its
     lease is over. While the database does not answer, the child decides for itself
     (heartbeat.py).
+
+    A launcher may wait for a machine as long as it likes. The lease is kept here until the run's
+    process, wherever it is, has begun to keep it itself.
     """
     # Times of this process alone: the clock may be set while it watches.
     heartbeat_at, seen = None, time.monotonic()
+    launching = bool(settings.LAUNCHER)
+    kept = Run.objects.values_list("heartbeat_at", flat=True).get(pk=run_id)
     while child.poll() is None:
         time.sleep(1.0)
         try:
@@ -146,7 +153,10 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
             continue
         if run is not None and run.heartbeat_at != heartbeat_at:
             heartbeat_at, seen = run.heartbeat_at, time.monotonic()
-        if run is None or run.token != token:
+        launching = launching and run is not None and run.heartbeat_at == kept
+        if launching and run.token == token and run.status == Run.Status.RUNNING:
+            kept = _keep_lease(child, run_id, token) or kept
+        elif run is None or run.token != token:
             logger.warning("run %s: fenced off, stopping its process", run_id)
             stop(child, grace=2.0)
         elif run.status != Run.Status.RUNNING:
@@ -159,3 +169,16 @@ def _watch(child: subprocess.Popen, run_id: int, token: str) -> None:
             logger.warning("run %s: no heartbeat, killing its process", run_id)
             kill_group(child)
             child.wait()
+
+
+def _keep_lease(launcher: subprocess.Popen, run_id: int, token: str) -> datetime | None:
+    """In place of the run's process, which waits to be started. Returns what was written, or None
+    when nothing could be.
+    """
+    with contextlib.suppress(lifecycle.FencedOff, DatabaseError):
+        wish = lifecycle.heartbeat(run_id, token, phase=Run.Phase.WAITING)
+        if wish == lifecycle.Signal.CANCEL:
+            stop(launcher)
+            lifecycle.acknowledge_cancel(run_id, token)
+        return Run.objects.values_list("heartbeat_at", flat=True).get(pk=run_id)
+    return None

@@ -87,7 +87,7 @@ def test_a_pipe_in_a_folder_holds_nobody_up(tmp_path, db):
     os.mkfifo(folder / "config.json")
     with pytest.raises(ValidationError) as caught:
         registry.register_checkpoint(folder)
-    assert code_of(caught, "path") == "config_missing"
+    assert code_of(caught, "path") == "unsafe_file"
 
 
 @pytest.mark.parametrize("name", ["a:b", "a,b", " ", "x" * 101, "12", "../x", "a\nb", "a?b"])

@@ -2,10 +2,12 @@
 test_process.py.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
 
+from chat.models import Adapter
 from evaluation import metrics
 from evaluation import predict as predicting
 from evaluation.comparison import compare, update_differences
@@ -15,6 +17,8 @@ from evaluation.work import EvaluationWork
 from portal.models import Run
 from portal.runs import lifecycle
 from portal.runs.heartbeat import CANCEL, RunFailed, StopRequested
+from tests.support.completions_server import KEY, CompletionsServer
+from tests.support.live_portal import wait_for
 from tests.support.uploads import lines, upload
 from tuning.datasets import store
 
@@ -187,3 +191,34 @@ def test_differences_wait_for_both_sides(member, dataset, checkpoint, adapter):
     Prediction.objects.all().delete()
     update_differences(tuned.pk)
     assert EvaluationRun.objects.get(pk=tuned.pk).difference is None
+
+
+def test_rows_go_to_the_vllm_servers_that_have_the_checkpoint(
+    member, dataset, checkpoint, adapter, settings, data_dir
+):
+    """To all of them; what one that dies had in hand is answered by another."""
+    (data_dir / "adapters" / "one").rename(data_dir / "adapters" / adapter.sha256)
+    Adapter.objects.update(folder=f"adapters/{adapter.sha256}")
+    known = (checkpoint.fingerprint, data_dir / "adapters")
+    with (
+        CompletionsServer(*known, SLOW_SERVER="1") as first,
+        CompletionsServer(*known, SLOW_SERVER="1") as second,
+    ):
+        settings.WORKER_URLS = [f"vllm+{first.url}", f"two=vllm+{second.url}"]
+        settings.WORKER_TOKEN = KEY
+        run = create_evaluation(
+            member, dataset=dataset, checkpoint=checkpoint, adapter=adapter, **SHORT
+        )
+
+        def kill_first():
+            wait_for(lambda: first.ask("asked") >= 3, 30, "rows at the first server")
+            first.kill()
+
+        with ThreadPoolExecutor(1) as threads:
+            killed = threads.submit(kill_first)
+            run = carry_out(run)
+            killed.result()
+        assert second.ask("last")["kv_transfer_params"]["prefix"] == adapter.sha256
+    assert run.status == Run.Status.SUCCEEDED
+    assert (run.predictions.count(), run.failed_rows) == (8, 0)
+    assert {row.text for row in run.predictions.all()} == {"a b c d e f g h i j k l "}

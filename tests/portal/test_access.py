@@ -155,7 +155,7 @@ class TestChecks:
     ):
         data_dir.chmod(mode)
         settings.UMASK = umask
-        assert ("portal.E007" in self.ids()) == found
+        assert ("portal.E008" in self.ids()) == found
 
     def ids(self):
         from django.core.checks import run_checks

@@ -15,6 +15,8 @@ Processes, started for real so that they can be killed for real:
     worker_process.py    a worker process around pretend_engine.py
     pretend_engine.py    an engine without a model: the last message says what it does
     openai_server.py     a small OpenAI-compatible server, for the backend that asks one
+    completions_server.py   one that speaks vLLM's completions, for the backend of vLLM servers
+    launcher.py          what a cluster puts before a run's process: delays, kills, forwards signals
 
 Rows of the database:
     page_fixtures.py     fixtures of the page tests: a member with one of everything, no worker

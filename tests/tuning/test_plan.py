@@ -145,3 +145,32 @@ def test_problems_are_worded_in_the_reader_s_language(member, checkpoint):
     with pytest.raises(ValidationError) as refused:
         recipe_for(checkpoint, pre_seq_len=5000)
     assert "256" in refused.value.message_dict["pre_seq_len"][0]
+
+
+def test_a_prefix_that_begins_as_a_text_is_offered_one(member, make_dataset, checkpoint):
+    dataset = make_dataset(member)
+    run = create_run(member, dataset=dataset, checkpoint=checkpoint, init="prompt")
+    assert "summary" in run.recipe["init_text"]
+    mine = create_run(
+        member, dataset=dataset, checkpoint=checkpoint, init="prompt", init_text="写广告"
+    )
+    assert mine.recipe["init_text"] == "写广告"
+    random = create_run(member, dataset=dataset, checkpoint=checkpoint, init="random")
+    assert random.recipe["init_text"] == ""
+
+
+@pytest.mark.parametrize(
+    ("hyper", "field", "code"),
+    [
+        ({"init": "prompt", "prefix_projection": True}, "init", "init_with_projection"),
+        ({"init_text": "x" * 5000}, "init_text", "text_too_long"),
+        ({"kl_weight": 1.0, "kl_share": 0.0}, "kl_share", "no_general_prompts"),
+        ({"kl_weight": -1.0}, "kl_weight", "out_of_range"),
+        ({"init": "ones"}, "init", "not_a_choice"),
+    ],
+)
+def test_starts_and_holds_that_contradict_themselves_are_refused(
+    member, make_dataset, checkpoint, hyper, field, code
+):
+    planned = {"dataset": make_dataset(member), "checkpoint": checkpoint, **hyper}
+    assert problems_of(create_run, member, **planned) == {field: [code]}

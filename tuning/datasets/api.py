@@ -86,16 +86,22 @@ class DatasetSerializer(serializers.ModelSerializer):
 
 class ProblemSerializer(serializers.Serializer):
     line = serializers.IntegerField(
-        allow_null=True, help_text="From 1; null where it concerns the whole file."
+        allow_null=True, help_text="The first, from 1; null where it concerns the whole file."
     )
     code = serializers.CharField()
     message = serializers.CharField()
     level = serializers.ChoiceField(["error", "warning"])
     member = serializers.CharField(required=False, help_text="The file inside the archive.")
+    count = serializers.IntegerField(help_text="Rows that have this kind of problem.")
+    lines = serializers.ListField(
+        child=serializers.IntegerField(), help_text="Their lines, the first 1,000."
+    )
 
 
 class DatasetDetailSerializer(DatasetSerializer):
-    problems = ProblemSerializer(many=True, read_only=True, help_text="The first 1,000.")
+    problems = ProblemSerializer(
+        many=True, read_only=True, help_text="One entry a kind of problem."
+    )
     problem_count = serializers.IntegerField(read_only=True)
 
     class Meta(DatasetSerializer.Meta):
@@ -105,7 +111,17 @@ class DatasetDetailSerializer(DatasetSerializer):
 
 class UploadSerializer(serializers.Serializer):
     file = serializers.FileField(
-        help_text=".json, .jsonl or .csv; plain or in .gz, .zip, .tar, .tar.gz"
+        help_text=".json, .jsonl, .csv or .xlsx; plain or in .gz, .zip, .tar, .tar.gz"
+    )
+    validation_file = serializers.FileField(
+        required=False, default=None, help_text="Such a file too: the validation rows."
+    )
+    sheet = serializers.CharField(
+        max_length=100,
+        required=False,
+        allow_blank=True,
+        default="",
+        help_text="Of a workbook. Empty: the first one.",
     )
     name = serializers.CharField(max_length=120, required=False, allow_blank=True, default="")
     prompt_column = serializers.CharField(
@@ -211,7 +227,7 @@ class DatasetViewSet(
             201: DatasetDetailSerializer,
             400: OpenApiResponse(
                 OpenApiTypes.OBJECT,
-                "error.problems lists every problem with its line; nothing was stored",
+                "error.problems lists every kind of problem with its lines; nothing was stored",
             ),
         },
     )
@@ -221,7 +237,11 @@ class DatasetViewSet(
         fields = body.validated_data
         try:
             dataset = store.ingest(
-                fields.pop("file"), name=fields.pop("name"), owner=request.user, **fields
+                fields.pop("file"),
+                name=fields.pop("name"),
+                owner=request.user,
+                validation=fields.pop("validation_file"),
+                **fields,
             )
         except store.DatasetRejected as rejected:
             return rejection(rejected)

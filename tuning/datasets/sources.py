@@ -1,5 +1,5 @@
 """From the bytes that somebody uploaded to plain text files: archives unpacked under limits,
-encodings recognised. No Django.
+workbooks read, encodings recognised. No Django.
 
 An upload is hostile until proved otherwise: nothing is written under a name from inside an archive,
 and everything is counted while it is read (bytes, ratio, members), never believed from a header.
@@ -22,12 +22,41 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+from tuning.datasets.findings import DatasetRejected, printable, problem, rejected
+from tuning.datasets.workbooks import rows_of_workbook
+
 CHUNK = 1 << 18
-DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".xlsx")
 UTF_8, UTF_8_BOM, GB18030 = "utf-8", "utf-8-sig", "gb18030"
 _EXTENDED = (b"x", b"g", b"X", b"L", b"K")  # types of a tar's entries that describe others
 _LONGEST_HEADER, _LONGEST_GLOBAL = 8 << 10, 1 << 10  # bytes of such an entry; a path has 4 KB
 _MOST_HEADERS = 8  # such entries before one member: long name, long link, PAX; global ones
+_BOMS = {  # UTF-32's first: it begins with that of UTF-16
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+# What files begin with that hold rows, or may, but are not read here. Parquet and Arrow would need
+# pyarrow: 50 MB of native code to unpack columns beyond every budget, for a form whose owners have
+# pandas or datasets at hand, which write JSON lines in one line.
+_FOREIGN = {
+    b"PAR1": ("columnar_file", "Parquet"),
+    b"ARROW1": ("columnar_file", "Arrow"),
+    b"\xff\xff\xff\xff": ("columnar_file", "Arrow"),  # a stream, as datasets' cache has it
+    b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": ("foreign_workbook", "Excel 97 (.xls)"),
+    b"7z\xbc\xaf\x27\x1c": ("foreign_archive", "7-Zip"),
+    b"Rar!\x1a\x07": ("foreign_archive", "RAR"),
+    b"BZh": ("foreign_archive", "bzip2"),
+    b"\xfd7zXZ\x00": ("foreign_archive", "xz"),
+    b"\x28\xb5\x2f\xfd": ("foreign_archive", "Zstandard"),
+}
+_FOREIGN_PARTS = {  # a zip that has this member
+    "xl/workbook.bin": "Excel (.xlsb)",
+    "Index/Document.iwa": "Numbers",
+    "content.xml": "OpenDocument (.ods)",
+}
+_ZIP, _WORKBOOK = b"PK\x03\x04", "xl/workbook.xml"
 _RATIO_FREE = 16 << 20  # bytes below which no ratio is suspicious
 
 
@@ -39,54 +68,16 @@ class Limits:
     max_line_bytes: int = 4 << 20
 
 
-class DatasetRejected(Exception):
-    """Nothing was stored. `problems`: [{"line", "code", "level", "params", "member"?}, ...], the
-    first 1,000 of `total`.
-    """
-
-    def __init__(self, problems: list[dict[str, Any]], total: int | None = None):
-        super().__init__(
-            f"{problems[0]['code']} at line {problems[0]['line']}" if problems else "rejected"
-        )
-        self.problems, self.total = problems, len(problems) if total is None else total
-
-
-def problem(
-    code: str, line: int | None = None, *, level: str = "error", member: str = "", **params
-) -> dict[str, Any]:
-    """One finding. tuning/datasets/store.py words it; `line` is 1-based, None where it concerns the
-    whole file.
-    """
-    told = {
-        name: printable(value) if isinstance(value, str) else value
-        for name, value in params.items()
-    }
-    found = {"line": line, "code": code, "level": level, "params": told}
-    if member:
-        found["member"] = printable(member)
-    return found
-
-
-def printable(text: str) -> str:
-    """Text from inside a file, fit for JSON, a page and the database: no half characters, no
-    NUL.
-    """
-    return text.encode("utf-8", "replace").decode().replace("\0", "�")
-
-
-def rejected(code: str, **params) -> DatasetRejected:
-    return DatasetRejected([problem(code, **params)])
-
-
 @dataclass
 class Source:
     """One data file of an upload, readable from its start. `name`: as it was called, for people and
-    for its suffix alone.
+    for its suffix alone. `encoding`: of `file`; `was_encoding`: of what was uploaded.
     """
 
     name: str
     file: IO[bytes]
     encoding: str = UTF_8
+    was_encoding: str = UTF_8
     notes: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -118,12 +109,11 @@ class _Counted:
         return data
 
 
-def open_sources(file: IO[bytes], name: str, limits: Limits) -> list[Source]:
+def open_sources(file: IO[bytes], name: str, limits: Limits, sheet: str = "") -> list[Source]:
     """The data files of an upload: itself, or the members of a .gz, .zip, .tar or .tar.gz as
-    anonymous temporary files.
+    anonymous temporary files. `sheet`: which one of a workbook; "" is the first.
 
-    Raises DatasetRejected: too_large, archive_bomb, archive_damaged, archive_encrypted,
-    archive_member, no_data_file.
+    Raises DatasetRejected.
     """
     size = _size(file)
     if size > limits.max_bytes:
@@ -132,19 +122,40 @@ def open_sources(file: IO[bytes], name: str, limits: Limits) -> list[Source]:
     budget = _Budget(limits, size)
     sources = []
     for member, stream in _members(file, name, limits, budget, notes):
-        if stream is file:
-            sources.append(Source(member, file))
-            continue
-        copy = tempfile.TemporaryFile()  # noqa: SIM115, closed with its Source
-        with _damage_named(member):
-            shutil.copyfileobj(stream, copy, CHUNK)
-        sources.append(Source(member, copy))
+        copy = file
+        if stream is not file:
+            copy = tempfile.TemporaryFile()  # noqa: SIM115, closed with its Source
+            with _damage_named(member):
+                shutil.copyfileobj(stream, copy, CHUNK)
+        sources.append(_source(member, copy, limits, budget, notes, sheet))
     if not sources:
         raise DatasetRejected([problem("no_data_file", suffixes=" ".join(DATA_SUFFIXES)), *notes])
-    for source in sources:
-        source.encoding = recognise_encoding(source.file)
     sources[0].notes = notes
     return sources
+
+
+def _source(
+    name: str,
+    file: IO[bytes],
+    limits: Limits,
+    budget: _Budget,
+    notes: list[dict[str, Any]],
+    sheet: str,
+) -> Source:
+    """A file that is unpacked no further: text, or a workbook. Another form is refused by name."""
+    file.seek(0)
+    start = file.read(16)
+    for magic, (code, form) in _FOREIGN.items():
+        if start.startswith(magic):
+            raise rejected(code, form=form)
+    if not start.startswith(_ZIP):
+        return as_text(name, file)
+    _check_directory(file, limits)
+    with _damage_named(name), zipfile.ZipFile(file) as archive:
+        if _WORKBOOK not in archive.namelist():
+            raise rejected("foreign_archive", form="zip")
+        rows = rows_of_workbook(file, archive, budget.spend, notes, sheet)
+    return Source(str(PurePosixPath(name).with_suffix(".xlsx")), rows)
 
 
 def read_head(file: IO[bytes], name: str, limits: Limits, size: int = 1 << 20) -> tuple[str, bytes]:
@@ -153,7 +164,12 @@ def read_head(file: IO[bytes], name: str, limits: Limits, size: int = 1 << 20) -
     budget = _Budget(limits, _size(file))
     for member, stream in _members(file, name, limits, budget, notes):
         with _damage_named(member):
-            return member, stream.read(size)
+            head = stream.read(size)
+            if head.startswith((_ZIP, *_FOREIGN)):
+                source = open_sources(file, name, limits)[0]
+                source.file.seek(0)
+                return source.name, source.file.read(size)
+            return member, head
     raise DatasetRejected([problem("no_data_file", suffixes=" ".join(DATA_SUFFIXES)), *notes])
 
 
@@ -207,7 +223,7 @@ def _members(
             yield from _tar_members(counted, name, limits, notes)
         else:
             yield PurePosixPath(name).name.removesuffix(".gz"), counted
-    elif magic.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    elif magic.startswith((_ZIP, b"PK\x05\x06")):
         yield from _zip_members(file, name, limits, budget, notes)
     elif magic[257:262] == b"ustar":
         yield from _tar_members(_Counted(file, budget), name, limits, notes)
@@ -305,6 +321,14 @@ def _zip_members(
 ) -> Iterator[tuple[str, Any]]:
     _check_directory(file, limits)
     with _damage_named(name), zipfile.ZipFile(file) as archive:
+        names = set(archive.namelist())
+        for part, form in _FOREIGN_PARTS.items():
+            if part in names:
+                raise rejected("foreign_workbook", form=form)
+        if _WORKBOOK in names:
+            file.seek(0)
+            yield name, file
+            return
         for member in archive.infolist():
             kind = member.external_attr >> 28  # the Unix file type: 0 unknown, 8 regular
             if member.is_dir() or not _is_data(member.filename, kind in (0, 8), notes):
@@ -332,9 +356,31 @@ def _check_directory(file: IO[bytes], limits: Limits) -> None:
             raise rejected("archive_members", limit=limits.max_members)
 
 
-def recognise_encoding(file: IO[bytes]) -> str:
-    """utf-8, utf-8-sig or gb18030, by decoding the whole file piece by piece; leaves the file at
-    its start.
+def as_text(name: str, file: IO[bytes], whole: bool = True) -> Source:
+    """The file with its encoding recognised. What keeps no line ends as bytes (UTF-16, UTF-32) is
+    written anew as UTF-8. `whole`: false where the file may be cut inside a character.
+
+    Raises DatasetRejected where a file is not what its first bytes say.
+    """
+    encoding = recognise_encoding(file, whole)
+    if not encoding.startswith(("utf-16", "utf-32")):
+        return Source(name, file, encoding, encoding)
+    decoder = codecs.getincrementaldecoder(encoding)()
+    copy = tempfile.TemporaryFile()  # noqa: SIM115, closed with its Source
+    try:
+        while data := file.read(CHUNK):
+            copy.write(decoder.decode(data).encode())
+        copy.write(decoder.decode(b"", final=whole).encode())
+    except UnicodeError:
+        raise rejected("broken_encoding", encoding=encoding.upper()) from None
+    finally:
+        file.seek(0)
+    return Source(name, copy, UTF_8, encoding)
+
+
+def recognise_encoding(file: IO[bytes], whole: bool = True) -> str:
+    """utf-8, utf-8-sig, gb18030, utf-16(-le, -be) or utf-32, by its first bytes or by decoding the
+    whole file piece by piece; leaves the file at its start.
 
     UTF-8 with some broken bytes stays utf-8, so that each broken line is named: text whose first
     Chinese characters were valid UTF-8 is not GB18030.
@@ -344,6 +390,10 @@ def recognise_encoding(file: IO[bytes]) -> str:
     if first.startswith(codecs.BOM_UTF8):
         file.seek(0)
         return UTF_8_BOM
+    wide = next((name for bom, name in _BOMS.items() if first.startswith(bom)), "")
+    if wide or (wide := _without_bom(first)):
+        file.seek(0)
+        return wide
     decoder = codecs.getincrementaldecoder(UTF_8)()
     chinese = 0
     data = first
@@ -357,25 +407,35 @@ def recognise_encoding(file: IO[bytes]) -> str:
             if chinese < 4 and not text.isascii():
                 chinese += _chinese(text)
             data = file.read(CHUNK)
-        decoder.decode(b"", final=True)
+        decoder.decode(b"", final=whole)
         return UTF_8
     except UnicodeDecodeError:
-        return UTF_8 if chinese >= 4 or not _decodes(file, GB18030) else GB18030
+        return UTF_8 if chinese >= 4 or not _decodes(file, GB18030, whole) else GB18030
     finally:
         file.seek(0)
+
+
+def _without_bom(first: bytes) -> str:
+    """UTF-16 without a mark shows by the zeros of its ASCII: brackets, quotation marks, names."""
+    first = first[:64]
+    even, odd = first[0::2].count(0), first[1::2].count(0)
+    most = max(even, odd)  # the other half has few: 一 (U+4E00) is a common character
+    if len(first) < 8 or most * 5 < len(first) // 2 or min(even, odd) * 3 > most:
+        return ""
+    return "utf-16-le" if odd == most else "utf-16-be"
 
 
 def _chinese(text: str) -> int:
     return sum("\u4e00" <= character <= "\u9fff" for character in text)
 
 
-def _decodes(file: IO[bytes], encoding: str) -> bool:
+def _decodes(file: IO[bytes], encoding: str, whole: bool) -> bool:
     decoder = codecs.getincrementaldecoder(encoding)()
     file.seek(0)
     try:
         while data := file.read(CHUNK):
             decoder.decode(data)
-        decoder.decode(b"", final=True)
+        decoder.decode(b"", final=whole)
         return True
     except UnicodeDecodeError:
         return False

@@ -25,23 +25,17 @@ from django.db import transaction
 from django.db.models import Max
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop
 
 from tuning.datasets.files import Split, Writer, files_locked, paths_of
-from tuning.datasets.rows import Columns, Findings, examples_of, first_row, suggest
-from tuning.datasets.sources import (
-    DatasetRejected,
-    Limits,
-    Source,
-    open_sources,
-    printable,
-    problem,
-    read_head,
-    recognise_encoding,
-)
+from tuning.datasets.findings import DatasetRejected, Findings, printable, problem, rejected
+from tuning.datasets.lint import Lint
+from tuning.datasets.messages import MESSAGES, in_short, worded
+from tuning.datasets.rows import Columns, examples_of, first_row, suggest
+from tuning.datasets.sources import Limits, Source, as_text, open_sources, read_head
 from tuning.models import Dataset, DatasetVersion
 
 __all__ = [
+    "MESSAGES",
     "DatasetRejected",
     "Split",
     "add_split",
@@ -64,66 +58,6 @@ _SPLIT_NAMES = {
     TEST: ("test",),
 }
 
-MESSAGES = {
-    "not_json": gettext_noop("This line is not JSON (at character %(position)s)."),
-    "not_csv": gettext_noop(
-        "This line is not CSV: a carriage return stands where no line end may be. Save the file "
-        "with the usual line ends."
-    ),
-    "not_object": gettext_noop("This row is not an object with columns."),
-    "missing_column": gettext_noop("There is no column “%(column)s”. The row has: %(columns)s."),
-    "not_text": gettext_noop("The column “%(column)s” is not text."),
-    "half_character": gettext_noop("The row holds half a character (a lone surrogate)."),
-    "nul": gettext_noop("The row holds a NUL character, which no text has."),
-    "empty_prompt": gettext_noop("The prompt is empty: the row is left out."),
-    "empty_response": gettext_noop("The response is empty: the row is left out."),
-    "bad_history": gettext_noop(
-        "The column “%(column)s” is not a list of [question, answer] pairs."
-    ),
-    "bad_conversation": gettext_noop(
-        "Turn %(turn)s of “%(column)s” is out of place: a system text may come first, then user "
-        "and assistant take turns."
-    ),
-    "line_too_long": gettext_noop("The line is longer than %(limit)s MB."),
-    "encoding": gettext_noop("The text is neither UTF-8 nor GB18030."),
-    "no_rows": gettext_noop("The file holds no row that can be used."),
-    "too_large": gettext_noop("The file, or what is packed in it, is larger than %(limit)s MB."),
-    "archive_bomb": gettext_noop(
-        "The archive unpacks to more than %(ratio)s times its size and is refused."
-    ),
-    "archive_members": gettext_noop("The archive holds more than %(limit)s files and is refused."),
-    "archive_encrypted": gettext_noop("The archive is encrypted. Pack it without a password."),
-    "archive_damaged": gettext_noop("The archive cannot be read: %(detail)s."),
-    "archive_member": gettext_noop(
-        "This member of the archive is not a data file and is left out."
-    ),
-    "no_data_file": gettext_noop("There is no data file in the archive (%(suffixes)s)."),
-    "two_files_for_split": gettext_noop(
-        "Two files of the archive would be the split “%(split)s”: %(members)s."
-    ),
-    "no_training_file": gettext_noop("None of the archive's files is named train: %(members)s."),
-    "unknown_columns": gettext_noop(
-        "The columns for prompt and response could not be recognised. Name them. The row has: "
-        "%(columns)s."
-    ),
-}
-
-
-def worded(found: dict[str, Any]) -> dict[str, Any]:
-    """A problem with its message in the active language: {"line", "code", "message", "level",
-    "member"?}.
-    """
-    told = {key: value for key, value in found.items() if key != "params"}
-    return {**told, "message": _(MESSAGES[found["code"]]) % found["params"]}
-
-
-def in_short(rejected: DatasetRejected) -> str:
-    """The first of a rejection's worded problems, with its line."""
-    first = rejected.problems[0]
-    return (_("Line %(line)s: ") % {"line": first["line"]} if first["line"] else "") + first[
-        "message"
-    ]
-
 
 def limits() -> Limits:
     return Limits(max_bytes=settings.DATASET_MAX_BYTES)
@@ -142,26 +76,31 @@ def ingest(
     response_column: str = "",
     history_column: str = "",
     skip_bad_rows: bool = False,
+    sheet: str = "",
+    validation: IO[bytes] | None = None,
 ) -> Dataset:
     """Validates and stores an upload; returns the ready dataset with its warnings in `problems`.
 
-    `file`: binary, seekable, with a `name` whose suffix tells CSV from JSON. Without
-    `prompt_column` the columns are recognised from the first row. Raises DatasetRejected with
-    worded problems, and then nothing has been stored.
+    `file`: binary, seekable, with a `name` whose suffix tells CSV from JSON. `validation`: another
+    such file, the validation split. Without `prompt_column` the columns are recognised from the
+    first row; `sheet` names one of a workbook's. Raises DatasetRejected with worded problems, and
+    then nothing has been stored.
     """
     try:
         with contextlib.ExitStack() as stack:
-            sources = open_sources(
-                file, Path(getattr(file, "name", "") or "upload.json").name, limits()
-            )
-            for source in sources:
-                if source.file is not file:
-                    stack.enter_context(source.file)
+            sources = _opened_upload(file, sheet, stack)
+            splits = _splits(sources)
+            if validation is not None:
+                held_out = _opened_upload(validation, sheet, stack)
+                if len(held_out) > 1 or VALIDATION in splits:
+                    members = ", ".join(source.name for source in [*splits.values(), *held_out])
+                    raise rejected("two_files_for_split", split=VALIDATION, members=members[:300])
+                splits[VALIDATION] = held_out[0]
             columns = Columns(prompt_column, response_column, history_column)
             if not prompt_column:
-                columns = _recognised(sources[0])
+                columns = _recognised(splits[TRAIN])
             return _store(
-                _splits(sources),
+                splits,
                 columns,
                 name=name.strip() or _name_of(file if len(sources) > 1 else sources[0]),
                 owner=owner,
@@ -174,11 +113,21 @@ def ingest(
         ) from rejection
 
 
+def _opened_upload(file: IO[bytes], sheet: str, stack: contextlib.ExitStack) -> list[Source]:
+    name = Path(getattr(file, "name", "") or "upload.json").name
+    sources = open_sources(file, name, limits(), sheet)
+    for source in sources:
+        if source.file is not file:
+            stack.enter_context(source.file)
+    return sources
+
+
 def _name_of(source) -> str:
     """How an upload is called that nobody named: as its file, without what tells the format."""
     name = PurePosixPath(getattr(source, "name", "") or "upload").name
     return (
-        re.sub(r"(\.(json|jsonl|csv|tsv|zip|tgz|tar|gz))+$", "", name, flags=re.IGNORECASE) or name
+        re.sub(r"(\.(json|jsonl|csv|tsv|xlsx|zip|tgz|tar|gz))+$", "", name, flags=re.IGNORECASE)
+        or name
     )
 
 
@@ -200,12 +149,10 @@ def _splits(sources: list[Source]) -> dict[str, Source]:
         split = next((key for key, names in _SPLIT_NAMES.items() if set(names) & set(words)), TRAIN)
         if split in named:
             members = f"{named[split].name}, {source.name}"
-            raise DatasetRejected([problem("two_files_for_split", split=split, members=members)])
+            raise rejected("two_files_for_split", split=split, members=members)
         named[split] = source
     if TRAIN not in named:
-        raise DatasetRejected(
-            [problem("no_training_file", members=", ".join(s.name for s in sources)[:300])]
-        )
+        raise rejected("no_training_file", members=", ".join(s.name for s in sources)[:300])
     return {split: named[split] for split in _SPLIT_NAMES if split in named}
 
 
@@ -213,15 +160,17 @@ def _store(
     sources: dict[str, Source], columns: Columns, *, name, owner, source_name, skip_bad_rows=False
 ) -> Dataset:
     findings = Findings()
-    findings.problems.extend(note for source in sources.values() for note in source.notes)
-    findings.warnings = len(findings.problems)
+    lint = Lint(findings)
+    for source in sources.values():
+        findings.take(source.notes)
     with contextlib.ExitStack() as stack:
         writers = {}
         for split, source in sources.items():
             findings.member = source.name if len(sources) > 1 else ""
             before = findings.usable
             writer = stack.enter_context(Writer())
-            writer.write(examples_of(source, columns, limits(), findings))
+            lint.training = split == TRAIN
+            writer.write(examples_of(source, columns, limits(), findings, lint))
             if findings.usable == before:
                 findings.add("no_rows", None)
                 skip_bad_rows = False  # a split without rows is of no use, whatever was asked
@@ -239,7 +188,9 @@ def _store(
                 history_column=columns.history,
                 problems=[worded(found) for found in findings.problems],
             )
-            _add_version(dataset, splits, source_name=source_name, encoding=sources[TRAIN].encoding)
+            _add_version(
+                dataset, splits, source_name=source_name, encoding=sources[TRAIN].was_encoding
+            )
     return dataset
 
 
@@ -404,10 +355,10 @@ def detect_columns(file: IO[bytes]) -> dict[str, Any]:
             file, Path(getattr(file, "name", "") or "upload.json").name, limits()
         )
         with tempfile.SpooledTemporaryFile(max_size=1 << 21) as copy:
-            # whole lines: the head may end inside a character
-            copy.write(head[: head.rfind(b"\n") + 1] or head)
-            encoding = recognise_encoding(copy)
-            _line, row = first_row(Source(member, copy, encoding), limits())
+            copy.write(head)
+            source = as_text(member, copy, whole=False)
+            with source.file:
+                _line, row = first_row(source, limits())
         row = json.loads(printable(json.dumps(row, ensure_ascii=False)))
     except DatasetRejected as rejection:
         raise DatasetRejected(
@@ -418,7 +369,7 @@ def detect_columns(file: IO[bytes]) -> dict[str, Any]:
     return {
         **suggest(list(row)),
         "columns": list(row),
-        "encoding": encoding,
+        "encoding": source.was_encoding,
         "member": member,
         "row": row,
     }

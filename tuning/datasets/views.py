@@ -19,7 +19,6 @@ from tuning.forms import NameForm, SplitForm, UploadForm
 from tuning.models import Dataset
 
 PER_PAGE = 20
-LINES_SHOWN = 12  # line numbers shown of a kind of problem; REST lists them all
 
 
 @require_GET
@@ -69,7 +68,7 @@ def upload(request):
     context = {
         "form": form,
         "rejection": rejection,
-        "kinds": _by_kind(rejection.problems) if rejection else [],
+        "kinds": rejection.problems if rejection else [],
     }
     return render(
         request,
@@ -110,7 +109,7 @@ def _detail_context(request, dataset, split_form=None) -> dict:
         "split": split,
         "page": page,
         "rows": rows,
-        "kinds": _by_kind(dataset.problems),
+        "kinds": dataset.problems,
         "problem_count": dataset.problem_count,
         "mine": Dataset.objects.changeable_by(request.user).filter(pk=dataset.pk).exists(),
         "split_form": split_form or SplitForm(initial={"validation": max(1, train_rows // 10)}),
@@ -118,24 +117,6 @@ def _detail_context(request, dataset, split_form=None) -> dict:
         and store.VALIDATION not in version.splits
         and train_rows > 1,
     }
-
-
-def _by_kind(problems: list[dict]) -> list[dict]:
-    """Equal messages together: {"level", "message", "count", "lines" (the first few), "more"};
-    errors first.
-    """
-    kinds: dict[tuple, dict] = {}
-    for found in problems:
-        key = (found.get("level"), found["message"], found.get("member", ""))
-        kind = kinds.setdefault(
-            key, {"level": key[0], "message": key[1], "member": key[2], "count": 0, "lines": []}
-        )
-        kind["count"] += 1
-        if found.get("line") is not None and len(kind["lines"]) < LINES_SHOWN:
-            kind["lines"].append(found["line"])
-    for kind in kinds.values():
-        kind["more"] = kind["count"] > len(kind["lines"]) > 0
-    return sorted(kinds.values(), key=lambda kind: kind["level"] != "error")
 
 
 @require_POST

@@ -118,12 +118,17 @@ def group_by_length(lengths: Sequence[int], max_tokens: int, overhead: int) -> l
 class MicroBatch:
     """input_ids [rows, longest], right padded; `positions` [n] index its flattened [rows * longest]
     hidden states that predict `targets` [n], each counted with `weights` [n].
+
+    top_ids, top_logprobs [n, k]: given for rows whose answers the base wrote itself; then not the
+    targets but the base's distribution is what the prediction is held to.
     """
 
     input_ids: torch.Tensor
     positions: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    top_ids: torch.Tensor | None = None
+    top_logprobs: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -132,7 +137,9 @@ class MicroBatch:
         weights: Sequence[float],
         pad_id: int,
         device: torch.device,
+        top: Sequence[tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> MicroBatch:
+        """rows: (ids, labels) each. top: (top_ids, top_logprobs) of each row's predicted labels."""
         longest = max(len(ids) for ids, _ in rows)
         input_ids = torch.full((len(rows), longest), pad_id)
         labels = torch.full((len(rows), longest), IGNORED)
@@ -143,5 +150,7 @@ class MicroBatch:
         labels[:, -1] = IGNORED
         positions = (labels.flatten() != IGNORED).nonzero().squeeze(1)
         per_token = torch.tensor(weights, dtype=torch.float32)[positions // longest]
-        parts = input_ids, positions, labels.flatten()[positions], per_token
+        parts = [input_ids, positions, labels.flatten()[positions], per_token]
+        if top is not None:
+            parts += [torch.cat([ids for ids, _ in top]), torch.cat([probs for _, probs in top])]
         return cls(*(part.to(device, non_blocking=True) for part in parts))

@@ -19,33 +19,49 @@ from torch.utils.checkpoint import checkpoint
 
 from tuning.ptuning.batches import MicroBatch
 from tuning.ptuning.prefix import TrainingPrefixCache
+from tuning.ptuning.teacher import divergence
 
 _LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 
 
-class _FrozenHeadLoss(torch.autograd.Function):
-    """sum(weights * cross_entropy(head(hidden), targets)) in float32, its gradient computed beside
-    it.
+class _Goal:
+    """What the predictions of a micro-batch are measured against: its targets, or the base's own
+    distribution where the batch brings one.
     """
+
+    def __init__(self, batch: MicroBatch, device: torch.device):
+        self._targets = batch.targets.to(device)
+        self._top = None
+        if batch.top_ids is not None and batch.top_logprobs is not None:
+            self._top = batch.top_ids.to(device), batch.top_logprobs.to(device)
+
+    def losses(self, logits: torch.Tensor, part: slice = slice(None)) -> torch.Tensor:
+        """[n] float32 of logits [n, vocabulary], which belong to the predictions `part`."""
+        if self._top is not None:
+            return divergence(logits, self._top[0][part], self._top[1][part])
+        return cross_entropy(logits.float(), self._targets[part], reduction="none")
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """sum(weights * losses(head(hidden))) in float32, its gradient computed beside it."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
-        targets: torch.Tensor,
+        goal: _Goal,
         weights: torch.Tensor,
         head: nn.Module,
         rows: int,
     ) -> torch.Tensor:
-        """hidden [n, hidden_size], targets [n], weights [n]; `rows` at a time."""
+        """hidden [n, hidden_size], weights [n]; `rows` at a time."""
         gradient = torch.empty_like(hidden)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             with torch.enable_grad():
                 some = hidden[part].detach().requires_grad_()
-                losses = cross_entropy(head(some).float(), targets[part], reduction="none")
-                loss = (losses * weights[part]).sum()
+                loss = (goal.losses(head(some), part) * weights[part]).sum()
             (gradient[part],) = torch.autograd.grad(loss, some)
             total += loss.detach()
         ctx.save_for_backward(gradient)
@@ -98,8 +114,8 @@ class PrefixLoss:
         if self._is_plain:
             hidden = self._base(**arguments).last_hidden_state
             some = hidden.flatten(0, 1)[batch.positions.to(hidden.device)]
-            targets, weights = batch.targets.to(some.device), weights.to(some.device)
-            return _FrozenHeadLoss.apply(some, targets, weights, self._head, self._rows)
+            goal, weights = _Goal(batch, some.device), weights.to(some.device)
+            return _FrozenHeadLoss.apply(some, goal, weights, self._head, self._rows)
         length = batch.input_ids.shape[1]
         columns = (batch.positions % length).unique()
         if self._keeps:
@@ -110,9 +126,8 @@ class PrefixLoss:
             batch.positions // length,
             torch.searchsorted(columns, batch.positions % length),
         )
-        some = logits[rows.to(logits.device), where.to(logits.device)].float()
-        losses = cross_entropy(some, batch.targets.to(some.device), reduction="none")
-        return (losses * weights.to(some.device)).sum()
+        some = logits[rows.to(logits.device), where.to(logits.device)]
+        return (_Goal(batch, some.device).losses(some) * weights.to(some.device)).sum()
 
 
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:

@@ -27,8 +27,13 @@ class PrefixEncoder(nn.Module):
         head_dim: int,
         projection: bool = False,
         hidden_size: int | None = None,
+        freeze_first: bool = False,
     ):
+        """freeze_first: the first position stays as it begins. Attention rests on it where it has
+        nothing to look for, and a prefix that starts from real text loses that when it is trained.
+        """
         super().__init__()
+        self.freeze_first = freeze_first
         self.pre_seq_len, self.layers, self.kv_heads, self.head_dim = (
             pre_seq_len,
             layers,
@@ -46,11 +51,18 @@ class PrefixEncoder(nn.Module):
             self.embedding = nn.Embedding(pre_seq_len, width)
             self.trans = nn.Identity()
 
+    @torch.no_grad()
+    def begin_with(self, prefix: torch.Tensor) -> None:
+        """Start from a given prefix [layers, 2, kv_heads, pre_seq_len, head_dim]."""
+        self.embedding.weight.copy_(prefix.permute(3, 0, 1, 2, 4).flatten(1))
+
     def forward(self) -> torch.Tensor:
         """[layers, 2, kv_heads, pre_seq_len, head_dim] in float32: index 0 of dimension 1 the keys
         (not rotated), 1 the values.
         """
         flat = self.trans(self.embedding.weight)  # [pre_seq_len, layers * 2 * kv_heads * head_dim]
+        if self.freeze_first:
+            flat = torch.cat((flat[:1].detach(), flat[1:]))
         split = flat.view(self.pre_seq_len, self.layers, 2, self.kv_heads, self.head_dim)
         return split.permute(1, 2, 3, 0, 4)
 

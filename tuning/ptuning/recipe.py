@@ -13,6 +13,7 @@ from chat.engine.request import LONGEST_PREFIX
 METHOD = "ptuning_v2"  # what runs and adapters say they were made by
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+INITS = ("random", "zero", "prompt")
 
 # field -> (smallest, largest) value that is accepted
 LIMITS: dict[str, tuple[float, float]] = {
@@ -30,20 +31,27 @@ LIMITS: dict[str, tuple[float, float]] = {
     "save_steps": (1, 1_000_000),
     "max_grad_norm": (0.0, 1000.0),
     "prefix_dropout": (0.0, 0.9),
+    "kl_weight": (0.0, 100.0),
+    "kl_share": (0.0, 1.0),
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
     "lr_scheduler_type": SCHEDULES,
     "precision": PRECISIONS,
     "quantization_bit": (None, 4, 8),
     "prefix_projection": (False, True),
+    "init": INITS,
+    "freeze_first": (False, True),
 }
+TEXTS = {"init_text": 4000}  # field -> most characters
+BOOLEANS = frozenset(name for name, choices in CHOICES.items() if choices == (False, True))
 MAX_SAMPLES_PER_STEP = 4096
 
 
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a recipe. `code`: not_a_number | out_of_range | not_a_choice |
-    too_many_samples | warmup_too_long.
+    too_many_samples | warmup_too_long | no_init_text | text_too_long |
+    init_with_projection | no_general_prompts.
     """
 
     field: str
@@ -80,6 +88,15 @@ class Recipe:
     max_grad_norm: float = 1.0  # 0: no clipping
     prefix_dropout: float = 0.0  # upstream: 0.1
     precision: str = "auto"  # of the frozen base; the prefix itself is always float32
+    # How the prefix begins (tuning/ptuning/initial.py): drawn from N(0, 1) as upstream, at zero, or
+    # as the keys and values of `init_text` and some examples behind it.
+    init: str = "random"
+    init_text: str = ""
+    freeze_first: bool = False
+    # Forgetting held (tuning/ptuning/teacher.py): the loss gains kl_weight * KL(base || prefixed)
+    # on general prompts, read in addition at kl_share of a step's examples. 0: not at all.
+    kl_weight: float = 0.0
+    kl_share: float = 0.25
 
     @property
     def samples_per_step(self) -> int:
@@ -125,6 +142,7 @@ class Recipe:
                 )
         if found:
             return found
+        found += self._contradictions()
         if self.samples_per_step > MAX_SAMPLES_PER_STEP:
             message = f"at most {MAX_SAMPLES_PER_STEP} examples a step"
             name = "gradient_accumulation_steps"
@@ -139,6 +157,35 @@ class Recipe:
                 )
             )
         return found
+
+    def _contradictions(self) -> list[Problem]:
+        """Settings of the start and of the base's own answers that do not go together."""
+        found = []
+
+        def refuse(field: str, code: str, message: str, **params: Any) -> None:
+            found.append(Problem(field, code, message, params))
+
+        if self.init == "prompt" and not self.init_text.strip():
+            refuse("init_text", "no_init_text", "init prompt needs a text that describes the task")
+        for name, most in TEXTS.items():
+            if len(getattr(self, name)) > most:
+                refuse(name, "text_too_long", f"{name} has at most {most} characters", most=most)
+        if self.init != "random" and self.prefix_projection:
+            refuse(
+                "init",
+                "init_with_projection",
+                "a prefix behind a projection can only begin at random",
+            )
+        if self.kl_weight and not self.kl_share:
+            refuse("kl_share", "no_general_prompts", "kl_weight needs a share of general prompts")
+        return found
+
+    @property
+    def general_prompts_per_step(self) -> int:
+        """Rows of the base's own answers that a step reads beside the task's examples."""
+        if not self.kl_weight:
+            return 0
+        return max(1, round(self.kl_share * self.samples_per_step))
 
     def learning_rate_at(self, step: int) -> float:
         """The rate of update `step` (0 is the first): warm-up from 0, then decay to 0 at max_steps,

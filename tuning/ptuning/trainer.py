@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,12 @@ from chat.engine.capacity import free_memory
 from chat.engine.loading import Loaded
 from tuning.ptuning import training_state
 from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.general_prompts import GENERAL_PROMPTS
+from tuning.ptuning.initial import TextTooLong, keys_and_values, text_ids
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixEncoder
 from tuning.ptuning.recipe import METHOD, Recipe
+from tuning.ptuning.teacher import Lesson, lessons
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ _ENOUGH_BYTES = {"cpu": 256 << 20}
 
 class TrainingFailed(Exception):
     """The run cannot go on and would fail again. `code`: loss_not_finite | no_examples |
-    does_not_fit | out_of_memory | state_mismatch.
+    does_not_fit | out_of_memory | state_mismatch | init_text_too_long | no_general_answers.
     """
 
     def __init__(self, code: str, message: str):
@@ -63,6 +66,7 @@ class Progress:
     gradient_norm: float  # before clipping
     samples_per_second: float | None  # over the logging interval; None until it can be told
     logged: float | None = None
+    divergence: float | None = None  # KL(base || prefixed) of this update's general prompts
 
 
 # a true answer asks the trainer to save its state and stop
@@ -75,6 +79,8 @@ class Trainer:
     examples: random access to rows {"prompt", "response", "history"}. state_folder: where the
     run resumes from and saves every `save_steps` steps; None: nowhere. micro_batch_tokens: padded
     tokens of one forward; None: from free memory. Changes speed and memory, not the mathematics.
+    general_prompts: what the base is asked when the recipe has a kl_weight; general_folder: where
+    its answers are kept.
     """
 
     def __init__(
@@ -86,6 +92,8 @@ class Trainer:
         report: Report | None = None,
         *,
         micro_batch_tokens: int | None = None,
+        general_prompts: Sequence[str] = GENERAL_PROMPTS,
+        general_folder: Path | None = None,
     ):
         self.loaded, self.recipe = loaded, recipe
         self._folder, self._report = state_folder, report or (lambda progress: None)
@@ -113,7 +121,10 @@ class Trainer:
             head_dim=loaded.head_dim,
             projection=recipe.prefix_projection,
             hidden_size=text_config.hidden_size,
-        ).to(loaded.device)
+            freeze_first=recipe.freeze_first,
+        )
+        self._begin(examples)
+        self.encoder.to(loaded.device)
         self._optimizer = torch.optim.AdamW(
             self.encoder.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -130,7 +141,33 @@ class Trainer:
         self._tokens = micro_batch_tokens or self._tokens_that_fit()
         self.step = 0
         self._losses: list[float] = []  # since the last logged step
+        self._lessons: list[Lesson] = []
+        if recipe.kl_weight:
+            self._lessons = lessons(
+                loaded,
+                general_prompts,
+                max_source_length=recipe.max_source_length,
+                max_target_length=recipe.max_target_length,
+                folder=general_folder,
+            )
+            if not self._lessons:
+                message = "the base answers none of the general prompts that kl_weight needs"
+                raise TrainingFailed("no_general_answers", message)
         self._resume()
+
+    def _begin(self, examples: Sequence[dict[str, Any]]) -> None:
+        """The prefix before the first step, as the recipe's `init` says."""
+        recipe, loaded = self.recipe, self.loaded
+        if recipe.init == "zero":
+            torch.nn.init.zeros_(self.encoder.embedding.weight)
+        elif recipe.init == "prompt":
+            whole = (examples[number] for number in range(len(examples)))
+            shown = (row for row in whole if row["prompt"].strip() and row["response"].strip())
+            try:
+                ids = text_ids(loaded, recipe.init_text, shown, recipe.pre_seq_len)
+            except TextTooLong as fault:
+                raise TrainingFailed("init_text_too_long", str(fault)) from fault
+            self.encoder.begin_with(keys_and_values(loaded, ids))
 
     @property
     def trainable_parameters(self) -> int:
@@ -141,7 +178,7 @@ class Trainer:
         recipe, self._began, self._samples = self.recipe, time.monotonic(), 0
         while self.step < recipe.max_steps:
             learning_rate = recipe.learning_rate_at(self.step)
-            loss, norm = self._update(learning_rate)
+            loss, divergence, norm = self._update(learning_rate)
             self.step += 1
             self._losses.append(loss)
             self._samples += recipe.samples_per_step
@@ -151,7 +188,16 @@ class Trainer:
                 self._losses = []
             speed = self._samples / max(1e-9, time.monotonic() - self._began)
             stop = self._report(
-                Progress(self.step, recipe.max_steps, loss, learning_rate, norm, speed, logged)
+                Progress(
+                    self.step,
+                    recipe.max_steps,
+                    loss,
+                    learning_rate,
+                    norm,
+                    speed,
+                    logged,
+                    divergence if self._lessons else None,
+                )
             )
             done = self.step == recipe.max_steps
             if logged is not None:
@@ -174,15 +220,23 @@ class Trainer:
             metadata={"method": METHOD, "step": self.step, "recipe": self.recipe.as_dict()},
         )
 
-    def _update(self, learning_rate: float) -> tuple[float, float]:
-        """One optimizer step; returns (loss, gradient norm before clipping)."""
+    def _update(self, learning_rate: float) -> tuple[float, float, float]:
+        """One optimizer step; returns (loss on the task, KL from the base on general prompts,
+        gradient norm before clipping).
+        """
         recipe = self.recipe
         numbers = rows_of_step(self.step, recipe.samples_per_step, len(self._examples), recipe.seed)
         rows = [self._examples[number] for number in numbers]
+        general = [
+            self._lessons[number]
+            for number in rows_of_step(
+                self.step, recipe.general_prompts_per_step, len(self._lessons), recipe.seed + 1
+            )
+        ]
         while True:
             random_state = _random_state(self.loaded.device)
             try:
-                loss = self._accumulate(rows)
+                loss, divergence = self._accumulate(rows, general)
                 break
             except torch.OutOfMemoryError as error:
                 out_of_memory = str(error)
@@ -207,36 +261,54 @@ class Trainer:
             group["lr"] = learning_rate
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return loss, norm
+        return loss, divergence, norm
 
-    def _accumulate(self, rows: list[tuple[list[int], list[int]]]) -> float:
-        """Gradients of a whole step into the encoder's .grad; returns the loss."""
+    def _micro_batches(
+        self, rows: list[tuple[list[int], list[int]]], general: list[Lesson]
+    ) -> Iterator[MicroBatch]:
+        """The task's rows in groups of similar length, then the general ones."""
+        recipe, device = self.recipe, self.loaded.device
+        weights = token_weights([labels for _, labels in rows], recipe.per_device_train_batch_size)
+        for group in group_by_length([len(ids) for ids, _ in rows], self._tokens, self._overhead):
+            yield MicroBatch.of(
+                [rows[row] for row in group],
+                [weights[row] for row in group],
+                self._pad_id,
+                device,
+            )
+        weights = token_weights([lesson.labels for lesson in general], max(1, len(general)))
+        lengths = [len(lesson.ids) for lesson in general]
+        for group in group_by_length(lengths, self._tokens, self._overhead):
+            chosen = [general[row] for row in group]
+            yield MicroBatch.of(
+                [(lesson.ids, lesson.labels) for lesson in chosen],
+                [recipe.kl_weight * weights[row] for row in group],
+                self._pad_id,
+                device,
+                top=[(lesson.top_ids, lesson.top_logprobs) for lesson in chosen],
+            )
+
+    def _accumulate(
+        self, rows: list[tuple[list[int], list[int]]], general: list[Lesson]
+    ) -> tuple[float, float]:
+        """Gradients of a whole step into the encoder's .grad; returns (loss on the task, KL)."""
         self._optimizer.zero_grad(set_to_none=True)
-        weights = token_weights(
-            [labels for _, labels in rows], self.recipe.per_device_train_batch_size
-        )
-        groups = group_by_length([len(ids) for ids, _ in rows], self._tokens, self._overhead)
         prefix = self.encoder()
         # Micro-batches add their gradients up at this leaf; the encoder's own backward runs once.
         leaf = prefix.detach().to(self.loaded.dtype).requires_grad_()
-        total = torch.zeros((), device=self.loaded.device)
+        total = torch.zeros(2, device=self.loaded.device)
         leaf_gradient = torch.zeros_like(prefix)
         with gradient_checkpointing(self._layers, self._replay):
-            for group in groups:
-                batch = MicroBatch.of(
-                    [rows[row] for row in group],
-                    [weights[row] for row in group],
-                    self._pad_id,
-                    self.loaded.device,
-                )
+            for batch in self._micro_batches(rows, general):
                 loss = self._loss(
                     batch, leaf, self._scaler.scale(batch.weights), self.recipe.prefix_dropout
                 )
                 (gradient,) = torch.autograd.grad(loss, leaf)
                 leaf_gradient += gradient
-                total += loss.detach().to(total.device)
+                total[int(batch.top_ids is not None)] += loss.detach().to(total.device)
         prefix.backward(leaf_gradient)
-        return total.item() / self._scaler.get_scale()
+        task, divergence = (total / self._scaler.get_scale()).tolist()
+        return task, divergence / (self.recipe.kl_weight or 1.0)
 
     @property
     def _overhead(self) -> int:
@@ -328,8 +400,10 @@ class Trainer:
         )
         if state is None:
             return
-        if state["identity"] != self._identity():
-            mine, theirs = self._identity(), state["identity"]
+        mine, theirs = self._identity(), state["identity"]
+        # a state of an earlier version lacks the settings that came later, with their old meaning
+        theirs["recipe"] = Recipe.from_dict(theirs["recipe"]).as_dict()
+        if mine != theirs:
             names = ", ".join(name for name in mine if mine[name] != theirs.get(name))
             raise TrainingFailed(
                 "state_mismatch", f"the saved state belongs to another run: {names} differ"

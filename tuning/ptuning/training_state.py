@@ -51,7 +51,7 @@ def save(folder: str | Path, step: int, state: dict[str, Any]) -> Path:
     unfinished.mkdir(parents=True)
     try:
         with _Written(unfinished / "state.pt") as file:
-            torch.save(state, file)
+            torch.save(state, file)  # type: ignore[arg-type]  # write and flush are all it asks
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)  # on a full disk every byte counts
         raise
@@ -77,7 +77,7 @@ class _Written:
     def __enter__(self) -> _Written:
         return self
 
-    def write(self, data) -> int:
+    def write(self, data: bytes) -> int:
         try:
             return self._file.write(data)
         except OSError as error:
@@ -87,7 +87,7 @@ class _Written:
     def flush(self) -> None:
         self._file.flush()
 
-    def __exit__(self, kind, fault, _traceback) -> None:
+    def __exit__(self, kind: object, fault: BaseException | None, _traceback: object) -> None:
         try:
             self._file.close()
         except OSError as error:  # what was still in the buffer

@@ -149,6 +149,12 @@ class ChatGLMPrompter(Prompter):
     def _render(self, messages: list[dict[str, str]]) -> list[int]:
         return [*self._encode(self.text(messages)), self._gmask, self._sop]
 
+    def context_ids(self, instruction: str, answered: Sequence[tuple[str, str]]) -> list[int]:
+        """Plain text: control tokens would end the prompt that follows."""
+        lines = [instruction, *(f"问：{prompt}\n答：{answer}" for prompt, answer in answered)]
+        with self._lock:
+            return self._encode("\n".join(line for line in lines if line) + "\n")
+
     def _fit(self, messages: list[dict[str, str]], max_length: int) -> list[int]:
         """The original cuts the end of the text, counting the two control tokens
         (docs/chatglm.md#8-training-rows).

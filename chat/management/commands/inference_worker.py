@@ -53,7 +53,9 @@ class Command(BaseCommand):
             raise CommandError(
                 f"{named} Register one with: python manage.py add_checkpoint PATH", returncode=3
             )
-        url = listen or WorkerAddress.parse(settings.WORKER_URLS[0]).url
+        if not listen and not settings.OWN_WORKER_URLS:
+            raise CommandError("PORTAL_WORKERS names no worker of this kind; give --listen.")
+        url = listen or WorkerAddress.parse(settings.OWN_WORKER_URLS[0]).url
         try:
             listening = process.bind(Address.parse(url))
         except (process.AlreadyServed, ValueError) as error:

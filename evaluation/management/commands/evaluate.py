@@ -92,12 +92,7 @@ class Command(ForegroundCommand):
     def _dataset(self, options: dict, owner) -> Dataset:
         if options["dataset"]:
             return self.named(Dataset, options["dataset"], owner)
-        path = options["test_file"]
-        try:
-            with open(path, "rb") as file:
-                return self.ingest(file, path, options, owner)
-        except OSError as fault:
-            raise CommandError(f"{path}: {fault.strerror}") from fault
+        return self.ingest(options["test_file"], options, owner)
 
     def _tell(self, run: EvaluationRun, as_json: bool) -> None:
         if as_json:

@@ -45,7 +45,8 @@ class Command(BaseCommand):
         url = f"http://{f'[{reached(host)}]' if ':' in host else reached(host)}:{port}"
         try:
             with only_one(settings.DATA_DIR, url):
-                self.run_portal(host, port, url, worker=not no_worker)
+                worker = bool(settings.OWN_WORKER_URLS) and not no_worker
+                self.run_portal(host, port, url, worker=worker)
         except AlreadySupervised as other:
             raise CommandError(
                 _("The portal runs already on the data folder %(folder)s: %(other)s.")

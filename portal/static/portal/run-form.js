@@ -22,7 +22,7 @@ function values() {
   const found = {};
   for (const field of recipe) {
     let value = field.type === "checkbox" ? field.checked : field.value;
-    if (value === "") value = null;
+    if (value === "" && preset[field.name] !== "") value = null;
     else if (typeof value === "string" && !Number.isNaN(Number(value))) value = Number(value);
     if (value !== preset[field.name]) found[field.name] = value;
   }

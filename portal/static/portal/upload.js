@@ -9,7 +9,7 @@ document.addEventListener("change", async (event) => {
   const file = event.target.files[0];
   const note = document.getElementById("suggestion");
   note.hidden = true;
-  if (/\.(gz|tgz|zip)$/i.test(file.name)) return; // packed: the server recognises the columns when it unpacks
+  if (/\.(gz|tgz|zip|tar|xlsx)$/i.test(file.name)) return; // packed: the server recognises the columns when it unpacks
   const body = new FormData();
   body.append("file", file.slice(0, HEAD), file.name);
   body.append("csrfmiddlewaretoken", field("csrfmiddlewaretoken").value);
@@ -51,7 +51,7 @@ document.addEventListener("submit", (event) => {
     const fresh = new DOMParser().parseFromString(request.responseText, "text/html").getElementById("upload-part");
     if (!fresh) return form.submit();
     // A file field cannot be filled by a page: carry the chosen file over, so that only what was wrong is done again.
-    fresh.querySelector("[name=file]").replaceWith(field("file"));
+    for (const name of ["file", "validation"]) fresh.querySelector(`[name=${name}]`).replaceWith(field(name));
     document.getElementById("upload-part").replaceWith(document.adoptNode(fresh));
     document.querySelector("#upload-part [role=alert], #upload-part .error")?.scrollIntoView({ block: "center" });
   });

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import threading
 import time
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
+from django.db import OperationalError
 
-from chat.conversations import live
+from chat.conversations import live, loop
 from chat.conversations.frames import TEXT
 from chat.conversations.messages import request_for
 from chat.engine.request import RequestRefused
@@ -214,6 +216,36 @@ async def test_a_row_that_no_worker_knows_is_interrupted(worker, conversation):
     assert (frames[-1]["type"], frames[-1]["error"]["code"]) == ("message.failed", "interrupted")
     await message.arefresh_from_db()
     assert (message.status, message.content) == ("interrupted", "half an ans")
+
+
+async def test_a_database_that_stays_away_loses_no_answer_and_keeps_no_reader(
+    worker, conversation, monkeypatch
+):
+    """Cut for longer than the attempts at the end take; then it is back."""
+    away = threading.Event()
+    away.set()
+
+    def while_it_is_there(save):
+        def saving(*arguments):
+            if away.is_set():
+                raise OperationalError("server closed the connection unexpectedly")
+            save(*arguments)
+
+        return saving
+
+    for name in ("save_end", "save_progress"):
+        monkeypatch.setattr(loop, name, while_it_is_there(getattr(loop, name)))
+    monkeypatch.setattr(loop, "SAVE_LATE", 0.05)
+    message = await begin(conversation, "words 20")
+    frames = await read(message)
+    assert frames[-1]["type"] == "message.finished"
+    row = await Message.objects.aget(pk=message.pk)
+    assert row.is_in_flight, "the database has not heard of it"
+    assert (await read(message))[-1] == frames[-1], "whoever comes now is told from memory"
+    away.clear()
+    await sync_to_async(live.quiesce)()
+    await row.arefresh_from_db()
+    assert row.status == "complete" and row.content == text(str(message.sequence), 20)
 
 
 async def test_a_refusal_is_raised_and_kept(worker, conversation):

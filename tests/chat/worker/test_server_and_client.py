@@ -332,7 +332,7 @@ async def test_the_router_chooses_by_checkpoint_then_by_load():
         PretendWorker(fingerprint="b" * 64, name="b") as third,
     ):
         router = Router([first.url, f"zwei={second.url}", third.url], TOKEN)
-        for client in router.workers:
+        for client in router.backends:
             await ready(client)
         a, b = type(CHECKPOINT)("a", "a" * 64), type(CHECKPOINT)("b", "b" * 64)
         busy = [ask("hang") for _ in range(6)]
@@ -342,8 +342,8 @@ async def test_the_router_chooses_by_checkpoint_then_by_load():
         await router.submit(other, b)
         homes = [router.backend_of(request.id) for request in busy]
         assert {home.name for home in homes} == {first.url, "zwei"}
-        assert [homes.count(client) for client in router.workers] == [3, 3, 0]
-        assert router.backend_of(other.id) is router.workers[2]
+        assert [homes.count(client) for client in router.backends] == [3, 3, 0]
+        assert router.backend_of(other.id) is router.backends[2]
         with pytest.raises(WorkerUnavailable) as refusal:
             await router.submit(ask("words 1"), type(CHECKPOINT)("c", "c" * 64))
         assert refusal.value.code == "no_worker_for_checkpoint"

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from tests.support.uploads import lines, upload
-from tuning.datasets.rows import KEPT_PROBLEMS, Columns, Findings, examples_of, first_row, suggest
-from tuning.datasets.sources import CHUNK, DatasetRejected, Limits, Source, recognise_encoding
+from tuning.datasets.findings import KEPT_LINES, DatasetRejected, Findings
+from tuning.datasets.rows import Columns, examples_of, first_row, suggest
+from tuning.datasets.sources import CHUNK, Limits, Source, as_text
 
 LIMITS = Limits()
 ADGEN = Columns("content", "summary")
@@ -19,15 +20,15 @@ EXPECTED = [
 
 
 def read(content: bytes, columns: Columns, name: str = "rows.json", limits=LIMITS):
-    file = upload(content)
-    source = Source(name, file, recognise_encoding(file))
+    source = as_text(name, upload(content))
     findings = Findings()
     found = [json.loads(line) for line in examples_of(source, columns, limits, findings)]
     return found, findings
 
 
 def problems(findings) -> list[tuple]:
-    return [(found["line"], found["code"]) for found in findings.problems]
+    """(line, code) of every row that has a problem, those of a kind together."""
+    return [(line, found["code"]) for found in findings.problems for line in found["lines"]]
 
 
 def as_csv(*rows: dict, delimiter: str = ",") -> bytes:
@@ -95,10 +96,12 @@ def test_every_format_is_recognised_and_read(kind, name, content):
         suggested["prompt_column"], suggested["response_column"], suggested["history_column"]
     )
     found, findings = read(content, columns, name)
-    assert found == EXPECTED and not findings.problems
+    assert found == EXPECTED and not findings.errors
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gb18030"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "gb18030", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
 def test_every_encoding(encoding, name):
     content = {
@@ -152,15 +155,15 @@ def test_bad_rows_are_all_named_with_their_lines():
     assert found == [{"prompt": "a", "response": "b"}, {"prompt": "c", "response": "d"}]
     assert problems(findings) == [
         (2, "not_json"),
-        (3, "not_object"),
-        (5, "missing_column"),
-        (6, "not_text"),
-        (7, "empty_prompt"),
-        (8, "empty_response"),
-        (9, "half_character"),
         (10, "not_json"),
         (11, "not_json"),
         (12, "nul"),
+        (3, "no_names"),
+        (5, "missing_column"),
+        (6, "not_text"),
+        (9, "half_character"),
+        (7, "empty_prompt"),
+        (8, "empty_response"),
     ]
     assert (findings.errors, findings.warnings, findings.usable) == (8, 2, 2)
     missing = next(found for found in findings.problems if found["code"] == "missing_column")
@@ -174,10 +177,9 @@ def test_bad_histories_and_conversations():
         assert problems(read(content, history)[1]) == [(1, "bad_history")], bad
     user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
     for turns in (
-        [answer],
         [user, user, answer],
         [user, answer, answer],
-        [{"role": "tool", "content": "x"}],
+        [{"role": "judge", "content": "x"}],
         ["a"],
         "a",
     ):
@@ -199,16 +201,16 @@ def test_an_array_is_read_across_chunk_borders_and_stops_at_its_first_error():
     assert [row["response"] for row in found] == [row["summary"] for row in rows if row["content"]]
     cut = text[: text.rindex('"summary"')]
     found, findings = read(cut.encode(), ADGEN)
-    assert findings.errors == 1 and findings.problems[-1]["code"] == "not_json"
-    assert findings.problems[-1]["line"] >= cut.count("\n") and len(found) == 2998 - 2999 // 977
-    for bad in (
-        '[{"content": "a", "summary": "b"},]',
-        '[{"content": "a", "summary": "b"}',
-        "[",
-        "[1 2]",
-        "[] x",
-    ):
-        assert "not_json" in [code for _, code in problems(read(bad.encode(), ADGEN)[1])], bad
+    assert findings.errors == 1 and findings.problems[0]["code"] == "unfinished"
+    assert findings.problems[0]["line"] >= cut.count("\n") and len(found) == 2998 - 2999 // 977
+    for bad, code in {
+        '[{"content": "a", "summary": "b"},]': "stray_comma",
+        '[{"content": "a", "summary": "b"}': "unfinished",
+        "[": "unfinished",
+        "[1 2]": "broken_json",
+        "[] x": "broken_json",
+    }.items():
+        assert problems(read(bad.encode(), ADGEN)[1]) == [(1, code)], bad
     assert not read(b" [ ] ", ADGEN)[1].problems
 
 
@@ -246,7 +248,9 @@ def test_broken_bytes_are_named_line_by_line():
 def test_problems_are_counted_and_the_first_thousand_kept():
     content = lines({"content": "a", "summary": "b"}) + b"x\n" * 1500
     found, findings = read(content, ADGEN)
-    assert len(found) == 1 and findings.errors == 1500 and len(findings.problems) == KEPT_PROBLEMS
+    assert len(found) == 1 and findings.errors == 1500
+    assert [len(kind["lines"]) for kind in findings.problems] == [KEPT_LINES]
+    assert findings.problems[0]["count"] == 1500
     # nothing usable among a thousand problems: it reads no further
     with pytest.raises(DatasetRejected):
         read(b"x\n" * 1500, ADGEN)

@@ -49,12 +49,12 @@ class Recorded:
 class WithLeftOver(Trainer):
     """Adds `left_over` gradients to those of the first step."""
 
-    def _accumulate(self, rows):
-        loss = super()._accumulate(rows)
+    def _accumulate(self, rows, general):
+        losses = super()._accumulate(rows, general)
         if self.left_over is not None and self.step == 0:
             for parameter, gradient in zip(self.encoder.parameters(), self.left_over, strict=True):
                 parameter.grad += gradient
-        return loss
+        return losses
 
 
 @pytest.fixture(params=["prefix_noproj", "prefix_proj"])

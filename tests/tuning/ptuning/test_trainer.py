@@ -315,11 +315,11 @@ def test_running_out_of_memory_makes_smaller_micro_batches_then_replays_layers(m
     straight = Trainer(tiny.loaded(), RECIPE, tiny.examples()).train().tensor
     plain, refused = Trainer._accumulate, []
 
-    def scarce(self, rows):
+    def scarce(self, rows, general):
         if not self._replay:
             refused.append(self._tokens)
             raise torch.OutOfMemoryError("no memory")
-        return plain(self, rows)
+        return plain(self, rows, general)
 
     monkeypatch.setattr(Trainer, "_accumulate", scarce)
     result = Trainer(tiny.loaded(), RECIPE, tiny.examples()).train().tensor
@@ -329,7 +329,7 @@ def test_running_out_of_memory_makes_smaller_micro_batches_then_replays_layers(m
     monkeypatch.setattr(
         Trainer,
         "_accumulate",
-        lambda self, rows: (_ for _ in ()).throw(torch.OutOfMemoryError("none")),
+        lambda self, rows, general: (_ for _ in ()).throw(torch.OutOfMemoryError("none")),
     )
     with pytest.raises(TrainingFailed) as failed:
         Trainer(tiny.loaded(), RECIPE, tiny.examples()).train()

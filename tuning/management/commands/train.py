@@ -4,8 +4,6 @@ through the queue.
 
 import json
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
 
 from django.core.exceptions import ValidationError
@@ -20,7 +18,7 @@ from portal.runs.process import carry_out, print_line
 from tuning.datasets import store
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run
-from tuning.ptuning.recipe import CHOICES, LIMITS, WHOLE_NUMBERS
+from tuning.ptuning.recipe import BOOLEANS, CHOICES, LIMITS, TEXTS, WHOLE_NUMBERS
 from tuning.terminal import ForegroundCommand, flag, lines
 
 EXAMPLE = (
@@ -61,7 +59,7 @@ class Command(ForegroundCommand):
             kind = int if name in WHOLE_NUMBERS else float
             hyper.add_argument(flag(name), type=kind, default=None, metavar=f"{low:g}..{high:g}")
         for name, choices in CHOICES.items():
-            if name == "prefix_projection":
+            if name in BOOLEANS:
                 hyper.add_argument(flag(name), action="store_true", default=None)
             else:
                 known = [choice for choice in choices if choice is not None]
@@ -73,6 +71,9 @@ class Command(ForegroundCommand):
                     default=None,
                 )
 
+        for name in TEXTS:
+            hyper.add_argument(flag(name), default=None, metavar="TEXT")
+
     def handle(self, **options):
         owner = self.owner(options["user"])
         checkpoint = (
@@ -81,7 +82,9 @@ class Command(ForegroundCommand):
         checkpoint = checkpoint or Checkpoint.default()
         if checkpoint is None:
             raise CommandError(_("There is no checkpoint yet; add one with add_checkpoint."))
-        hyper = {name: options[name] for name in (*LIMITS, *CHOICES) if options[name] is not None}
+        hyper = {
+            name: options[name] for name in (*LIMITS, *CHOICES, *TEXTS) if options[name] is not None
+        }
         if hyper.get("quantization_bit") == 0:
             hyper["quantization_bit"] = None
         dataset = self._dataset(options, owner)
@@ -117,20 +120,7 @@ class Command(ForegroundCommand):
     def _dataset(self, options: dict, owner) -> Dataset:
         if options["dataset"]:
             return self.named(Dataset, options["dataset"], owner)
-        train, validation = options["train_file"], options["validation_file"]
-        try:
-            if validation is None:
-                with open(train, "rb") as file:
-                    return self.ingest(file, train, options, owner)
-            with tempfile.NamedTemporaryFile(suffix=".zip") as file:
-                # an upload of two files, as the portal takes it
-                with zipfile.ZipFile(file, "w") as both:
-                    both.write(train, f"train{train.suffix}")
-                    both.write(validation, f"validation{validation.suffix}")
-                file.seek(0)
-                return self.ingest(file, train, options, owner)
-        except OSError as error:
-            raise CommandError(str(error)) from error
+        return self.ingest(options["train_file"], options, owner, options["validation_file"])
 
     def _tell(self, run: TuningRun, as_json: bool) -> None:
         adapter = run.adapters.order_by("-id").first()

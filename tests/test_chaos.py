@@ -1,0 +1,32 @@
+"""The short form of `make chaos`."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+
+
+def chaos(*arguments: str) -> dict:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.chaos", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_few_faults_lose_nothing():
+    figures = chaos(
+        "--faults", "3", "--steps", "60", "--runs", "1", "--pause", "2", "--no-chat", "--kills"
+    )  # fmt: skip
+    assert sum(figures["faults"].values()) == 3 and figures["runs"] >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_many_faults_lose_nothing():
+    assert chaos("--seed", "1", "--faults", "50")["messages"] > 0
