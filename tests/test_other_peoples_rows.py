@@ -17,7 +17,7 @@ PUBLIC = {
     "/login/", "/logout/", "/language/", "/healthz", "/api/schema/", "/api/docs/", "/favicon.ico",
     "/admin/login/", "/admin/jsi18n/", "/admin/logout/",
 }  # fmt: skip
-TEAM_WIDE = ("/api/v1/checkpoints/",)
+TEAM_WIDE = ("/api/v1/checkpoints/", "/checkpoints/")  # seen by every member
 
 
 @pytest.fixture

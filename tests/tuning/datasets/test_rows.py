@@ -157,11 +157,11 @@ def test_bad_rows_are_all_named_with_their_lines():
         (2, "not_json"),
         (10, "not_json"),
         (11, "not_json"),
-        (12, "nul"),
         (3, "no_names"),
         (5, "missing_column"),
         (6, "not_text"),
         (9, "half_character"),
+        (12, "nul"),
         (7, "empty_prompt"),
         (8, "empty_response"),
     ]

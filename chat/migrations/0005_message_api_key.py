@@ -7,8 +7,8 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('chat', '0003_checkpoint_family'),
-        ('portal', '0004_api_key_limits'),
+        ('chat', '0004_fetch_runs_and_hubs'),
+        ('portal', '0005_api_key_limits'),
     ]
 
     operations = [

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('portal', '0003_run_key_and_interruption'),
+        ('portal', '0004_run_fetch_kind'),
     ]
 
     operations = [
