@@ -5,7 +5,7 @@ comes from the URL conf: a new route is tried by itself, a new kind of row fails
 import pytest
 from django.test import Client
 
-from chat.models import Adapter
+from chat.models import Adapter, FetchRun
 from portal.models import ApiKey
 from tests.support.page_fixtures import *  # noqa: F403 - a member's rows
 from tests.support.urls import routes
@@ -30,7 +30,12 @@ def theirs(conversation, dataset, tuning_run, evaluated, adapter, member):
     conversation.save()
     Adapter.objects.update(shared=False)
     answer = conversation.messages.create(role="assistant", content=MARK)
+    fetch = FetchRun.objects.create(
+        owner=member, kind="fetch", name=MARK, source="hf:a/b", recipe={}
+    )
     return {
+        "/downloads/": fetch.pk,
+        "/api/v1/fetch-runs/": fetch.pk,
         "/chat/": conversation.pk,
         "/adapters/": adapter.pk,
         "/datasets/": dataset.pk,
