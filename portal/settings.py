@@ -337,7 +337,7 @@ LOGGING = {
     },
     "loggers": {
         "httpx": {"level": "WARNING"},
-        "uvicorn": {"level": "WARNING"},
+        "daphne": {"level": "WARNING"},
         "django-q": {"level": "WARNING"},
     },
 }
