@@ -378,7 +378,7 @@ LOGGING = {
     },
     "loggers": {
         "httpx": {"level": "WARNING"},
-        "uvicorn": {"level": "WARNING"},
+        "daphne": {"level": "WARNING"},
         "django-q": {"level": "WARNING"},
     },
 }

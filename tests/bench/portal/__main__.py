@@ -2,7 +2,7 @@
 
     python -m tests.bench.portal [--quick] [--json]
 
-The real web process (uvicorn, SQLite, the queues beside it) and the real worker's server in a
+The real web process (daphne, SQLite, the queues beside it) and the real worker's server in a
 process of its own, with an engine that only emits (tests/bench/metronome.py): 30 tokens a second
 and stream. The clients are a third process, whose CPU competes for the same cores:
 `client_cpu_share` says with how much.
@@ -140,7 +140,7 @@ def main() -> None:
         "portal",
         results,
         rounds=rounds,
-        packages=("django", "channels", "uvicorn", "aiohttp"),
+        packages=("django", "channels", "daphne", "aiohttp"),
         as_json=arguments.json,
         samples=samples,
     )
