@@ -152,6 +152,15 @@ def make_default(checkpoint: Checkpoint) -> None:
     checkpoint.is_default = True
 
 
+@transaction.atomic
+def remember_memory(checkpoint: Checkpoint, measured: dict) -> None:
+    """Keeps what a load took, for the estimates of chat/checkpoints/memory.py."""
+    row = Checkpoint.objects.select_for_update().filter(pk=checkpoint.pk).first()
+    if row is not None:
+        row.description = {**row.description, "measured": measured}
+        row.save(update_fields=["description"])
+
+
 def ensure_starter() -> Checkpoint | None:
     """The embedded starter model as a checkpoint; called at every start, so that it follows a moved
     or updated portal.
@@ -267,6 +276,12 @@ def _named(name: str, **fields) -> Adapter:
     raise ValidationError(_("The name “%(name)s” is taken.") % {"name": name}, "name_taken")
 
 
+def digest_of(folder: Path) -> str:
+    """sha256 of an adapter folder's weights; OSError."""
+    with open(folder / adapter_files.WEIGHTS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _inspected(folder: Path, checkpoint) -> tuple[str, int, dict]:
     """(sha256 of the weights, pre_seq_len, metadata); ValidationError when this is no adapter of
     `checkpoint`.
@@ -280,8 +295,7 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int, dict]:
         metadata = dict(description.get("metadata") or {})
         if not isinstance(metadata.get("with_history"), bool):
             metadata["with_history"] = None
-        with open(folder / adapter_files.WEIGHTS, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = digest_of(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = _("%(folder)s does not hold an adapter: %(reason)s") % {
             "folder": folder,

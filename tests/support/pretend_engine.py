@@ -25,7 +25,7 @@ class PretendEngine:
         self.lock = threading.Condition()
 
     def submit(self, request: Request, sink) -> None:
-        text = request.messages[-1]["content"]
+        text = request.messages[-1]["content"] if request.text is None else request.text
         if text.startswith("refuse "):
             raise RequestRefused(text.split()[1], "refused as asked", "messages", 7)
         with self.lock:

@@ -21,7 +21,7 @@ def look_into_the_rows(apps, schema_editor):
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("tuning", "0005_metric_divergence"),
+        ("tuning", "0005_problems_by_kind"),
         ("chat", "0005_with_history"),
     ]
 
