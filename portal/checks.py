@@ -7,7 +7,7 @@ import stat
 import sys
 
 from django.conf import settings
-from django.core.checks import Error, Warning, register
+from django.core.checks import Error, Info, Warning, register
 
 # Every variable that portal/settings.py reads; docs/operations.md explains them.
 VARIABLES = {
@@ -101,10 +101,10 @@ def python_version(**kwargs):
     if version >= (3, 12, 6) or (3, 11, 10) <= version < (3, 12):
         return []
     return [
-        Warning(
+        Info(
             f"Python {'.'.join(map(str, version))} has known faults in its archive modules.",
             hint="Python 3.11.10, 3.12.6 and later are free of them.",
-            id="portal.W004",
+            id="portal.I001",
         )
     ]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import io
 import ipaddress
 import resource
@@ -133,10 +134,8 @@ class Request(WebRequest):
             super().finish()
 
     def connectionLost(self, reason):
-        try:
+        with contextlib.suppress(AlreadyCalled, AlreadyCancelled):
             self._head.cancel()
-        except (AlreadyCalled, AlreadyCancelled):
-            pass
         self._free()
         super().connectionLost(reason)
 

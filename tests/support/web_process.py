@@ -33,8 +33,9 @@ print(ApiKey.create_for(user)[1], session.session_key, conversation.pk)
 
 
 class Web:
-    """`with Web() as web:` has `web.url`, `.key`, `.cookie`, `.conversation` and `.worker`. `pages`:
-    for a browser, which needs the static files. Others are settings of its environment.
+    """`with Web() as web:` has `web.url`, `.key`, `.cookie`, `.conversation` and `.worker`.
+
+    `pages`: for a browser, which needs the static files. Others are settings of its environment.
     """
 
     def __init__(self, pages: bool = False, **environment: str):

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('chat', '0004_fetch_runs_and_hubs'),
+        ('chat', '0005_with_history'),
         ('portal', '0005_api_key_limits'),
     ]
 
