@@ -34,9 +34,15 @@ LARGE = 64 * 1024  # bytes of JSON that take the event loop longer than changing
 
 async def body_of(request):
     """The parsed JSON body; ValidationError when there is none."""
+    if int(request.META.get("CONTENT_LENGTH") or 0) < LARGE:
+        return parsed_body(request)
+    return await asyncio.to_thread(parsed_body, request)
+
+
+def parsed_body(request):
+    """`body_of` for a view that runs on a thread already."""
     try:
-        body = request.body
-        return json_of(body) if len(body) < LARGE else await asyncio.to_thread(json_of, body)
+        return json_of(request.body)
     except RequestDataTooBig:
         raise ValidationError(
             {"__all__": ValidationError(_("The body is too large."), "too_large")}
@@ -45,7 +51,7 @@ async def body_of(request):
         raise ValidationError({"__all__": ValidationError(*why_not_json(error))}) from None
 
 
-def for_scripts(*methods: str):
+def for_scripts(*methods: str, scope: str = "chat"):
     """Decorates `view(request, user, ...)`: keys only, these methods only; all else is refused in
     OpenAI's envelope.
     """
@@ -64,7 +70,7 @@ def for_scripts(*methods: str):
                     405, message, code="method_not_allowed", headers={"Allow": ", ".join(methods)}
                 )
             try:
-                await sync_to_async(check_key)(user, "chat")
+                await sync_to_async(check_key)(user, scope)
             except KeyRefused as refusal:
                 return errors.key_refused(refusal)
             return await view(request, user, **parts)
@@ -74,7 +80,7 @@ def for_scripts(*methods: str):
     return decorated
 
 
-def for_scripts_in_thread(*methods: str):
+def for_scripts_in_thread(*methods: str, scope: str):
     """The same for a view that asks the database: it runs on a thread, and what it raises is told
     in OpenAI's envelope.
     """
@@ -93,7 +99,7 @@ def for_scripts_in_thread(*methods: str):
                 message = str(error.detail)
                 return json_error(error.status_code, message, code=str(code))
 
-        @for_scripts(*methods)
+        @for_scripts(*methods, scope=scope)
         @functools.wraps(view)
         async def door(request, user, **parts) -> HttpResponseBase:
             return await sync_to_async(told)(request, user, **parts)
