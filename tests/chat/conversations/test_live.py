@@ -413,5 +413,5 @@ def test_the_history_is_questions_with_their_answers(conversation):
         "thi",
         "four",
     ]
-    assert checkpoint == CHECKPOINT
+    assert checkpoint == conversation.checkpoint.ref()
     assert request.sampling.temperature == 0
