@@ -1,4 +1,4 @@
-"""Problems of earlier uploads, one entry a row, become one entry a kind, as uploads keep them."""
+"""Problems of earlier uploads, one entry a row, become one entry a kind, as uploads now keep them."""
 
 from django.db import migrations
 
@@ -18,5 +18,5 @@ def by_kind(apps, _schema):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("tuning", "0003_dataset_without_status")]
+    dependencies = [("tuning", "0004_metric_divergence")]
     operations = [migrations.RunPython(by_kind, migrations.RunPython.noop)]
