@@ -120,7 +120,7 @@ def open_sources(file: IO[bytes], name: str, limits: Limits, sheet: str = "") ->
     for member, stream in _members(file, name, limits, budget, notes):
         copy = file
         if stream is not file:
-            copy = tempfile.TemporaryFile()  # closed with its Source
+            copy = tempfile.TemporaryFile()  # noqa: SIM115, closed with its Source
             with _damage_named(member):
                 shutil.copyfileobj(stream, copy, CHUNK)
         sources.append(_source(member, copy, limits, budget, notes, sheet))
