@@ -301,10 +301,10 @@ def test_sharegpt_as_found_in_the_wild(member):
         return {"id": "x", "conversations": told, **beside}
 
     good = [
-        conversation(("Human", "问"), ("chatgpt", "答")),
-        conversation(("user", "问"), ("bing", "答")),
-        conversation(("gpt", "早前"), ("human", "问"), ("gpt", "答")),
-        conversation(("human", "问"), ("gpt", "答"), ("human", "谢谢")),
+        conversation(("Human", "问0"), ("chatgpt", "答")),
+        conversation(("user", "问1"), ("bing", "答")),
+        conversation(("gpt", "早前"), ("human", "问2"), ("gpt", "答")),
+        conversation(("human", "问3"), ("gpt", "答"), ("human", "谢谢")),
     ]
     bad = [
         conversation(("human", "查"), ("function_call", "{}"), ("observation", "1"), ("gpt", "答")),
@@ -314,8 +314,8 @@ def test_sharegpt_as_found_in_the_wild(member):
     dataset = ingest(upload(lines(*good, *bad)), name="x", owner=member)
     found = store.examples(dataset.current, "train", 0, 9)
     assert [(row["prompt"], row["response"], row["history"]) for row in found] == [
-        ("问", "答", [])
-    ] * 4
+        (f"问{number}", "答", []) for number in range(4)
+    ]
     assert [(kind["line"], kind["code"], kind["level"]) for kind in dataset.problems] == [
         (3, "leading_answer", "warning"),
         (4, "open_question", "warning"),
