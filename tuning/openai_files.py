@@ -30,7 +30,7 @@ def dataset_of(user, file: str) -> Dataset:
     return get_visible(Dataset.objects.all(), user, pk=number_of(file, "file-"))
 
 
-@for_scripts_in_thread("POST", "GET", "HEAD")
+@for_scripts_in_thread("POST", "GET", "HEAD", scope="data")
 def files(request, user) -> HttpResponseBase:
     """POST /v1/files (multipart: purpose, file), GET /v1/files"""
     if request.method == "POST":
@@ -69,7 +69,7 @@ def _upload(request, user) -> JsonResponse:
     return JsonResponse(told(dataset), json_dumps_params=READABLE)
 
 
-@for_scripts_in_thread("GET", "HEAD", "DELETE")
+@for_scripts_in_thread("GET", "HEAD", "DELETE", scope="data")
 def file(request, user, name: str) -> HttpResponseBase:
     """GET, DELETE /v1/files/{id}"""
     dataset = dataset_of(user, name)
@@ -85,7 +85,7 @@ def file(request, user, name: str) -> HttpResponseBase:
     return JsonResponse({"id": deleted, "object": "file", "deleted": True})
 
 
-@for_scripts_in_thread("GET", "HEAD")
+@for_scripts_in_thread("GET", "HEAD", scope="data")
 def content(request, user, name: str) -> HttpResponseBase:
     """GET /v1/files/{id}/content: the examples as OpenAI's `messages`, whatever was uploaded."""
     version = dataset_of(user, name).current

@@ -7,7 +7,7 @@ from django.db import transaction
 from django.http import Http404, HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 
-from chat.api.openai import body_of, for_scripts_in_thread
+from chat.api.openai import for_scripts_in_thread, parsed_body
 from chat.models import Checkpoint
 from portal.access import get_visible
 from portal.models import Run
@@ -23,23 +23,23 @@ from tuning.ptuning.recipe import Recipe
 # OpenAI's word -> ours; every hyper-parameter of ours is taken under its own name, too
 OURS = {"prefix_len": "pre_seq_len"}
 NAMES = {field.name for field in fields(Recipe)}
-STATUS = {status: status.value for status in Run.Status}  # OpenAI's words are the same
+STATUS = {status: status for status in Run.Status.values}  # OpenAI's words are the same
 
 
-@for_scripts_in_thread("POST", "GET", "HEAD")
+@for_scripts_in_thread("POST", "GET", "HEAD", scope="tuning")
 def jobs(request, user) -> HttpResponseBase:
     """POST, GET /v1/fine_tuning/jobs"""
     if request.method == "POST":
-        return _job(_created(body_of(request), user))
+        return _job(_created(parsed_body(request), user))
     return listed(request, _runs(user), "ftjob-", told)
 
 
-@for_scripts_in_thread("GET", "HEAD")
+@for_scripts_in_thread("GET", "HEAD", scope="tuning")
 def job(request, user, name: str) -> HttpResponseBase:
     return _job(_run(user, name))
 
 
-@for_scripts_in_thread("POST")
+@for_scripts_in_thread("POST", scope="tuning")
 def cancel(request, user, name: str) -> HttpResponseBase:
     run = _run(user, name)
     if not TuningRun.objects.changeable_by(user).filter(pk=run.pk).exists():
@@ -51,13 +51,13 @@ def cancel(request, user, name: str) -> HttpResponseBase:
     return _job(_run(user, name))
 
 
-@for_scripts_in_thread("GET", "HEAD")
+@for_scripts_in_thread("GET", "HEAD", scope="tuning")
 def events(request, user, name: str) -> HttpResponseBase:
     """Newest first."""
     return listed_whole(request, _events(_run(user, name))[::-1])
 
 
-@for_scripts_in_thread("GET", "HEAD")
+@for_scripts_in_thread("GET", "HEAD", scope="tuning")
 def checkpoints(request, user, name: str) -> HttpResponseBase:
     """The adapters that the job has made."""
     run = _run(user, name)

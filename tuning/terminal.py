@@ -172,7 +172,7 @@ class ForegroundCommand(BaseCommand):
         try:
             with contextlib.ExitStack() as stack:
                 file = stack.enter_context(open(path, "rb"))
-                held_out = validation and stack.enter_context(open(validation, "rb"))
+                held_out = stack.enter_context(open(validation, "rb")) if validation else None
                 return store.ingest(
                     file, name=path.stem, owner=owner, validation=held_out, **columns
                 )

@@ -16,6 +16,7 @@ from chat.api.completion import CollectedCompletion
 from chat.api.openai import body_of, for_scripts, usage_of
 from chat.api.openai_request import MOST_CHOICES, Body
 from chat.text import is_storable
+from portal.logins import login_of
 from portal.rest.conventions import READABLE
 
 MOST_TOKENS = 1_000_000  # of a prompt that is sent as token ids
@@ -76,7 +77,7 @@ def _prompts(body: Body) -> list[dict]:
 async def completions(request, user) -> HttpResponseBase:
     """POST /v1/completions"""
     try:
-        wanted = wanted_of(body_of(request))
+        wanted = wanted_of(await body_of(request))
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, wanted.model)
     except ValidationError as error:
         return errors.response_of(error)
@@ -96,10 +97,10 @@ async def completions(request, user) -> HttpResponseBase:
     echoes = [(request.text or "") if wanted.echo else "" for request in requests]
     try:
         if wanted.stream:
-            events = completion.stream(checkpoint, requests)
+            events = completion.stream(checkpoint, requests, user)
             first = await anext(events)  # a refusal still has its HTTP status
-            return sse.response(_chunks(head, wanted, echoes, first, events))
-        answers = await completion.collect(checkpoint, requests)
+            return sse.response(_chunks(head, wanted, echoes, first, events), login_of(user))
+        answers = await completion.collect(checkpoint, requests, user)
     except errors.REFUSALS as error:
         return errors.response_of(error)
     choices = [

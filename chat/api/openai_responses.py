@@ -19,6 +19,7 @@ from chat.api.completion import CollectedCompletion
 from chat.api.openai import body_of, for_scripts
 from chat.api.openai_messages import turns_of
 from chat.api.openai_request import Body
+from portal.logins import login_of
 from portal.rest.conventions import READABLE
 
 UNSUPPORTED = ("previous_response_id", "conversation", "prompt")
@@ -83,7 +84,7 @@ def _messages(body: Body):
 async def responses(request, user) -> HttpResponseBase:
     """POST /v1/responses"""
     try:
-        wanted = wanted_of(body_of(request))
+        wanted = wanted_of(await body_of(request))
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, wanted.model)
     except ValidationError as error:
         return errors.response_of(error)
@@ -93,10 +94,10 @@ async def responses(request, user) -> HttpResponseBase:
     told = Told(wanted)
     try:
         if wanted.stream:
-            events = completion.stream(checkpoint, requests)
+            events = completion.stream(checkpoint, requests, user)
             first = await anext(events)  # a refusal still has its HTTP status
-            return sse.response(_events(told, first, events))
-        (answer,) = await completion.collect(checkpoint, requests)
+            return sse.response(_events(told, first, events), login_of(user))
+        (answer,) = await completion.collect(checkpoint, requests, user)
     except errors.REFUSALS as error:
         return errors.response_of(error)
     return JsonResponse(told.response(answer), json_dumps_params=READABLE)

@@ -17,6 +17,7 @@ from django.utils.translation import gettext as _
 from chat import terminal
 from chat.conversations.messages import without_history
 from chat.engine.request import (
+    AdapterRef,
     Event,
     GenerationRefused,
     Request,
@@ -144,7 +145,8 @@ class Command(BaseCommand):
         if found is None:
             name = self.names["adapter"] or self.names["model"]
             self.model = await terminal.open_remote(self.url, self.key or "", name)
-            self.checkpoint, self.adapter, self.sampling = None, None, as_sampling(self.wishes)
+            self.checkpoint, self.sampling = None, as_sampling(self.wishes)
+            self.adapter: AdapterRef | None = None
             self.with_history = self.history != "no"
             return
         checkpoint = found.checkpoint
