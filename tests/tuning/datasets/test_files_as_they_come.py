@@ -193,18 +193,10 @@ def test_other_forms_are_named_with_what_to_write_instead(member, content, code,
         json.dumps({"data": TABLE}, indent=2),
         json.dumps({"version": "1.0", "n": 2, "rows": TABLE, "licence": "CC0"}),
         json.dumps({"data": TABLE[:1]}) + "\n",
-        json.dumps(
-            {name: {str(at): row[name] for at, row in enumerate(TABLE)} for name in TABLE[0]}
-        ),
+        json.dumps({name: {str(n): row[name] for n, row in enumerate(TABLE)} for name in TABLE[0]}),
         json.dumps({name: [row[name] for row in TABLE] for name in TABLE[0]}, indent=4),
         json.dumps({str(at): row for at, row in enumerate(TABLE)}),
-        json.dumps(
-            {
-                "columns": ["content", "summary"],
-                "index": [0, 1],
-                "data": [list(pair) for pair in PAIRS],
-            }
-        ),
+        json.dumps({"columns": ["content", "summary"], "index": [0, 1], "data": PAIRS}),
         json.dumps(TABLE[:1]) + "\n" + json.dumps(TABLE[1:]),
         json.dumps(TABLE[0]),
     ],
@@ -309,10 +301,10 @@ def test_sharegpt_as_found_in_the_wild(member):
         return {"id": "x", "conversations": told, **beside}
 
     good = [
-        conversation(("Human", "问"), ("chatgpt", "答")),
-        conversation(("user", "问"), ("bing", "答")),
-        conversation(("gpt", "早前"), ("human", "问"), ("gpt", "答")),
-        conversation(("human", "问"), ("gpt", "答"), ("human", "谢谢")),
+        conversation(("Human", "问0"), ("chatgpt", "答")),
+        conversation(("user", "问1"), ("bing", "答")),
+        conversation(("gpt", "早前"), ("human", "问2"), ("gpt", "答")),
+        conversation(("human", "问3"), ("gpt", "答"), ("human", "谢谢")),
     ]
     bad = [
         conversation(("human", "查"), ("function_call", "{}"), ("observation", "1"), ("gpt", "答")),
@@ -322,8 +314,8 @@ def test_sharegpt_as_found_in_the_wild(member):
     dataset = ingest(upload(lines(*good, *bad)), name="x", owner=member)
     found = store.examples(dataset.current, "train", 0, 9)
     assert [(row["prompt"], row["response"], row["history"]) for row in found] == [
-        ("问", "答", [])
-    ] * 4
+        (f"问{number}", "答", []) for number in range(4)
+    ]
     assert [(kind["line"], kind["code"], kind["level"]) for kind in dataset.problems] == [
         (3, "leading_answer", "warning"),
         (4, "open_question", "warning"),

@@ -8,7 +8,7 @@ from django.core.management import CommandError, call_command
 
 from chat.models import Checkpoint
 from tests.support import tiny_training as tiny
-from tests.support.uploads import lines, rows, upload
+from tests.support.uploads import lines, upload
 from tuning.datasets import lint
 from tuning.datasets.store import ingest
 
@@ -59,8 +59,6 @@ def test_text_that_an_encoding_damaged_is_told_and_sound_text_is_not(member):
 
 
 def test_near_duplicates_are_found_and_only_they():
-    texts = [f"{made['content']}\n{made['summary']}" * 3 + "裙子" * number
-             for number, made in enumerate(rows(1))]  # fmt: skip
     base = (
         "这条裙子采用了柔软的面料，穿着舒适，版型修身显瘦，"
         "搭配一双高跟鞋就能轻松出街，非常百搭实用。"
