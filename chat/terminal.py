@@ -93,11 +93,11 @@ class LoadedHere:
     async def submit(self, request: Request) -> None:
         loop = asyncio.get_running_loop()
         queue = self._arrived[request.id] = asyncio.Queue()
-        await asyncio.to_thread(
-            self._engine.submit,
-            request,
-            lambda event: loop.call_soon_threadsafe(queue.put_nowait, event),
-        )
+
+        def sink(event: Event) -> None:
+            loop.call_soon_threadsafe(queue.put_nowait, event)
+
+        await asyncio.to_thread(self._engine.submit, request, sink)
 
     async def events(self, id: str) -> AsyncGenerator[list[Event], None]:
         queue = self._arrived.pop(id)

@@ -16,7 +16,7 @@ from chat.engine.loading import Loaded
 from chat.engine.request import RequestRefused
 
 # A blank at most between two tokens of JSON: a small model may write line ends until it is cut off.
-_LAYOUT = {"whitespace_pattern": " ?"}
+_LAYOUT: Any = {"whitespace_pattern": " ?"}
 
 
 class Grammar:

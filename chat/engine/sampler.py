@@ -70,7 +70,7 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplerState]) -> list[SampledTo
     """logits: [rows, vocabulary] of any float dtype; changed in place where a penalty, a bias or a
     grammar applies. ValueError, before anything is drawn, when a grammar gives up.
     """
-    allowed = [row.grammar and row.grammar.allowed() for row in rows]
+    allowed = [None if row.grammar is None else row.grammar.allowed() for row in rows]
     reported = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
     raw = logits[reported].float() if reported else None
     for i, row in enumerate(rows):
