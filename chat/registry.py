@@ -152,6 +152,15 @@ def make_default(checkpoint: Checkpoint) -> None:
     checkpoint.is_default = True
 
 
+@transaction.atomic
+def remember_memory(checkpoint: Checkpoint, measured: dict) -> None:
+    """Keeps what a load took, for the estimates of chat/checkpoints/memory.py."""
+    row = Checkpoint.objects.select_for_update().filter(pk=checkpoint.pk).first()
+    if row is not None:
+        row.description = {**row.description, "measured": measured}
+        row.save(update_fields=["description"])
+
+
 def ensure_starter() -> Checkpoint | None:
     """The embedded starter model as a checkpoint; called at every start, so that it follows a moved
     or updated portal.
