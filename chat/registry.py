@@ -240,7 +240,7 @@ def publish_adapter(
         found = Adapter.objects.filter(run=run).order_by("-id").first()
         if found is not None:
             return found
-    digest, pre_seq_len = _inspected(source, checkpoint)
+    digest, pre_seq_len, metadata = _inspected(source, checkpoint)
     target = settings.DATA_DIR / "adapters" / digest
     if target.exists():
         if target.resolve() != source.resolve():
@@ -262,6 +262,7 @@ def publish_adapter(
         folder=str(target.relative_to(settings.DATA_DIR)),
         sha256=digest,
         pre_seq_len=pre_seq_len,
+        with_history=metadata.get("with_history"),
     )
 
 
@@ -281,8 +282,8 @@ def digest_of(folder: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
-    """(sha256 of the weights, pre_seq_len); ValidationError when this is no adapter of
+def _inspected(folder: Path, checkpoint) -> tuple[str, int, dict]:
+    """(sha256 of the weights, pre_seq_len, metadata); ValidationError when this is no adapter of
     `checkpoint`.
     """
     try:
@@ -291,6 +292,9 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
             int(description["pre_seq_len"]),
             str(description.get("checkpoint_fingerprint", "")),
         )
+        metadata = dict(description.get("metadata") or {})
+        if not isinstance(metadata.get("with_history"), bool):
+            metadata["with_history"] = None
         digest = digest_of(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = _("%(folder)s does not hold an adapter: %(reason)s") % {
@@ -306,7 +310,7 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
             "chosen": checkpoint.fingerprint[:12],
         }
         raise ValidationError(message % parameters, "invalid_adapter")
-    return digest, pre_seq_len
+    return digest, pre_seq_len, metadata
 
 
 # Apps above say here what they use an adapter for, as a sentence, or None (AppConfig.ready).

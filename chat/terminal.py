@@ -5,6 +5,7 @@ has submit, events, abort and close as a backend of the router has.
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 from django.conf import settings
@@ -17,8 +18,16 @@ from chat.models import Adapter, Checkpoint
 from chat.worker.router import OpenAIBackend, Router, get_router
 
 
-def chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, AdapterRef | None]:
-    """Rows by name; CommandError naming what there is otherwise."""
+class Chosen(NamedTuple):
+    """with_history: whether the model is shown the earlier turns, unless somebody wants it else."""
+
+    checkpoint: Checkpoint
+    adapter: AdapterRef | None
+    with_history: bool
+
+
+def chosen(checkpoint_name: str, adapter_name: str) -> Chosen:
+    """By name; CommandError naming what there is otherwise."""
     adapter = reference = None
     if adapter_name:
         adapter = Adapter.objects.filter(name=adapter_name).select_related("checkpoint").first()
@@ -44,7 +53,7 @@ def chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, Adapter
             f"The adapter {adapter.name} belongs to {adapter.checkpoint.name}, not to "
             f"{checkpoint.name}."
         )
-    return checkpoint, reference
+    return Chosen(checkpoint, reference, adapter is None or adapter.asks_with_history)
 
 
 async def open_model(checkpoint: Checkpoint, say: Callable[[str], None]):

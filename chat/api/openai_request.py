@@ -9,6 +9,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
 from chat.api.openai_messages import turns_of
+from chat.conversations.messages import without_history
 from chat.engine.request import LIMITS, MOST_BIASES, MOST_STOPS
 from chat.sampling import as_whole, number_problem
 from chat.text import is_storable
@@ -209,6 +210,8 @@ def chat_request(fields) -> ChatRequest:
     body.neutral()
     model = body.model()
     messages = turns_of(body.get("messages"), body.refuse)
+    if body.get("with_history") is not None and not body.flag("with_history"):
+        messages = without_history(messages)
     logprobs = _logprobs(body)
     schema = body.json_schema("response_format", body.get("response_format"))
     samplings = [{**each, "logprobs": logprobs, "json_schema": schema} for each in body.samplings()]

@@ -15,14 +15,13 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils.translation import gettext as _
 
 from chat import terminal
+from chat.conversations.messages import without_history
 from chat.engine.request import (
-    AdapterRef,
     Event,
     GenerationRefused,
     Request,
     RequestRefused,
 )
-from chat.models import Checkpoint
 from chat.sampling import as_sampling, checked
 from chat.text import is_storable
 
@@ -43,6 +42,11 @@ class Command(BaseCommand):
         parser.add_argument(
             "--adapter", default="", help="name of an adapter, or its folder (default: prefix off)"
         )
+        parser.add_argument(
+            "--history",
+            choices=["yes", "no"],
+            help="whether the model is shown the earlier turns (default: as it was trained)",
+        )
         parser.add_argument("--temperature", type=float, help="default: what the checkpoint wishes")
         parser.add_argument("--top-p", type=float)
         parser.add_argument("--max-new-tokens", type=int, default=None)
@@ -55,6 +59,7 @@ class Command(BaseCommand):
         *,
         checkpoint,
         adapter,
+        history,
         temperature,
         top_p,
         max_new_tokens,
@@ -89,7 +94,7 @@ class Command(BaseCommand):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="replace")  # what a terminal cannot show
-        self.url, self.key = url, key
+        self.url, self.key, self.history = url, key, history
         if url and key is None and self.interactive:
             self.key = getpass.getpass(_("Key: "))
         self.names = {"model": checkpoint, "adapter": adapter}
@@ -101,7 +106,7 @@ class Command(BaseCommand):
         if self.refused and not self.interactive:
             sys.exit(1)
 
-    async def _converse(self, first: tuple[Checkpoint, AdapterRef | None] | None) -> None:
+    async def _converse(self, first: terminal.Chosen | None) -> None:
         await self._open(first)
         self._explain()
         self._mind_the_prompt()
@@ -131,21 +136,26 @@ class Command(BaseCommand):
             await self.model.close()
 
     def _request(self, turns: list[dict[str, str]]) -> Request:
-        return Request(
-            str(uuid.uuid4()), tuple(turns), adapter=self.adapter, sampling=self.sampling
-        )
+        shown = tuple(turns if self.with_history else without_history(turns))
+        return Request(str(uuid.uuid4()), shown, adapter=self.adapter, sampling=self.sampling)
 
-    async def _open(self, found: tuple[Checkpoint, AdapterRef | None] | None) -> None:
+    async def _open(self, found: terminal.Chosen | None) -> None:
         """The rows found here, or on a remote portal what `names` says."""
         if found is None:
             name = self.names["adapter"] or self.names["model"]
             self.model = await terminal.open_remote(self.url, self.key or "", name)
             self.checkpoint, self.adapter, self.sampling = None, None, as_sampling(self.wishes)
+            self.with_history = self.history != "no"
             return
-        checkpoint, self.adapter = found
+        checkpoint = found.checkpoint
+        self._take(found)
         self.model = await terminal.open_model(checkpoint, self.stderr.write)
         self.checkpoint = checkpoint
         self.sampling = as_sampling(self.wishes, checkpoint.sampling)
+
+    def _take(self, found: terminal.Chosen) -> None:
+        self.adapter = found.adapter
+        self.with_history = self.history == "yes" if self.history else found.with_history
 
     async def _switch(self, text: str) -> None:
         """`/model NAME`, `/adapter NAME`; the history stays."""
@@ -166,10 +176,10 @@ class Command(BaseCommand):
                 await model.close()
             else:
                 found = await sync_to_async(terminal.chosen)(wanted["model"], wanted["adapter"])
-                if found[0] != self.checkpoint:
+                if found.checkpoint != self.checkpoint:
                     await self.model.close()
                     await self._open(found)
-                self.adapter = found[1]
+                self._take(found)
             self.names = wanted
         except CommandError as error:
             self.stderr.write(str(error))
@@ -182,6 +192,10 @@ class Command(BaseCommand):
 
     def _explain(self, always: bool = False) -> None:
         if self.interactive or always:
+            if not self.with_history:
+                self.stdout.write(
+                    _("The model was trained on single turns: it is not shown the earlier ones.")
+                )
             self.stdout.write(
                 _(
                     "“clear” wipes the history, “stop” exits, Ctrl-C stops the answer, “/model "

@@ -31,8 +31,14 @@ class Command(BaseCommand):
         parser.add_argument(
             "--owner", help="user name; without one the adapter belongs to the whole team"
         )
+        parser.add_argument(
+            "--history",
+            choices=["yes", "no"],
+            help="whether its training rows had earlier turns; without them it is asked without "
+            "(default: what the folder says, else not known)",
+        )
 
-    def handle(self, *, path, checkpoint, name, owner, **options):
+    def handle(self, *, path, checkpoint, name, owner, history, **options):
         base = Checkpoint.objects.filter(name=checkpoint).first()
         if base is None:
             known = ", ".join(Checkpoint.objects.values_list("name", flat=True)) or "none"
@@ -45,6 +51,14 @@ class Command(BaseCommand):
         except ValidationError as error:
             raise CommandError(" ".join(error.messages)) from error
         adapter = imported.adapter
+        if history:
+            adapter.with_history = history == "yes"
+            adapter.save(update_fields=["with_history"])
+        if adapter.with_history is None:
+            self.stdout.write(
+                "Whether it was trained on conversations is not known, so it is shown the earlier "
+                "turns; --history no says that it was not."
+            )
         self.stdout.write(
             f"{adapter.name}: {imported.kind}, pre_seq_len {adapter.pre_seq_len}, for {base.name}"
         )
