@@ -23,7 +23,6 @@ from tuning.ptuning.recipe import Recipe
 # OpenAI's word -> ours; every hyper-parameter of ours is taken under its own name, too
 OURS = {"prefix_len": "pre_seq_len"}
 NAMES = {field.name for field in fields(Recipe)}
-STATUS = {status: status for status in Run.Status.values}  # OpenAI's words are the same
 
 
 @for_scripts_in_thread("POST", "GET", "HEAD", scope="tuning")
@@ -209,7 +208,7 @@ def told(run: TuningRun) -> dict:
         "organization_id": "portal",
         "result_files": [],
         "seed": recipe.seed,
-        "status": STATUS[Run.Status(run.status)],
+        "status": run.status,  # our words are OpenAI's
         "trained_tokens": None,
         "training_file": f"file-{run.dataset_version.dataset_id}",
         "validation_file": run.recipe.get("validation_file"),
