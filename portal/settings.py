@@ -70,6 +70,19 @@ DEBUG = _flag("PORTAL_DEBUG")
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *_list("PORTAL_ALLOWED_HOSTS")]
 CSRF_TRUSTED_ORIGINS = _list("PORTAL_TRUSTED_ORIGINS")
 
+# A key may also come as Basic's password: for clients that cannot set a header but take
+# http://:KEY@host. Off: addresses end up in histories, logs and screenshots.
+KEY_IN_ADDRESS = _flag("PORTAL_KEY_IN_ADDRESS")
+# Pages of other origins that may call the doors for scripts from a browser, with a key: never with
+# the login cookie. "*": any page.
+CORS_ALLOWED_ORIGINS = _list("PORTAL_CORS_ORIGINS")
+CORS_ALLOW_ALL_ORIGINS = CORS_ALLOWED_ORIGINS == ["*"]
+if CORS_ALLOW_ALL_ORIGINS:
+    CORS_ALLOWED_ORIGINS = []
+CORS_URLS_REGEX = r"^/(?:v1/.*|api/v1/.*)?$"
+CORS_ALLOW_HEADERS = ["*", "authorization"]  # which the star does not include
+CORS_EXPOSE_HEADERS = ["Retry-After"]
+
 INSTALLED_APPS = [
     "daphne",  # before staticfiles: gives runserver its ASGI server
     "django.contrib.admin",
@@ -85,6 +98,7 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "csp",
+    "corsheaders",
     "chat",
     "tuning",
     "evaluation",
@@ -93,6 +107,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "portal.middleware.head_without_body",
     "django.middleware.security.SecurityMiddleware",
+    "corsheaders.middleware.CorsMiddleware",
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",

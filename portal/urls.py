@@ -12,7 +12,7 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 from portal import views
 from portal.health import healthz, metrics
 from portal.login import LoginForm
-from portal.rest.conventions import no_interface
+from portal.rest.conventions import OPENAI_PATH, no_interface, wrong_base
 
 urlpatterns = [
     path("", views.root, name="home"),  # GET: home page; POST: ChatGLM-6B's api.py
@@ -38,6 +38,7 @@ urlpatterns = [
     path("api/v1/", include("tuning.api_urls")),
     path("api/v1/", include("evaluation.api_urls")),
     path("v1/", include("chat.api.openai_urls")),
+    path("v1/", include("tuning.openai_urls")),
     path("api/schema/", login_not_required(SpectacularAPIView.as_view()), name="api-schema"),
     path(
         "api/docs/",
@@ -45,6 +46,7 @@ urlpatterns = [
         name="api-docs",
     ),
     re_path(r"^(?:api|v1)(?:/|$)", no_interface),
+    re_path(OPENAI_PATH, wrong_base),
     path("admin/", admin.site.urls),
     # where browsers look by themselves on pages that name no icon
     path(

@@ -17,6 +17,7 @@ from django.views.decorators.csrf import csrf_exempt
 from chat import registry
 from chat.api import completion, errors
 from chat.api.openai import body_of
+from chat.conversations.messages import without_history
 from chat.models import Checkpoint
 from chat.sampling import number_problem
 from chat.text import is_storable
@@ -32,7 +33,7 @@ MAX_LENGTH = 2048  # unless the request has another; the rest is as everywhere
 async def answer(request) -> HttpResponseBase:
     user = await user_of_request(request)
     if user is None:
-        return errors.no_key()
+        return errors.no_key(request)
     name = ""
     try:
         body = body_of(request)
@@ -92,19 +93,24 @@ def _wanted(body) -> tuple[list[dict], dict]:
         problem = number_problem(name, value)
         if problem:
             problems[name] = ValidationError(problem, "invalid_value")
+    with_history = body.get("with_history", True)
+    if not isinstance(with_history, bool):
+        problems["with_history"] = ValidationError(_("Must be true or false."), "invalid_value")
     if problems:
         raise ValidationError(problems)
     messages = [
         {"role": role, "content": content}
         for turn in history
-        for role, content in zip(("user", "assistant"), turn, strict=True)
+        for role, content in zip(("user", "assistant"), (turn[0] or "", turn[1]), strict=True)
     ]
-    return [*messages, {"role": "user", "content": prompt}], values
+    messages.append({"role": "user", "content": prompt})
+    return messages if with_history else without_history(messages), values
 
 
 def _is_round(turn) -> bool:
+    """[question, answer]; LangChain's ChatGLM keeps the answers alone, as [null, answer]."""
     return (
         isinstance(turn, list)
         and len(turn) == 2
-        and all(isinstance(text, str) and is_storable(text) for text in turn)
+        and all(isinstance(text, str) and is_storable(text) for text in (turn[0] or "", turn[1]))
     )

@@ -141,6 +141,25 @@ async def collect(checkpoint: Checkpoint, requests: list[Request]) -> list[Colle
     return answers
 
 
+async def resumed(
+    first: tuple[int, Event],
+    events: AsyncGenerator[tuple[int, Event], None],
+    answers: list[CollectedCompletion],
+) -> AsyncGenerator[tuple[int, Event], None]:
+    """`first` and the rest of a `stream`; each event is added to its answer, but for the text and
+    its logprobs, which the caller sends on.
+    """
+    index, event = first
+    while True:
+        take(answers[index], event)
+        answers[index].text, answers[index].logprobs = "", []
+        yield index, event
+        try:
+            index, event = await anext(events)
+        except StopAsyncIteration:
+            return
+
+
 def take(answer: CollectedCompletion, event: Event) -> None:
     """Adds an event to the answer it belongs to."""
     if event.type == "delta":

@@ -10,9 +10,10 @@ from collections.abc import AsyncGenerator
 from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import RequestDataTooBig, ValidationError
-from django.http import HttpResponseBase, JsonResponse
+from django.http import Http404, HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
+from rest_framework import exceptions
 
 from chat import registry
 from chat.api import completion, errors, sse
@@ -21,7 +22,7 @@ from chat.api.openai_request import ChatRequest, chat_request
 from chat.models import Adapter, Checkpoint
 from portal.rest.api_keys import user_of_request
 from portal.rest.conventions import READABLE, json_error
-from portal.rest.json_bodies import json_of
+from portal.rest.json_bodies import json_of, why_not_json
 
 OWNED_BY = "portal"
 
@@ -34,10 +35,8 @@ def body_of(request):
         raise ValidationError(
             {"__all__": ValidationError(_("The body is too large."), "too_large")}
         ) from None
-    except ValueError:
-        raise ValidationError(
-            {"__all__": ValidationError(_("The body is not JSON."), "invalid_json")}
-        ) from None
+    except ValueError as error:
+        raise ValidationError({"__all__": ValidationError(*why_not_json(error))}) from None
 
 
 def for_scripts(*methods: str):
@@ -52,13 +51,42 @@ def for_scripts(*methods: str):
         async def door(request, **parts) -> HttpResponseBase:
             user = await user_of_request(request)
             if user is None:
-                return errors.no_key()
+                return errors.no_key(request)
             if request.method not in methods:
                 message = _("Use %(method)s.") % {"method": methods[0]}
                 return json_error(
                     405, message, code="method_not_allowed", headers={"Allow": ", ".join(methods)}
                 )
             return await view(request, user, **parts)
+
+        return door
+
+    return decorated
+
+
+def for_scripts_in_thread(*methods: str):
+    """The same for a view that asks the database: it runs on a thread, and what it raises is told
+    in OpenAI's envelope.
+    """
+
+    def decorated(view):
+        @functools.wraps(view)
+        def told(request, user, **parts) -> HttpResponseBase:
+            try:
+                return view(request, user, **parts)
+            except Http404:
+                return json_error(404, _("Not found."), code="not_found")
+            except ValidationError as error:
+                return errors.response_of(error)
+            except exceptions.APIException as error:
+                code = error.get_codes()
+                message = str(error.detail)
+                return json_error(error.status_code, message, code=str(code))
+
+        @for_scripts(*methods)
+        @functools.wraps(view)
+        async def door(request, user, **parts) -> HttpResponseBase:
+            return await sync_to_async(told)(request, user, **parts)
 
         return door
 
@@ -94,7 +122,7 @@ async def chat_completions(request, user) -> HttpResponseBase:
             **head,
             "object": "chat.completion",
             "choices": [_choice(index, answer, wanted) for index, answer in enumerate(answers)],
-            "usage": _usage(answers),
+            "usage": usage_of(answers),
         },
         json_dumps_params=READABLE,
     )
@@ -117,11 +145,18 @@ def _logprobs(entries: list | None, wanted: ChatRequest) -> dict | None:
     )
 
 
-def _usage(answers: list[CollectedCompletion]) -> dict:
-    """The prompt counts once, as OpenAI counts it; the answers add up."""
-    prompt = max((answer.usage.get("prompt_tokens", 0) for answer in answers), default=0)
+def usage_of(answers: list[CollectedCompletion], prompts: int = 1) -> dict:
+    """Each prompt counts once, as OpenAI counts it; the answers add up. answers: as many to each
+    of the prompts.
+    """
+    counted = [answer.usage.get("prompt_tokens", 0) for answer in answers]
+    several = len(answers) // prompts
+    prompt = sum(max(counted[i : i + several]) for i in range(0, len(counted), several))
     written = sum(answer.usage.get("completion_tokens", 0) for answer in answers)
-    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    counts = {"prompt_tokens": prompt, "completion_tokens": written}
+    counts["total_tokens"] = prompt + written
+    room = [answer.usage["max_tokens"] for answer in answers if "max_tokens" in answer.usage]
+    return {**counts, **({"max_tokens": min(room)} if room else {})}
 
 
 async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenerator[str, None]:
@@ -138,26 +173,18 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenera
             payload["usage"] = None
         return sse.data(payload)
 
-    async def all_events():
-        yield first
-        async for pair in events:
-            yield pair
-
     try:
         for index in range(len(answers)):
             yield chunk(index, {"role": "assistant", "content": ""})
-        async for index, event in all_events():
-            completion.take(answers[index], event)
+        async for index, event in completion.resumed(first, events, answers):
             if event.type == "delta":
-                answers[index].text = ""  # sent, not needed again
-                answers[index].logprobs = []
                 yield chunk(
                     index, {"content": event.data["text"]}, entries=event.data.get("logprobs")
                 )
             elif event.type == "finished":
                 yield chunk(index, {}, answers[index].finish_reason)
         if wanted.include_usage:
-            yield sse.data({**head, "choices": [], "usage": _usage(answers)})
+            yield sse.data({**head, "choices": [], "usage": usage_of(answers)})
     except errors.REFUSALS as error:  # the status line has gone out long ago
         yield sse.data({"error": errors.object_of(error)})
     finally:
@@ -188,6 +215,7 @@ def _model(checkpoint: Checkpoint, adapter: Adapter | None) -> dict:
         "owned_by": OWNED_BY,
         "root": checkpoint.name,
         "parent": checkpoint.name if adapter else None,
+        "with_history": adapter.with_history if adapter else True,
     }
 
 

@@ -148,6 +148,7 @@ class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
                 checkpoint=body.get("checkpoint"),
                 adapter=body.get("adapter", turns.KEEP),
                 sampling=body.get("sampling"),
+                with_history=body.get("with_history"),
             )
         try:
             async_to_sync(live.start)(answer)

@@ -94,6 +94,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             checkpoint=frame.get("checkpoint"),
             adapter=frame.get("adapter", turns.KEEP),
             sampling=frame.get("sampling"),
+            with_history=frame.get("with_history"),
         )
         return answer
 
@@ -145,7 +146,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         # the row says why; following it tells the client
         with contextlib.suppress(GenerationRefused):
             await live.start(answer)
-        self.follow(answer.pk, 0)
+        self.follow(answer.pk, 0, frame.get("render") is True)
 
     async def stop(self, frame):
         message = await self.message(frame.get("message"))
@@ -159,7 +160,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         message = await self.message(frame.get("message"))
         if message.role != Message.Role.ASSISTANT:
             raise refused(_("There is no such message."), "not_found", "message")
-        self.follow(message.pk, after)
+        self.follow(message.pk, after, frame.get("render") is True)
 
     async def acknowledge(self, frame):
         """Frames arrive in order, so the one named and all before it have been read."""
@@ -185,16 +186,16 @@ class ConversationConsumer(AsyncWebsocketConsumer):
 
     # ---- what it hears
 
-    def follow(self, message_id: int, after: int) -> None:
+    def follow(self, message_id: int, after: int, rendered: bool) -> None:
         earlier = self.followed.pop(message_id, None)
         if earlier is not None:
             earlier.cancel()
         if len(self.followed) >= MOST_ATTACHED:
             raise refused(_("This page follows too many answers at once."), "too_many")
-        self.followed[message_id] = asyncio.create_task(self.forward(message_id, after))
+        self.followed[message_id] = asyncio.create_task(self.forward(message_id, after, rendered))
 
-    async def forward(self, message_id: int, after: int) -> None:
-        frames = live.follow(message_id, after)
+    async def forward(self, message_id: int, after: int, rendered: bool) -> None:
+        frames = live.follow(message_id, after, rendered)
         try:
             async for frame in frames:
                 await self.send_frame(frame)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from secrets import randbits
 
 from chat.engine.adapters import AdapterPool
+from chat.engine.grammars import Grammars
 from chat.engine.loading import Loaded
 from chat.engine.positions import Positions
 from chat.engine.request import Request, RequestRefused, Sink
@@ -32,10 +33,11 @@ class RequestValidator:
     ):
         self._loaded, self._positions, self._adapters = loaded, positions, adapters
         self._max_length, self._prefix_room = max_length, prefix_room
+        self._grammars = Grammars(loaded)
 
     def prepare(self, request: Request, sink: Sink, on_end: OnEnd | None) -> Sequence:
         """Raises RequestRefused."""
-        request.sampling.check()
+        request.sampling.check(self._loaded.vocabulary)
         prompt = self._prompt(request)
         prefix = self._adapters.fetch(request.adapter) if request.adapter else None
         pre_seq_len = prefix.shape[3] if prefix is not None else 0
@@ -50,12 +52,15 @@ class RequestValidator:
         room = min(self._max_length, self._loaded.context_length - plan.offset)
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
+        sampler_state = SamplerState.of(sampling, prompt)
+        if sampling.json_schema is not None:
+            sampler_state.grammar = self._grammars.compile(sampling.json_schema)
         return Sequence(
             request=request,
             prompt=prompt,
             sink=sink,
             prompter=self._loaded.prompter,
-            sampler_state=SamplerState.of(sampling, prompt),
+            sampler_state=sampler_state,
             positions=plan,
             new_tokens_limit=sampling.new_tokens_limit(len(prompt), room),
             prefix=prefix,
@@ -63,14 +68,17 @@ class RequestValidator:
         )
 
     def _prompt(self, request: Request) -> list[int]:
-        if request.prompt_ids is None:
-            prompt = self._loaded.prompter.prompt_ids(request.messages)
-        elif request.messages:
+        given = (bool(request.messages), request.text is not None, request.prompt_ids is not None)
+        if sum(given) > 1:
             raise RequestRefused(
                 "invalid_value",
-                "a request has messages or prompt_ids, not both",
+                "a request has one of messages, text and prompt_ids",
                 param="prompt_ids",
             )
+        if request.text is not None:
+            prompt = self._loaded.prompter.plain_ids(request.text)
+        elif request.prompt_ids is None:
+            prompt = self._loaded.prompter.prompt_ids(request.messages)
         else:
             prompt = list(request.prompt_ids)
             vocabulary = self._loaded.vocabulary

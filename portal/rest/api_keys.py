@@ -1,6 +1,9 @@
 """`Authorization: Bearer sk-...`, for DRF views, for plain (async) views and for websockets."""
 
+import base64
+
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.utils.translation import gettext as _
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.authentication import BaseAuthentication
@@ -10,9 +13,27 @@ from portal.models import ApiKey
 
 
 def bearer(authorization: str) -> str | None:
-    """The key in an Authorization header, or None when it holds no bearer key."""
+    """The key in an Authorization header, or None when it holds none. With
+    PORTAL_KEY_IN_ADDRESS also that of `http://:KEY@host`, which clients send as Basic.
+    """
     scheme, _space, secret = authorization.partition(" ")
-    return secret.strip() if scheme.lower() == "bearer" and secret.strip() else None
+    scheme, secret = scheme.lower(), secret.strip()
+    if scheme == "basic" and settings.KEY_IN_ADDRESS:
+        try:
+            user, _colon, password = base64.b64decode(secret, validate=True).decode().partition(":")
+        except ValueError:
+            return None
+        return password or user or None
+    return secret if scheme == "bearer" and secret else None
+
+
+def why_no_key(authorization: str) -> str:
+    """What to tell somebody whose Authorization header lets nobody in."""
+    if bearer(authorization) is not None:
+        return _("The API key is unknown or has been revoked.")
+    if not authorization:
+        return _("Send a key of yours: Authorization: Bearer KEY. The account page makes one.")
+    return _("The Authorization header must be: Bearer KEY. The account page makes a key.")
 
 
 class BearerAuthentication(BaseAuthentication):

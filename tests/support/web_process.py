@@ -34,7 +34,12 @@ print(ApiKey.create_for(user)[1], session.session_key)
 
 
 class Web:
-    """`with Web() as web:` has `web.url`, `web.key`, `web.cookie` and `web.worker`."""
+    """`with Web() as web:` has `web.url`, `web.key`, `web.cookie` and `web.worker`. `pages`: for a
+    browser, which needs the static files.
+    """
+
+    def __init__(self, pages: bool = False):
+        self.pages = pages
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="web-")
@@ -47,6 +52,8 @@ class Web:
             "PORTAL_LOG_LEVEL": "WARNING",
         }
         self.manage("migrate", "-v", "0")
+        if self.pages:
+            self.manage("collectstatic", "--noinput", "-v", "0")
         self.key, self.cookie = self.manage("shell", "-v", "0", "-c", ROWS).split()[-2:]
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"

@@ -98,7 +98,9 @@ class ProblemSerializer(serializers.Serializer):
 
 
 class DatasetDetailSerializer(DatasetSerializer):
-    problems = ProblemSerializer(many=True, read_only=True, help_text="One entry a kind of problem.")
+    problems = ProblemSerializer(
+        many=True, read_only=True, help_text="One entry a kind of problem."
+    )
     problem_count = serializers.IntegerField(read_only=True)
 
     class Meta(DatasetSerializer.Meta):

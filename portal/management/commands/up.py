@@ -1,9 +1,12 @@
 """`manage.py up`: first-run set-up, then every process of the portal under one supervisor."""
 
+import contextlib
 import hashlib
 import json
+import os
 import secrets
 import socket
+import sys
 import time
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
@@ -41,6 +44,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *, host, port, no_worker, **options):
+        host = host.strip("[]")  # as an IPv6 address stands in a URL
         refuse_taken_port(host, port)
         url = f"http://{f'[{reached(host)}]' if ':' in host else reached(host)}:{port}"
         try:
@@ -52,6 +56,8 @@ class Command(BaseCommand):
                 _("The portal runs already on the data folder %(folder)s: %(other)s.")
                 % {"folder": settings.DATA_DIR, "other": other}
             ) from other
+        except BrokenPipeError as error:
+            raise CommandError(f"standard output: {error}") from error
 
     def run_portal(self, host: str, port: int, url: str, *, worker: bool) -> None:
         self.stdout.write(f"Model portal {__version__}")
@@ -66,18 +72,29 @@ class Command(BaseCommand):
 
     def first_admin(self) -> None:
         """A staff account with a random password, printed this once, when there is no account at
-        all.
+        all. Where it cannot be shown there is none yet.
         """
         if User.objects.exists():
             return
         password = secrets.token_urlsafe(12)
+        try:
+            if sys.stdout.name == os.devnull:  # it was closed (manage.py)
+                raise OSError("closed")
+            self.stdout.write(
+                "\n"
+                + _("First administrator (shown once; change the password under Account):")
+                + f"\n    {_('user')}: admin\n    {_('password')}: {password}\n"
+            )
+            self.stdout.flush()
+        except OSError as error:
+            raise CommandError(
+                _(
+                    "The first administrator's password cannot be shown, so there is no account "
+                    "yet (standard output: %(error)s)."
+                )
+                % {"error": error}
+            ) from error
         User.objects.create_superuser("admin", password=password)
-        self.stdout.write(
-            "\n"
-            + _("First administrator (shown once; change the password under Account):")
-            + f"\n    {_('user')}: admin\n    {_('password')}: {password}\n"
-        )
-        self.stdout.flush()
 
 
 _direct = build_opener(ProxyHandler({}))  # http_proxy is not for this machine
@@ -120,8 +137,9 @@ class Announcement:
         return True
 
     def tell(self, line: str) -> None:
-        self.stdout.write(line)
-        self.stdout.flush()
+        with contextlib.suppress(OSError):  # a terminal that has gone
+            self.stdout.write(line)
+            self.stdout.flush()
 
 
 def refuse_taken_port(host: str, port: int) -> None:

@@ -172,7 +172,7 @@ async def test_a_reader_that_acknowledges_hears_everything(
 ):
     monkeypatch.setattr(websocket, "WINDOW", 300)
 
-    async def slowly(message: int, after: int):
+    async def slowly(message: int, after: int, rendered: bool):
         for seq in range(1, 31):
             yield {"type": "message.delta", "text": "x", "message": message, "seq": seq}
             await acknowledged.wait()

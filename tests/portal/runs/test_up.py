@@ -2,14 +2,17 @@
 behind.
 """
 
+import contextlib
 import os
 import re
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 from http.cookiejar import CookieJar
 from urllib.parse import urlencode
-from urllib.request import HTTPCookieProcessor, build_opener
+from urllib.request import HTTPCookieProcessor, ProxyHandler, build_opener
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -128,6 +131,50 @@ STOPS = [signal.SIGHUP, signal.SIGINT, signal.SIGKILL]
 STOPS += [
     pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGTERM, signal.SIGQUIT)
 ]
+
+
+def has_ipv6() -> bool:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_it_starts_behind_a_proxy_in_an_old_terminal_on_an_ipv6_address(tmp_path):
+    odd = {"http_proxy": "http://127.0.0.1:9", "PYTHONIOENCODING": "latin-1"}
+    with Portal(tmp_path / "data", "--no-worker", "--host", "::1", **odd) as portal:
+        url = f"http://[::1]:{portal.port}"
+        wait_for(lambda: url in portal.output().replace("Data", ""), 180, "the announcement")
+        shown = re.search(r"admin\n.*: (\S{16})\n", portal.output())
+        assert shown and "Traceback" not in portal.output()
+        login = build_opener(ProxyHandler({}), HTTPCookieProcessor(CookieJar()))
+        page = login.open(f"{url}/login/").read().decode()
+        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page).group(1)
+        form = {"username": "admin", "password": shown[1], "csrfmiddlewaretoken": token}
+        assert login.open(f"{url}/login/", urlencode(form).encode()).url == f"{url}/"
+
+
+@pytest.mark.parametrize("closed", [">&-", "| true"])
+def test_a_password_that_nobody_can_read_is_not_given(tmp_path, closed):
+    data = tmp_path / "data"
+    environment = {**os.environ, "PORTAL_DATA_DIR": str(data), "PYTHONUNBUFFERED": "1"}
+    command = f"{sys.executable} manage.py up --no-worker --port 0 {closed}"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0 and "Traceback" not in done.stderr
+    with (
+        contextlib.closing(sqlite3.connect(data / "portal.sqlite3")) as database,
+        contextlib.suppress(sqlite3.OperationalError),  # it may have ended before there was a table
+    ):
+        assert database.execute("SELECT count(*) FROM portal_user").fetchone() == (0,)
 
 
 @pytest.mark.parametrize("number", STOPS)

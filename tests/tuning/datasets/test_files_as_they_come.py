@@ -137,12 +137,17 @@ def rewritten(content: bytes, part: str, xml: bytes) -> bytes:
 
 def test_a_hostile_workbook_costs_a_refusal_and_nothing_else(member, monkeypatch):
     good, part = workbook(("s", [["content", "summary"], *PAIRS])), "xl/worksheets/sheet1.xml"
-    head = b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>'
+    head = (
+        b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>'
+    )
     bomb = rewritten(good, part, head + b" " * (40 << 20))
     entities = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">]>' + head
     rows_ = b'<row r="1"><c r="A1"><v>1</v></c></row>' * 900
     monkeypatch.setattr("tuning.datasets.workbooks._MOST_ELEMENTS", 5000)
-    far = head + b'<row r="999999999999"><c r="A999999999999"><v>1</v></c></row></sheetData></worksheet>'
+    far = (
+        head
+        + b'<row r="999999999999"><c r="A999999999999"><v>1</v></c></row></sheetData></worksheet>'
+    )
     wide = head + b'<row r="1"><c r="XFD1" t="str"><v>a</v></c></row></sheetData></worksheet>'
     for content, code in (
         (bomb, "archive_bomb"),
@@ -215,7 +220,9 @@ def test_pretty_printed_conversations_and_those_on_one_line_are_rows_not_tables(
     }
     for text in (json.dumps(row), json.dumps(row, indent=2), json.dumps({"data": [row]})):
         assert taken(member, upload(text)) == [("问", "答")]
-    by_column = {"messages": [[{"role": "user", "content": "问"}, {"role": "bot", "content": "答"}]]}
+    by_column = {
+        "messages": [[{"role": "user", "content": "问"}, {"role": "bot", "content": "答"}]]
+    }
     assert taken(member, upload(json.dumps(by_column))) == [("问", "答")]
 
 
@@ -238,7 +245,7 @@ def test_a_large_wrapper_is_read_a_row_at_a_time():
         ('{"content":"a","summary":"b",}\n' * 2, [(1, "stray_comma", 2), (None, "no_rows", 1)]),
         ('{"content":"a","summary":"b"},\n' * 3, [(1, "stray_comma", 3), (None, "no_rows", 1)]),
         ("{'content':'a'}\n" * 2, [(1, "wrong_quotes", 2), (None, "no_rows", 1)]),
-        ('{“content”:“a”}\n' * 2, [(1, "wrong_quotes", 2), (None, "no_rows", 1)]),
+        ("{“content”:“a”}\n" * 2, [(1, "wrong_quotes", 2), (None, "no_rows", 1)]),
         ('["问","答"]\n["问2","答2"]', [(1, "no_names", 2), (None, "no_rows", 1)]),
         ('[["问","答"],\n["问2","答2"]]', [(1, "no_names", 2), (None, "no_rows", 1)]),
         ("oops\n" * 900, [(1, "not_json", 900), (None, "no_rows", 1)]),
