@@ -228,6 +228,10 @@ class Message(models.Model):
     seq = models.PositiveIntegerField(default=0)
     finish_reason = models.CharField(max_length=10, blank=True)
     # {"prompt_tokens", "completion_tokens", "total_tokens"}
+    # whose daily tokens an answer counts towards; None: asked for on a page
+    api_key = models.ForeignKey(
+        "portal.ApiKey", models.SET_NULL, null=True, editable=False, related_name="+"
+    )
     usage = models.JSONField(null=True, blank=True)
     # {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}
     timings = models.JSONField(null=True, blank=True)

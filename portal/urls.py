@@ -1,5 +1,7 @@
 """The roof: composes the apps, holds no logic."""
 
+from csp.constants import SELF, UNSAFE_INLINE
+from csp.decorators import csp_replace
 from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth import views as auth_views
@@ -7,7 +9,7 @@ from django.contrib.auth.decorators import login_not_required
 from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 from django.views.i18n import set_language
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 from portal import views
 from portal.health import healthz, metrics
@@ -42,7 +44,14 @@ urlpatterns = [
     path("api/schema/", login_not_required(SpectacularAPIView.as_view()), name="api-schema"),
     path(
         "api/docs/",
-        login_not_required(SpectacularSwaggerView.as_view(url_name="api-schema")),
+        # its scripts come from files; swagger-ui writes styles into the page
+        csp_replace({"style-src": [SELF, UNSAFE_INLINE]})(
+            login_not_required(
+                SpectacularSwaggerSplitView.as_view(
+                    url_name="api-schema", http_method_names=["get", "head"]
+                )
+            )
+        ),
         name="api-docs",
     ),
     re_path(r"^(?:api|v1)(?:/|$)", no_interface),

@@ -20,8 +20,8 @@ from chat.api.openai import body_of
 from chat.conversations.messages import without_history
 from chat.models import Checkpoint
 from chat.sampling import number_problem
-from chat.text import is_storable
-from portal.rest.api_keys import user_of_request
+from chat.text import check_length, is_storable
+from portal.rest.api_keys import KeyRefused, check_key, user_of_request
 from portal.rest.conventions import READABLE
 
 PARAMETERS = ("max_length", "top_p", "temperature")
@@ -36,14 +36,17 @@ async def answer(request) -> HttpResponseBase:
         return errors.no_key(request)
     name = ""
     try:
-        body = body_of(request)
+        await sync_to_async(check_key)(user, "chat")
+        body = await body_of(request)
         messages, sampling = _wanted(body)
         name = body.get("model") or ""
         checkpoint, adapter = await sync_to_async(_model)(user, name)
         requests = completion.requests_of(
             user, checkpoint, adapter, messages, [{"max_length": MAX_LENGTH, **sampling}]
         )
-        (answered,) = await completion.collect(checkpoint, requests)
+        (answered,) = await completion.collect(checkpoint, requests, user)
+    except KeyRefused as refusal:
+        return errors.key_refused(refusal)
     except LookupError:
         return errors.no_such_model(name)
     except errors.REFUSALS as error:
@@ -81,6 +84,11 @@ def _wanted(body) -> tuple[list[dict], dict]:
     prompt, history = body.get("prompt"), body.get("history") or []
     if not isinstance(prompt, str) or not prompt.strip() or not is_storable(prompt):
         problems["prompt"] = ValidationError(_("Write something first."), "blank")
+    else:
+        try:
+            check_length(prompt)
+        except ValidationError as error:
+            problems["prompt"] = error
     if not isinstance(history, list) or not all(_is_round(turn) for turn in history):
         problems["history"] = ValidationError(
             _("The history is a list of [question, answer]."), "invalid_value"

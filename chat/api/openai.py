@@ -2,6 +2,7 @@
 conversation is kept.
 """
 
+import asyncio
 import functools
 import time
 import uuid
@@ -20,17 +21,22 @@ from chat.api import completion, errors, sse
 from chat.api.completion import CollectedCompletion
 from chat.api.openai_request import ChatRequest, chat_request
 from chat.models import Adapter, Checkpoint
-from portal.rest.api_keys import user_of_request
+from portal.logins import login_of
+from portal.rest.api_keys import KeyRefused, check_key, user_of_request
 from portal.rest.conventions import READABLE, json_error
 from portal.rest.json_bodies import json_of, why_not_json
 
 OWNED_BY = "portal"
 
 
-def body_of(request):
+LARGE = 64 * 1024  # bytes of JSON that take the event loop longer than changing the thread does
+
+
+async def body_of(request):
     """The parsed JSON body; ValidationError when there is none."""
     try:
-        return json_of(request.body)
+        body = request.body
+        return json_of(body) if len(body) < LARGE else await asyncio.to_thread(json_of, body)
     except RequestDataTooBig:
         raise ValidationError(
             {"__all__": ValidationError(_("The body is too large."), "too_large")}
@@ -57,6 +63,10 @@ def for_scripts(*methods: str):
                 return json_error(
                     405, message, code="method_not_allowed", headers={"Allow": ", ".join(methods)}
                 )
+            try:
+                await sync_to_async(check_key)(user, "chat")
+            except KeyRefused as refusal:
+                return errors.key_refused(refusal)
             return await view(request, user, **parts)
 
         return door
@@ -97,7 +107,7 @@ def for_scripts_in_thread(*methods: str):
 async def chat_completions(request, user) -> HttpResponseBase:
     """POST /v1/chat/completions"""
     try:
-        wanted = chat_request(body_of(request))
+        wanted = chat_request(await body_of(request))
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, wanted.model)
     except ValidationError as error:
         return errors.response_of(error)
@@ -111,10 +121,10 @@ async def chat_completions(request, user) -> HttpResponseBase:
     }
     try:
         if wanted.stream:
-            events = completion.stream(checkpoint, requests)
+            events = completion.stream(checkpoint, requests, user)
             first = await anext(events)  # a refusal still has its HTTP status
-            return sse.response(_chunks(head, wanted, first, events))
-        answers = await completion.collect(checkpoint, requests)
+            return sse.response(_chunks(head, wanted, first, events), login_of(user))
+        answers = await completion.collect(checkpoint, requests, user)
     except errors.REFUSALS as error:
         return errors.response_of(error)
     return JsonResponse(

@@ -2,9 +2,10 @@
 
 import json
 
+from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
-from chat.text import is_storable
+from chat.text import check_length, is_storable
 
 ROLES = {
     "system": "system",
@@ -75,6 +76,10 @@ def text_of(content, place: str, refuse, may_be_absent: bool = False) -> str:
         return ""
     if not is_storable(content):
         refuse(place, _("The text contains a NUL or half a character."))
+    try:
+        check_length(content)
+    except ValidationError as error:
+        refuse(place, error.message, error.code)
     return content
 
 

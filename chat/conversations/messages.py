@@ -61,7 +61,7 @@ def save_progress(rows: list[tuple[int, str, int, str]]) -> None:
 
 
 def save_end(answer: LiveAnswer) -> None:
-    Message.objects.filter(pk=answer.message_id, status__in=Message.IN_FLIGHT).update(
+    ended = Message.objects.filter(pk=answer.message_id, status__in=Message.IN_FLIGHT).update(
         content=answer.content,
         seq=answer.offset,
         status=answer.status,
@@ -71,3 +71,7 @@ def save_end(answer: LiveAnswer) -> None:
         error=answer.error,
         finished_at=timezone.now(),
     )
+    if ended and answer.usage:
+        message = Message.objects.select_related("api_key").get(pk=answer.message_id)
+        if message.api_key and message.api_key.tokens_per_day is not None:
+            message.api_key.spend(answer.usage.get("total_tokens") or 0)

@@ -6,11 +6,10 @@ from django.utils.translation import gettext as _
 
 from chat import sampling as sampling_rules
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.text import is_storable, shown
+from chat.text import check_length, is_storable, shown
 from portal.numbers import whole_number
 from portal.rest.conventions import Conflict
 
-LONGEST_CONTENT = 200_000  # characters; what fits into the model's context is the worker's decision
 TITLE = 40  # characters of the first message that become a fresh conversation's title
 KEEP = object()  # for `adapter`: whatever the conversation used last
 
@@ -76,6 +75,7 @@ def create_turn(
         "model_label": model_label(checkpoint, adapter),
         "sampling": {**checkpoint.sampling, **sampling},
         "with_history": with_history,
+        "api_key": getattr(user, "api_key", None),
     }
     return _written(conversation, content, asked)
 
@@ -132,11 +132,7 @@ def _content(content) -> str:
         raise ValidationError(_("Must be a text."), "invalid")
     if not content.strip():
         raise ValidationError(_("Write something first."), "blank")
-    if len(content) > LONGEST_CONTENT:
-        message = _("The text has %(length)s characters; at most %(most)s are possible.")
-        raise ValidationError(
-            message % {"length": f"{len(content):,}", "most": f"{LONGEST_CONTENT:,}"}, "too_long"
-        )
+    check_length(content)
     if not is_storable(content):
         raise ValidationError(_("The text contains a NUL or half a character."), "invalid")
     return content

@@ -58,7 +58,7 @@ class SamplingParams:
     top_p: float = _limited(0.7, float, 0, 1, above=True)
     # 0 means off; its own chat has 50 without saying so
     top_k: int = _limited(50, int, 0, 1_000_000)
-    repetition_penalty: float = _limited(1.0, float, 0, 10, above=True)
+    repetition_penalty: float = _limited(1.0, float, 0.01, 10)
     # of tokens that the answer has: subtracted once, and as often as they occurred (OpenAI's)
     presence_penalty: float = _limited(0.0, float, -2, 2)
     frequency_penalty: float = _limited(0.0, float, -2, 2)

@@ -100,6 +100,7 @@ MESSAGES = {
     "missing_column": gettext_noop("There is no column “%(column)s”. The row has: %(columns)s."),
     "not_text": gettext_noop("The column “%(column)s” is not text."),
     "half_character": gettext_noop("The row holds half a character (a lone surrogate)."),
+    "nul": gettext_noop("The row holds a NUL character, which no text has."),
     "empty_prompt": gettext_noop("The prompt is empty: the row is left out."),
     "empty_response": gettext_noop("The response is empty: the row is left out."),
     "bad_history": gettext_noop(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from json.encoder import encode_basestring as quoted
 from typing import Any
 
@@ -127,6 +128,8 @@ def examples_of(
                 raise BadRow("empty_prompt", "warning")
             if not response.strip():
                 raise BadRow("empty_response", "warning")
+            if any("\0" in part for part in (prompt, response, *chain.from_iterable(history))):
+                raise BadRow("nul")
             if has_system and row.get("system"):
                 # before the first question, on a line of its own: where a system turn stands
                 system = _text(row, "system")

@@ -437,3 +437,10 @@ def test_the_thread_outlives_a_step_that_fails(engine, monkeypatch):
     )
     assert finished.wait(30)
     engine.close()
+
+
+def test_what_cannot_fit_is_refused_without_being_cut_into_tokens(engine, monkeypatch):
+    monkeypatch.setattr(type(engine.loaded.prompter), "prompt_ids", lambda *_: 1 / 0)
+    for texts in (["字" * 1_000_000], ["word " * 20_000] * 50):
+        messages = tuple({"role": "user", "content": text} for text in texts)
+        assert refusal(engine, Request("1", messages=messages)).code == "context_length_exceeded"

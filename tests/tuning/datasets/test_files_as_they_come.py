@@ -193,10 +193,18 @@ def test_other_forms_are_named_with_what_to_write_instead(member, content, code,
         json.dumps({"data": TABLE}, indent=2),
         json.dumps({"version": "1.0", "n": 2, "rows": TABLE, "licence": "CC0"}),
         json.dumps({"data": TABLE[:1]}) + "\n",
-        json.dumps({name: {str(at): row[name] for at, row in enumerate(TABLE)} for name in TABLE[0]}),
+        json.dumps(
+            {name: {str(at): row[name] for at, row in enumerate(TABLE)} for name in TABLE[0]}
+        ),
         json.dumps({name: [row[name] for row in TABLE] for name in TABLE[0]}, indent=4),
         json.dumps({str(at): row for at, row in enumerate(TABLE)}),
-        json.dumps({"columns": ["content", "summary"], "index": [0, 1], "data": [list(p) for p in PAIRS]}),
+        json.dumps(
+            {
+                "columns": ["content", "summary"],
+                "index": [0, 1],
+                "data": [list(pair) for pair in PAIRS],
+            }
+        ),
         json.dumps(TABLE[:1]) + "\n" + json.dumps(TABLE[1:]),
         json.dumps(TABLE[0]),
     ],

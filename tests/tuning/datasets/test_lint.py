@@ -61,8 +61,14 @@ def test_text_that_an_encoding_damaged_is_told_and_sound_text_is_not(member):
 def test_near_duplicates_are_found_and_only_they():
     texts = [f"{made['content']}\n{made['summary']}" * 3 + "裙子" * number
              for number, made in enumerate(rows(1))]  # fmt: skip
-    base = "这条裙子采用了柔软的面料，穿着舒适，版型修身显瘦，搭配一双高跟鞋就能轻松出街，非常百搭实用。"
-    other = "裤子的腰部设计了松紧带，方便穿脱，裤脚收口的处理显得干练利落，适合春秋季节日常通勤穿着搭配。"
+    base = (
+        "这条裙子采用了柔软的面料，穿着舒适，版型修身显瘦，"
+        "搭配一双高跟鞋就能轻松出街，非常百搭实用。"
+    )
+    other = (
+        "裤子的腰部设计了松紧带，方便穿脱，裤脚收口的处理显得干练利落，"
+        "适合春秋季节日常通勤穿着搭配。"
+    )
     texts = [
         base,
         other,
