@@ -194,7 +194,7 @@ def test_an_evaluation_is_answered_by_both_servers_as_by_the_engine(site, adapte
     assert len(found) == 8
     for prediction in found[:3]:
         expected = site.ours(prediction["prompt"], adapter[1], tokens=8)
-        assert prediction["text"] == expected.text
+        assert prediction["prediction"] == expected.text
     after = [server.metric("generation_tokens_total") for server in site.servers]
     assert all(now > then for now, then in zip(after, before, strict=True))
 
