@@ -52,6 +52,13 @@ class SayForm(forms.Form):
 
     text = forms.CharField(label=_("Message"))  # what it may be is the turn's rule
     model = forms.CharField(max_length=40, required=False)
+    # whether the model is shown the earlier turns; empty: as it was trained
+    history = forms.TypedChoiceField(
+        choices=[("", ""), ("yes", ""), ("no", "")],
+        coerce=lambda value: value == "yes",
+        empty_value=None,
+        required=False,
+    )
 
     def __init__(self, data, *, user, needs_text=True):
         super().__init__(data)
@@ -73,9 +80,15 @@ class SayForm(forms.Form):
             name: value for name, value in chosen.items() if value not in (None, defaults[name])
         }
 
-    def model_choice(self) -> dict:
+    def asked(self) -> dict:
+        """What `create_turn` takes besides the text."""
         checkpoint, adapter = self.cleaned_data.get("model") or (None, None)
-        return {"checkpoint": checkpoint, "adapter": adapter}
+        return {
+            "checkpoint": checkpoint,
+            "adapter": adapter,
+            "sampling": self.sampling(),
+            "with_history": self.cleaned_data["history"],
+        }
 
 
 class RenameForm(forms.ModelForm):

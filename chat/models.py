@@ -89,6 +89,8 @@ class Adapter(Owned, models.Model):
     sha256 = models.CharField(_("fingerprint"), max_length=64, editable=False)
     pre_seq_len = models.PositiveIntegerField(_("prefix length"), editable=False)
     step = models.PositiveIntegerField(_("step"), null=True, editable=False)
+    # whether its training rows had earlier turns; None: nobody knows (imported)
+    with_history = models.BooleanField(_("trained on conversations"), null=True, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     objects = AccessQuerySet.as_manager()
@@ -112,6 +114,11 @@ class Adapter(Owned, models.Model):
     @property
     def path(self) -> Path:
         return settings.DATA_DIR / self.folder
+
+    @property
+    def asks_with_history(self) -> bool:
+        """Whether its prompt has the earlier turns unless somebody chooses otherwise."""
+        return self.with_history is not False
 
     def ref(self) -> AdapterRef:
         return AdapterRef(self.sha256, str(self.path))
@@ -213,12 +220,18 @@ class Message(models.Model):
     # what the model was called then; outlives its row
     model_label = models.CharField(max_length=240, blank=True)
     sampling = models.JSONField(default=dict, blank=True)
+    # an answer's prompt: the turns before its question too, or the question alone
+    with_history = models.BooleanField(_("with the earlier turns"), default=True)
     # the engine's id of this generation
     sequence = models.UUIDField(default=uuid.uuid4, editable=False)
     # number of the last frame that `content` includes (chat/conversations/frames.py)
     seq = models.PositiveIntegerField(default=0)
     finish_reason = models.CharField(max_length=10, blank=True)
     # {"prompt_tokens", "completion_tokens", "total_tokens"}
+    # whose daily tokens an answer counts towards; None: asked for on a page
+    api_key = models.ForeignKey(
+        "portal.ApiKey", models.SET_NULL, null=True, editable=False, related_name="+"
+    )
     usage = models.JSONField(null=True, blank=True)
     # {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}
     timings = models.JSONField(null=True, blank=True)

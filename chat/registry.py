@@ -152,6 +152,15 @@ def make_default(checkpoint: Checkpoint) -> None:
     checkpoint.is_default = True
 
 
+@transaction.atomic
+def remember_memory(checkpoint: Checkpoint, measured: dict) -> None:
+    """Keeps what a load took, for the estimates of chat/checkpoints/memory.py."""
+    row = Checkpoint.objects.select_for_update().filter(pk=checkpoint.pk).first()
+    if row is not None:
+        row.description = {**row.description, "measured": measured}
+        row.save(update_fields=["description"])
+
+
 def ensure_starter() -> Checkpoint | None:
     """The embedded starter model as a checkpoint; called at every start, so that it follows a moved
     or updated portal.
@@ -231,7 +240,7 @@ def publish_adapter(
         found = Adapter.objects.filter(run=run).order_by("-id").first()
         if found is not None:
             return found
-    digest, pre_seq_len = _inspected(source, checkpoint)
+    digest, pre_seq_len, metadata = _inspected(source, checkpoint)
     target = settings.DATA_DIR / "adapters" / digest
     if target.exists():
         if target.resolve() != source.resolve():
@@ -253,6 +262,7 @@ def publish_adapter(
         folder=str(target.relative_to(settings.DATA_DIR)),
         sha256=digest,
         pre_seq_len=pre_seq_len,
+        with_history=metadata.get("with_history"),
     )
 
 
@@ -266,8 +276,14 @@ def _named(name: str, **fields) -> Adapter:
     raise ValidationError(_("The name “%(name)s” is taken.") % {"name": name}, "name_taken")
 
 
-def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
-    """(sha256 of the weights, pre_seq_len); ValidationError when this is no adapter of
+def digest_of(folder: Path) -> str:
+    """sha256 of an adapter folder's weights; OSError."""
+    with open(folder / adapter_files.WEIGHTS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _inspected(folder: Path, checkpoint) -> tuple[str, int, dict]:
+    """(sha256 of the weights, pre_seq_len, metadata); ValidationError when this is no adapter of
     `checkpoint`.
     """
     try:
@@ -276,8 +292,10 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
             int(description["pre_seq_len"]),
             str(description.get("checkpoint_fingerprint", "")),
         )
-        with open(folder / adapter_files.WEIGHTS, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        metadata = dict(description.get("metadata") or {})
+        if not isinstance(metadata.get("with_history"), bool):
+            metadata["with_history"] = None
+        digest = digest_of(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = _("%(folder)s does not hold an adapter: %(reason)s") % {
             "folder": folder,
@@ -292,7 +310,7 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int]:
             "chosen": checkpoint.fingerprint[:12],
         }
         raise ValidationError(message % parameters, "invalid_adapter")
-    return digest, pre_seq_len
+    return digest, pre_seq_len, metadata
 
 
 # Apps above say here what they use an adapter for, as a sentence, or None (AppConfig.ready).

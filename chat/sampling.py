@@ -9,15 +9,29 @@ from chat.engine.request import LIMITS, SamplingParams
 from chat.text import shown
 
 # What people may send; `stop`, `logprobs` and `max_length` are the scripts' doors' alone.
-NUMBERS = ("temperature", "top_p", "top_k", "repetition_penalty", "max_new_tokens", "seed")
+NUMBERS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "max_new_tokens",
+    "seed",
+)
+
+
+def as_whole(value):
+    """512.0 as 512, since some languages' JSON spells whole numbers so; all else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def number_problem(name: str, value) -> str | None:
     """Why `value` cannot be the sampling parameter `name`, in the reader's language; None when it
-    is fine. True and "0.5" are not numbers.
+    is fine. True and "0.5" are not numbers; 512.0 is 512.
     """
     limits = LIMITS[name]
-    whole = limits.kind is int
+    whole, value = limits.kind is int, as_whole(value)
     if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
         return _("Must be a whole number.") if whole else _("Must be a number.")
     if value not in limits:
@@ -60,4 +74,13 @@ def as_sampling(values: dict, wishes: dict | None = None) -> SamplingParams:
     (Checkpoint.sampling) or the engine has it.
     """
     chosen = {**(wishes or {}), **values}
-    return SamplingParams(**{**chosen, "stop": tuple(chosen.get("stop") or ())})
+    for name in chosen.keys() & LIMITS.keys():
+        if LIMITS[name].kind is int:
+            chosen[name] = as_whole(chosen[name])
+    return SamplingParams(
+        **{
+            **chosen,
+            "stop": tuple(chosen.get("stop") or ()),
+            "logit_bias": tuple(chosen.get("logit_bias") or ()),
+        }
+    )

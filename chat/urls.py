@@ -13,6 +13,7 @@ urlpatterns = [
     path("chat/<int:pk>/", views.conversation, name="conversation"),
     path("chat/<int:pk>/say/", views.say, name="conversation_say"),
     path("chat/<int:pk>/retry/", views.retry, name="conversation_retry"),
+    path("chat/<int:pk>/export.<str:form>", views.export, name="conversation_export"),
     path("chat/<int:pk>/rename/", views.rename, name="conversation_rename"),
     path("chat/<int:pk>/delete/", views.delete, name="conversation_delete"),
     path("adapters/", views.adapter_list, name="adapter_list"),

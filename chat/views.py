@@ -10,23 +10,31 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import transaction
+from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
+from django.utils.http import content_disposition_header
 from django.utils.safestring import mark_safe
+from django.utils.text import slugify
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 from rest_framework.exceptions import APIException
 
 from chat.conversations import live
+from chat.conversations.export import FORMATS, exported
 from chat.conversations.rendering import to_html
+from chat.conversations.streaming import StreamedMarkdown
 from chat.conversations.turns import create_turn
 from chat.engine.request import GenerationRefused
 from chat.fetching.plan import catalogue, endpoints
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.registry import check_name, register_checkpoint, remove_adapter
+from chat.worker import router
+from chat.worker.router import WorkerUnavailable
 from portal.access import get_visible
 from portal.explanations import EXPLANATIONS
+from portal.numbers import whole_number
 from portal.page import reason
 
 # what the starter can answer
@@ -36,7 +44,9 @@ EXAMPLES = [
     "类型#裤*版型#宽松*颜色#米白",
     "Who are you?",
 ]
-CHIPS = 4  # adapters shown beside the base; the others are in the menu behind them
+CHIPS = 5  # models that are all shown side by side
+BESIDE = 3  # of more than these: the chosen one, its base, the newest
+SHOWN = 60  # messages of a conversation at once; even, so that questions stay with their answers
 LISTED = 200  # conversations in the list
 
 
@@ -54,10 +64,10 @@ def conversation(request, pk):
 
 
 def _context(request, conversation) -> dict:
-    turns = list(conversation.messages.all()) if conversation else []
+    turns, earlier = _turns(conversation, whole_number(request.GET.get("before")))
     for turn in turns:
-        if turn.role == Message.Role.ASSISTANT and not turn.is_in_flight:
-            turn.html = mark_safe(to_html(turn.content))  # sanitised there
+        if turn.role == Message.Role.ASSISTANT:
+            turn.html, turn.text = _rendered(turn)
     last = next((turn for turn in reversed(turns) if turn.role == Message.Role.ASSISTANT), None)
     starter = Checkpoint.objects.filter(is_starter=True, is_default=True).first()
     picker = _models(request, conversation)
@@ -66,6 +76,8 @@ def _context(request, conversation) -> dict:
         "conversation": conversation,
         "conversations": _by_day(request.user),
         "turns": turns,
+        "earlier": earlier,
+        "newest": "before" not in request.GET,
         "picker": picker,
         "starter": starter,
         "examples": EXAMPLES,
@@ -76,9 +88,34 @@ def _context(request, conversation) -> dict:
     }
 
 
+def _turns(conversation, before: int | None) -> tuple[list[Message], int | None]:
+    """(the newest messages, or those before the one of that id; the id that asks for the ones
+    before them, None when these are the first).
+    """
+    if conversation is None:
+        return [], None
+    messages = conversation.messages.order_by("-id")
+    if before is not None:
+        messages = messages.filter(pk__lt=before)
+    found = list(messages[: SHOWN + 1])
+    shown = found[:SHOWN]
+    return shown[::-1], shown[-1].pk if len(found) > SHOWN else None
+
+
+def _rendered(answer) -> tuple[str, str]:
+    """(safe HTML, the text behind it that is still being written)."""
+    if not answer.is_in_flight:
+        return mark_safe(to_html(answer.content)), ""  # sanitised there
+    markdown = StreamedMarkdown()
+    markdown.grow(answer.content)
+    html = "".join(html for html, _end in markdown.closed)
+    return mark_safe(html), answer.content[markdown.closed[-1][1] if html else 0 :].lstrip("\n")
+
+
 def _models(request, conversation) -> dict:
-    """The chips: base checkpoints (prefix off) and adapters, one of them chosen; many adapters go
-    into a menu.
+    """Every model that may answer: base checkpoints (prefix off) and adapters, one of them chosen.
+    Few are chips; of many the chosen one, its base and the newest beside it are, and all others
+    are in a list by base.
     """
     user = request.user
     checkpoints = list(Checkpoint.objects.visible_to(user))
@@ -87,27 +124,58 @@ def _models(request, conversation) -> dict:
     chosen_base = (conversation and conversation.checkpoint_id) or (
         checkpoints[0].pk if checkpoints else None
     )
-    chips = [
+    absent = _not_loaded(checkpoints) if len(checkpoints) > 1 else set()
+    bases = [
         {
             "value": f"base-{c.pk}",
             "checkpoint": c,
             "adapter": None,
             "label": _("%(name)s · prefix off") % {"name": c.name},
+            "absent": c.pk in absent,
         }
         for c in checkpoints
     ]
     tuned = [
-        {"value": f"adapter-{a.pk}", "checkpoint": a.checkpoint, "adapter": a, "label": a.name}
+        {
+            "value": f"adapter-{a.pk}",
+            "checkpoint": a.checkpoint,
+            "adapter": a,
+            "label": a.name,
+            "absent": a.checkpoint_id in absent,
+        }
         for a in adapters
     ]
     chosen = next((c for c in tuned if str(c["adapter"].pk) == str(chosen_adapter)), None)
-    chosen = chosen or next((c for c in chips if c["checkpoint"].pk == chosen_base), None)
-    if chosen:
-        chosen["chosen"] = True
-        if chosen in tuned:  # always visible
-            tuned.remove(chosen)
-            tuned.insert(0, chosen)
-    return {"chips": chips + tuned[:CHIPS], "more": tuned[CHIPS:], "chosen": chosen}
+    chosen = chosen or next((c for c in bases if c["checkpoint"].pk == chosen_base), None)
+    if chosen is None:
+        return {"chips": [], "groups": [], "chosen": None}
+    chosen["chosen"] = True
+    if len(bases) + len(tuned) <= CHIPS:
+        return {"chips": bases + tuned, "groups": [], "chosen": chosen}
+    base = next(c for c in bases if c["checkpoint"] == chosen["checkpoint"])
+    beside = [c for c in tuned if c["checkpoint"] == chosen["checkpoint"] and c is not chosen]
+    chips = [base] if chosen is base else [base, chosen]
+    chips += beside[: BESIDE - len(chips)]
+    groups = []
+    for base in bases:
+        of = [c for c in [base, *tuned] if c["checkpoint"] == base["checkpoint"] and c not in chips]
+        if of:
+            groups.append((base["checkpoint"], base["absent"], of))
+    return {"chips": chips, "groups": groups, "chosen": chosen}
+
+
+def _not_loaded(checkpoints) -> set[int]:
+    """Ids of those that no worker has in memory; none when nobody can be asked."""
+    try:
+        status = router.status_sync(timeout=0.3)
+    except WorkerUnavailable:
+        return set()
+    loaded = {worker.get("fingerprint") for worker in status.get("workers", [status])}
+    return {
+        c.pk
+        for c in checkpoints
+        if c.fingerprint not in loaded and not c.description.get("upstream")
+    }
 
 
 def _sampling_fields(used: dict, panel: dict) -> dict:
@@ -187,8 +255,7 @@ def _first_turn(user, form, conversation) -> Message:
 
 def _next_turn(user, form, conversation) -> Message:
     """The queued answer to the form's text."""
-    text = form.cleaned_data["text"]
-    return create_turn(conversation, user, text, sampling=form.sampling(), **form.model_choice())[1]
+    return create_turn(conversation, user, form.cleaned_data["text"], **form.asked())[1]
 
 
 @transaction.atomic
@@ -200,6 +267,18 @@ def _last_turn_again(user, form, conversation) -> Message:
     conversation.messages.filter(pk__in=[turn.pk for turn in pair]).delete()
     form.cleaned_data["text"] = pair[1].content
     return _next_turn(user, form, conversation)
+
+
+@require_GET
+def export(request, pk, form):
+    """The whole conversation as a file, Markdown or JSON."""
+    found = get_visible(Conversation.objects, request.user, pk=pk)
+    if form not in FORMATS:
+        raise Http404
+    response = HttpResponse(exported(found, form), content_type=FORMATS[form])
+    name = f"{slugify(found.title, allow_unicode=True) or found.pk}.{form}"
+    response["Content-Disposition"] = content_disposition_header(True, name)
+    return response
 
 
 @require_POST
@@ -256,7 +335,7 @@ def adapter_list(request):
 
 @require_POST
 def change_adapter(request, pk):
-    """`action`: share or unshare with the team, rename, delete."""
+    """`action`: share or unshare with the team, rename, delete, history (how it was trained)."""
     adapter = get_visible(Adapter.objects.changeable_by(request.user), request.user, pk=pk)
     action = request.POST.get("action")
     try:
@@ -266,6 +345,9 @@ def change_adapter(request, pk):
         elif action == "rename":
             adapter.name = check_name(request.POST.get("name", ""), 120, except_row=adapter)
             adapter.save(update_fields=["name"])
+        elif action == "history":
+            adapter.with_history = {"yes": True, "no": False}.get(request.POST.get("history"))
+            adapter.save(update_fields=["with_history"])
         elif action in ("share", "unshare"):
             adapter.shared = action == "share"
             adapter.save(update_fields=["shared"])

@@ -19,6 +19,7 @@ from evaluation.serializers import (
     PredictionSerializer,
 )
 from portal.access import get_visible
+from portal.models import ApiKey
 from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
@@ -32,6 +33,7 @@ class ByRow(Pages):
 class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
     """Scores of a checkpoint, with or without an adapter, on a dataset."""
 
+    key_scope = ApiKey.Scope.TUNING
     queryset = EvaluationRun.objects.all()
     serializer_class = EvaluationRunSerializer
 
@@ -77,10 +79,10 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
     @action(detail=True, pagination_class=None)
     def compare(self, request, pk=None):
         """This run's scores minus another's, with intervals over the paired rows."""
-        other = whole_number(request.query_params.get("with"))
+        run, other = self.get_object(), whole_number(request.query_params.get("with"))
         if other is None:
             raise exceptions.ValidationError({"with": [_("The id of another evaluation.")]})
-        run, other = self.get_object(), get_visible(EvaluationRun.objects, request.user, pk=other)
+        other = get_visible(EvaluationRun.objects, request.user, pk=other)
         with rules_as_400():
             return Response(compare(run, other))
 

@@ -30,6 +30,7 @@ def create_evaluation(
     max_source_length: int | None = None,
     max_target_length: int | None = None,
     seed: int = SEED,
+    quantization_bit: int | None = None,
     name: str = "",
     in_queue: bool = True,
 ) -> EvaluationRun:
@@ -38,7 +39,8 @@ def create_evaluation(
 
     `split`: default validation, or train where there is no validation split. Lengths in tokens:
     default the adapter's own from its tuning run, else those that the checkpoint would be tuned
-    with (ChatGLM-6B: evaluate.sh's 64). in_queue=False leaves the bell unrung, for who carries the
+    with (ChatGLM-6B: evaluate.sh's 64). quantization_bit: 0, 4 or 8; None: as the adapter was
+    tuned. in_queue=False leaves the bell unrung, for who carries the
     run out itself. Raises ValidationError with every problem by field.
     """
     tuned = adapter.run.recipe if adapter is not None and adapter.run is not None else {}
@@ -56,6 +58,9 @@ def create_evaluation(
     problems = _problems(
         dataset, version, split, checkpoint, adapter, decoding, max_examples, lengths, seed
     )
+    if quantization_bit and not checkpoint.family.can_quantize:
+        message = _("Only ChatGLM-6B checkpoints can be quantised on loading.")
+        problems["quantization_bit"] = ValidationError(message, code="not_supported")
     if problems:
         raise ValidationError(problems)
     assert version is not None  # or there was a problem
@@ -67,7 +72,9 @@ def create_evaluation(
         "decoding": str(decoding),
         "seed": seed,
         # as evaluate.sh: the base as it was tuned on
-        "quantization_bit": tuned.get("quantization_bit"),
+        "quantization_bit": tuned.get("quantization_bit")
+        if quantization_bit is None
+        else quantization_bit or None,
         "max_source_length": lengths[0],
         "max_target_length": lengths[1],
     }

@@ -7,6 +7,8 @@ from django.utils.html import format_html_join
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
+from django_q import admin as _queue_pages  # noqa: F401 - registered before they are unregistered
+from django_q.models import Failure, OrmQ, Schedule, Success
 
 from portal.login import AdminLoginForm
 from portal.models import ApiKey, User
@@ -16,6 +18,9 @@ admin.site.site_header = admin.site.site_title = _("Model portal")
 admin.site.index_title = _("Administration")
 admin.site.login_form = AdminLoginForm
 admin.site.register(User, UserAdmin)
+# who adds a schedule names a function to be called
+for model in (Schedule, OrmQ, Success, Failure):
+    admin.site.unregister(model)
 
 
 @admin.register(ApiKey)

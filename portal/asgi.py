@@ -5,30 +5,35 @@ import os
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
 
-from django.core.asgi import get_asgi_application
+import django
 
-http = get_asgi_application()  # before the imports below: they need the app registry
+django.setup(set_prefix=False)  # before the imports below: they need the app registry
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
 from django.conf import settings
-from django.urls import resolve
+from django.urls import resolve, reverse
 from servestatic import ServeStaticASGI
 
 from chat.api.routing import websocket_urlpatterns
 from chat.conversations.live import recover_in_background
+from portal.origins import SameOrigin
+from portal.request_bodies import Handler, LimitedBodies
 from portal.rest.api_keys import key_first
 
+
+def nosniff(headers, path, url) -> None:
+    headers["X-Content-Type-Options"] = "nosniff"
+
+
+static = {"root": settings.STATIC_ROOT, "prefix": settings.STATIC_URL, "max_age": 3600}
+pages = ServeStaticASGI(Handler(), **static, add_headers_function=nosniff)
+uploads = {reverse(name) for name in ("dataset_upload", "dataset_columns", "api-dataset-list")}
 sockets = URLRouter(websocket_urlpatterns)
 application = ProtocolTypeRouter(
     {
-        "http": ServeStaticASGI(
-            http, root=settings.STATIC_ROOT, prefix=settings.STATIC_URL, max_age=3600
-        ),
-        "websocket": key_first(
-            sockets, without_key=AllowedHostsOriginValidator(AuthMiddlewareStack(sockets))
-        ),
+        "http": LimitedBodies(pages, uploads),
+        "websocket": key_first(sockets, without_key=SameOrigin(AuthMiddlewareStack(sockets))),
     }
 )
 

@@ -4,22 +4,27 @@ import difflib
 import os
 import shutil
 import stat
+import sys
 
 from django.conf import settings
-from django.core.checks import Error, Warning, register
+from django.core.checks import Error, Info, Warning, register
 
 # Every variable that portal/settings.py reads; docs/operations.md explains them.
 VARIABLES = {
     "PORTAL_DATA_DIR",
+    "PORTAL_UMASK",
     "PORTAL_SECRET_KEY",
     "PORTAL_DEBUG",
     "PORTAL_ALLOWED_HOSTS",
     "PORTAL_TRUSTED_ORIGINS",
+    "PORTAL_CORS_ORIGINS",
+    "PORTAL_KEY_IN_ADDRESS",
     "PORTAL_DATABASE_URL",
     "PORTAL_REDIS_URL",
     "PORTAL_QUEUED_RUNS",
     "PORTAL_TIME_ZONE",
     "PORTAL_HTTPS",
+    "PORTAL_PROXIES",
     "PORTAL_DATASET_MAX_MB",
     "PORTAL_LAUNCHER",
     "PORTAL_WORKERS",
@@ -64,6 +69,17 @@ def data_folder(**kwargs):
             )
         ]
     found = []
+    mode = stat.S_IMODE(settings.DATA_DIR.stat().st_mode)
+    if mode & settings.UMASK & (stat.S_IRWXG | stat.S_IRWXO):
+        found.append(
+            Error(
+                f"The data folder {settings.DATA_DIR} is open to other accounts of this machine: "
+                "they could read the conversations and take over sessions.",
+                hint=f"chmod {0o777 & ~settings.UMASK:o} {settings.DATA_DIR}; PORTAL_UMASK=007 to "
+                "share it with its group.",
+                id="portal.E008",
+            )
+        )
     for name in ("secret_key", "worker_token"):
         path = settings.DATA_DIR / name
         if path.exists() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
@@ -75,6 +91,22 @@ def data_folder(**kwargs):
                 )
             )
     return found
+
+
+@register()
+def python_version(**kwargs):
+    """CVE-2024-6232 and -0450: archives that hang or swell. The uploads guard against them; the
+    fix belongs into the interpreter."""
+    version = sys.version_info[:3]
+    if version >= (3, 12, 6) or (3, 11, 10) <= version < (3, 12):
+        return []
+    return [
+        Info(
+            f"Python {'.'.join(map(str, version))} has known faults in its archive modules.",
+            hint="Python 3.11.10, 3.12.6 and later are free of them.",
+            id="portal.I001",
+        )
+    ]
 
 
 @register()

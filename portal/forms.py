@@ -2,10 +2,18 @@
 page.
 """
 
+from datetime import timedelta
+
 from django import forms
 from django.contrib.auth.forms import PasswordChangeForm as DjangoPasswordChangeForm
 from django.core.exceptions import NON_FIELD_ERRORS
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+
+from portal.login import guessing
+from portal.models import ApiKey
+
+MARKS = (forms.CheckboxInput, forms.RadioSelect, forms.CheckboxSelectMultiple)
 
 
 class Styled:
@@ -16,7 +24,7 @@ class Styled:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         for field in self.fields.values():
-            if not isinstance(field.widget, (forms.CheckboxInput, forms.RadioSelect)):
+            if not isinstance(field.widget, MARKS):
                 field.widget.attrs.setdefault("class", "input")
 
 
@@ -39,11 +47,51 @@ class KeyForm(Styled, forms.Form):
         required=False,
         help_text=_("Only a reminder for you."),
     )
+    scopes = forms.MultipleChoiceField(
+        label=_("May be used for"),
+        choices=ApiKey.Scope.choices,
+        initial=list(ApiKey.Scope),
+        widget=forms.CheckboxSelectMultiple,
+        required=False,
+    )
+    days = forms.IntegerField(
+        label=_("Valid for days"),
+        min_value=1,
+        max_value=3650,
+        required=False,
+        help_text=_("Empty: until it is revoked."),
+    )
+    requests_per_minute = forms.IntegerField(
+        label=_("Requests a minute"), min_value=1, max_value=10**6, required=False
+    )
+    tokens_per_day = forms.IntegerField(
+        label=_("Tokens a day"), min_value=1, max_value=10**9, required=False
+    )
+
+    def limits(self) -> dict:
+        """What ApiKey.create_for takes. No scope chosen, as by a script that knows of none: all."""
+        chosen = self.cleaned_data
+        days = chosen["days"]
+        return {
+            "scopes": chosen["scopes"] or list(ApiKey.Scope),
+            "expires_at": timezone.now() + timedelta(days=days) if days else None,
+            "requests_per_minute": chosen["requests_per_minute"],
+            "tokens_per_day": chosen["tokens_per_day"],
+        }
 
 
 class PasswordChangeForm(Styled, DjangoPasswordChangeForm):
-    """Django's, without its autofocus: it stands among other things on the page."""
+    """Django's, without its autofocus: it stands among other things on the page. The old password
+    may be guessed as often as at the login.
+    """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, request=None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.request = request
         self.fields["old_password"].widget.attrs.pop("autofocus", None)
+
+    def clean_old_password(self):
+        forget = guessing(self.request, f"account of {self.user.pk}")
+        old = super().clean_old_password()
+        forget()
+        return old

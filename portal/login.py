@@ -1,6 +1,9 @@
-"""Logging in, on the portal's page and in the admin: after too many wrong passwords a pause."""
+"""Guessing passwords, at the login, in the admin and at the account page's old password: after too
+many wrong ones a pause (docs/adr/0013-login-pause.md).
+"""
 
 import hashlib
+import ipaddress
 
 from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth.forms import AuthenticationForm
@@ -9,29 +12,58 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
 MOST_FAILURES = 10  # of one address for one username, before a pause
+MOST_OF_ADDRESS = 100  # for all names together
 PAUSE = 300  # seconds, counted from the first of them
 
 
-class Throttled:
-    """Mixin of a login form. Counts per address and name, so that nobody locks a colleague out from
-    elsewhere; an attempt is counted before the password is looked at, so that many at once gain
-    nothing.
-    """
+def guessing(request, username: str):
+    """Counts an attempt before the password is looked at, so that many at once gain nothing, and
+    returns what forgets it when the password is right. ValidationError: there is a pause.
 
-    def clean(self):
-        address, username = (
-            self.request.META.get("REMOTE_ADDR", ""),
-            self.cleaned_data.get("username", ""),
-        )
-        key = "login:" + hashlib.sha256(f"{address} {username}".encode()).hexdigest()
+    Per address and name, so that nobody locks a colleague out from elsewhere; and per address, so
+    that nobody tries one password on every name, or drowns the counters in names.
+    """
+    address = _network(request.META.get("REMOTE_ADDR", ""))
+    of_address, of_name = _key(address), _key(f"{address} {username}")
+    for key, most in ((of_address, MOST_OF_ADDRESS), (of_name, MOST_FAILURES)):
         cache.add(key, 0, PAUSE)
-        if cache.incr(key) > MOST_FAILURES:
+        if cache.incr(key) > most:
             message = _("Too many failed attempts. Try again in %(minutes)s minutes.")
             raise ValidationError(message % {"minutes": PAUSE // 60}, "too_many_attempts")
-        cleaned = super().clean()
-        # without a password Django asks nobody and finds nothing wrong here
-        if self.get_user() is not None:
-            cache.delete(key)
+
+    def forget() -> None:
+        cache.delete(of_name)
+        cache.decr(of_address)
+
+    return forget
+
+
+def _network(address: str) -> str:
+    """The address, or the network of an IPv6 one: a household has 2^64 of them."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if parsed.version == 4:
+        return address
+    mapped = parsed.ipv4_mapped
+    return str(mapped or ipaddress.ip_network((parsed, 64), strict=False))
+
+
+def _key(text: str) -> str:
+    return "login:" + hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+
+
+class Throttled:
+    """Mixin of a login form."""
+
+    def clean(self):
+        username, password = map(self.cleaned_data.get, ("username", "password"))
+        if not username or not password:  # the fields complain already; nothing was guessed
+            return super().clean()
+        forget = guessing(self.request, username)
+        cleaned = super().clean()  # raises for a wrong password
+        forget()
         return cleaned
 
 

@@ -7,10 +7,8 @@ from django.utils.decorators import sync_and_async_middleware
 
 @sync_and_async_middleware
 def head_without_body(get_response):
-    """A HEAD's response ends with its headers. Django leaves that to the server, and daphne drops
-    only the first piece of a body: the rest of a stream, a download or a long page would be taken
-    for the next response on the connection.
-    """
+    """A HEAD's response ends with its headers. Django leaves that to the server, which would
+    run a stream or a download to its end for nobody."""
     if iscoroutinefunction(get_response):
 
         async def async_middleware(request):

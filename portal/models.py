@@ -10,7 +10,9 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.core.validators import MinValueValidator
 from django.db import DatabaseError, models, transaction
+from django.db.models import F, Q
 from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.translation import gettext_lazy as _
 
 from portal.access import AccessQuerySet, Owned
@@ -18,6 +20,15 @@ from portal.access import AccessQuerySet, Owned
 
 class User(AbstractUser):
     """A member of the team; staff are the portal's admins."""
+
+
+class ApiKeyQuerySet(AccessQuerySet):
+    def valid(self):
+        return self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None)
+
+
+def every_scope() -> list[str]:
+    return list(ApiKey.Scope)
 
 
 class ApiKey(Owned, models.Model):
@@ -34,8 +45,20 @@ class ApiKey(Owned, models.Model):
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     last_used_at = models.DateTimeField(_("last used"), null=True, editable=False)
     revoked_at = models.DateTimeField(_("revoked at"), null=True, blank=True)
+    expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
+    scopes = models.JSONField(_("may be used for"), default=every_scope)
+    requests_per_minute = models.PositiveIntegerField(null=True, blank=True)
+    tokens_per_day = models.PositiveIntegerField(null=True, blank=True)
+    tokens_used = models.PositiveBigIntegerField(default=0, editable=False)  # on tokens_day
+    tokens_day = models.DateField(null=True, editable=False)
 
-    objects = AccessQuerySet.as_manager()
+    class Scope(models.TextChoices):
+        CHAT = "chat", _("chat")
+        DATA = "data", _("datasets")
+        TUNING = "tuning", _("tuning and evaluation")
+        ADMIN = "admin", _("administration")
+
+    objects = ApiKeyQuerySet.as_manager()
 
     class Meta:
         verbose_name = _("API key")
@@ -50,29 +73,68 @@ class ApiKey(Owned, models.Model):
         return hashlib.sha256(secret.encode()).hexdigest()
 
     @classmethod
-    def create_for(cls, user, name="") -> tuple["ApiKey", str]:
-        """A new key and its secret, which is shown once and cannot be recovered."""
+    def create_for(cls, user, name="", **limits) -> tuple["ApiKey", str]:
+        """A new key and its secret, which is shown once and cannot be recovered. `limits`: scopes,
+        expires_at, requests_per_minute, tokens_per_day.
+        """
         secret = "sk-" + secrets.token_urlsafe(32)
         return cls.objects.create(
-            owner=user, name=name, prefix=secret[:9], digest=cls.digest_of(secret)
+            owner=user, name=name, prefix=secret[:9], digest=cls.digest_of(secret), **limits
         ), secret
 
     @classmethod
     def user_of(cls, secret: str):
-        """The active user whose unrevoked key this is, or None."""
-        key = (
-            cls.objects.select_related("owner")
-            .filter(digest=cls.digest_of(secret), revoked_at=None)
-            .first()
-        )
+        """The active user whose valid key this is, with the key as `.api_key`; or None."""
+        digest = cls.digest_of(secret)
+        key = cls.objects.valid().select_related("owner").filter(digest=digest).first()
         if key is None or not key.owner.is_active:
             return None
+        key._seen()
+        user = key.owner
+        user.api_key = key
+        if cls.Scope.ADMIN not in key.scopes:  # then nobody's rights go beyond a member's
+            user.is_staff = user.is_superuser = False
+        return user
+
+    @property
+    def has_expired(self) -> bool:
+        return self.expires_at is not None and self.expires_at <= timezone.now()
+
+    def limits_in_words(self) -> str:
+        """What distinguishes the key from one that may do all that its owner may; "—" for such."""
+        parts = []
+        if set(self.scopes) != set(self.Scope):
+            parts += [self.Scope(scope).label for scope in self.scopes if scope in list(self.Scope)]
+        if self.requests_per_minute is not None:
+            parts.append(_("%(most)s requests a minute") % {"most": self.requests_per_minute})
+        if self.tokens_per_day is not None:
+            parts.append(_("%(most)s tokens a day") % {"most": self.tokens_per_day})
+        if self.expires_at is not None:
+            until = date_format(timezone.localtime(self.expires_at), "DATE_FORMAT")
+            parts.append(_("until %(date)s") % {"date": until})
+        return " · ".join(map(str, parts)) or "—"
+
+    def spend(self, tokens: int) -> None:
+        """Counts tokens towards today's limit; best effort."""
+        today, mine = timezone.localdate(), ApiKey.objects.filter(pk=self.pk)
+        with contextlib.suppress(DatabaseError), transaction.atomic():
+            if not mine.filter(tokens_day=today).update(tokens_used=F("tokens_used") + tokens):
+                mine.update(tokens_day=today, tokens_used=tokens)
+
+    def tokens_left(self) -> int | None:
+        """Of today; None: without a limit."""
+        if self.tokens_per_day is None:
+            return None
+        self.refresh_from_db(fields=["tokens_used", "tokens_day"])
+        used = self.tokens_used if self.tokens_day == timezone.localdate() else 0
+        return max(0, self.tokens_per_day - used)
+
+    def _seen(self) -> None:
+        """Notes the use, once a minute; a database that cannot be written refuses nobody."""
         now = timezone.now()
-        if key.last_used_at is None or (now - key.last_used_at).total_seconds() > 60:
-            # A full disk or a locked database is no reason to turn a reader away.
+        if self.last_used_at is None or (now - self.last_used_at).total_seconds() > 60:
             with contextlib.suppress(DatabaseError), transaction.atomic():
-                cls.objects.filter(pk=key.pk).update(last_used_at=now)
-        return key.owner
+                ApiKey.objects.filter(pk=self.pk).update(last_used_at=now)
 
 
 def new_run_key() -> str:

@@ -5,10 +5,12 @@ A bare clone runs on SQLite without Redis. docs/operations.md lists the variable
 finds wrong ones.
 """
 
+import contextlib
 import logging
 import os
 import secrets
 import shlex
+import stat
 from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
@@ -46,13 +48,27 @@ def _parsed(name: str, default: str, parse: Callable):
         ) from None
 
 
+# Of every process of the portal: what it writes is read by its own account alone. 007 shares the
+# data folder with the account's group (several machines).
+UMASK = _parsed("PORTAL_UMASK", "077", lambda text: int(text, 8) & 0o777)
+os.umask(UMASK)
+
+
+def _private(folder: Path) -> None:
+    """Makes the folder, or takes from one that is there what the umask would not have given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mode = folder.stat().st_mode
+    if mode & UMASK and not mode & stat.S_ISVTX:  # a sticky one, like /tmp, is everybody's
+        with contextlib.suppress(PermissionError):  # not ours: `manage.py check` tells
+            folder.chmod(stat.S_IMODE(mode) & ~UMASK)
+
+
 def _secret(name: str) -> str:
     """A secret that is drawn once and kept in a file only the owner can read; two installations
     never share one.
     """
     path = DATA_DIR / name
     try:
-        DATA_DIR.mkdir(parents=True, exist_ok=True)
         with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
             file.write(secrets.token_urlsafe(50))
     except FileExistsError:
@@ -64,14 +80,28 @@ def _secret(name: str) -> str:
     return path.read_text().strip()
 
 
+with contextlib.suppress(OSError):  # which the first secret, or `manage.py check`, tells
+    _private(DATA_DIR)
 SECRET_KEY = os.environ.get("PORTAL_SECRET_KEY") or _secret("secret_key")
 DEBUG = _flag("PORTAL_DEBUG")
 # This machine's names always: `up` and monitoring ask /healthz there.
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *_list("PORTAL_ALLOWED_HOSTS")]
 CSRF_TRUSTED_ORIGINS = _list("PORTAL_TRUSTED_ORIGINS")
 
+# A key may also come as Basic's password: for clients that cannot set a header but take
+# http://:KEY@host. Off: addresses end up in histories, logs and screenshots.
+KEY_IN_ADDRESS = _flag("PORTAL_KEY_IN_ADDRESS")
+# Pages of other origins that may call the doors for scripts from a browser, with a key: never with
+# the login cookie. "*": any page.
+CORS_ALLOWED_ORIGINS = _list("PORTAL_CORS_ORIGINS")
+CORS_ALLOW_ALL_ORIGINS = CORS_ALLOWED_ORIGINS == ["*"]
+if CORS_ALLOW_ALL_ORIGINS:
+    CORS_ALLOWED_ORIGINS = []
+CORS_URLS_REGEX = r"^/(?:v1/.*|api/v1/.*)?$"
+CORS_ALLOW_HEADERS = ["*", "authorization"]  # which the star does not include
+CORS_EXPOSE_HEADERS = ["Retry-After"]
+
 INSTALLED_APPS = [
-    "daphne",  # before staticfiles: gives runserver its ASGI server
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -85,6 +115,7 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "csp",
+    "corsheaders",
     "chat",
     "tuning",
     "evaluation",
@@ -93,6 +124,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "portal.middleware.head_without_body",
     "django.middleware.security.SecurityMiddleware",
+    "corsheaders.middleware.CorsMiddleware",
     "csp.middleware.CSPMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
@@ -151,7 +183,11 @@ REDIS_URL = os.environ.get("PORTAL_REDIS_URL", "")
 CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}
     if REDIS_URL
-    else {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
+    else {
+        "BACKEND": "django.core.cache.backends.locmem.LocMemCache",
+        # beyond its 300 it would forget who has to pause
+        "OPTIONS": {"MAX_ENTRIES": 100_000},
+    }
 }
 
 AUTH_USER_MODEL = "portal.User"
@@ -233,6 +269,7 @@ REST_FRAMEWORK = {
         "rest_framework.authentication.SessionAuthentication",
     ],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_THROTTLE_CLASSES": ["portal.rest.api_keys.KeyLimits"],
     "DEFAULT_PARSER_CLASSES": [
         "portal.rest.json_bodies.JsonBody",
         "rest_framework.parsers.FormParser",
@@ -265,7 +302,6 @@ SPECTACULAR_SETTINGS = {
 }
 
 CONTENT_SECURITY_POLICY = {
-    "EXCLUDE_URL_PREFIXES": ["/api/docs/"],
     "DIRECTIVES": {
         "default-src": [SELF],
         "script-src": [SELF, NONCE],
@@ -285,6 +321,8 @@ SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
 HTTPS = _flag("PORTAL_HTTPS")  # set behind a TLS proxy
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+# whose X-Forwarded-For is believed, with PORTAL_HTTPS
+PROXIES = _list("PORTAL_PROXIES") or ["127.0.0.1", "::1"]
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 # HSTS and the way from http to https are the TLS proxy's (docs/operations.md).
 SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008"]
@@ -292,6 +330,7 @@ SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008"]
 # Uploads are streamed to disk; forms and JSON bodies stay small.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 5 * 1024 * 1024
 FILE_UPLOAD_TEMP_DIR = None
+FILE_UPLOAD_PERMISSIONS = 0o666 & ~UMASK  # Django's own would open them to everybody
 DATASET_MAX_BYTES = _parsed("PORTAL_DATASET_MAX_MB", "200", int) * 1024 * 1024
 
 # Inference workers, "URL" or "NAME=URL", comma separated: unix:/path.sock, http://host:port, or

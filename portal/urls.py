@@ -1,5 +1,7 @@
 """The roof: composes the apps, holds no logic."""
 
+from csp.constants import SELF, UNSAFE_INLINE
+from csp.decorators import csp_replace
 from django.conf import settings
 from django.contrib import admin
 from django.contrib.auth import views as auth_views
@@ -7,12 +9,12 @@ from django.contrib.auth.decorators import login_not_required
 from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 from django.views.i18n import set_language
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 from portal import views
 from portal.health import healthz, metrics
 from portal.login import LoginForm
-from portal.rest.conventions import no_interface
+from portal.rest.conventions import OPENAI_PATH, no_interface, wrong_base
 
 urlpatterns = [
     path("", views.root, name="home"),  # GET: home page; POST: ChatGLM-6B's api.py
@@ -38,13 +40,22 @@ urlpatterns = [
     path("api/v1/", include("tuning.api_urls")),
     path("api/v1/", include("evaluation.api_urls")),
     path("v1/", include("chat.api.openai_urls")),
+    path("v1/", include("tuning.openai_urls")),
     path("api/schema/", login_not_required(SpectacularAPIView.as_view()), name="api-schema"),
     path(
         "api/docs/",
-        login_not_required(SpectacularSwaggerView.as_view(url_name="api-schema")),
+        # its scripts come from files; swagger-ui writes styles into the page
+        csp_replace({"style-src": [SELF, UNSAFE_INLINE]})(
+            login_not_required(
+                SpectacularSwaggerSplitView.as_view(
+                    url_name="api-schema", http_method_names=["get", "head"]
+                )
+            )
+        ),
         name="api-docs",
     ),
     re_path(r"^(?:api|v1)(?:/|$)", no_interface),
+    re_path(OPENAI_PATH, wrong_base),
     path("admin/", admin.site.urls),
     # where browsers look by themselves on pages that name no icon
     path(

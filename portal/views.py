@@ -10,6 +10,7 @@ from django.db.models import F
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_GET
 
@@ -121,6 +122,7 @@ def worker_state() -> dict:
         return {"state": "unavailable", "reason": str(error)}
 
 
+@never_cache  # it may show a new key
 def account(request):
     """Keys and password; each form says by its `action` what it does."""
     action = request.POST.get("action")
@@ -129,7 +131,9 @@ def account(request):
         key_form = KeyForm(request.POST)
         if key_form.is_valid():
             # Shown in this answer and nowhere else, so there is no redirect to carry it.
-            _key, secret = ApiKey.create_for(request.user, key_form.cleaned_data["name"])
+            _key, secret = ApiKey.create_for(
+                request.user, key_form.cleaned_data["name"], **key_form.limits()
+            )
             key_form = KeyForm()
     elif action == "revoke_key":
         key = get_visible(
@@ -139,7 +143,7 @@ def account(request):
         messages.success(request, _("The key has been revoked."))
         return redirect("account")
     elif action == "change_password":
-        password_form = PasswordChangeForm(request.user, request.POST)
+        password_form = PasswordChangeForm(request.user, request.POST, request=request)
         if password_form.is_valid():
             update_session_auth_hash(request, password_form.save())
             messages.success(request, _("The password has been changed."))

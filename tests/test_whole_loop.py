@@ -113,6 +113,7 @@ def test_the_whole_loop(portal, key):
     adapters = portal.get("/api/v1/adapters/", key=key)[1]["results"]
     assert [adapter["tuning_run"] for adapter in adapters] == [run["id"]]
     adapter = adapters[0]
+    assert adapter["with_history"] is False, "the sample's rows are single turns"
 
     status, evaluation = portal.call(
         "POST",
@@ -138,6 +139,7 @@ def test_the_whole_loop(portal, key):
     prompt = rows[0]["content"]
     tuned = say(portal, key, conversation, prompt, adapter=adapter["id"], sampling=greedy)
     bare = say(portal, key, conversation, prompt, adapter=None, sampling=greedy)
+    assert tuned["with_history"] is False and bare["with_history"] is True
     assert tuned["adapter"] == adapter["id"] and bare["adapter"] is None
 
     client = OpenAI(base_url=f"{portal.url}/v1", api_key=key)

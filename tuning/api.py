@@ -12,7 +12,7 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
-from portal.models import Run
+from portal.models import ApiKey, Run
 from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
@@ -37,6 +37,7 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
     403.
     """
 
+    key_scope = ApiKey.Scope.TUNING
     queryset = TuningRun.objects.all()
     serializer_class = TuningRunSerializer
 

@@ -8,6 +8,7 @@ a run means.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from typing import Any
 
@@ -88,6 +89,11 @@ def recipe_for(checkpoint: Checkpoint, preset: str | None = None, **hyper: Any) 
     if problems:
         raise ValidationError(problems)
     return recipe
+
+
+def steps_of(epochs: float, recipe: Recipe, rows: int) -> int:
+    """Steps in which every one of `rows` examples is seen `epochs` times."""
+    return max(1, math.ceil(epochs * rows / recipe.samples_per_step))
 
 
 def worded(problem: Problem) -> str:

@@ -3,12 +3,15 @@ file as a dataset.
 """
 
 import contextlib
+import difflib
 from pathlib import Path
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 
+from chat.models import Checkpoint
 from portal.models import User
 from portal.numbers import whole_number
 from tuning.datasets import store
@@ -19,23 +22,70 @@ MOST_PROBLEMS = 20
 # Of ChatGLM-6B's train.sh and evaluate.sh: what is always so here, or the engine's own business.
 SWITCHES = (
     "do_train",
+    "do_eval",
     "do_predict",
     "overwrite_cache",
     "overwrite_output_dir",
     "predict_with_generate",
+    "trust_remote_code",
 )
-NUMBERS = ("per_device_eval_batch_size", "preprocessing_num_workers")
+VALUES = (
+    "per_device_eval_batch_size",
+    "preprocessing_num_workers",
+    "dataloader_num_workers",
+    "ignore_pad_token_for_loss",
+    "save_total_limit",
+    "eval_steps",
+    "evaluation_strategy",
+    "logging_dir",
+    "report_to",
+)
+_ONE_DEVICE = gettext_noop("one process computes on one device; PORTAL_DEVICE names it")
+_RESUME = gettext_noop("a run goes on from its own saved state: resume it on its page")
+_PREFIX = gettext_noop("a prefix is what is trained here: --pre-seq-len")
+_FOLDER = gettext_noop("it is read from the checkpoint's folder")
+# Of the same scripts and their relatives: what would change the result, and what to use instead.
+INSTEAD = {
+    "ptuning-checkpoint": _RESUME,
+    "resume-from-checkpoint": _RESUME,
+    "num-beams": gettext_noop("answers are searched for greedily or drawn: --decoding"),
+    "source-prefix": gettext_noop("write it in front of the prompts of your file"),
+    "max-train-samples": gettext_noop("give a shorter file"),
+    "train-file": gettext_noop("evaluate reads --test-file"),
+    "deepspeed": _ONE_DEVICE,
+    "fsdp": _ONE_DEVICE,
+    "local-rank": _ONE_DEVICE,
+    "lora-rank": _PREFIX,
+    "lora-alpha": _PREFIX,
+    "use-lora": _PREFIX,
+    "config-name": _FOLDER,
+    "tokenizer-name": _FOLDER,
+}
 
 
 class ForegroundCommand(BaseCommand):
-    """A run in the foreground. Flags may be spelt as upstream spells them, with underscores."""
+    """A run in the foreground. Flags may be spelt as the original spells them, with underscores;
+    those that are not taken are refused by name, with what to use instead.
+    """
+
+    def create_parser(self, prog_name, subcommand, **more):
+        parser = super().create_parser(prog_name, subcommand, **more)
+
+        def parse_args(args=None, namespace=None):
+            found, left = parser.parse_known_args(args, namespace)
+            if left:
+                parser.error(_why_not(left, parser))
+            return found
+
+        parser.parse_args = parse_args
+        return parser
 
     def run_from_argv(self, argv):
         super().run_from_argv([_with_dashes(argument) for argument in argv])
 
-    def add_source(self, parser, file_flag: str) -> None:
+    def add_source(self, parser, file_flag: str, required: bool = True) -> None:
         """The arguments that say what is read: a file, or a dataset of the portal."""
-        source = parser.add_mutually_exclusive_group(required=True)
+        source = parser.add_mutually_exclusive_group(required=required)
         source.add_argument(
             file_flag, type=Path, help="JSON lines, JSON or CSV; also packed, as in an upload"
         )
@@ -52,8 +102,8 @@ class ForegroundCommand(BaseCommand):
         pasted = parser.add_argument_group("from train.sh and evaluate.sh, accepted without effect")
         for name in SWITCHES:
             pasted.add_argument(flag(name), action="store_true")
-        for name in NUMBERS:
-            pasted.add_argument(flag(name), type=int, metavar="N")
+        for name in VALUES:
+            pasted.add_argument(flag(name), metavar="X")
 
     def owner(self, username: str | None) -> User:
         found = (
@@ -65,6 +115,39 @@ class ForegroundCommand(BaseCommand):
         if user is None:
             raise CommandError(_("There is no such user. Name one with --user."))
         return user
+
+    def say(self, line: str) -> None:
+        """What was made of a pasted flag; standard output is the result's."""
+        self.stderr.write(line)
+
+    def checkpoint(self, wish: str, owner: User) -> Checkpoint:
+        """By name or number, by its folder, or by its name on a hub (`org/name`)."""
+        visible = Checkpoint.objects.visible_to(owner)
+        found = visible.filter(name=wish).first() or visible.filter(pk=whole_number(wish)).first()
+        folder = Path(wish).expanduser()
+        if found is None and folder.is_dir():
+            found = visible.filter(path=str(folder.resolve())).first()
+            if found is None:
+                message = _("%(path)s is not registered: python manage.py add_checkpoint %(path)s")
+                raise CommandError(message % {"path": wish})
+        if found is not None:
+            return found
+        if "/" not in wish:
+            return self.named(Checkpoint, wish, owner)  # refuses, with what there is
+        short = wish.rstrip("/").rpartition("/")[2].casefold()
+        cached = f"models--{wish.replace('/', '--')}".casefold()
+        for row in visible:
+            folders = {part.casefold() for part in Path(row.path).parts}
+            if short in (row.name.casefold(), Path(row.path).name.casefold()) or cached in folders:
+                self.say(_("%(wish)s is taken as “%(name)s”.") % {"wish": wish, "name": row.name})
+                return row
+        message = _(
+            "“%(wish)s” is not registered: python manage.py fetch_checkpoint hf:%(wish)s --name "
+            "%(short)s fetches it, add_checkpoint FOLDER takes one that is here. There are: "
+            "%(known)s"
+        )
+        known = ", ".join(visible.values_list("name", flat=True)[:20]) or "-"
+        raise CommandError(message % {"wish": wish, "short": short, "known": known})
 
     def named(self, model, wish: str, owner: User):
         """The newest row of this name that the owner sees, or the one with this number."""
@@ -89,7 +172,7 @@ class ForegroundCommand(BaseCommand):
         try:
             with contextlib.ExitStack() as stack:
                 file = stack.enter_context(open(path, "rb"))
-                held_out = validation and stack.enter_context(open(validation, "rb"))
+                held_out = stack.enter_context(open(validation, "rb")) if validation else None
                 return store.ingest(
                     file, name=path.stem, owner=owner, validation=held_out, **columns
                 )
@@ -102,6 +185,26 @@ class ForegroundCommand(BaseCommand):
                 for found in rejected.problems[:MOST_PROBLEMS]
             ]
             raise CommandError("\n".join(told)) from rejected
+
+
+def _why_not(left: list[str], parser) -> str:
+    """Every argument that is not taken, a line each."""
+    known = [option for action in parser._actions for option in action.option_strings]
+    told = []
+    for argument in left:
+        name = argument.partition("=")[0]
+        if not name.startswith("--"):
+            continue  # the value of such a flag
+        instead = INSTEAD.get(name[2:])
+        near = difflib.get_close_matches(name, known, 1)
+        if instead is not None:
+            reason = _("not taken here: %(instead)s") % {"instead": _(instead)}
+        elif near:
+            reason = _("there is no such flag; did you mean %(near)s?") % {"near": near[0]}
+        else:
+            reason = _("there is no such flag; --help lists them")
+        told.append(f"{name}: {reason}")
+    return "\n".join(told) or _("not understood: %(left)s") % {"left": " ".join(left)}
 
 
 def _with_dashes(argument: str) -> str:

@@ -48,6 +48,9 @@ class TuningWork(ModelWork):
             prefix = self._trained(loaded, recipe, heartbeat)
             heartbeat.tell(phase=Run.Phase.SAVING)
             prefix.metadata |= {"run": run.pk, "name": run.name, "checkpoint": run.checkpoint.name}
+            with open_split(run.dataset_version, run.recipe["dataset"]["split"]) as examples:
+                # how it wants to be asked travels with its files
+                prefix.metadata["with_history"] = examples.has_history()
             folder = run.folder / "adapter"
             adapters.save(prefix, folder)
             adapter = publish_adapter(

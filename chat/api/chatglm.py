@@ -17,10 +17,11 @@ from django.views.decorators.csrf import csrf_exempt
 from chat import registry
 from chat.api import completion, errors
 from chat.api.openai import body_of
+from chat.conversations.messages import without_history
 from chat.models import Checkpoint
 from chat.sampling import number_problem
-from chat.text import is_storable
-from portal.rest.api_keys import user_of_request
+from chat.text import check_length, is_storable
+from portal.rest.api_keys import KeyRefused, check_key, user_of_request
 from portal.rest.conventions import READABLE
 
 PARAMETERS = ("max_length", "top_p", "temperature")
@@ -32,17 +33,20 @@ MAX_LENGTH = 2048  # unless the request has another; the rest is as everywhere
 async def answer(request) -> HttpResponseBase:
     user = await user_of_request(request)
     if user is None:
-        return errors.no_key()
+        return errors.no_key(request)
     name = ""
     try:
-        body = body_of(request)
+        await sync_to_async(check_key)(user, "chat")
+        body = await body_of(request)
         messages, sampling = _wanted(body)
         name = body.get("model") or ""
         checkpoint, adapter = await sync_to_async(_model)(user, name)
         requests = completion.requests_of(
             user, checkpoint, adapter, messages, [{"max_length": MAX_LENGTH, **sampling}]
         )
-        (answered,) = await completion.collect(checkpoint, requests)
+        (answered,) = await completion.collect(checkpoint, requests, user)
+    except KeyRefused as refusal:
+        return errors.key_refused(refusal)
     except LookupError:
         return errors.no_such_model(name)
     except errors.REFUSALS as error:
@@ -80,6 +84,11 @@ def _wanted(body) -> tuple[list[dict], dict]:
     prompt, history = body.get("prompt"), body.get("history") or []
     if not isinstance(prompt, str) or not prompt.strip() or not is_storable(prompt):
         problems["prompt"] = ValidationError(_("Write something first."), "blank")
+    else:
+        try:
+            check_length(prompt)
+        except ValidationError as error:
+            problems["prompt"] = error
     if not isinstance(history, list) or not all(_is_round(turn) for turn in history):
         problems["history"] = ValidationError(
             _("The history is a list of [question, answer]."), "invalid_value"
@@ -92,19 +101,24 @@ def _wanted(body) -> tuple[list[dict], dict]:
         problem = number_problem(name, value)
         if problem:
             problems[name] = ValidationError(problem, "invalid_value")
+    with_history = body.get("with_history", True)
+    if not isinstance(with_history, bool):
+        problems["with_history"] = ValidationError(_("Must be true or false."), "invalid_value")
     if problems:
         raise ValidationError(problems)
     messages = [
         {"role": role, "content": content}
         for turn in history
-        for role, content in zip(("user", "assistant"), turn, strict=True)
+        for role, content in zip(("user", "assistant"), (turn[0] or "", turn[1]), strict=True)
     ]
-    return [*messages, {"role": "user", "content": prompt}], values
+    messages.append({"role": "user", "content": prompt})
+    return messages if with_history else without_history(messages), values
 
 
 def _is_round(turn) -> bool:
+    """[question, answer]; LangChain's ChatGLM keeps the answers alone, as [null, answer]."""
     return (
         isinstance(turn, list)
         and len(turn) == 2
-        and all(isinstance(text, str) and is_storable(text) for text in turn)
+        and all(isinstance(text, str) and is_storable(text) for text in (turn[0] or "", turn[1]))
     )

@@ -9,11 +9,14 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
+from asgiref.sync import sync_to_async
+
 from chat.engine.request import Event, Request, interrupted
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling
 from chat.worker import router
 from chat.worker.router import coalesced
+from portal.models import User
 
 FRAME_INTERVAL = 0.05  # seconds between two deltas to one client; the first one goes out at once
 
@@ -40,7 +43,7 @@ def requests_of(
 
 
 async def stream(
-    checkpoint: Checkpoint, requests: list[Request]
+    checkpoint: Checkpoint, requests: list[Request], user: User
 ) -> AsyncGenerator[tuple[int, Event], None]:
     """(index of the request, event) in the order of arrival, until all have ended; deltas that came
     together are one.
@@ -63,6 +66,7 @@ async def stream(
     running: list[Request] = []  # what must be aborted when the client leaves
     readers: list[asyncio.Task] = []
     left = len(requests)
+    prompt = written = 0  # tokens, which the user's key pays for
     try:
         for request in requests:
             running.append(request)
@@ -82,6 +86,8 @@ async def stream(
                 if isinstance(event, Exception):
                     raise event
                 left -= event.terminal
+                prompt = max(prompt, event.data.get("prompt_tokens") or 0)
+                written += event.data.get("tokens") or 0
                 yield index, event
             if left and any(
                 isinstance(event, Event) and event.type == "delta" for _index, event in news
@@ -93,6 +99,9 @@ async def stream(
     finally:
         for reader in readers:
             reader.cancel()
+        key = getattr(user, "api_key", None)
+        if key is not None and key.tokens_per_day is not None and prompt + written:
+            await asyncio.shield(sync_to_async(key.spend)(prompt + written))
         if left:
             await asyncio.shield(
                 asyncio.gather(*(workers.abort(r.id) for r in running), return_exceptions=True)
@@ -129,16 +138,37 @@ class GenerationFailed(Exception):
         self.error = error
 
 
-async def collect(checkpoint: Checkpoint, requests: list[Request]) -> list[CollectedCompletion]:
+async def collect(
+    checkpoint: Checkpoint, requests: list[Request], user: User
+) -> list[CollectedCompletion]:
     """The whole answers; RequestRefused, WorkerUnavailable or GenerationFailed."""
     answers = [CollectedCompletion() for _request in requests]
-    events = stream(checkpoint, requests)
+    events = stream(checkpoint, requests, user)
     try:
         async for index, event in events:
             take(answers[index], event)
     finally:
         await events.aclose()
     return answers
+
+
+async def resumed(
+    first: tuple[int, Event],
+    events: AsyncGenerator[tuple[int, Event], None],
+    answers: list[CollectedCompletion],
+) -> AsyncGenerator[tuple[int, Event], None]:
+    """`first` and the rest of a `stream`; each event is added to its answer, but for the text and
+    its logprobs, which the caller sends on.
+    """
+    index, event = first
+    while True:
+        take(answers[index], event)
+        answers[index].text, answers[index].logprobs = "", []
+        yield index, event
+        try:
+            index, event = await anext(events)
+        except StopAsyncIteration:
+            return
 
 
 def take(answer: CollectedCompletion, event: Event) -> None:

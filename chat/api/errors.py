@@ -9,6 +9,7 @@ from chat.api.completion import GenerationFailed
 from chat.engine.request import GenerationRefused
 from chat.text import shown
 from chat.worker.router import WorkerUnavailable
+from portal.rest.api_keys import KeyRefused, why_no_key
 from portal.rest.conventions import READABLE, Unavailable, error, json_error
 
 RETRY_AFTER = 5  # seconds, where nobody knows better
@@ -83,9 +84,14 @@ def as_api_exception(refusal: GenerationRefused) -> exceptions.APIException:
     return exceptions.ValidationError({refusal.param or "content": [problem]})
 
 
-def no_key() -> JsonResponse:
-    message = _("Send a key of yours: Authorization: Bearer KEY. The account page makes one.")
+def no_key(request) -> JsonResponse:
+    message = why_no_key(request.headers.get("Authorization", ""))
     return json_error(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def key_refused(refusal: KeyRefused) -> JsonResponse:
+    headers = {"Retry-After": str(refusal.wait)} if refusal.wait else None
+    return json_error(refusal.status, refusal.message, code=refusal.code, headers=headers)
 
 
 def no_such_model(name: str) -> JsonResponse:

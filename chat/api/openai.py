@@ -2,6 +2,7 @@
 conversation is kept.
 """
 
+import asyncio
 import functools
 import time
 import uuid
@@ -10,37 +11,47 @@ from collections.abc import AsyncGenerator
 from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import RequestDataTooBig, ValidationError
-from django.http import HttpResponseBase, JsonResponse
+from django.http import Http404, HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
+from rest_framework import exceptions
 
 from chat import registry
 from chat.api import completion, errors, sse
 from chat.api.completion import CollectedCompletion
 from chat.api.openai_request import ChatRequest, chat_request
 from chat.models import Adapter, Checkpoint
-from portal.rest.api_keys import user_of_request
+from portal.logins import login_of
+from portal.rest.api_keys import KeyRefused, check_key, user_of_request
 from portal.rest.conventions import READABLE, json_error
-from portal.rest.json_bodies import json_of
+from portal.rest.json_bodies import json_of, why_not_json
 
 OWNED_BY = "portal"
 
 
-def body_of(request):
+LARGE = 64 * 1024  # bytes of JSON that take the event loop longer than changing the thread does
+
+
+async def body_of(request):
     """The parsed JSON body; ValidationError when there is none."""
+    if int(request.META.get("CONTENT_LENGTH") or 0) < LARGE:
+        return parsed_body(request)
+    return await asyncio.to_thread(parsed_body, request)
+
+
+def parsed_body(request):
+    """`body_of` for a view that runs on a thread already."""
     try:
         return json_of(request.body)
     except RequestDataTooBig:
         raise ValidationError(
             {"__all__": ValidationError(_("The body is too large."), "too_large")}
         ) from None
-    except ValueError:
-        raise ValidationError(
-            {"__all__": ValidationError(_("The body is not JSON."), "invalid_json")}
-        ) from None
+    except ValueError as error:
+        raise ValidationError({"__all__": ValidationError(*why_not_json(error))}) from None
 
 
-def for_scripts(*methods: str):
+def for_scripts(*methods: str, scope: str = "chat"):
     """Decorates `view(request, user, ...)`: keys only, these methods only; all else is refused in
     OpenAI's envelope.
     """
@@ -52,13 +63,46 @@ def for_scripts(*methods: str):
         async def door(request, **parts) -> HttpResponseBase:
             user = await user_of_request(request)
             if user is None:
-                return errors.no_key()
+                return errors.no_key(request)
             if request.method not in methods:
                 message = _("Use %(method)s.") % {"method": methods[0]}
                 return json_error(
                     405, message, code="method_not_allowed", headers={"Allow": ", ".join(methods)}
                 )
+            try:
+                await sync_to_async(check_key)(user, scope)
+            except KeyRefused as refusal:
+                return errors.key_refused(refusal)
             return await view(request, user, **parts)
+
+        return door
+
+    return decorated
+
+
+def for_scripts_in_thread(*methods: str, scope: str):
+    """The same for a view that asks the database: it runs on a thread, and what it raises is told
+    in OpenAI's envelope.
+    """
+
+    def decorated(view):
+        @functools.wraps(view)
+        def told(request, user, **parts) -> HttpResponseBase:
+            try:
+                return view(request, user, **parts)
+            except Http404:
+                return json_error(404, _("Not found."), code="not_found")
+            except ValidationError as error:
+                return errors.response_of(error)
+            except exceptions.APIException as error:
+                code = error.get_codes()
+                message = str(error.detail)
+                return json_error(error.status_code, message, code=str(code))
+
+        @for_scripts(*methods, scope=scope)
+        @functools.wraps(view)
+        async def door(request, user, **parts) -> HttpResponseBase:
+            return await sync_to_async(told)(request, user, **parts)
 
         return door
 
@@ -69,7 +113,7 @@ def for_scripts(*methods: str):
 async def chat_completions(request, user) -> HttpResponseBase:
     """POST /v1/chat/completions"""
     try:
-        wanted = chat_request(body_of(request))
+        wanted = chat_request(await body_of(request))
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, wanted.model)
     except ValidationError as error:
         return errors.response_of(error)
@@ -83,10 +127,10 @@ async def chat_completions(request, user) -> HttpResponseBase:
     }
     try:
         if wanted.stream:
-            events = completion.stream(checkpoint, requests)
+            events = completion.stream(checkpoint, requests, user)
             first = await anext(events)  # a refusal still has its HTTP status
-            return sse.response(_chunks(head, wanted, first, events))
-        answers = await completion.collect(checkpoint, requests)
+            return sse.response(_chunks(head, wanted, first, events), login_of(user))
+        answers = await completion.collect(checkpoint, requests, user)
     except errors.REFUSALS as error:
         return errors.response_of(error)
     return JsonResponse(
@@ -94,7 +138,7 @@ async def chat_completions(request, user) -> HttpResponseBase:
             **head,
             "object": "chat.completion",
             "choices": [_choice(index, answer, wanted) for index, answer in enumerate(answers)],
-            "usage": _usage(answers),
+            "usage": usage_of(answers),
         },
         json_dumps_params=READABLE,
     )
@@ -117,11 +161,18 @@ def _logprobs(entries: list | None, wanted: ChatRequest) -> dict | None:
     )
 
 
-def _usage(answers: list[CollectedCompletion]) -> dict:
-    """The prompt counts once, as OpenAI counts it; the answers add up."""
-    prompt = max((answer.usage.get("prompt_tokens", 0) for answer in answers), default=0)
+def usage_of(answers: list[CollectedCompletion], prompts: int = 1) -> dict:
+    """Each prompt counts once, as OpenAI counts it; the answers add up. answers: as many to each
+    of the prompts.
+    """
+    counted = [answer.usage.get("prompt_tokens", 0) for answer in answers]
+    several = len(answers) // prompts
+    prompt = sum(max(counted[i : i + several]) for i in range(0, len(counted), several))
     written = sum(answer.usage.get("completion_tokens", 0) for answer in answers)
-    return {"prompt_tokens": prompt, "completion_tokens": written, "total_tokens": prompt + written}
+    counts = {"prompt_tokens": prompt, "completion_tokens": written}
+    counts["total_tokens"] = prompt + written
+    room = [answer.usage["max_tokens"] for answer in answers if "max_tokens" in answer.usage]
+    return {**counts, **({"max_tokens": min(room)} if room else {})}
 
 
 async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenerator[str, None]:
@@ -138,26 +189,18 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenera
             payload["usage"] = None
         return sse.data(payload)
 
-    async def all_events():
-        yield first
-        async for pair in events:
-            yield pair
-
     try:
         for index in range(len(answers)):
             yield chunk(index, {"role": "assistant", "content": ""})
-        async for index, event in all_events():
-            completion.take(answers[index], event)
+        async for index, event in completion.resumed(first, events, answers):
             if event.type == "delta":
-                answers[index].text = ""  # sent, not needed again
-                answers[index].logprobs = []
                 yield chunk(
                     index, {"content": event.data["text"]}, entries=event.data.get("logprobs")
                 )
             elif event.type == "finished":
                 yield chunk(index, {}, answers[index].finish_reason)
         if wanted.include_usage:
-            yield sse.data({**head, "choices": [], "usage": _usage(answers)})
+            yield sse.data({**head, "choices": [], "usage": usage_of(answers)})
     except errors.REFUSALS as error:  # the status line has gone out long ago
         yield sse.data({"error": errors.object_of(error)})
     finally:
@@ -188,6 +231,7 @@ def _model(checkpoint: Checkpoint, adapter: Adapter | None) -> dict:
         "owned_by": OWNED_BY,
         "root": checkpoint.name,
         "parent": checkpoint.name if adapter else None,
+        "with_history": adapter.with_history if adapter else True,
     }
 
 

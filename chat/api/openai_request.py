@@ -1,37 +1,40 @@
-"""The body of POST /v1/chat/completions as what the engine takes, with every problem at once. No
-Django request in here.
+"""The bodies of OpenAI's API as what the engine takes, with every problem at once. No Django
+request in here.
 """
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
-from chat.engine.request import MOST_STOPS
-from chat.sampling import number_problem
+from chat.api.openai_messages import turns_of
+from chat.conversations.messages import without_history
+from chat.engine.request import LIMITS, MOST_BIASES, MOST_STOPS
+from chat.sampling import as_whole, number_problem
 from chat.text import is_storable
 
 MOST_CHOICES = 16
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+LONGEST_SCHEMA = 50_000  # characters
 # OpenAI's name (or vLLM's, for what OpenAI lacks) -> ours
 SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
     "top_k": "top_k",
     "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
+    "max_output_tokens": "max_new_tokens",
 }
-# Parameters that would change the answer and that the engine does not have; their neutral values
-# are accepted.
+# Parameters that would change the answer and that are not done here; their neutral values (and null
+# or nothing in them) are accepted.
 NEUTRAL = {
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "tools": ([],),
     "functions": ([],),
     "tool_choice": ("none", "auto"),
-    "response_format": ({"type": "text"},),
+    "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
 }
@@ -41,150 +44,187 @@ NEUTRAL = {
 class ChatRequest:
     model: str
     messages: list[dict[str, str]]
-    samplings: list[dict]  # one per choice: fields of chat.engine.request.Sampling
+    samplings: list[dict]  # one per choice: fields of chat.engine.request.SamplingParams
     stream: bool
     include_usage: bool
 
 
-def chat_request(body) -> ChatRequest:
-    """ValidationError({param: ...}) naming every problem of the body."""
-    if not isinstance(body, dict):
-        raise ValidationError(
-            {"__all__": ValidationError(_("The body must be a JSON object."), "invalid_json")}
-        )
-    problems: dict[str, ValidationError] = {}
+@dataclass
+class Body:
+    """A body while it is read. problems: what is wrong with it, by parameter."""
 
-    def refuse(param: str, message: str, code: str = "invalid_value") -> None:
-        problems.setdefault(param, ValidationError(message, code))
+    fields: dict
+    problems: dict[str, ValidationError] = field(default_factory=dict)
 
-    def flag(container: dict, param: str) -> bool:
-        value = container.get(param.rpartition(".")[2])
+    @classmethod
+    def of(cls, body) -> "Body":
+        if not isinstance(body, dict):
+            raise ValidationError(
+                {"__all__": ValidationError(_("The body must be a JSON object."), "invalid_json")}
+            )
+        return cls(body)
+
+    def get(self, param: str):
+        return self.fields.get(param)
+
+    def refuse(self, param: str, message: str, code: str = "invalid_value") -> None:
+        self.problems.setdefault(param, ValidationError(message, code))
+
+    def unsupported(self, param: str) -> None:
+        self.refuse(param, _("This parameter is not supported here."), "unsupported_parameter")
+
+    def check(self) -> None:
+        """ValidationError({param: ...}) with every problem."""
+        if self.problems:
+            raise ValidationError(self.problems)
+
+    def flag(self, param: str, container: dict | None = None) -> bool:
+        value = (self.fields if container is None else container).get(param.rpartition(".")[2])
         if value is not None and not isinstance(value, bool):
-            refuse(param, _("Must be true or false."))
+            self.refuse(param, _("Must be true or false."))
         return value is True
 
-    model = body.get("model")
-    if not isinstance(model, str) or not model:
-        refuse("model", _("Name a model; GET /v1/models lists them."), "missing_required_parameter")
-    messages = _messages(body.get("messages"), refuse)
-    values = {}
-    for theirs, ours in SAMPLING.items():
-        value = body.get(theirs)
+    def model(self) -> str:
+        model = self.get("model")
+        if not isinstance(model, str) or not model:
+            message = _("Name a model; GET /v1/models lists them.")
+            self.refuse("model", message, "missing_required_parameter")
+        return model
+
+    def whole(self, param: str, least: int, most: int, default: int | None) -> int | None:
+        value = as_whole(self.get(param))
         if value is None:
-            continue
-        if theirs == "top_k" and value == -1:  # vLLM's way to say off
-            value = 0
-        problem = number_problem(ours, value)
-        if problem:
-            refuse(theirs, problem)
-        else:
-            values[ours] = value
-    seed = body.get("seed")
-    if seed is not None and (
-        not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63
-    ):
-        refuse("seed", _("Must be a whole number."))
-        seed = None
-    count = body.get("n", 1) if body.get("n") is not None else 1
-    if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST_CHOICES:
-        refuse(
-            "n", _("Must be between %(least)s and %(most)s.") % {"least": 1, "most": MOST_CHOICES}
-        )
-        count = 1
-    for param, neutral in NEUTRAL.items():
-        value = body.get(param)
-        if value is not None and value not in neutral:
-            refuse(param, _("This parameter is not supported here."), "unsupported_parameter")
-    stops = _stops(body.get("stop"), refuse)
-    logprobs = _logprobs(body, flag, refuse)
-    stream = flag(body, "stream")
-    options = body.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        refuse("stream_options", _("Must be an object."))
-    include_usage = (
-        flag(options, "stream_options.include_usage") if isinstance(options, dict) else False
-    )
-    if problems:
-        raise ValidationError(problems)
-    # n choices of one seed would be n times the same answer
-    samplings = [
-        {
-            **values,
-            "stop": stops,
-            "logprobs": logprobs,
-            "seed": None if seed is None else (seed + i) % 2**63,
+            return default
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            bounds = {"least": f"{least:,}", "most": f"{most:,}"}
+            self.refuse(param, _("Must be between %(least)s and %(most)s.") % bounds)
+            return default
+        return value
+
+    def neutral(self) -> None:
+        if self.get("tool_choice") == "none":  # tools are there and shall not be used
+            self.fields = {**self.fields, "tools": None, "functions": None}
+        for param, values in NEUTRAL.items():
+            value = self.get(param)
+            if value is not None and value not in values:
+                self.unsupported(param)
+
+    def stream(self) -> tuple[bool, bool]:
+        """(whether to stream, whether with the usage at its end)"""
+        stream, options = self.flag("stream"), self.get("stream_options")
+        if options is not None and not isinstance(options, dict):
+            self.refuse("stream_options", _("Must be an object."))
+        if not isinstance(options, dict):
+            return stream, False
+        return stream, self.flag("stream_options.include_usage", options)
+
+    def numbers(self) -> dict:
+        """The sampling parameters that are numbers, by our names."""
+        values = {}
+        for theirs, ours in SAMPLING.items():
+            value = self.get(theirs)
+            if value is None or (ours == "max_new_tokens" and value == -1):
+                continue  # -1: as much as there is
+            if theirs == "top_k" and value == -1:  # vLLM's way to say off
+                value = 0
+            if theirs == "top_p" and value == 0 and not isinstance(value, bool):
+                values["do_sample"] = False  # nothing but the best token, as OpenAI takes it
+                continue
+            if ours == "max_new_tokens" and isinstance(value, (int, float)):
+                value = min(value, LIMITS[ours].high)  # cut to what fits anyway
+            problem = number_problem(ours, value)
+            if problem:
+                self.refuse(theirs, problem)
+            else:
+                values[ours] = value
+        return values
+
+    def json_schema(self, param: str, wanted) -> str | None:
+        """The schema, as text, of a `response_format` (or a Response's `text.format`)."""
+        if wanted is None or wanted == {"type": "text"}:
+            return None
+        kind = wanted.get("type") if isinstance(wanted, dict) else None
+        if kind == "json_object":
+            return '{"type": "object"}'
+        if kind != "json_schema":
+            self.refuse(f"{param}.type", _("The types are text, json_object and json_schema."))
+            return None
+        schema = wanted.get("json_schema", wanted)
+        schema = schema.get("schema") if isinstance(schema, dict) else None
+        text = json.dumps(schema)
+        if not isinstance(schema, dict) or len(text) > LONGEST_SCHEMA:
+            message = _("Needs a JSON schema of up to %(most)s characters.")
+            self.refuse(f"{param}.json_schema", message % {"most": f"{LONGEST_SCHEMA:,}"})
+            return None
+        return text
+
+    def samplings(self, prompts: int = 1) -> list[dict]:
+        """The sampling parameters of every choice, `n` for each of the prompts."""
+        values = {
+            **self.numbers(),
+            "stop": self._stops(),
+            "logit_bias": self._logit_bias(),
         }
-        for i in range(count)
-    ]
+        seed = self.whole("seed", -(2**63), 2**63 - 1, None)
+        count = self.whole("n", 1, MOST_CHOICES, 1) or 1
+        # choices of one seed would be the same answer again
+        return [
+            {**values, "seed": None if seed is None else (seed + i) % 2**63} for i in range(count)
+        ] * prompts
+
+    def _stops(self) -> tuple[str, ...]:
+        stop = self.get("stop")
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if isinstance(stops, list):
+            stops = [text for text in stops if text != ""]  # forms send an empty one for none
+        if (
+            not isinstance(stops, list)
+            or len(stops) > MOST_STOPS
+            or not all(isinstance(text, str) and is_storable(text) for text in stops)
+        ):
+            message = _("Must be a text or a list of up to %(most)s texts.")
+            self.refuse("stop", message % {"most": MOST_STOPS})
+            return ()
+        return tuple(stops)
+
+    def _logit_bias(self) -> tuple[tuple[int, float], ...]:
+        bias = self.get("logit_bias")
+        if not bias and not isinstance(bias, (bool, int, float)):
+            return ()
+        try:
+            pairs = tuple((int(token), float(value)) for token, value in bias.items())
+        except (AttributeError, TypeError, ValueError, OverflowError):
+            pairs = ((-1, 0.0),)
+        if len(pairs) > MOST_BIASES or not all(
+            0 <= token < 2**31 and -100 <= value <= 100 for token, value in pairs
+        ):
+            message = _("Must be an object of up to %(most)s token ids with -100 to 100 each.")
+            self.refuse("logit_bias", message % {"most": f"{MOST_BIASES:,}"})
+            return ()
+        return pairs
+
+
+def chat_request(fields) -> ChatRequest:
+    """ValidationError({param: ...}) naming every problem of the body."""
+    body = Body.of(fields)
+    body.neutral()
+    model = body.model()
+    messages = turns_of(body.get("messages"), body.refuse)
+    if body.get("with_history") is not None and not body.flag("with_history"):
+        messages = without_history(messages)
+    logprobs = _logprobs(body)
+    schema = body.json_schema("response_format", body.get("response_format"))
+    samplings = [{**each, "logprobs": logprobs, "json_schema": schema} for each in body.samplings()]
+    stream, include_usage = body.stream()
+    body.check()
     return ChatRequest(model, messages, samplings, stream, include_usage)
 
 
-def _messages(messages, refuse) -> list[dict[str, str]]:
-    if not isinstance(messages, list) or not messages:
-        refuse("messages", _("Send at least one message."), "missing_required_parameter")
-        return []
-    found = []
-    for i, message in enumerate(messages):
-        param = f"messages[{i}]"
-        if not isinstance(message, dict):
-            refuse(param, _("Must be an object."))
-            continue
-        role = ROLES.get(message.get("role")) if isinstance(message.get("role"), str) else None
-        if role is None:
-            refuse(f"{param}.role", _("The roles are system, developer, user and assistant."))
-        content = _content(message.get("content"), f"{param}.content", role, refuse)
-        if role != "system" or content.strip():  # clients send an empty one for none
-            found.append({"role": role, "content": content})
-    if found and found[-1]["role"] in ("system", "assistant"):
-        refuse("messages", _("The last message must be the user's."))
-    return found
-
-
-def _content(content, param: str, role: str | None, refuse) -> str:
-    if content is None and role == "assistant":
-        return ""
-    if isinstance(content, list):
-        texts = [
-            part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
-            for part in content
-        ]
-        if not texts or not all(isinstance(text, str) for text in texts):
-            refuse(
-                param, _("Only parts of the type “text” are possible here."), "unsupported_content"
-            )
-            return ""
-        content = "".join(texts)
-    if not isinstance(content, str):
-        refuse(param, _("Must be a text."))
-        return ""
-    if not is_storable(content):
-        refuse(param, _("The text contains a NUL or half a character."))
-    return content
-
-
-def _stops(stop, refuse) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    stops = [stop] if isinstance(stop, str) else stop
-    if (
-        not isinstance(stops, list)
-        or len(stops) > MOST_STOPS
-        or not all(isinstance(text, str) and text and is_storable(text) for text in stops)
-    ):
-        refuse(
-            "stop",
-            _("Must be a text or a list of up to %(most)s texts, none empty.")
-            % {"most": MOST_STOPS},
-        )
-        return ()
-    return tuple(stops)
-
-
-def _logprobs(body: dict, flag, refuse) -> int | None:
-    wanted, top = flag(body, "logprobs"), body.get("top_logprobs")
-    if top is not None:
+def _logprobs(body: Body) -> int | None:
+    wanted, top = body.flag("logprobs"), as_whole(body.get("top_logprobs"))
+    if top is not None and (top or isinstance(top, bool)):
         problem = number_problem("logprobs", top)
         if problem or not wanted:
-            refuse("top_logprobs", problem or _("Needs logprobs to be true."))
+            body.refuse("top_logprobs", problem or _("Needs logprobs to be true."))
             return None
     return (top or 0) if wanted else None

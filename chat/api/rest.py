@@ -3,7 +3,6 @@ here is only HTTP.
 """
 
 from asgiref.sync import async_to_sync
-from django.http import FileResponse
 from django.utils.translation import gettext as _
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import exceptions, mixins, permissions, status, viewsets
@@ -12,7 +11,7 @@ from rest_framework.response import Response
 
 from chat import inventory, registry
 from chat.api import errors, sse
-from chat.api.adapter_export import AdapterUnreadable, archive
+from chat.api.adapter_export import AdapterUnreadable, Download, archive, downloads
 from chat.api.serializers import (
     STREAM,
     AdapterSerializer,
@@ -28,6 +27,8 @@ from chat.checkpoints.memory import estimates
 from chat.conversations import live, turns
 from chat.engine.request import GenerationRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
+from portal.logins import login_of
+from portal.models import ApiKey
 from portal.numbers import whole_number
 from portal.rest.conventions import Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
@@ -83,6 +84,11 @@ class AdapterViewSet(
 ):
     """Tuned artefacts. The owner may rename, share and delete them."""
 
+    @property
+    def key_scope(self):
+        safe = self.request.method in permissions.SAFE_METHODS
+        return ApiKey.Scope.CHAT if safe else ApiKey.Scope.TUNING
+
     queryset = Adapter.objects.select_related("owner")
     serializer_class = AdapterSerializer
     http_method_names = ["get", "patch", "delete", "head", "options"]
@@ -100,14 +106,19 @@ class AdapterViewSet(
     def download(self, request, pk=None):
         """The adapter's folder and, in `peft/`, the same prefix in peft's format, as a zip."""
         adapter = self.get_object()
+        ended = downloads.begin(request.user.pk)
+        if ended is None:
+            raise exceptions.Throttled(
+                30, _("You are downloading already; wait until that has ended."), "too_many"
+            )
         try:
             file = archive(adapter)
         except AdapterUnreadable as error:
+            ended()
             raise exceptions.NotFound(
                 _("The adapter's files are missing or damaged."), "files_missing"
             ) from error
-        name = adapter.name.replace("/", "-") + ".zip"
-        return FileResponse(file, as_attachment=True, filename=name, content_type="application/zip")
+        return Download(file, adapter.name.replace("/", "-") + ".zip", ended)
 
 
 class OldestFirst(Pages):
@@ -148,6 +159,7 @@ class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
                 checkpoint=body.get("checkpoint"),
                 adapter=body.get("adapter", turns.KEEP),
                 sampling=body.get("sampling"),
+                with_history=body.get("with_history"),
             )
         try:
             async_to_sync(live.start)(answer)
@@ -189,7 +201,7 @@ class MessageViewSet(mixins.RetrieveModelMixin, VisibleRows):
         )
         if after is None:
             raise exceptions.ValidationError({"after": [_("Must be a whole number.")]})
-        return sse.response(_events(message.pk, after))
+        return sse.response(_events(message.pk, after), login_of(request.user, request.session))
 
     @extend_schema(request=None, responses={202: MessageSerializer})
     @action(detail=True, methods=["post"])

@@ -75,6 +75,7 @@ class AdapterSerializer(serializers.ModelSerializer):
             "sha256",
             "owner",
             "shared",
+            "with_history",
             "model",
             "created_at",
         ]
@@ -110,6 +111,7 @@ class MessageSerializer(serializers.ModelSerializer):
             "adapter",
             "model",
             "sampling",
+            "with_history",
             "seq",
             "finish_reason",
             "usage",
@@ -151,6 +153,11 @@ class SendSerializer(serializers.Serializer):
         required=False, help_text="id or name; null: prefix off; absent: as in the last turn"
     )
     sampling = SamplingSerializer(required=False)
+    with_history = serializers.BooleanField(
+        required=False,
+        allow_null=True,
+        help_text="whether the model is shown the earlier turns; absent: as it was trained",
+    )
 
 
 class TurnSerializer(serializers.Serializer):

@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections import deque
+from collections import Counter, deque
+from typing import ClassVar
 
-from autobahn.exception import Disconnected
 from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.core.exceptions import ValidationError
@@ -17,21 +17,29 @@ from django.utils.translation import gettext as _
 from rest_framework.exceptions import APIException
 
 from chat.api import errors
+from chat.api.token_bucket import TokenBucket
 from chat.conversations import live, turns
 from chat.engine.request import GenerationRefused
 from chat.models import Conversation, Message
-from portal.models import User
+from portal.logins import Login, ended, login_of
+from portal.models import ApiKey, User
 from portal.outages import outage_of
 from portal.rest import conventions
+from portal.rest.api_keys import KeyRefused, check_key
 from portal.rest.json_bodies import json_of
 
 logger = logging.getLogger(__name__)
 
-# bytes sent and not acknowledged: daphne has no back-pressure, so this is what bounds a slow reader
+# bytes sent and not acknowledged: between here and the page are buffers that hide a slow reader
 WINDOW = 256 * 1024
 LARGEST_FRAME = 1024 * 1024  # characters from a client
 MOST_ATTACHED = 8  # answers that one socket follows at once
-NOT_LOGGED_IN, NOT_YOURS, TOO_SLOW, TOO_LARGE = 4401, 4404, 4408, 1009
+MOST_SOCKETS = 64  # of one user in this process
+BURST, RATE = 50, 10  # frames at once, and then a second
+CHARACTERS_A_TOKEN = 32 * 1024  # what a frame's length costs: parsing holds everybody up
+FREE_ACK = 200  # characters
+NOT_LOGGED_IN, NOT_IN_SCOPE, NOT_YOURS, TOO_SLOW = 4401, 4403, 4404, 4408
+TOO_LARGE, TOO_OFTEN = 1009, 1008
 
 
 class Refused(Exception):
@@ -53,6 +61,8 @@ def parsed(text: str):
 
 
 class ConversationConsumer(AsyncWebsocketConsumer):
+    open_sockets: ClassVar[Counter[int]] = Counter()  # by user, in this process
+
     async def connect(self):
         self.followed: dict[int, asyncio.Task] = {}
         # (message, seq, bytes), in the order sent
@@ -60,15 +70,49 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         self.window = 0
         self.user = self.scope.get("user")
         self.conversation_id = self.scope["url_route"]["kwargs"]["pk"]
+        self.watch: asyncio.Task | None = None
+        self.bucket, self.acknowledgeable = TokenBucket(BURST, RATE), 0
         await self.accept()  # a close code reaches the page only after accepting
         if self.user is None or not self.user.is_authenticated:
-            await self.close(NOT_LOGGED_IN)
-        elif not await database_sync_to_async(self.conversation)():
-            await self.close(NOT_YOURS)
+            return await self.close(NOT_LOGGED_IN)
+        key = getattr(self.user, "api_key", None)
+        if key is not None and ApiKey.Scope.CHAT not in key.scopes:
+            return await self.close(NOT_IN_SCOPE)
+        if not await database_sync_to_async(self.conversation)():
+            return await self.close(NOT_YOURS)
+        if self.open_sockets[self.user.pk] >= MOST_SOCKETS:
+            return await self.close(TOO_OFTEN)
+        login = login_of(self.user, self.scope.get("session"))
+        self.open_sockets[login.user] += 1
+        self.watch = asyncio.create_task(self.close_after(login))
+        self.member = login.user
+
+    async def close_after(self, login: Login) -> None:
+        await ended(login)
+        await self.close(NOT_LOGGED_IN)
+
+    async def close(self, code=None, reason=None) -> None:
+        """Nothing may be sent after it."""
+        for task in self.followed.values():
+            if task is not asyncio.current_task():
+                task.cancel()
+        await super().close(code, reason)
 
     async def disconnect(self, code):
+        if self.watch is not None:
+            self.watch.cancel()
+            self.open_sockets[self.member] -= 1
+            if not self.open_sockets[self.member]:
+                del self.open_sockets[self.member]
         for task in self.followed.values():
             task.cancel()
+
+    def may_say(self, text: str) -> bool:
+        """Every frame costs, a long one more; what acknowledges a frame of ours is free."""
+        if self.acknowledgeable and len(text) < FREE_ACK and '"ack"' in text:
+            self.acknowledgeable -= 1
+            return True
+        return self.bucket.take(1 + len(text) / CHARACTERS_A_TOKEN)
 
     def conversation(self) -> Conversation | None:
         """Looked up anew: it may have been deleted, or the account closed, since the socket
@@ -94,6 +138,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             checkpoint=frame.get("checkpoint"),
             adapter=frame.get("adapter", turns.KEEP),
             sampling=frame.get("sampling"),
+            with_history=frame.get("with_history"),
         )
         return answer
 
@@ -114,6 +159,10 @@ class ConversationConsumer(AsyncWebsocketConsumer):
     async def receive(self, text_data=None, bytes_data=None):
         if text_data is not None and len(text_data) > LARGEST_FRAME:
             return await self.close(TOO_LARGE)
+        if self.watch is None:  # closing
+            return
+        if not self.may_say(text_data or ""):
+            return await self.close(TOO_OFTEN)
         try:
             frame = parsed(text_data) if text_data is not None else None
             kind = frame.get("type") if isinstance(frame, dict) else None
@@ -135,7 +184,10 @@ class ConversationConsumer(AsyncWebsocketConsumer):
 
     async def send_message(self, frame):
         try:
+            await database_sync_to_async(check_key)(self.user, "chat")
             answer = await self.turn(frame)
+        except KeyRefused as error:
+            raise refused(error.message, error.code) from error
         except ValidationError as error:
             raise Refused(errors.object_of(error)) from error
         except APIException as error:
@@ -145,7 +197,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         # the row says why; following it tells the client
         with contextlib.suppress(GenerationRefused):
             await live.start(answer)
-        self.follow(answer.pk, 0)
+        self.follow(answer.pk, 0, frame.get("render") is True)
 
     async def stop(self, frame):
         message = await self.message(frame.get("message"))
@@ -159,7 +211,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         message = await self.message(frame.get("message"))
         if message.role != Message.Role.ASSISTANT:
             raise refused(_("There is no such message."), "not_found", "message")
-        self.follow(message.pk, after)
+        self.follow(message.pk, after, frame.get("render") is True)
 
     async def acknowledge(self, frame):
         """Frames arrive in order, so the one named and all before it have been read."""
@@ -185,16 +237,16 @@ class ConversationConsumer(AsyncWebsocketConsumer):
 
     # ---- what it hears
 
-    def follow(self, message_id: int, after: int) -> None:
+    def follow(self, message_id: int, after: int, rendered: bool) -> None:
         earlier = self.followed.pop(message_id, None)
         if earlier is not None:
             earlier.cancel()
         if len(self.followed) >= MOST_ATTACHED:
             raise refused(_("This page follows too many answers at once."), "too_many")
-        self.followed[message_id] = asyncio.create_task(self.forward(message_id, after))
+        self.followed[message_id] = asyncio.create_task(self.forward(message_id, after, rendered))
 
-    async def forward(self, message_id: int, after: int) -> None:
-        frames = live.follow(message_id, after)
+    async def forward(self, message_id: int, after: int, rendered: bool) -> None:
+        frames = live.follow(message_id, after, rendered)
         try:
             async for frame in frames:
                 await self.send_frame(frame)
@@ -213,5 +265,6 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             size = len(text.encode(errors="replace"))
             self.unacknowledged.append((frame["message"], frame["seq"], size))
             self.window += size
-        with contextlib.suppress(Disconnected):  # the client has left; `disconnect` is on its way
+            self.acknowledgeable += 1
+        with contextlib.suppress(OSError):  # the client has left; `disconnect` is on its way
             await self.send(text_data=text)

@@ -219,14 +219,28 @@ def _tensors(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
 
 def _tensors_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     try:
+        with path.open("rb") as start:
+            if start.read(24) == b"version https://git-lfs.":
+                raise AdapterInvalid(
+                    f"{path.name} is a Git LFS pointer, not weights: fetch the real file with "
+                    "git lfs pull"
+                )
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
         # mmap: of an old checkpoint with the whole model in it, only the prefix is read
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if isinstance(content, Tensor):
+            raise AdapterInvalid(
+                f"{path.name} holds a bare tensor {list(content.shape)}: save it under its name, "
+                f'as {{"{_ORIGINAL_KEY}": tensor}}'
+            )
+        if not isinstance(content, Mapping):
+            raise AdapterInvalid(f"{path.name} holds a {type(content).__name__}, no named tensors")
         return {name: value.clone() for name, value in content.items() if wanted(name)}
     except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        raise AdapterInvalid(f"{path.name} cannot be read: {error}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise AdapterInvalid(f"{path.name} cannot be read: {reason}") from error
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What a checkpoint will take in memory, estimated from its description: for chat, for P-tuning and
 for full fine-tuning, at each precision, every figure with its arithmetic. No torch.
 
-Estimates are of what must be held at once, not of peaks in between; a figure measured after a load
-(`measured`) takes their place.
+Estimates are of what must be held at once, not of peaks in between. What a load really took
+(`measured` in the description, written by the worker) takes the place of weights and program.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import subprocess
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ ADAM = 8  # bytes a trained parameter takes for the optimiser's two moments in f
 @dataclass(frozen=True)
 class Term:
     """One summand. `name`: weights | cache | program | gradients | optimiser | activations |
-    prefix. `arithmetic`: the factors as text, the same in every language.
+    prefix | measured (weights and program as a load really took them). `arithmetic`: the factors as
+    text, the same in every language.
     """
 
     name: str
@@ -99,6 +100,10 @@ def estimates(description: Mapping[str, Any], here: Machine | None = None) -> li
         return []
     chat = [_chat(shape, precision, here) for precision in PRECISIONS]
     tuning = [_ptuning(shape, precision, here) for precision in PRECISIONS]
+    measured = description.get("measured") or {}
+    if measured.get("device") == here.device:
+        chat = [_corrected(one, measured) for one in chat]
+        tuning = [_corrected(one, measured) for one in tuning]
     return [*chat, *tuning, *(_full(shape, name, here) for name in ("float32", "bfloat16"))]
 
 
@@ -167,6 +172,15 @@ def _chat(shape: _Shape, precision: str, here: Machine) -> Estimate:
     )
     terms = (_weights(shape, PRECISIONS[precision]), cache, _program())
     return Estimate("chat", precision, terms, here.bytes)
+
+
+def _corrected(estimate: Estimate, measured: Mapping[str, Any]) -> Estimate:
+    """With what a load in this precision really took, in place of weights and program."""
+    if estimate.precision != measured.get("precision"):
+        return estimate
+    rest = tuple(term for term in estimate.terms if term.name not in ("weights", "program"))
+    term = Term("measured", int(measured["bytes"]), "")
+    return replace(estimate, terms=(term, *rest))
 
 
 def _activations(shape: _Shape, width: float) -> Term:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chat.conversations.rendering import to_html
+from chat.conversations.streaming import StreamedMarkdown
 from chat.engine.request import Event, interrupted
 from chat.models import Message
 
@@ -43,6 +44,8 @@ class LiveAnswer:
     timings: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     html: str = ""
+    # for readers who asked for it
+    rendered: StreamedMarkdown = field(default_factory=StreamedMarkdown)
     ended: bool = False  # set last, when the row has been written
     readers: set[Reader] = field(default_factory=set)
     _replayed: str = ""  # the text as the worker's log tells it, from the beginning
@@ -112,9 +115,15 @@ class LiveAnswer:
     def fail(self, error: dict[str, Any]) -> None:
         self.status, self.finish_reason, self.error = Status.FAILED, "error", error
 
-    def frames(self, after: int) -> list[dict[str, Any]]:
+    def render(self) -> None:
+        """At the end, before `ended` is set."""
+        self.html = to_html(self.content)
+        if self.rendered.version:
+            self.rendered.finish(self.content, self.html)
+
+    def frames(self, after: int, view: View | None = None) -> list[dict[str, Any]]:
         """What a reader who saw frame `after` has missed, in as few frames as possible; of a long
-        text only the next part.
+        text only the next part. `view`: of a reader who wants it rendered.
 
         The end is repeated for whoever asks, so that every reading of an ended answer ends with it.
         """
@@ -133,6 +142,8 @@ class LiveAnswer:
             )
         if after < STARTED and (content or self.status == Status.STREAMING):
             found.append({"type": "message.started", "seq": STARTED, **common})
+        if view is not None and view.version != self.rendered.version:
+            return [*found, self._rendered_frame(common, view, content)]
         begin = max(0, after - TEXT)
         end = min(len(content), begin + LONGEST_TEXT)
         if begin < end:
@@ -140,17 +151,50 @@ class LiveAnswer:
                 {"type": "message.delta", "seq": TEXT + end, **common, "text": content[begin:end]}
             )
         if ended and end == len(content):
-            found.append(self._terminal_frame(common))
+            found.append(self._terminal_frame(common, view))
         return found
 
-    def _terminal_frame(self, common: dict[str, Any]) -> dict[str, Any]:
-        # the page keeps the text then, until it is loaded anew
-        html = self.html if len(self.html) <= LONGEST_HTML else ""
+    def _rendered_frame(self, common: dict[str, Any], view: View, content: str) -> dict[str, Any]:
+        """Blocks that have ended since the last one, the open block, and the text in or behind it;
+        of many blocks only the next.
+        """
+        with self.rendered.lock:
+            if view.epoch != self.rendered.epoch:
+                view.blocks, view.epoch = 0, self.rendered.epoch
+            first, closed = view.blocks, self.rendered.closed[view.blocks :]
+            html, end = "", 0
+            while closed and (not html or len(html) + len(closed[0][0]) <= LONGEST_HTML):
+                piece, end = closed.pop(0)
+                html, view.blocks = html + piece, view.blocks + 1
+            frame = {"type": "message.rendered", **common, "from": first, "html": html}
+            frame |= {"open": "", "code": False, "text": ""}
+            if not closed:
+                view.version = self.rendered.version
+                begin = self.rendered.text_from
+                end = min(len(content), begin + LONGEST_TEXT)
+                frame |= {"open": self.rendered.open_html, "code": self.rendered.in_code}
+                frame["text"] = content[begin:end]
+        return frame | {"seq": TEXT + end}
+
+    def _terminal_frame(self, common: dict[str, Any], view: View | None) -> dict[str, Any]:
+        # Empty: a reader who has it rendered has all of it; another keeps the text until the page
+        # is loaded anew.
+        told = view is not None and view.version
+        html = self.html if len(self.html) <= LONGEST_HTML and not told else ""
         frame = {"seq": self.offset, **common, "status": str(self.status), "html": html}
         frame |= {"finish_reason": self.finish_reason, "usage": self.usage, "timings": self.timings}
         if self.error is not None:
             return {"type": "message.failed", **frame, "error": self.error}
         return {"type": "message.finished", **frame}
+
+
+@dataclass
+class View:
+    """What a reader has of the rendered answer."""
+
+    version: int = 0
+    epoch: int = 0
+    blocks: int = 0
 
 
 class Reader:

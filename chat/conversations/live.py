@@ -18,8 +18,9 @@ from typing import Any
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DatabaseError
 
-from chat.conversations.frames import ENDINGS, LiveAnswer, Reader
+from chat.conversations.frames import ENDINGS, LiveAnswer, Reader, View
 from chat.conversations.loop import GenerationLoop, current, forget, on_loop
+from chat.conversations.streaming import SMALL
 from chat.models import Conversation, Message
 
 logger = logging.getLogger(__name__)
@@ -36,19 +37,24 @@ async def start(message: Message) -> None:
     await on_loop(GenerationLoop.begin, message)
 
 
-async def follow(message_id: int, after: int = 0) -> AsyncGenerator[dict[str, Any], None]:
+async def follow(
+    message_id: int, after: int = 0, rendered: bool = False
+) -> AsyncGenerator[dict[str, Any], None]:
     """The answer's frames after number `after` (docs/api.md, "Websocket"), up to its end; any
-    number of readers at once.
+    number of readers at once. `rendered`: with `message.rendered` among them.
     """
     answer = await _answer(message_id)
     if answer is None:
         return
     reader = Reader()
     answer.readers.add(reader)
+    view = View() if rendered else None
     try:
         while True:
             reader.listen()
-            frames = answer.frames(after)
+            if view is not None and not answer.ended:
+                await _grow(answer)
+            frames = answer.frames(after, view)
             for frame in frames:
                 after = frame["seq"]
                 yield frame
@@ -60,6 +66,16 @@ async def follow(message_id: int, after: int = 0) -> AsyncGenerator[dict[str, An
                 await reader.wait()
     finally:
         answer.readers.discard(reader)
+
+
+async def _grow(answer: LiveAnswer) -> None:
+    """Renders what has ended, once for all readers; much of it beside the event loop."""
+    content, rendered = answer.content, answer.rendered
+    if rendered.has_news(content):
+        if len(content) - rendered.text_from > SMALL:
+            await asyncio.to_thread(rendered.grow, content)
+        else:
+            rendered.grow(content)
 
 
 async def stop(message_id: int) -> None:

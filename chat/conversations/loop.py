@@ -20,7 +20,6 @@ from django.utils import timezone
 
 from chat.conversations.frames import LiveAnswer, Reader
 from chat.conversations.messages import request_for, save_end, save_progress
-from chat.conversations.rendering import to_html
 from chat.engine.request import GenerationRefused, error_object
 from chat.models import Message
 from chat.worker.router import Router, SequenceLost, WorkerUnavailable, get_router
@@ -144,7 +143,7 @@ class GenerationLoop:
         """The row first, then the readers: what they see last is true already. A database that
         stays away does not keep them waiting.
         """
-        answer.html = await self.loop.run_in_executor(self._database, to_html, answer.content)
+        await self.loop.run_in_executor(self._database, answer.render)
         saved = await self._save(save_end, answer)
         self._leave(answer)
         if saved:

@@ -1,5 +1,7 @@
 """The rows of answers in flight: what to ask a worker for, and what is written down."""
 
+from collections.abc import Sequence
+
 from django.db import transaction
 from django.utils import timezone
 
@@ -28,6 +30,8 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
             turns.pop()  # it got no answer
         if content:
             turns.append({"role": role, "content": content})
+    if not message.with_history:
+        turns = without_history(turns)
     adapter = message.adapter
     request = Request(
         id=str(message.sequence),
@@ -37,6 +41,13 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
         user=str(message.conversation.owner_id),
     )
     return request, checkpoint.ref()
+
+
+def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """The last question alone, with what the system says: how a model trained on single turns was
+    asked.
+    """
+    return [turn for turn in turns[:-1] if turn["role"] == "system"] + list(turns[-1:])
 
 
 def save_progress(rows: list[tuple[int, str, int, str]]) -> None:
@@ -50,7 +61,7 @@ def save_progress(rows: list[tuple[int, str, int, str]]) -> None:
 
 
 def save_end(answer: LiveAnswer) -> None:
-    Message.objects.filter(pk=answer.message_id, status__in=Message.IN_FLIGHT).update(
+    ended = Message.objects.filter(pk=answer.message_id, status__in=Message.IN_FLIGHT).update(
         content=answer.content,
         seq=answer.offset,
         status=answer.status,
@@ -60,3 +71,7 @@ def save_end(answer: LiveAnswer) -> None:
         error=answer.error,
         finished_at=timezone.now(),
     )
+    if ended and answer.usage:
+        message = Message.objects.select_related("api_key").get(pk=answer.message_id)
+        if message.api_key and message.api_key.tokens_per_day is not None:
+            message.api_key.spend(answer.usage.get("total_tokens") or 0)

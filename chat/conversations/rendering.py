@@ -10,6 +10,12 @@ import re
 
 import nh3
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
+
+from chat.conversations.emphasis import befriend_chinese
+from chat.conversations.formulas import ATTRIBUTES as FORMULA_ATTRIBUTES
+from chat.conversations.formulas import TAGS as FORMULA_TAGS
+from chat.conversations.formulas import add_formulas
 
 # Markdown of this size takes about a second to parse; anything longer is shown as it was written.
 LONGEST = 100_000
@@ -17,6 +23,7 @@ _SCHEME = re.compile(r"(?<![A-Za-z0-9])https?$")
 # no quotes, brackets, parentheses, nor Chinese
 _ADDRESS = re.compile(r"https?://[!#-&*-;=?-Z\\^_a-z|~]{1,2000}")
 _LANGUAGE = re.compile(r"[\w+#.-]{1,30}")
+_TASK = re.compile(r"\[([ xX])\](?=\s)")
 
 
 def _code_block(renderer, tokens, index, options, environment) -> str:
@@ -55,10 +62,22 @@ def _bare_address(state, silent) -> bool:
     return True
 
 
+def _tasks(state) -> None:
+    """A core rule: `- [ ] to do` and `- [x] done` get a box, as text."""
+    for number, token in enumerate(state.tokens):
+        if token.type == "inline" and state.tokens[number - 2].type == "list_item_open":
+            box = _TASK.match(token.content)
+            if box:
+                token.content = ("☐" if box[1] == " " else "☑") + token.content[3:]
+
+
 def _parser() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "breaks": True})
     parser.enable(["table", "strikethrough"]).disable("image")
     parser.inline.ruler.after("text", "bare_address", _bare_address)
+    parser.core.ruler.before("inline", "tasks", _tasks)
+    befriend_chinese(parser)
+    add_formulas(parser)
     parser.add_render_rule("fence", _code_block)
     parser.add_render_rule("code_block", _code_block)
     parser.add_render_rule("table_open", lambda *_: '<div class="table-wrap"><table>\n')
@@ -72,9 +91,15 @@ _TAGS = (
     "table thead tbody tr th td"
 )
 _sanitiser = nh3.Cleaner(
-    tags=set(_TAGS.split()),
-    attributes={"a": {"href", "title"}, "ol": {"start"}, "pre": {"tabindex"}, "code": {"class"}},
-    allowed_classes={"div": {"code", "code-head", "table-wrap"}},
+    tags={*_TAGS.split(), *FORMULA_TAGS.split()},
+    attributes={
+        "a": {"href", "title"},
+        "ol": {"start"},
+        "pre": {"tabindex"},
+        "code": {"class"},
+        **FORMULA_ATTRIBUTES,
+    },
+    allowed_classes={"div": {"code", "code-head", "table-wrap", "formula"}},
     url_schemes={"http", "https", "mailto"},
     url_relative="deny",  # a link within the portal would be the model's wish, not the portal's
     link_rel="noopener noreferrer nofollow",
@@ -87,9 +112,20 @@ def to_html(text: str) -> str:
     if len(text) > LONGEST:
         return _as_written(text)
     try:
-        return _sanitiser.clean(_markdown.render(text))
+        environment: dict = {}
+        return render(parse(text, environment), environment)
     except (RecursionError, ValueError):  # a malformed address, a depth that no parser likes
         return _as_written(text)
+
+
+def parse(text: str, environment: dict) -> list[Token]:
+    """`environment` keeps what parts of one answer share: links defined somewhere else in it."""
+    return _markdown.parse(text, environment)
+
+
+def render(tokens: list[Token], environment: dict) -> str:
+    """Safe HTML of whole blocks."""
+    return _sanitiser.clean(_markdown.renderer.render(tokens, _markdown.options, environment))
 
 
 def _as_written(text: str) -> str:

@@ -6,24 +6,30 @@ from django.utils.translation import gettext as _
 
 from chat import sampling as sampling_rules
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.text import is_storable, shown
+from chat.text import check_length, is_storable, shown
 from portal.numbers import whole_number
 from portal.rest.conventions import Conflict
 
-LONGEST_CONTENT = 200_000  # characters; what fits into the model's context is the worker's decision
 TITLE = 40  # characters of the first message that become a fresh conversation's title
 KEEP = object()  # for `adapter`: whatever the conversation used last
 
 
 def create_turn(
-    conversation, user, content, checkpoint=None, adapter=None, sampling=None
+    conversation,
+    user,
+    content,
+    checkpoint=None,
+    adapter=None,
+    sampling=None,
+    with_history=None,
 ) -> tuple[Message, Message]:
     """(the user's message, the queued answer); `chat.conversations.live.start(answer)` then makes
     somebody write it.
 
     `checkpoint` and `adapter` are rows, ids or names that `user` may see. checkpoint None: the
     adapter's, else the conversation's last one, else the default. adapter None: prefix off; KEEP:
-    as in the conversation's last turn.
+    as in the conversation's last turn. with_history: whether the model is shown the earlier turns;
+    None: as it was trained.
 
     ValidationError({field: ...}) names every problem; Conflict: an answer of this conversation is
     still being written.
@@ -31,6 +37,8 @@ def create_turn(
     problems: dict[str, ValidationError] = {}
     content = _checked(_content, content, "content", problems)
     sampling = _checked(sampling_rules.checked, sampling, None, problems)
+    if not (with_history is None or isinstance(with_history, bool)):
+        problems["with_history"] = ValidationError(_("Must be true or false."), "invalid")
     if adapter is KEEP:
         adapter = _last_adapter(conversation, user, checkpoint)
     adapter = _checked(lambda value: _row(Adapter, user, value), adapter, "adapter", problems)
@@ -59,11 +67,21 @@ def create_turn(
             problems["adapter"] = ValidationError(message % names, "invalid_adapter")
     if problems:
         raise ValidationError(problems)
-    return _written(conversation, content, checkpoint, adapter, {**checkpoint.sampling, **sampling})
+    if with_history is None:
+        with_history = adapter is None or adapter.asks_with_history
+    asked = {
+        "checkpoint": checkpoint,
+        "adapter": adapter,
+        "model_label": model_label(checkpoint, adapter),
+        "sampling": {**checkpoint.sampling, **sampling},
+        "with_history": with_history,
+        "api_key": getattr(user, "api_key", None),
+    }
+    return _written(conversation, content, asked)
 
 
 @transaction.atomic
-def _written(conversation, content, checkpoint, adapter, sampling) -> tuple[Message, Message]:
+def _written(conversation, content, asked: dict) -> tuple[Message, Message]:
     # The lock makes two simultaneous sends queue up here, so that only the first finds no answer in
     # flight.
     held = Conversation.objects.select_for_update().get(pk=conversation.pk)
@@ -76,13 +94,10 @@ def _written(conversation, content, checkpoint, adapter, sampling) -> tuple[Mess
     answer = held.messages.create(
         role=Message.Role.ASSISTANT,
         status=Message.Status.QUEUED,
-        checkpoint=checkpoint,
-        adapter=adapter,
-        model_label=model_label(checkpoint, adapter),
-        sampling=sampling,
+        **asked,
     )
     held.title = held.title or title_of(content)
-    held.checkpoint, held.adapter = checkpoint, adapter
+    held.checkpoint, held.adapter = asked["checkpoint"], asked["adapter"]
     held.save(update_fields=["title", "checkpoint", "adapter", "updated_at"])
     for name in ("title", "checkpoint", "adapter", "updated_at"):
         setattr(conversation, name, getattr(held, name))
@@ -117,11 +132,7 @@ def _content(content) -> str:
         raise ValidationError(_("Must be a text."), "invalid")
     if not content.strip():
         raise ValidationError(_("Write something first."), "blank")
-    if len(content) > LONGEST_CONTENT:
-        message = _("The text has %(length)s characters; at most %(most)s are possible.")
-        raise ValidationError(
-            message % {"length": f"{len(content):,}", "most": f"{LONGEST_CONTENT:,}"}, "too_long"
-        )
+    check_length(content)
     if not is_storable(content):
         raise ValidationError(_("The text contains a NUL or half a character."), "invalid")
     return content

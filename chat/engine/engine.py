@@ -128,7 +128,7 @@ class Engine:
         """Queue a request. Its events go to `sink`, and the whole sequence to `on_end` once it has
         ended, both on the engine's thread. Raises RequestRefused before any compute.
         """
-        self.scheduler.check_room(request.id)
+        self.scheduler.check_room(request.id, request.user)
         self.scheduler.submit(self._validator.prepare(request, sink, on_end))
 
     def abort(self, request_id: str) -> None:

@@ -93,6 +93,20 @@ class Prompter(ABC):
                 ids = self._fit(messages, max_length)
         return ids
 
+    def plain_ids(self, text: str) -> list[int]:
+        """Tokens of a text that is to be gone on with, no chat template around it."""
+        with self._lock:
+            return self._plain(text)
+
+    @abstractmethod
+    def _plain(self, text: str) -> list[int]: ...
+
+    def token_bytes(self) -> list[bytes] | None:
+        """What each id writes, nothing for control tokens; None: the tokenizer's own backend
+        knows.
+        """
+        return None
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of an answer's tokens, control tokens left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)

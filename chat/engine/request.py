@@ -18,6 +18,7 @@ EventType = Literal["queued", "started", "delta", "finished", "failed"]
 LONGEST_PREFIX = 256
 DEFAULT_NEW_TOKENS = 512
 MOST_STOPS = 4  # as many as OpenAI's API takes
+MOST_BIASES = 1024  # entries of a logit_bias
 
 
 @dataclass(frozen=True)
@@ -57,19 +58,26 @@ class SamplingParams:
     top_p: float = _limited(0.7, float, 0, 1, above=True)
     # 0 means off; its own chat has 50 without saying so
     top_k: int = _limited(50, int, 0, 1_000_000)
-    repetition_penalty: float = _limited(1.0, float, 0, 10, above=True)
-    # None: DEFAULT_NEW_TOKENS or what the context leaves; a number must fit
+    repetition_penalty: float = _limited(1.0, float, 0.01, 10)
+    # of tokens that the answer has: subtracted once, and as often as they occurred (OpenAI's)
+    presence_penalty: float = _limited(0.0, float, -2, 2)
+    frequency_penalty: float = _limited(0.0, float, -2, 2)
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, -100 to 100, added to its score)
+    # None: DEFAULT_NEW_TOKENS; never more than the prompt leaves of the context
     max_new_tokens: int | None = _limited(None, int, 1, 1_000_000)
     # prompt and answer together (ChatGLM api.py), cut to the context; without max_new_tokens
     max_length: int | None = _limited(None, int, 1, 1_000_000)
+    json_schema: str | None = None  # a JSON schema, as text, that the answer satisfies
     stop: tuple[str, ...] = ()  # at most MOST_STOPS, none empty
     # None: drawn by the engine; same seed, same prompt, same tokens, whatever shares the batch
     seed: int | None = _limited(None, int, 0, 2**63 - 1)
     # number of alternatives to report with each token; None: no logprobs
     logprobs: int | None = _limited(None, int, 0, 20)
 
-    def check(self) -> None:
-        """Raises RequestRefused("invalid_value") naming the parameter."""
+    def check(self, vocabulary: int = 2**31) -> None:
+        """Raises RequestRefused("invalid_value") naming the parameter. vocabulary: how many token
+        ids there are.
+        """
 
         def refuse(name: str, allowed: object) -> None:
             message = f"{name} must be {allowed}, not {getattr(self, name)!r}"
@@ -83,24 +91,28 @@ class SamplingParams:
                 refuse(name, limits)
         if len(self.stop) > MOST_STOPS or not all(self.stop):
             refuse("stop", f"at most {MOST_STOPS} strings, none of them empty")
+        if len(self.logit_bias) > MOST_BIASES or not all(
+            0 <= token < vocabulary and -100 <= bias <= 100 for token, bias in self.logit_bias
+        ):
+            tokens = f"token ids (0 to {vocabulary - 1}) with -100 to 100 each"
+            refuse("logit_bias", f"at most {MOST_BIASES} {tokens}")
 
     def new_tokens_limit(self, prompt: int, room: int) -> int:
-        """Tokens that the answer to a prompt of `prompt` tokens may have, where both have `room`.
-
-        An explicit number that does not fit is refused; the default takes what there is.
+        """Tokens that the answer to a prompt of `prompt` tokens may have, where both have `room`:
+        what was asked for, or as many as the prompt leaves. Clients ask for their own default
+        (4096, 32000), so more than fits is no reason to refuse.
         """
-        wanted = self.max_new_tokens
-        if prompt + (wanted or 1) > room:
-            asked = f" and up to {wanted} tokens of answer were asked for" if wanted else ""
+        if prompt + 1 > room:
             raise RequestRefused(
                 "context_length_exceeded",
-                f"the context holds {room} tokens; the prompt has {prompt}{asked}",
-                param="messages" if prompt + 1 > room else "max_new_tokens",
+                f"the context holds {room} tokens; the prompt has {prompt}",
+                param="messages",
             )
+        wanted = self.max_new_tokens
         if wanted is None and self.max_length is not None:
             # one token at least, as ChatGLM's own generate
             return max(1, min(self.max_length, room) - prompt)
-        return wanted or min(DEFAULT_NEW_TOKENS, room - prompt)
+        return min(wanted or DEFAULT_NEW_TOKENS, room - prompt)
 
 
 LIMITS: dict[str, Limits] = {
@@ -136,14 +148,15 @@ class CheckpointRef:
 class Request:
     """One answer to be generated.
 
-    Either `messages` (rendered by the checkpoint's own chat template) or `prompt_ids` (already
-    tokens), never both.
+    One of `messages` (rendered by the checkpoint's own chat template), `text` (gone on with as it
+    stands) and `prompt_ids` (already tokens).
     """
 
     id: str
     # {"role": Role, "content": str}, oldest first, last one from the user
     messages: tuple[dict[str, str], ...] = ()
     prompt_ids: tuple[int, ...] | None = None
+    text: str | None = None
     adapter: AdapterRef | None = None  # None: prefix off
     sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users
@@ -159,7 +172,8 @@ class Event:
     delta       {"text": str, "tokens": int, "logprobs"?: [...]}
                 text may be several tokens, never half a character
     finished    {"finish_reason": FinishReason,
-                 "usage": {"prompt_tokens", "completion_tokens", "total_tokens"},
+                 "usage": {"prompt_tokens", "completion_tokens", "total_tokens",
+                           "max_tokens"? (fewer than asked for: all that the context left)},
                  "timings": {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}}    terminal
     failed      {"error": {"message", "type", "param", "code"}, "usage"?, "timings"?}      terminal
     """

@@ -1,6 +1,7 @@
 """Choosing the next token of every row at once, each by its own parameters.
 
-Order as in transformers' generate: repetition penalty, temperature, top_k, top_p. A row's draws
+Order as in transformers' generate: repetition penalty, temperature, top_k, top_p; OpenAI's
+frequency and presence penalty and logit_bias stand before the temperature. A row's draws
 come from its own random stream, one number a token, so that its answer does not depend on what else
 is in the batch.
 """
@@ -8,27 +9,41 @@ is in the batch.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
 from chat.engine.request import SamplingParams
 
+if TYPE_CHECKING:
+    from chat.engine.grammars import Grammar
+
 
 @dataclass
 class SamplerState:
-    """A row's sampling state. `ids` (prompt and answer so far) is read for the repetition penalty
-    only.
+    """A row's sampling state. seen: the tokens of prompt and answer so far; counts: how often each
+    has occurred in the answer; grammar: what the answer must be, None: anything.
     """
 
     sampling: SamplingParams
     draws: random.Random
-    ids: list[int] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+    counts: Counter[int] = field(default_factory=Counter)
+    grammar: Grammar | None = None
 
     @classmethod
     def of(cls, sampling: SamplingParams, prompt: Sequence[int]) -> SamplerState:
-        return cls(sampling, random.Random(sampling.seed), list(prompt))
+        return cls(sampling, random.Random(sampling.seed), set(prompt))
+
+    def take(self, token: int) -> None:
+        """The answer's next token has been chosen."""
+        self.seen.add(token)
+        self.counts[token] += 1
+        if self.grammar is not None:
+            self.grammar.take(token)
 
     @property
     def greedy(self) -> bool:
@@ -52,14 +67,16 @@ class SampledToken:
 
 
 def sample(logits: torch.Tensor, rows: Sequence[SamplerState]) -> list[SampledToken]:
-    """logits: [rows, vocabulary] of any float dtype; changed in place where a repetition penalty
-    applies.
+    """logits: [rows, vocabulary] of any float dtype; changed in place where a penalty, a bias or a
+    grammar applies. ValueError, before anything is drawn, when a grammar gives up.
     """
+    allowed = [None if row.grammar is None else row.grammar.allowed() for row in rows]
     reported = [i for i, row in enumerate(rows) if row.sampling.logprobs is not None]
     raw = logits[reported].float() if reported else None
     for i, row in enumerate(rows):
-        if row.sampling.repetition_penalty != 1.0:
-            _penalise(logits[i], row)
+        _adjust(logits[i], row)
+        if (mask := allowed[i]) is not None:
+            logits[i].masked_fill_(~mask.to(logits.device), -torch.inf)
     best, tokens = logits.max(dim=-1)
     sampled = [i for i, row in enumerate(rows) if not row.greedy]
     if sampled:
@@ -82,14 +99,25 @@ def sample(logits: torch.Tensor, rows: Sequence[SamplerState]) -> list[SampledTo
     ]
 
 
-def _penalise(scores: torch.Tensor, row: SamplerState) -> None:
-    """Keskar et al. 2019 (CTRL): seen tokens' scores are divided where positive, multiplied where
-    negative.
+def _adjust(scores: torch.Tensor, row: SamplerState) -> None:
+    """scores: [vocabulary]. Repetition penalty (Keskar et al. 2019, CTRL): seen tokens' scores are
+    divided where positive, multiplied where negative. Then, as OpenAI documents them,
+    score - count * frequency_penalty - (count > 0) * presence_penalty + bias.
     """
-    seen = torch.tensor(sorted(set(row.ids)), dtype=torch.long, device=scores.device)
-    values = scores[seen]
-    penalty = row.sampling.repetition_penalty
-    scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    sampling, device = row.sampling, scores.device
+    if sampling.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted(row.seen), dtype=torch.long, device=device)
+        values, penalty = scores[seen], sampling.repetition_penalty
+        scores[seen] = torch.where(values < 0, values * penalty, values / penalty)
+    changes: dict[int, float] = dict(sampling.logit_bias)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        for token, count in row.counts.items():
+            penalty = count * sampling.frequency_penalty + sampling.presence_penalty
+            changes[token] = changes.get(token, 0.0) - penalty
+    if changes:
+        tokens = torch.tensor(list(changes), dtype=torch.long, device=device)
+        added = torch.tensor(list(changes.values()), dtype=torch.float32, device=device)
+        scores[tokens] = (scores[tokens].float() + added).to(scores.dtype)
 
 
 def _draw(logits: torch.Tensor, rows: Sequence[SamplerState]) -> torch.Tensor:

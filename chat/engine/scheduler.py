@@ -61,20 +61,20 @@ class Scheduler:
             waiting = len(self._waiting)
             return waiting, len(self._unfinished) - waiting
 
-    def check_room(self, request_id: str) -> None:
-        """Raises RequestRefused when a request of this id would not be taken now."""
+    def check_room(self, request_id: str, user: str = "") -> None:
+        """Raises RequestRefused when this request would not be taken now."""
         with self._changed:
-            self._check_room(request_id)
+            self._check_room(request_id, user)
 
     def submit(self, sequence: Sequence) -> None:
         """Put a sequence into the queue. Raises RequestRefused."""
         with self._changed:
-            self._check_room(sequence.id)
+            self._check_room(sequence.id, sequence.user)
             self._unfinished[sequence.id] = sequence
             self._waiting.push(sequence)
             self._changed.notify_all()
 
-    def _check_room(self, request_id: str) -> None:
+    def _check_room(self, request_id: str, user: str) -> None:
         if self._closed:
             raise RequestRefused("queue_full", "the engine is shutting down", retry_after=5)
         if request_id in self._unfinished:
@@ -85,6 +85,14 @@ class Scheduler:
             raise RequestRefused(
                 "queue_full",
                 f"{len(self._waiting)} requests are waiting already, more are not taken",
+                retry_after=self.budget.retry_after(),
+            )
+        # Half of what the others leave free, so that the line is never full for whoever comes next.
+        own = self._waiting.count(user)
+        if user and own > (self.queue_limit - (len(self._waiting) - own)) // 2:
+            raise RequestRefused(
+                "queue_full",
+                f"{own} requests of yours are waiting already, more are not taken",
                 retry_after=self.budget.retry_after(),
             )
 

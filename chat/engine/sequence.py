@@ -155,7 +155,7 @@ class Sequence:
             )
             return
         self.output_ids.append(token)
-        self.sampler_state.ids.append(token)
+        self.sampler_state.take(token)
         self._silent_tokens += 1
         if sampled.logprobs is not None:
             self._undelivered.append(self._logprob_entry(sampled.logprobs))
@@ -226,12 +226,18 @@ class Sequence:
             self.on_end(self)
 
     def usage(self) -> dict[str, int]:
+        """OpenAI's counts; `max_tokens` is there where the context left less room than was asked
+        for.
+        """
         prompt, completion = len(self.prompt), len(self.output_ids)
-        return {
+        counts = {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
         }
+        if self.new_tokens_limit < (self.request.sampling.max_new_tokens or 0):
+            counts["max_tokens"] = self.new_tokens_limit
+        return counts
 
     def timings(self) -> dict[str, float]:
         """Seconds spent waiting, in prefill (to the first token) and decoding; tokens per second of

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from secrets import randbits
+from typing import Any
 
 from chat.engine.adapters import AdapterPool
+from chat.engine.grammars import Grammars
 from chat.engine.loading import Loaded
 from chat.engine.positions import Positions
+from chat.engine.prompts import Messages
 from chat.engine.request import Request, RequestRefused, Sink
 from chat.engine.sampler import SamplerState
 from chat.engine.sequence import OnEnd, Sequence
@@ -32,10 +35,12 @@ class RequestValidator:
     ):
         self._loaded, self._positions, self._adapters = loaded, positions, adapters
         self._max_length, self._prefix_room = max_length, prefix_room
+        self._grammars = Grammars(loaded)
+        self._most_bytes = loaded.context_length * _longest_token(loaded.prompter.tokenizer)
 
     def prepare(self, request: Request, sink: Sink, on_end: OnEnd | None) -> Sequence:
         """Raises RequestRefused."""
-        request.sampling.check()
+        request.sampling.check(self._loaded.vocabulary)
         prompt = self._prompt(request)
         prefix = self._adapters.fetch(request.adapter) if request.adapter else None
         pre_seq_len = prefix.shape[3] if prefix is not None else 0
@@ -50,12 +55,15 @@ class RequestValidator:
         room = min(self._max_length, self._loaded.context_length - plan.offset)
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
+        sampler_state = SamplerState.of(sampling, prompt)
+        if sampling.json_schema is not None:
+            sampler_state.grammar = self._grammars.compile(sampling.json_schema)
         return Sequence(
             request=request,
             prompt=prompt,
             sink=sink,
             prompter=self._loaded.prompter,
-            sampler_state=SamplerState.of(sampling, prompt),
+            sampler_state=sampler_state,
             positions=plan,
             new_tokens_limit=sampling.new_tokens_limit(len(prompt), room),
             prefix=prefix,
@@ -63,14 +71,19 @@ class RequestValidator:
         )
 
     def _prompt(self, request: Request) -> list[int]:
-        if request.prompt_ids is None:
-            prompt = self._loaded.prompter.prompt_ids(request.messages)
-        elif request.messages:
+        given = (bool(request.messages), request.text is not None, request.prompt_ids is not None)
+        if sum(given) > 1:
             raise RequestRefused(
                 "invalid_value",
-                "a request has messages or prompt_ids, not both",
+                "a request has one of messages, text and prompt_ids",
                 param="prompt_ids",
             )
+        if request.text is not None:
+            self._check_size([{"role": "user", "content": request.text}])
+            prompt = self._loaded.prompter.plain_ids(request.text)
+        elif request.prompt_ids is None:
+            self._check_size(request.messages)
+            prompt = self._loaded.prompter.prompt_ids(request.messages)
         else:
             prompt = list(request.prompt_ids)
             vocabulary = self._loaded.vocabulary
@@ -84,3 +97,23 @@ class RequestValidator:
         if not prompt:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
         return prompt
+
+    def _check_size(self, messages: Messages) -> None:
+        """Refuses what cannot fit however it is cut into tokens: cutting takes a second for every
+        megabyte.
+        """
+        texts = [message.get("content") for message in messages if isinstance(message, dict)]
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts if isinstance(text, str))
+        if size > self._most_bytes:
+            raise RequestRefused(
+                "context_length_exceeded",
+                f"the context holds {self._loaded.context_length} tokens, which is less than the "
+                f"{size} bytes of the prompt could be",
+                param="messages",
+            )
+
+
+def _longest_token(tokenizer: Any) -> int:
+    """Bytes of text that one token may stand for, at most. ChatGLM has one for 80 blanks."""
+    sizes = (len(t if isinstance(t, bytes) else t.encode()) for t in tokenizer.get_vocab())
+    return max(128, *sizes)

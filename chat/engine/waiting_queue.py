@@ -31,6 +31,10 @@ class WaitingQueue(Generic[T]):
         self._users.setdefault(item.user, deque()).append(item)
         self._size += 1
 
+    def count(self, user: str) -> int:
+        """How many of a user's items wait."""
+        return len(self._users.get(user, ()))
+
     def peek(self) -> T | None:
         return next(iter(self._users.values()))[0] if self._users else None
 

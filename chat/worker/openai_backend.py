@@ -5,10 +5,12 @@ checkpoint: messages in, text out. No torch, no Django.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from chat.engine.request import CheckpointRef, Request, RequestRefused
 from chat.worker.addresses import RemoteAddress
+from chat.worker.openai_stream import response_format
 from chat.worker.sse_backend import UNREACHABLE, SSEBackend
 
 # beyond OpenAI's fields; vLLM and SGLang know them, `transformers serve` refuses
@@ -36,19 +38,22 @@ class OpenAIBackend(SSEBackend):
         return checkpoint.name == self.checkpoint and not with_adapter
 
     async def submit(self, request: Request) -> None:
-        if request.prompt_ids is not None:
-            raise RequestRefused(
-                "invalid_value", f"{self.name} takes messages, not token ids", "prompt_ids"
-            )
+        """Returns when the server has begun to answer; RequestRefused, WorkerUnavailable."""
+        if not request.messages:
+            raise RequestRefused("invalid_value", f"{self.name} takes messages only", "prompt")
         started = time.monotonic()
         response = await self._post("chat/completions", self._body(request))
         if response.status != 200:
             async with response:
                 status, text = response.status, await response.text(errors="replace")
-            if not (status in (400, 422) and self._extras and any(name in text for name in EXTRAS)):
-                self._refuse(status, text)
-            self._extras = False  # a strict server: OpenAI's own fields only, from now on
-            return await self.submit(request)
+            if status in (400, 422) and self._extras and any(name in text for name in EXTRAS):
+                self._extras = False  # a strict server: OpenAI's own fields only, from now on
+                return await self.submit(request)
+            if status in (400, 422) and request.sampling.max_new_tokens and _too_many(text):
+                # as the engine: what the prompt leaves of the context
+                sampling = replace(request.sampling, max_new_tokens=None)
+                return await self.submit(replace(request, sampling=sampling))
+            self._refuse(status, text)
         self._follow(request.id, response, started)
 
     async def status(self) -> dict[str, Any]:
@@ -81,6 +86,10 @@ class OpenAIBackend(SSEBackend):
             "max_tokens": sampling.max_new_tokens,
             "seed": sampling.seed,
             "stop": list(sampling.stop) or None,
+            "presence_penalty": sampling.presence_penalty or None,
+            "frequency_penalty": sampling.frequency_penalty or None,
+            "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
+            "response_format": response_format(sampling.json_schema),
         }
         if self._extras:
             penalty = sampling.repetition_penalty
@@ -92,9 +101,8 @@ class OpenAIBackend(SSEBackend):
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         return {name: value for name, value in body.items() if value is not None}
 
-    def _delta(self, choice: dict[str, Any]) -> dict[str, Any] | None:
-        text = (choice.get("delta") or {}).get("content")
-        if not text:
-            return None
-        logprobs = (choice.get("logprobs") or {}).get("content")
-        return {"text": text, "tokens": 1} | ({"logprobs": logprobs} if logprobs else {})
+
+def _too_many(text: str) -> bool:
+    """Does an error body say that the prompt would fit, had fewer tokens been asked for?"""
+    words = text.lower()
+    return "max_tokens" in words or "max_completion_tokens" in words or "in the completion" in words

@@ -36,6 +36,7 @@ from chat.worker.wire import Address
 
 __all__ = [
     "CheckpointRef",
+    "OpenAIBackend",
     "RequestRefused",
     "Router",
     "SequenceLost",

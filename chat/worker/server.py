@@ -17,7 +17,6 @@ import logging
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ from aiohttp.typedefs import Handler
 from chat.engine.request import Event, Request, RequestRefused, Sink
 from chat.worker import wire
 from chat.worker.event_log import Doorbell
+from chat.worker.submissions import Submissions
 from chat.worker.subscriptions import Client, SequenceState, Subscription
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,7 @@ class Server:
         self._doorbell: Doorbell[SequenceState] = Doorbell(self._tell_readers)
         self._stop_engine = threading.Event()
         self._engine_thread: threading.Thread | None = None
-        # tokenising and adapter loading, in order
-        self._submissions = ThreadPoolExecutor(1, thread_name_prefix="submit")
+        self._submissions = Submissions()
         self._supervision: asyncio.Task[None] | None = None
 
     def application(self) -> web.Application:
@@ -129,7 +128,7 @@ class Server:
             await asyncio.to_thread(self._engine_thread.join)
             await asyncio.to_thread(self.engine.close)
         self._doorbell.look()
-        self._submissions.shutdown(wait=False, cancel_futures=True)
+        self._submissions.shutdown()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2.0):
                 while any(
@@ -281,10 +280,12 @@ class Server:
             self._attach(client, call, request.id, 0)
             client.tell(_reply(call, None))
             return
-        sequence = self._sequences[request.id] = SequenceState(request.id)
+        sequence = self._sequences[request.id] = SequenceState(request.id, request.user)
         subscription = Subscription(client, call, sequence, 0)
-        future = self._loop.run_in_executor(
-            self._submissions, self.engine.submit, request, lambda e: self._sink(sequence, e)
+        future = asyncio.wrap_future(
+            self._submissions.submit(
+                request.user, self.engine.submit, request, lambda e: self._sink(sequence, e)
+            )
         )
         future.add_done_callback(lambda done: self._accepted(client, call, subscription, done))
 
@@ -317,7 +318,7 @@ class Server:
     def _abort(self, id: str) -> None:
         # in order with submissions, or an abort could overtake the one that it means
         if self.engine is not None and id in self._sequences:
-            self._submissions.submit(self.engine.abort, id)
+            self._submissions.submit(self._sequences[id].user, self.engine.abort, id)
 
     async def _supervise(self) -> None:
         told: dict[str, Any] = {}

@@ -27,12 +27,11 @@ from chat.engine.request import (
 )
 from chat.worker.client import SequenceLost, WorkerUnavailable
 from chat.worker.event_log import FollowedLog
+from chat.worker.openai_stream import Reading, message_of, payloads
 
 CONNECT_TIMEOUT = 10.0  # seconds
 SILENCE = 300.0  # seconds without a byte after which an answer counts as dead
 KEEP_ENDED = 300.0
-# everything else that others invent counts as "stop"
-FINISHED = {"stop": "stop", "length": "length"}
 UNREACHABLE = (aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -49,7 +48,11 @@ class _Sequence(FollowedLog):
 
 
 class SSEBackend(ABC):
-    """`url` is what goes before the endpoints (".../v1"); `key` is sent as a bearer token."""
+    """`url` is what goes before the endpoints (".../v1"); `key` is sent as a bearer token.
+    `reading`: how its chunks are understood.
+    """
+
+    reading: type[Reading] = Reading
 
     def __init__(self, name: str, url: str, key: str = ""):
         self.name, self.url = name, url.rstrip("/")
@@ -66,10 +69,6 @@ class SSEBackend(ABC):
 
     @abstractmethod
     async def status(self) -> dict[str, Any]: ...
-
-    @abstractmethod
-    def _delta(self, choice: dict[str, Any]) -> dict[str, Any] | None:
-        """A choice of the server's chunk as the data of a `delta` event; None: it says nothing."""
 
     def load(self) -> int:
         return sum(not sequence.ended for sequence in self._sequences.values())
@@ -147,30 +146,23 @@ class SSEBackend(ABC):
         placeholders: int,
     ) -> None:
         """The server's SSE stream as events."""
-        reason, usage, tokens, first = None, None, 0, None
+        reading, tokens, first = self.reading(), 0, None
         try:
             async with response:
                 async for chunk in _chunks(response):
-                    if "error" in chunk:
-                        raise ValueError(
-                            message_in(json.dumps(chunk)) or "the server reported an error"
-                        )
-                    usage = chunk.get("usage") or usage
-                    for choice in chunk.get("choices") or ():
-                        if first is None:
-                            first = time.monotonic()
-                            sequence.add("started", {"prompt_tokens": 0})
-                        data = self._delta(choice)
-                        if data is not None:
-                            tokens += data["tokens"]
-                            sequence.add("delta", data)
-                        if choice.get("finish_reason"):
-                            reason = FINISHED.get(choice["finish_reason"], "stop")
-            if reason is None:
+                    if first is None:
+                        first = time.monotonic()
+                        sequence.add("started", {"prompt_tokens": 0})
+                    for delta in [reading.end()] if chunk is None else reading.take(chunk):
+                        if delta is not None:
+                            tokens += delta["tokens"]
+                            sequence.add("delta", delta)
+            if reading.finish_reason is None:
                 raise ValueError("its stream ended in the middle of the answer")
+            reason = reading.finish_reason
         except asyncio.CancelledError:
             reason = "abort"
-        except (*UNREACHABLE, ValueError) as error:
+        except Exception as error:  # whatever a server invents, its readers are told of the end
             failed = error_object(f"{self.name}: {error}", "upstream_error")
             sequence.add("failed", {"error": failed})
             return
@@ -180,11 +172,8 @@ class SSEBackend(ABC):
             )
         now = time.monotonic()
         spent = now - (first or now)
-        if usage is not None:
-            prompt, completion = usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)
-        else:
-            prompt, completion = placeholders, tokens
-        prompt = max(0, prompt - placeholders)
+        completion = reading.usage.get("completion_tokens", tokens)
+        prompt = max(0, reading.usage.get("prompt_tokens", 0) - placeholders)
         timings = {
             "queued_s": 0.0,
             "prefill_s": round((first or now) - started, 4),
@@ -199,25 +188,17 @@ class SSEBackend(ABC):
         sequence.add("finished", {"finish_reason": reason, "usage": counts, "timings": timings})
 
 
-async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """The JSON objects of a server-sent event stream, up to [DONE]."""
-    async for line in response.content:
-        if not line.startswith(b"data:"):
-            continue
-        payload = line[5:].strip()
-        if payload == b"[DONE]":
-            return
-        yield json.loads(payload)
+async def _chunks(response: aiohttp.ClientResponse) -> AsyncIterator[Any]:
+    """The stream's JSON values, None at its end. A server that does not stream has one."""
+    if response.content_type == "application/json":
+        yield await response.json()
+        yield None
+        return
+    async for chunk in payloads(response.content.iter_any()):
+        yield chunk
 
 
 def message_in(text: str) -> str:
-    """The message of an error body, whichever of the usual forms it has."""
-    with contextlib.suppress(ValueError, AttributeError):
-        body = json.loads(text)
-        error = body.get("error", body)
-        return (
-            str(error.get("message") or error.get("detail") or "")
-            if isinstance(error, dict)
-            else str(error)
-        )
+    with contextlib.suppress(ValueError):
+        return message_of(json.loads(text))
     return ""

@@ -22,10 +22,11 @@ class SequenceState(FollowedLog):
     added to its terminal event. unread_since, ended_at: time.monotonic().
     """
 
-    __slots__ = ("cause", "ended_at", "unread_since")
+    __slots__ = ("cause", "ended_at", "unread_since", "user")
 
-    def __init__(self, id: str):
+    def __init__(self, id: str, user: str):
         super().__init__(id)
+        self.user = user
         self.unread_since: float | None = None
         self.ended_at: float | None = None
         self.cause: str | None = None

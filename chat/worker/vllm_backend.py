@@ -16,6 +16,7 @@ from typing import Any
 
 from chat.engine.request import AdapterRef, CheckpointRef, Request, RequestRefused
 from chat.worker.client import WorkerUnavailable
+from chat.worker.openai_stream import Reading, response_format
 from chat.worker.prompt_renderer import Renderer
 from chat.worker.sse_backend import UNREACHABLE, SSEBackend
 
@@ -23,10 +24,24 @@ FRESH = 2.0  # seconds for which what the server said of itself is believed
 NOBODY = "0" * 64  # no file's sha256
 
 
+class VllmReading(Reading):
+    """Of /v1/completions with `return_token_ids`."""
+
+    def delta(self, choice: dict[str, Any]) -> dict[str, Any] | None:
+        text, ids = choice.get("text") or "", choice.get("token_ids") or []
+        if not text and not ids:
+            return None
+        logprobs = choice.get("logprobs")
+        entries = {"logprobs": _logprobs(logprobs, ids)} if logprobs else {}
+        return {"text": text, "tokens": len(ids), **entries}
+
+
 class VllmBackend(SSEBackend):
     """`url`: http://host:port. It serves the checkpoint whose fingerprint is among the names of its
     model.
     """
+
+    reading = VllmReading
 
     def __init__(self, url: str, key: str, renderer: Renderer, name: str = ""):
         super().__init__(name or url, f"{url.rstrip('/')}/v1", key)
@@ -52,6 +67,9 @@ class VllmBackend(SSEBackend):
         if checkpoint is None:
             raise WorkerUnavailable(f"{self.name} has not been asked what it serves")
         sampling.check()
+        if request.text is not None:
+            message = f"{self.name} takes messages or token ids, no text"
+            raise RequestRefused("invalid_value", message, "prompt")
         rendered = await self._renderer.render(checkpoint.folder, request.messages)
         ids = rendered.ids if request.prompt_ids is None else list(request.prompt_ids)
         if not ids:
@@ -77,6 +95,10 @@ class VllmBackend(SSEBackend):
             "top_k": sampling.top_k,
             "repetition_penalty": sampling.repetition_penalty,
             "max_tokens": sampling.new_tokens_limit(len(ids), room),
+            "presence_penalty": sampling.presence_penalty,
+            "frequency_penalty": sampling.frequency_penalty,
+            "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
+            "response_format": response_format(sampling.json_schema),
             "seed": sampling.seed,
             "stop": list(sampling.stop),
             "stop_token_ids": rendered.end_ids,
@@ -148,14 +170,6 @@ class VllmBackend(SSEBackend):
                 raise RequestRefused("invalid_adapter", message, param="adapter") from error
             self._pre_seq_lens[adapter.name] = length
         return self._pre_seq_lens[adapter.name]
-
-    def _delta(self, choice: dict[str, Any]) -> dict[str, Any] | None:
-        text, ids = choice.get("text") or "", choice.get("token_ids") or []
-        if not text and not ids:
-            return None
-        logprobs = choice.get("logprobs")
-        entries = {"logprobs": _logprobs(logprobs, ids)} if logprobs else {}
-        return {"text": text, "tokens": len(ids), **entries}
 
 
 def models_in(answer: dict[str, Any]) -> dict[str, dict[str, Any]]:

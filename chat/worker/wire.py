@@ -113,8 +113,15 @@ def request_from_dict(fields: dict[str, Any]) -> Request:
             {"role": turn["role"], "content": turn["content"]}
             for turn in fields.get("messages") or ()
         ),
+        text=None if fields.get("text") is None else str(fields["text"]),
         prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
         adapter=AdapterRef(**adapter) if adapter else None,
-        sampling=SamplingParams(**{**sampling, "stop": tuple(sampling.get("stop") or ())}),
+        sampling=SamplingParams(
+            **{
+                **sampling,
+                "stop": tuple(sampling.get("stop") or ()),
+                "logit_bias": tuple(map(tuple, sampling.get("logit_bias") or ())),
+            }
+        ),
         user=str(fields.get("user") or ""),
     )

@@ -1,5 +1,7 @@
 """Conventions of the REST API: one error envelope, cursor pages, and the shape of a run."""
 
+import re
+
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.http import Http404, HttpResponsePermanentRedirect, JsonResponse
@@ -20,6 +22,15 @@ TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+# what /v1/ does
+OPENAI_PATHS = (
+    "chat/completions",
+    "completions",
+    "responses",
+    "models",
+    "files",
+    "fine_tuning/jobs",
+)
 READABLE = {"ensure_ascii": False}  # for JsonResponse: Chinese as it is, as DRF writes it
 
 
@@ -62,9 +73,35 @@ def no_interface(request):
         return HttpResponsePermanentRedirect(
             f"{_slash_changed(path)}{question_mark}{query}", preserve_request=True
         )
+    match = re.match(OPENAI_PATH, request.path_info)
+    if match and resolve(f"/v1/{match[1]}").func is not no_interface:
+        return wrong_base(request)
+    if request.path_info.startswith("/v1"):
+        message = _("There is no such interface. Below /v1/ there are: %(paths)s.")
+        return json_error(404, message % {"paths": ", ".join(OPENAI_PATHS)}, code="not_found")
     return json_error(
         404, _("There is no such interface; /api/docs/ lists what there is."), code="not_found"
     )
+
+
+# what OpenAI's clients put behind the base address they were given
+OPENAI_PATH = (
+    r"^(?:.*?/)??((?:chat/)?completions|responses|embeddings|models|files|fine_tuning/jobs)/?$"
+)
+
+
+@csrf_exempt  # nothing happens here
+@login_not_required
+def wrong_base(request, *_groups):
+    """A path of OpenAI's API below another base than /v1: a 404 in JSON that names the right
+    one.
+    """
+    path = re.match(OPENAI_PATH, request.path_info)[1]
+    message = _(
+        "Nothing is at this address. Use /v1/%(path)s: a client's base address is %(base)s."
+    )
+    base = f"{request.scheme}://{request.get_host()}/v1"
+    return json_error(404, message % {"path": path, "base": base}, code="not_found")
 
 
 def _slash_changed(path: str) -> str:

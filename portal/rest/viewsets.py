@@ -8,6 +8,7 @@ from rest_framework import exceptions, viewsets
 from rest_framework.fields import get_error_detail
 from rest_framework.negotiation import BaseContentNegotiation
 
+from portal.models import ApiKey
 from portal.numbers import whole_number
 from portal.runs.lifecycle import TooManyQueued
 
@@ -41,6 +42,8 @@ class VisibleRows(viewsets.GenericViewSet):
     """Rows through the one funnel: what the user does not see is 404; what they see but may not
     change is 403.
     """
+
+    key_scope = ApiKey.Scope.CHAT  # what a key must be good for
 
     def get_queryset(self):
         if getattr(self, "swagger_fake_view", False):

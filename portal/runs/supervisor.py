@@ -146,28 +146,13 @@ class Child:
 
 def child_processes(host: str, port: int, worker: bool) -> list[Child]:
     manage = [sys.executable, str(settings.BASE_DIR / "manage.py")]
-    interface = host.replace(":", r"\:")  # Twisted's endpoint syntax
-    # A backlog of 1024: Twisted's own 50 refuses connections when a room reconnects at once.
-    endpoint = f"tcp:port={port}:interface={interface}:backlog=1024"
-    proxy = ["--proxy-headers"] if settings.HTTPS else []
-    web = [
-        sys.executable,
-        "-m",
-        "daphne",
-        "-e",
-        endpoint,
-        "--application-close-timeout",
-        "5",
-        "-v",
-        "0",
-        *proxy,
-    ]
+    web = [sys.executable, "-m", "portal.web_server", "--host", host, "--port", str(port)]
     # a file, which needs neither database nor worker
     probe = Probe(
         lambda timeout: socket.create_connection((reached(host), port), timeout),
         f"{settings.STATIC_URL}portal/portal.css",
     )
-    found = [Child("web", [*web, "portal.asgi:application"], probe=probe)]
+    found = [Child("web", web, probe=probe)]
     if worker:
         probe = Probe(import_string(settings.WORKER_CONNECT), "/status")
         found.append(Child("worker", [*manage, "inference_worker"], probe=probe))

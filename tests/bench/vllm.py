@@ -122,14 +122,13 @@ class Ours:
 class Theirs:
     """vLLM in a process of its own (tests/bench/vllm_child.py)."""
 
-    def __init__(self, folder: Path, dtype: str, **settings):
+    def __init__(self, folder: Path, dtype: str, eager: bool, **settings):
         settings = {
             "model": str(folder),
             "dtype": dtype,
+            "enforce_eager": eager,
             "max_model_len": 1024,
             "max_num_seqs": 32,
-            # it compiles the model at its start, where there is a compiler
-            "enforce_eager": shutil.which("g++") is None,
             **settings,
         }
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
@@ -210,7 +209,7 @@ def mixed(work: list[Job], adapters: list[tuple[str, int]]) -> list[Job]:
     ]
 
 
-def measure(quick: bool, rounds: int, only: set[str] | None) -> dict[str, list[float]]:
+def measure(quick: bool, rounds: int, only: set[str] | None, eager: bool) -> dict[str, list[float]]:
     samples: dict[str, list[float]] = {}
 
     def add(key: str, value: float) -> None:
@@ -226,7 +225,7 @@ def measure(quick: bool, rounds: int, only: set[str] | None) -> dict[str, list[f
         for name, dtype in DTYPES.items():
             if not wanted(name):
                 continue
-            ours, theirs = Ours(model, folder / name, dtype), Theirs(model, dtype)
+            ours, theirs = Ours(model, folder / name, dtype), Theirs(model, dtype, eager)
             for side in (ours, theirs):
                 side.run(jobs(ours.loaded, 2, 8, 99), 2)
             adapters = make_adapters(ours.loaded, folder / name) if name == "fp32" else []
@@ -253,15 +252,20 @@ def measure(quick: bool, rounds: int, only: set[str] | None) -> dict[str, list[f
                     add("mixed8_vs_plain", tuned.rate / mine.rate)
             theirs.close()
         if wanted("connector"):
-            _measure_connector(add, folder / "connector", count, tokens, rounds)
+            _measure_connector(add, folder / "connector", count, tokens, rounds, eager)
     return samples
 
 
-def _measure_connector(add, folder: Path, count: int, tokens: int, rounds: int) -> None:
+def _measure_connector(
+    add, folder: Path, count: int, tokens: int, rounds: int, eager: bool
+) -> None:
     ours = Ours(environment.model(), folder, "float32")
     adapters = make_adapters(ours.loaded, folder)
     theirs = Theirs(
-        environment.model(), "float32", kv_transfer_config=environment.kv_transfer_config(folder)
+        environment.model(),
+        "float32",
+        eager,
+        kv_transfer_config=environment.kv_transfer_config(folder),
     )
     theirs.run(jobs(ours.loaded, 2, 8, 99), 2)
     for number in range(rounds):
@@ -279,6 +283,12 @@ def main() -> None:
     parser = report.arguments(__doc__, "fewer and shorter answers, one round")
     parser.add_argument("--rounds", type=int, help="default 3, quick 1")
     parser.add_argument("--only", help="comma-separated: fp32, bf16, connector")
+    parser.add_argument(
+        "--eager",
+        action="store_true",
+        default=shutil.which("g++") is None,
+        help="vLLM without the compiled model that it makes at its start (default without g++)",
+    )
     arguments = parser.parse_args()
     try:
         environment.install()
@@ -288,9 +298,8 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     rounds = arguments.rounds or (1 if arguments.quick else 3)
-    samples = measure(
-        arguments.quick, rounds, set(arguments.only.split(",")) if arguments.only else None
-    )
+    only = set(arguments.only.split(",")) if arguments.only else None
+    samples = measure(arguments.quick, rounds, only, arguments.eager)
     packages = ("torch", "transformers")
     results = report.medians(samples)
     report.tell(

@@ -1,11 +1,14 @@
 """Conversations, models and what the composer sends."""
 
+import re
+
 import pytest
 from django.core.exceptions import ValidationError
 
 from chat.engine.request import LIMITS
 from chat.forms import PANEL
 from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.worker import router
 from tests.support.page_fixtures import *  # noqa: F403  this page's rows
 from tests.support.page_rows import text_of
 
@@ -122,6 +125,47 @@ def test_an_answer_in_flight_carries_what_the_script_needs_to_go_on(client, memb
     assert "&lt;script&gt;alert(1)" in page  # still text
 
 
+def test_a_long_conversation_opens_with_its_newest_turns(client, member, conversation):
+    Message.objects.bulk_create(
+        Message(
+            conversation=conversation,
+            role="assistant" if number % 2 else "user",
+            content=f"turn {number}.",
+        )
+        for number in range(1000)
+    )
+    client.force_login(member)
+    path, seen, links = f"/chat/{conversation.pk}/", [], 0
+    while path:
+        page = text_of(client.get(path))
+        assert page.count("<article") <= 60 + 2 and len(page) < 250_000  # two are templates
+        assert ("data-socket" in page) == (links == 0)
+        seen = re.findall(r"turn (\d+)\.", page) + seen
+        link = re.search(r'data-earlier href="(\?before=\d+)"', page)
+        path, links = link and f"/chat/{conversation.pk}/{link[1]}", links + 1
+    assert seen == [str(number) for number in range(1000)] and links == 17
+    assert client.get(f"/chat/{conversation.pk}/?before=x").status_code == 200
+
+
+def test_a_conversation_is_saved_as_markdown_and_as_json(
+    client, member, other_member, conversation
+):
+    conversation.title = "说/明"
+    conversation.save()
+    client.force_login(member)
+    response = client.get(f"/chat/{conversation.pk}/export.md")
+    assert "filename*=utf-8''%E8%AF%B4%E6%98%8E.md" in response["Content-Disposition"]
+    text = response.content.decode()
+    assert text.startswith("# 说/明\n") and "**base** · " in text
+    assert "\n\n**bold** <script>alert(1)</script>\n" in text
+    told = client.get(f"/chat/{conversation.pk}/export.json").json()
+    assert [message["role"] for message in told["messages"]] == ["user", "assistant"]
+    assert told["messages"][1]["model"] == "base" and told["messages"][0]["content"] == "<i>ask</i>"
+    assert client.get(f"/chat/{conversation.pk}/export.exe").status_code == 404
+    client.force_login(other_member)
+    assert client.get(f"/chat/{conversation.pk}/export.md").status_code == 404
+
+
 def test_conversations_are_renamed_and_deleted_by_their_owner(client, member, conversation):
     client.force_login(member)
     client.post(f"/chat/{conversation.pk}/rename/", {"title": "new"})
@@ -130,9 +174,12 @@ def test_conversations_are_renamed_and_deleted_by_their_owner(client, member, co
     assert not Conversation.objects.exists()
 
 
-def test_many_adapters_go_into_a_menu_with_the_chosen_one_in_front(
-    client, member, adapter, checkpoint
+def test_many_models_are_a_list_by_base_with_the_chosen_one_beside_its_base(
+    client, member, adapter, checkpoint, monkeypatch
 ):
+    other = Checkpoint.objects.create(name="other", path="/x", fingerprint="e" * 64)
+    loaded = {"state": "ready", "fingerprint": checkpoint.fingerprint}
+    monkeypatch.setattr(router, "status_sync", lambda timeout=1: loaded)
     for number in range(9):
         Adapter.objects.create(
             name=f"a{number}",
@@ -143,8 +190,14 @@ def test_many_adapters_go_into_a_menu_with_the_chosen_one_in_front(
         )
     client.force_login(member)
     picker = client.get(f"/chat/?adapter={adapter.pk}").context["picker"]
-    assert picker["chosen"]["adapter"] == adapter and picker["chosen"] in picker["chips"]
-    assert len(picker["chips"]) == 1 + 4 and len(picker["more"]) == 6
+    assert picker["chosen"]["adapter"] == adapter
+    assert [chip["label"] for chip in picker["chips"]] == ["base · 关闭前缀", "tuned", "a8"]
+    assert [(base, absent, len(of)) for base, absent, of in picker["groups"]] == [
+        (checkpoint, False, 8),
+        (other, True, 1),
+    ]
+    page = text_of(client.get("/chat/"))
+    assert page.count('name="model"') == 12 and "未加载" in page
 
 
 def test_only_staff_add_models(client, member, staff, tmp_path):

@@ -11,6 +11,7 @@ from django.test import Client
 from chat.models import Checkpoint, Conversation
 from portal.models import ApiKey, Run
 from tests.support.folders import checkpoint_folder
+from tests.support.urls import routes
 from tuning.models import Dataset, DatasetVersion, TuningRun
 
 pytestmark = pytest.mark.django_db
@@ -188,3 +189,29 @@ async def test_a_head_has_no_body_however_long_the_page():
         answer = await page.get_response(timeout=30)
         told[method] = answer["status"], len(answer["body"])
     assert told["HEAD"] == (200, 0) and told["GET"][1] > 65_536
+
+
+@pytest.mark.parametrize("method", ["options", "trace", "put", "head", "propfind"])
+def test_no_method_fails_at_any_url(client, logged_in, staff, method):
+    paths = [route.of(1) for route in routes() if "(" not in route.path]
+    assert len(paths) > 80
+    anonymous, chief = Client(raise_request_exception=False), Client(raise_request_exception=False)
+    chief.force_login(staff)
+    for path in paths:
+        for browser in (anonymous, logged_in, chief):
+            answer = browser.generic(method.upper(), path)
+            assert answer.status_code < 500, (path, method)
+
+
+def test_what_a_page_may_load_is_said_everywhere(logged_in, client):
+    for path in ("/account/", "/api/docs/", "/login/", "/chat/"):
+        policy = client.get(path).headers["Content-Security-Policy"]
+        assert "default-src 'self'" in policy
+        assert "unsafe-inline" not in policy.split("script-src")[1].split(";")[0]
+    assert "no-store" in logged_in.get("/account/").headers["Cache-Control"]
+
+
+def test_nobody_schedules_code_in_the_admin(client, staff):
+    client.force_login(staff)
+    for page in ("schedule/add/", "schedule/", "ormq/"):
+        assert client.get(f"/admin/django_q/{page}").status_code == 404

@@ -11,7 +11,7 @@ Folders and files, made in a temporary folder:
 
 Processes, started for real so that they can be killed for real:
     live_portal.py       `manage.py up` with a data folder of its own; free_port, wait_for
-    web_process.py       daphne in front of a pretend worker
+    web_process.py       the web process in front of a pretend worker
     worker_process.py    a worker process around pretend_engine.py
     pretend_engine.py    an engine without a model: the last message says what it does
     openai_server.py     a small OpenAI-compatible server, for the backend that asks one

@@ -1,6 +1,7 @@
 """A small OpenAI-compatible server: `python -m tests.support.openai_server PORT`. Streams the
 last message back word by word.
 
+"quirk NAME" streams one of QUIRKS as it stands, "many" refuses max_tokens above 100,
 "error" answers 400, "busy" 429, "broken" ends in the middle, "slow" pauses between words; GET
 /aborted counts readers that left.
 """
@@ -12,6 +13,45 @@ import sys
 from aiohttp import web
 
 aborted = 0
+
+
+def chunk(delta, **choice) -> str:
+    choices = [{"index": 0, "delta": delta, "finish_reason": None, **choice}]
+    return "data: " + json.dumps({"choices": choices}) + "\n\n"
+
+
+DONE = "data: [DONE]\n\n"
+# What servers and proxies have been seen to send.
+QUIRKS = {
+    "no-reason": chunk({"content": "kept"}) + DONE,
+    "empty-reason": chunk({"content": "kept"}, finish_reason="") + DONE,
+    "no-done": chunk({"content": "kept"}, finish_reason="stop"),
+    "other-reason": chunk({"content": "kept"}, finish_reason="eos_token") + DONE,
+    "empty-data": "data:\n\n: hello\n\nevent: x\ndata: \n\n" + chunk({"content": "kept"}) + DONE,
+    "null-usage": chunk({"content": "kept"})
+    + 'data: {"choices": [], "usage": {"prompt_tokens": null, "completion_tokens": null}}\n\n'
+    + DONE,
+    "null-choices": 'data: {"choices": null, "usage": null}\n\n'
+    + chunk({"content": "kept"})
+    + DONE,
+    "lists": "data: ["
+    + chunk({"content": "ke"})[6:-2]
+    + ", 7, null]\n\n"
+    + "data: "
+    + json.dumps([json.loads(chunk({"content": "pt"})[6:])])
+    + "\n\n"
+    + DONE,
+    "parts": chunk({"content": [{"type": "text", "text": "ke"}, "pt"]}) + chunk(None) + DONE,
+    "carriage-returns": (chunk({"content": "kept"}) + DONE).replace("\n", "\r\n"),
+    "reasoning": chunk({"reasoning_content": "why", "content": None})
+    + chunk({"reasoning_content": "?"})
+    + chunk({"content": "kept"})
+    + DONE,
+    "long-line": chunk({"content": "kept" * 100_000}, finish_reason="stop") + DONE,
+    "error": chunk({"content": "kept"}) + 'data: {"error": "out of memory"}\n\n',
+    "garbage": chunk({"content": "kept"}) + "data: {nonsense\n\n",
+    "cut": chunk({"content": "kept"}),
+}
 
 
 async def models(request):
@@ -38,8 +78,17 @@ async def completions(request):
         )
     if text == "busy":
         return web.json_response({"error": {"message": "too many requests"}}, status=429)
+    if text == "many" and body.get("max_tokens", 0) > 100:
+        message = "max_tokens is too large: 4096. This model's maximum context length is 100."
+        return web.json_response({"error": {"message": message}}, status=400)
+    if text == "whole":
+        message = {"role": "assistant", "content": "kept"}
+        return web.json_response({"choices": [{"message": message, "finish_reason": "stop"}]})
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
     await response.prepare(request)
+    if text.startswith("quirk "):
+        await response.write(QUIRKS[text.split()[1]].encode())
+        return response
 
     async def send(payload):
         await response.write(f"data: {json.dumps(payload)}\n\n".encode())

@@ -2,8 +2,8 @@
 tests.support.pretend_engine URL TOKEN`.
 
 The last message steers it: "words N" writes N words; "every S words N" pauses S seconds after each;
-"hang" writes one word and waits for the abort; "die" kills the engine's thread; "refuse CODE"
-refuses.
+"write TEXT" writes that text, three characters at a time; "hang" writes one word and waits for the
+abort; "die" kills the engine's thread; "refuse CODE" refuses.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ class PretendEngine:
         self.lock = threading.Condition()
 
     def submit(self, request: Request, sink) -> None:
-        text = request.messages[-1]["content"]
+        text = request.messages[-1]["content"] if request.text is None else request.text
         if text.startswith("refuse "):
             raise RequestRefused(text.split()[1], "refused as asked", "messages", 7)
         with self.lock:
@@ -85,8 +85,14 @@ class _Row:
     def __init__(self, request, sink, words):
         self.request, self.sink = request, sink
         self.hangs, self.dies = words[0] == "hang", words[0] == "die"
+        text = request.messages[-1]["content"].removeprefix("write ")
+        self.pieces = [text[at : at + 3] for at in range(0, len(text), 3)]
+        if words[0] != "write":
+            self.pieces = []
         self.pause = float(words[1]) if words[0] == "every" else 0.0
         self.total = int(words[-1]) if words[0] in ("every", "words") else 1
+        if self.pieces:
+            self.pause, self.total = 0.01, len(self.pieces)
         self.seq = self.done = 0
         self.next_at = 0.0
         self.ended = False
@@ -109,7 +115,8 @@ class _Row:
         if self.done == self.total:
             self.finish("stop")
             return True
-        self.emit("delta", {"text": word(self.request.id, self.done), "tokens": 1})
+        written = self.pieces[self.done] if self.pieces else word(self.request.id, self.done)
+        self.emit("delta", {"text": written, "tokens": 1})
         self.done += 1
         self.next_at = time.monotonic() + self.pause
         return True

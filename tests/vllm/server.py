@@ -64,8 +64,12 @@ class VllmServer:
         self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> VllmServer:
-        self.start()
-        self.wait_until_ready()
+        try:
+            self.start()
+            self.wait_until_ready()
+        except BaseException:
+            self.stop()  # nothing may be left running
+            raise
         return self
 
     def start(self) -> None:
@@ -97,6 +101,8 @@ class VllmServer:
 
     def stop(self) -> None:
         """The whole session: vLLM's engine is a child of its server."""
+        if self.process is None:
+            return
         for number in (signal.SIGTERM, signal.SIGKILL):
             try:
                 os.killpg(self.process.pid, number)

@@ -38,18 +38,29 @@ class Site:
 
     def __init__(self, folder):
         self.folder = folder
-        ports = [free_port(), free_port()]
+        self.ports = [free_port(), free_port()]
         self.portal = Portal(
             folder / "data",
-            PORTAL_WORKERS=",".join(f"vllm+http://127.0.0.1:{port}" for port in ports),
+            PORTAL_WORKERS=",".join(f"vllm+http://127.0.0.1:{port}" for port in self.ports),
             PORTAL_WORKER_TOKEN=TOKEN,
         )
+        self.servers: list[VllmServer] = []
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.__exit__()  # nothing may be left running
+            raise
+        return self
+
+    def start(self):
         self.portal.__enter__()
         wait_for(lambda: self.portal.healthy(worker=False), 300, "the portal")
         model = str(environment.model())
         self.portal.manage("add_checkpoint", model, "--name", "smol", "--default")
         self.key = self.portal.manage("create_api_key", "admin").strip()
-        self.servers = [self.server(port) for port in ports]
+        self.servers = [self.server(port) for port in self.ports]
         for server in self.servers:
             server.start()
         for server in self.servers:
@@ -71,10 +82,10 @@ class Site:
             PYTHONPATH="",
         )
 
-    def close(self):
+    def __exit__(self, *error):
         for server in self.servers:
             server.stop()
-        self.portal.__exit__()
+        self.portal.stop()
 
     def tune(self, name: str, text: str, length: int) -> tuple[int, AdapterRef]:
         """(id, where it is) of a new adapter: keys and values of a text."""
@@ -108,9 +119,8 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    site = Site(tmp_path_factory.mktemp("site"))
-    yield site
-    site.close()
+    with Site(tmp_path_factory.mktemp("site")) as site:
+        yield site
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +194,7 @@ def test_an_evaluation_is_answered_by_both_servers_as_by_the_engine(site, adapte
     assert len(found) == 8
     for prediction in found[:3]:
         expected = site.ours(prediction["prompt"], adapter[1], tokens=8)
-        assert prediction["text"] == expected.text
+        assert prediction["prediction"] == expected.text
     after = [server.metric("generation_tokens_total") for server in site.servers]
     assert all(now > then for now, then in zip(after, before, strict=True))
 

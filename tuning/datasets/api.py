@@ -15,6 +15,7 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
+from portal.models import ApiKey
 from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, TooLarge, error
 from portal.rest.viewsets import VisibleRows, rules_as_400
@@ -98,7 +99,9 @@ class ProblemSerializer(serializers.Serializer):
 
 
 class DatasetDetailSerializer(DatasetSerializer):
-    problems = ProblemSerializer(many=True, read_only=True, help_text="One entry a kind of problem.")
+    problems = ProblemSerializer(
+        many=True, read_only=True, help_text="One entry a kind of problem."
+    )
     problem_count = serializers.IntegerField(read_only=True)
 
     class Meta(DatasetSerializer.Meta):
@@ -190,6 +193,7 @@ class DatasetViewSet(
 ):
     """Uploaded examples. A dataset's versions never change; `split` adds one."""
 
+    key_scope = ApiKey.Scope.DATA
     queryset = Dataset.objects.all()
     serializer_class = DatasetDetailSerializer
     http_method_names = ["get", "post", "patch", "delete", "head", "options"]

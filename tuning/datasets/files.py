@@ -131,5 +131,10 @@ class Split:
         start, end = struct.unpack_from("<QQ", self._offsets, 8 * row)
         return self._rows[start:end]
 
+    def has_history(self) -> bool:
+        """Whether any row has earlier turns."""
+        # Within a text its quotes would be escaped: this is the key.
+        return self._rows.find(b'", "history": [[') != -1
+
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {"history": [], **json.loads(self.raw(row)), "line": row + 1}

@@ -29,7 +29,7 @@ MESSAGES = {
     ),
     "no_names": gettext_noop(
         "The row is a list or a text without column names. Write an object, for instance "
-        "{\"content\": \"…\", \"summary\": \"…\"}."
+        '{"content": "…", "summary": "…"}.'
     ),
     "too_many_fields": gettext_noop(
         "The row has %(fields)s fields, the header has %(names)s. A text with a comma in it stands "
@@ -62,7 +62,7 @@ MESSAGES = {
     ),
     "columnar_file": gettext_noop(
         "This is a %(form)s file. Write it as JSON lines, with pandas: "
-        "pd.read_parquet(\"rows.parquet\").to_json(\"rows.jsonl\", orient=\"records\", "
+        'pd.read_parquet("rows.parquet").to_json("rows.jsonl", orient="records", '
         "lines=True, force_ascii=False)"
     ),
     "foreign_workbook": gettext_noop(
@@ -91,9 +91,7 @@ MESSAGES = {
     "damaged_text": gettext_noop(
         "The text looks damaged by a wrong encoding (for instance “�” or “锟斤拷”)."
     ),
-    "not_compared": gettext_noop(
-        "Only the first %(rows)s rows were compared with each other."
-    ),
+    "not_compared": gettext_noop("Only the first %(rows)s rows were compared with each other."),
     "not_csv": gettext_noop(
         "This line is not CSV: a carriage return stands where no line end may be. Save the file "
         "with the usual line ends."
@@ -102,6 +100,7 @@ MESSAGES = {
     "missing_column": gettext_noop("There is no column “%(column)s”. The row has: %(columns)s."),
     "not_text": gettext_noop("The column “%(column)s” is not text."),
     "half_character": gettext_noop("The row holds half a character (a lone surrogate)."),
+    "nul": gettext_noop("The row holds a NUL character, which no text has."),
     "empty_prompt": gettext_noop("The prompt is empty: the row is left out."),
     "empty_response": gettext_noop("The response is empty: the row is left out."),
     "bad_history": gettext_noop(

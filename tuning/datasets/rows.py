@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from json.encoder import encode_basestring as quoted
 from typing import Any
 
@@ -127,6 +128,8 @@ def examples_of(
                 raise BadRow("empty_prompt", "warning")
             if not response.strip():
                 raise BadRow("empty_response", "warning")
+            if any("\0" in part for part in (prompt, response, *chain.from_iterable(history))):
+                raise BadRow("nul")
             if has_system and row.get("system"):
                 # before the first question, on a line of its own: where a system turn stands
                 system = _text(row, "system")
@@ -181,7 +184,9 @@ def _from_columns(columns: Columns) -> Callable[[dict], tuple[str, str, History]
         columns.history,
     )
     # alpaca's input, Dolly's context
-    joined = ("input", "context") if prompt_column.lower() == "instruction" else ()
+    joined: tuple[str, ...] = ()
+    if prompt_column.lower() == "instruction":
+        joined = ("input", "context")
     joined = tuple(name for name in joined if name not in (response_column, history_column))
 
     def read(row: dict) -> tuple[str, str, History]:
@@ -249,8 +254,9 @@ def _turns(row: dict, name: str) -> Iterator[tuple[str, str]]:
 def _turn_text(content: Any, name: str, number: int) -> str:
     if isinstance(content, list):  # OpenAI's parts
         parts = [part.get("text") if isinstance(part, dict) else None for part in content]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
+            return "".join(texts)
     if content is None or isinstance(content, str):
         return content or ""
     raise BadRow("bad_conversation", column=name, turn=number)

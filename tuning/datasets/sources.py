@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import re
 import shutil
 import struct
 import tarfile
@@ -27,6 +28,9 @@ from tuning.datasets.workbooks import rows_of_workbook
 CHUNK = 1 << 18
 DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".xlsx")
 UTF_8, UTF_8_BOM, GB18030 = "utf-8", "utf-8-sig", "gb18030"
+_EXTENDED = (b"x", b"g", b"X", b"L", b"K")  # types of a tar's entries that describe others
+_LONGEST_HEADER, _LONGEST_GLOBAL = 8 << 10, 1 << 10  # bytes of such an entry; a path has 4 KB
+_MOST_HEADERS = 8  # such entries before one member: long name, long link, PAX; global ones
 _BOMS = {  # UTF-32's first: it begins with that of UTF-16
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -120,7 +124,7 @@ def open_sources(file: IO[bytes], name: str, limits: Limits, sheet: str = "") ->
     for member, stream in _members(file, name, limits, budget, notes):
         copy = file
         if stream is not file:
-            copy = tempfile.TemporaryFile()  # closed with its Source
+            copy = tempfile.TemporaryFile()  # noqa: SIM115, closed with its Source
             with _damage_named(member):
                 shutil.copyfileobj(stream, copy, CHUNK)
         sources.append(_source(member, copy, limits, budget, notes, sheet))
@@ -241,10 +245,70 @@ def _is_data(path: str, regular: bool, notes: list[dict[str, Any]]) -> bool:
     return False
 
 
+class _Member(tarfile.TarInfo):
+    """A tar's entry whose own description costs little. tarfile reads the entries that describe
+    the next one (long names, PAX records) as a whole, searches them with a regular expression
+    whose time grows with the square of their length (CVE-2024-6232), lets records overlap, and
+    reads maps of sparse files without an end.
+    """
+
+    def _proc_member(self, archive):
+        longest = _LONGEST_GLOBAL if self.type == b"g" else _LONGEST_HEADER
+        if self.type == b"S" or (self.type in _EXTENDED and self.size > longest):
+            raise tarfile.HeaderError(f"an entry of type {self.type.decode()}, {self.size} bytes")
+        before = getattr(archive, "describing", 0)
+        archive.describing = before + 1 if self.type in _EXTENDED else 0
+        if before >= _MOST_HEADERS:
+            raise tarfile.HeaderError("too many entries that describe one member")
+        return super()._proc_member(archive)
+
+    def _proc_pax(self, archive):
+        stream = archive.fileobj
+        records = stream.read(self._block(self.size))
+        _check_pax(records[: self.size])
+        archive.fileobj = _Again(records, stream)
+        try:
+            return super()._proc_pax(archive)
+        finally:
+            archive.fileobj = stream
+
+    def _refuse_sparse(self, *_arguments):
+        raise tarfile.HeaderError("a sparse file")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
+
+
+class _Again:
+    """A stream whose first read gives `first`, which was read from it already."""
+
+    def __init__(self, first: bytes, stream):
+        self.first, self.stream = first, stream
+
+    def read(self, size: int) -> bytes:
+        first, self.first = self.first, b""
+        return first or self.stream.read(size)
+
+    def tell(self) -> int:
+        return self.stream.tell()
+
+
+def _check_pax(records: bytes) -> None:
+    """HeaderError unless the records stand one after another, as "LENGTH KEY=VALUE\n"."""
+    if re.search(rb"\d{256}", records):
+        raise tarfile.HeaderError("a number of more than 255 digits")
+    while records.strip(b"\0"):
+        length, space, _rest = records[:8].partition(b" ")
+        end = int(length) if space and length.isdigit() else 0
+        record = records[:end]
+        if b"=" not in record or not record.endswith(b"\n"):
+            raise tarfile.HeaderError("a damaged record")
+        records = records[end:]
+
+
 def _tar_members(
     stream: Any, name: str, limits: Limits, notes: list[dict[str, Any]]
 ) -> Iterator[tuple[str, Any]]:
-    with _damage_named(name), tarfile.open(fileobj=stream, mode="r|") as archive:
+    with _damage_named(name), tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
         for number, member in enumerate(archive):
             if number >= limits.max_members:
                 raise rejected("archive_members", limit=limits.max_members)

@@ -58,6 +58,7 @@ _SPLIT_NAMES = {
     TEST: ("test",),
 }
 
+
 def limits() -> Limits:
     return Limits(max_bytes=settings.DATASET_MAX_BYTES)
 
@@ -112,9 +113,7 @@ def ingest(
         ) from rejection
 
 
-def _opened_upload(
-    file: IO[bytes], sheet: str, stack: contextlib.ExitStack
-) -> list[Source]:
+def _opened_upload(file: IO[bytes], sheet: str, stack: contextlib.ExitStack) -> list[Source]:
     name = Path(getattr(file, "name", "") or "upload.json").name
     sources = open_sources(file, name, limits(), sheet)
     for source in sources:
@@ -127,7 +126,8 @@ def _name_of(source) -> str:
     """How an upload is called that nobody named: as its file, without what tells the format."""
     name = PurePosixPath(getattr(source, "name", "") or "upload").name
     return (
-        re.sub(r"(\.(json|jsonl|csv|tsv|xlsx|zip|tgz|tar|gz))+$", "", name, flags=re.IGNORECASE) or name
+        re.sub(r"(\.(json|jsonl|csv|tsv|xlsx|zip|tgz|tar|gz))+$", "", name, flags=re.IGNORECASE)
+        or name
     )
 
 
@@ -188,7 +188,9 @@ def _store(
                 history_column=columns.history,
                 problems=[worded(found) for found in findings.problems],
             )
-            _add_version(dataset, splits, source_name=source_name, encoding=sources[TRAIN].was_encoding)
+            _add_version(
+                dataset, splits, source_name=source_name, encoding=sources[TRAIN].was_encoding
+            )
     return dataset
 
 

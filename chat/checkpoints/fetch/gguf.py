@@ -246,13 +246,15 @@ def _tensors(
 ) -> Iterator[tuple[str, Any]]:
     """(name, tensor) as the model has them, in the file's order."""
     shapes = {name: tuple(one.shape) for name, one in model.state_dict().items()}
-    sizes = [(tensor.name, _packed_bytes(tensor, path)) for tensor in header.tensors]
-    watch.plan(sizes)
+    sizes = [_packed_bytes(tensor, path) for tensor in header.tensors]
+    watch.plan([(path.name, sum(sizes))])
+    done = 0
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for packed, (_, size) in zip(header.tensors, sizes, strict=True):
+        for packed, size in zip(header.tensors, sizes, strict=True):
             if packed.start + size > len(content):
                 raise _damaged(path, "it has been cut off")
             raw = content[packed.start : packed.start + size]
+            done += size
             if packed.name == _FACTORS:
                 continue
             weights = _dequantised(raw, packed, path, dtype)
@@ -264,7 +266,7 @@ def _tensors(
                 reason = f"{name} has the shape {list(weights.shape)}, not {list(shapes[name])}"
                 raise _damaged(path, reason)
             yield name, weights.contiguous()
-            watch.at(packed.name, size, size)
+            watch.at(path.name, done, size)
 
 
 def _packed_bytes(tensor: PackedTensor, path: Path) -> int:

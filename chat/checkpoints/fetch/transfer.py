@@ -228,7 +228,9 @@ def _complete(client: httpx2.Client, file: RemoteFile, part: _Part, watch: Watch
             try:
                 _receive_all(client, file, address, part, watch)
             except FetchFailed as failed:
-                failure = failed
+                # what a mirror said tells more than that another could not be reached
+                if failure is None or failure.code == "connection_lost":
+                    failure = failed
                 break
             if part.is_right:
                 return

@@ -119,14 +119,16 @@ class TemplatePrompter(Prompter):
             return min(self.end_ids)
         raise ValueError("neither tokenizer nor configuration names a token that ends an answer")
 
+    def _plain(self, text: str) -> list[int]:
+        plain: list[int] = self.tokenizer.encode(
+            text, add_special_tokens=True, split_special_tokens=True
+        )
+        ended = plain and plain[-1] == self.tokenizer.eos_token_id
+        return plain[:-1] if ended else plain
+
     def _render(self, messages: list[dict[str, str]]) -> list[int]:
         if not self.tokenizer.chat_template:
-            text = "\n".join(message["content"] for message in messages)
-            plain: list[int] = self.tokenizer.encode(
-                text, add_special_tokens=True, split_special_tokens=True
-            )
-            ended = plain and plain[-1] == self.tokenizer.eos_token_id
-            return plain[:-1] if ended else plain
+            return self._plain("\n".join(message["content"] for message in messages))
         if self._special is None or not any(
             self._special.search(message["content"]) for message in messages
         ):

@@ -146,6 +146,16 @@ class ChatGLMPrompter(Prompter):
             lines.append(f"[Round {number}]\n问：{past[0]}\n答：{answer}\n")
         return "".join(lines) + f"[Round {len(history)}]\n问：{query}\n答："
 
+    def _plain(self, text: str) -> list[int]:
+        return [*self._encode(text), self._gmask, self._sop]
+
+    def token_bytes(self) -> list[bytes] | None:
+        pieces = getattr(self.tokenizer, "pieces", None)
+        if pieces is None:
+            return None
+        texts = (text if isinstance(text, bytes) else text.encode() for text in pieces.texts)
+        return [*[b""] * pieces.offset, *texts]
+
     def _render(self, messages: list[dict[str, str]]) -> list[int]:
         return [*self._encode(self.text(messages)), self._gmask, self._sop]
 

@@ -4,36 +4,33 @@ else with the model loaded here.
 
 import asyncio
 import contextlib
+import getpass
 import signal
 import sys
 import uuid
-from collections.abc import AsyncGenerator
-from pathlib import Path
 
-from django.conf import settings
+from asgiref.sync import sync_to_async
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils.translation import gettext as _
 
-from chat.checkpoints import adapter_files
+from chat import terminal
+from chat.conversations.messages import without_history
 from chat.engine.request import (
     AdapterRef,
-    CheckpointRef,
     Event,
     GenerationRefused,
     Request,
     RequestRefused,
-    SamplingParams,
 )
-from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling, checked
 from chat.text import is_storable
-from chat.worker.router import Router, get_router
 
 
 class Command(BaseCommand):
     help = (
-        "Chat in the terminal: `clear` wipes the history, `stop` exits, Ctrl-C stops the answer. "
+        "Chat in the terminal: `clear` wipes the history, `stop` exits, Ctrl-C stops the answer, "
+        "`/model NAME` and `/adapter NAME` (without a name: prefix off) go on with another one. "
         "Example: chat --adapter mine"
     )
 
@@ -46,13 +43,32 @@ class Command(BaseCommand):
         parser.add_argument(
             "--adapter", default="", help="name of an adapter, or its folder (default: prefix off)"
         )
+        parser.add_argument(
+            "--history",
+            choices=["yes", "no"],
+            help="whether the model is shown the earlier turns (default: as it was trained)",
+        )
         parser.add_argument("--temperature", type=float, help="default: what the checkpoint wishes")
         parser.add_argument("--top-p", type=float)
         parser.add_argument("--max-new-tokens", type=int, default=None)
         parser.add_argument("--seed", type=int, default=None)
+        parser.add_argument("--url", help="another portal, e.g. http://host:8000")
+        parser.add_argument("--key", help="a key of yours there; left out: asked for")
 
-    def handle(self, *, checkpoint, adapter, temperature, top_p, max_new_tokens, seed, **options):
-        chosen, prefix = _chosen(checkpoint, adapter)
+    def handle(
+        self,
+        *,
+        checkpoint,
+        adapter,
+        history,
+        temperature,
+        top_p,
+        max_new_tokens,
+        seed,
+        url,
+        key,
+        **options,
+    ):
         wishes = {
             "temperature": temperature,
             "top_p": top_p,
@@ -60,7 +76,7 @@ class Command(BaseCommand):
             "seed": seed,
         }
         try:
-            sampling = as_sampling(checked(wishes), chosen.sampling)
+            self.wishes = checked(wishes)
         except ValidationError as error:
             named = {
                 f"--{name.removeprefix('sampling.')}": texts
@@ -73,45 +89,120 @@ class Command(BaseCommand):
             ]
             raise CommandError("\n".join(problems)) from error
         self.interactive, self.refused = sys.stdin.isatty(), False
+        if self.interactive:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  line editing and a history, for input()
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="replace")  # what a terminal cannot show
+        self.url, self.key, self.history = url, key, history
+        if url and key is None and self.interactive:
+            self.key = getpass.getpass(_("Key: "))
+        self.names = {"model": checkpoint, "adapter": adapter}
+        first = None if url else terminal.chosen(checkpoint, adapter)
         try:
-            asyncio.run(self._converse(chosen, prefix, sampling))
+            asyncio.run(self._converse(first))
         except KeyboardInterrupt:  # while the model was loaded, or standard input is no terminal
             sys.exit(130)
         if self.refused and not self.interactive:
             sys.exit(1)
 
-    async def _converse(
-        self, checkpoint: Checkpoint, adapter: AdapterRef | None, sampling: SamplingParams
-    ) -> None:
-        model = await self._model(checkpoint)
+    async def _converse(self, first: terminal.Chosen | None) -> None:
+        await self._open(first)
         self._explain()
         self._mind_the_prompt()
         history: list[dict[str, str]] = []
         try:
-            while (line := await asyncio.to_thread(_line, self._prompt())) is not None:
-                text = line.strip()
-                if text == "stop":
+            while True:
+                try:
+                    line = await asyncio.to_thread(_line, self._prompt())
+                except NotText as error:
+                    self._refuse(
+                        _("That was not %(encoding)s; say it again.") % {"encoding": error}
+                    )
+                    continue
+                if line is None or (text := line.strip()) == "stop":
                     return
                 if text == "clear":
                     history = []
                     self.stdout.write(_("The history is empty again."))
+                elif text.startswith("/"):
+                    await self._switch(text)
                 elif text:
                     turns = [*history, {"role": "user", "content": text}]
-                    answer = await self._answer(
-                        model, Request(str(uuid.uuid4()), tuple(turns), None, adapter, sampling)
-                    )
+                    answer = await self._answer(self._request(turns))
                     if answer:
                         history = [*turns, {"role": "assistant", "content": answer}]
         finally:
-            await model.close()
+            await self.model.close()
+
+    def _request(self, turns: list[dict[str, str]]) -> Request:
+        shown = tuple(turns if self.with_history else without_history(turns))
+        return Request(str(uuid.uuid4()), shown, adapter=self.adapter, sampling=self.sampling)
+
+    async def _open(self, found: terminal.Chosen | None) -> None:
+        """The rows found here, or on a remote portal what `names` says."""
+        if found is None:
+            name = self.names["adapter"] or self.names["model"]
+            self.model = await terminal.open_remote(self.url, self.key or "", name)
+            self.checkpoint, self.sampling = None, as_sampling(self.wishes)
+            self.adapter: AdapterRef | None = None
+            self.with_history = self.history != "no"
+            return
+        checkpoint = found.checkpoint
+        self._take(found)
+        self.model = await terminal.open_model(checkpoint, self.stderr.write)
+        self.checkpoint = checkpoint
+        self.sampling = as_sampling(self.wishes, checkpoint.sampling)
+
+    def _take(self, found: terminal.Chosen) -> None:
+        self.adapter = found.adapter
+        self.with_history = self.history == "yes" if self.history else found.with_history
+
+    async def _switch(self, text: str) -> None:
+        """`/model NAME`, `/adapter NAME`; the history stays."""
+        word, _space, name = text[1:].partition(" ")
+        name = name.strip()
+        if word not in self.names or (word == "model" and not name):
+            self._explain(always=True)
+            return
+        wanted = {"model": name, "adapter": ""} if word == "model" else {**self.names, word: name}
+        try:
+            if self.url:
+                before, self.names, model = self.names, wanted, self.model
+                try:
+                    await self._open(None)
+                except CommandError:
+                    self.names = before
+                    raise
+                await model.close()
+            else:
+                found = await sync_to_async(terminal.chosen)(wanted["model"], wanted["adapter"])
+                if found.checkpoint != self.checkpoint:
+                    await self.model.close()
+                    await self._open(found)
+                self._take(found)
+            self.names = wanted
+        except CommandError as error:
+            self.stderr.write(str(error))
+            return
+        named = wanted["adapter"] or wanted["model"] or _("prefix off")
+        self.stdout.write(_("Going on with %(name)s.") % {"name": named})
 
     def _prompt(self) -> str:
         return _("You: ") if self.interactive else ""
 
-    def _explain(self) -> None:
-        if self.interactive:
+    def _explain(self, always: bool = False) -> None:
+        if self.interactive or always:
+            if not self.with_history:
+                self.stdout.write(
+                    _("The model was trained on single turns: it is not shown the earlier ones.")
+                )
             self.stdout.write(
-                _("“clear” wipes the history, “stop” exits, Ctrl-C stops the answer.")
+                _(
+                    "“clear” wipes the history, “stop” exits, Ctrl-C stops the answer, “/model "
+                    "NAME” and “/adapter NAME” go on with another one."
+                )
             )
 
     def _mind_the_prompt(self) -> None:
@@ -131,33 +222,20 @@ class Command(BaseCommand):
 
         loop.add_signal_handler(signal.SIGINT, explain)
 
-    async def _model(self, checkpoint: Checkpoint):
-        reference = checkpoint.ref()
-        router = get_router()
-        served = await asyncio.gather(
-            *(backend.serves(reference, with_adapter=False) for backend in router.backends),
-            return_exceptions=True,
-        )
-        if True in served:
-            return _Served(router, reference)
-        await router.close()
-        self.stderr.write(
-            _("No worker serves %(name)s; loading it here.") % {"name": checkpoint.name}
-        )
-        return await asyncio.to_thread(_LoadedHere, checkpoint)
-
-    async def _answer(self, model, request: Request) -> str:
+    async def _answer(self, request: Request) -> str:
         """Prints the answer as it comes; Ctrl-C ends the answer, not the program. What was written,
         or "" when refused.
         """
         loop = asyncio.get_running_loop()
         written: list[str] = []
-        loop.add_signal_handler(signal.SIGINT, lambda: loop.create_task(model.abort(request.id)))
+        loop.add_signal_handler(
+            signal.SIGINT, lambda: loop.create_task(self.model.abort(request.id))
+        )
         try:
             if not is_storable(request.messages[-1]["content"]):
                 raise RequestRefused("invalid", _("The text contains a NUL or half a character."))
-            await model.submit(request)
-            async with contextlib.aclosing(model.events(request.id)) as handfuls:
+            await self.model.submit(request)
+            async with contextlib.aclosing(self.model.events(request.id)) as handfuls:
                 async for events in handfuls:
                     for event in events:
                         self._show(event, written)
@@ -181,91 +259,21 @@ class Command(BaseCommand):
         self.stderr.write(f"\n{message}")
 
 
+class NotText(Exception):
+    """The line that was read is not in the terminal's encoding."""
+
+
 def _line(prompt: str) -> str | None:
     """The next line of standard input; None at its end."""
+    encoding = sys.stdin.encoding or "utf-8"
     try:
-        return input(prompt)
+        if prompt or not hasattr(sys.stdin, "buffer"):
+            line = input(prompt)
+            # a terminal's C locale hides bytes in half characters
+            return line.encode(encoding, "surrogateescape").decode(encoding)
+        raw = sys.stdin.buffer.readline()
+        return raw.decode(encoding) if raw else None
     except EOFError:
         return None
-
-
-def _chosen(checkpoint_name: str, adapter_name: str) -> tuple[Checkpoint, AdapterRef | None]:
-    """Rows by name; CommandError naming what there is otherwise."""
-    adapter = reference = None
-    if adapter_name:
-        adapter = Adapter.objects.filter(name=adapter_name).select_related("checkpoint").first()
-        if adapter is not None:
-            reference = adapter.ref()
-        elif (Path(adapter_name) / adapter_files.DESCRIPTION).is_file():
-            folder = Path(adapter_name).resolve()
-            reference = AdapterRef(
-                f"{folder} {(folder / adapter_files.WEIGHTS).stat().st_mtime_ns}", str(folder)
-            )
-        else:
-            known = ", ".join(Adapter.objects.values_list("name", flat=True)[:20]) or "-"
-            raise CommandError(f"There is no adapter named {adapter_name!r}. There are: {known}")
-    if checkpoint_name:
-        checkpoint = Checkpoint.objects.filter(name=checkpoint_name).first()
-    else:
-        checkpoint = adapter.checkpoint if adapter else Checkpoint.default()
-    if checkpoint is None:
-        known = ", ".join(Checkpoint.objects.values_list("name", flat=True)) or "-"
-        raise CommandError(f"There is no checkpoint named {checkpoint_name!r}. There are: {known}")
-    if adapter is not None and adapter.checkpoint_id != checkpoint.pk:
-        raise CommandError(
-            f"The adapter {adapter.name} belongs to {adapter.checkpoint.name}, not to "
-            f"{checkpoint.name}."
-        )
-    return checkpoint, reference
-
-
-class _Served:
-    """The model in a worker."""
-
-    def __init__(self, router: Router, checkpoint: CheckpointRef):
-        self._router, self._checkpoint = router, checkpoint
-        self.events, self.abort, self.close = router.events, router.abort, router.close
-
-    async def submit(self, request: Request) -> None:
-        await self._router.submit(request, self._checkpoint)
-
-
-class _LoadedHere:
-    """The model in this process, with the same engine as a worker's."""
-
-    def __init__(self, checkpoint: Checkpoint):
-        from chat.checkpoints.describe import CheckpointInvalid
-        from chat.engine.engine import Engine, EngineConfig
-        from chat.engine.loading import load
-
-        try:
-            self._engine = Engine(
-                load(checkpoint.path, device=settings.DEVICE or None), EngineConfig(max_rows=1)
-            )
-        except CheckpointInvalid as error:
-            raise CommandError(error.message) from error
-        self._engine.start()
-        self._arrived: dict[str, asyncio.Queue[Event]] = {}
-
-    async def submit(self, request: Request) -> None:
-        loop = asyncio.get_running_loop()
-        queue = self._arrived[request.id] = asyncio.Queue()
-        await asyncio.to_thread(
-            self._engine.submit,
-            request,
-            lambda event: loop.call_soon_threadsafe(queue.put_nowait, event),
-        )
-
-    async def events(self, id: str) -> AsyncGenerator[list[Event], None]:
-        queue = self._arrived.pop(id)
-        while True:
-            event = await queue.get()
-            yield [event]
-            if event.terminal:
-                return
-
-    async def abort(self, id: str) -> None:
-        self._engine.abort(id)
-
-    async def close(self) -> None:
-        await asyncio.to_thread(self._engine.close)
+    except UnicodeError as error:
+        raise NotText(encoding.upper()) from error

@@ -3,13 +3,18 @@
 import asyncio
 import logging
 import os
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+import psutil
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.db import close_old_connections
 
 from chat.models import Checkpoint
+from chat.registry import remember_memory
+
+if TYPE_CHECKING:
+    from chat.engine.loading import Loaded
 
 
 class Command(BaseCommand):
@@ -92,7 +97,21 @@ def _load(checkpoint: Checkpoint):
             "the files of checkpoint %s have changed since it was registered; register them again",
             checkpoint.name,
         )
+    remember_memory(checkpoint, _memory_taken(loaded))
     return Engine(loaded, EngineConfig(cache_share=settings.CACHE_SHARE)), loaded.fingerprint
+
+
+def _memory_taken(loaded: "Loaded") -> dict:
+    """What `memory.estimates` reads as `measured`: the process on a CPU, the weights on cards."""
+    import torch
+
+    device = loaded.device.type
+    if device == "cuda":
+        taken = sum(torch.cuda.memory_allocated(n) for n in range(torch.cuda.device_count()))
+    else:
+        taken = psutil.Process().memory_info().rss
+    precision = str(loaded.dtype).removeprefix("torch.")
+    return {"precision": precision, "device": device, "bytes": taken}
 
 
 def _replaced(served: Checkpoint, *, following_default: bool) -> str:

@@ -11,6 +11,7 @@ from django.core.management.base import CommandError
 from django.db import transaction
 from django.utils.translation import gettext as _
 
+from chat.adapter_import import import_adapter
 from chat.models import Adapter, Checkpoint
 from evaluation import upstream_files
 from evaluation.intervals import METRICS
@@ -37,15 +38,32 @@ class Command(ForegroundCommand):
     )
 
     def add_arguments(self, parser):
-        self.add_source(parser, "--test-file")
+        self.add_source(parser, "--test-file", required=False)
+        parser.add_argument(
+            "--validation-file", type=Path, help="read where --test-file is left out"
+        )
         parser.add_argument(
             "--checkpoint",
             "--model-name-or-path",
-            help="name or number in the portal; default: the adapter's, else the portal's default",
+            help="name, number, folder or hub name of a registered checkpoint; default: the "
+            "adapter's, else the portal's default",
         )
         parser.add_argument("--adapter", help="name or number; default: none, the bare checkpoint")
         parser.add_argument("--decoding", choices=EvaluationRun.Decoding.values, default="greedy")
-        parser.add_argument("--max-examples", type=int)
+        parser.add_argument("--max-examples", "--max-predict-samples", type=int)
+        parser.add_argument(
+            "--ptuning-checkpoint",
+            type=Path,
+            help="a folder as import_adapter takes it, in place of --adapter",
+        )
+        parser.add_argument("--pre-seq-len", type=int, help="checked: it is the adapter's own")
+        parser.add_argument(
+            "--quantization-bit",
+            type=int,
+            choices=[0, 4, 8],
+            help="default: as the adapter was tuned",
+        )
+        parser.add_argument("--fp16", action="store_true", help="without effect")
         parser.add_argument("--max-source-length", type=int)
         parser.add_argument("--max-target-length", type=int)
         parser.add_argument("--seed", type=int, default=SEED)
@@ -57,12 +75,26 @@ class Command(ForegroundCommand):
         owner = self.owner(options["user"])
         adapter = self.named(Adapter, options["adapter"], owner) if options["adapter"] else None
         if options["checkpoint"]:
-            checkpoint = self.named(Checkpoint, options["checkpoint"], owner)
+            checkpoint = self.checkpoint(options["checkpoint"], owner)
         else:
             checkpoint = adapter.checkpoint if adapter else Checkpoint.default()
         if checkpoint is None:
             raise CommandError(_("There is no checkpoint yet; add one with add_checkpoint."))
-        chosen = ("decoding", "max_examples", "max_source_length", "max_target_length", "seed")
+        if options["ptuning_checkpoint"] and adapter is None:
+            adapter = self._imported(options["ptuning_checkpoint"], checkpoint, owner)
+        self._check_length(options["pre_seq_len"], adapter)
+        if not options["dataset"] and not options["test_file"]:
+            options["test_file"] = options["validation_file"]
+            if options["test_file"] is None:
+                raise CommandError(_("Name a file with --test-file, or a dataset with --dataset."))
+        chosen = (
+            "decoding",
+            "max_examples",
+            "max_source_length",
+            "max_target_length",
+            "seed",
+            "quantization_bit",
+        )
         dataset = self._dataset(options, owner)
         try:
             with transaction.atomic():  # claimed before anybody else sees it
@@ -88,6 +120,29 @@ class Command(ForegroundCommand):
         self._tell(run, options["json"])
         if run.status != Run.Status.SUCCEEDED:
             sys.exit(1)
+
+    def _imported(self, path: Path, checkpoint: Checkpoint, owner) -> Adapter:
+        try:
+            found = import_adapter(path, checkpoint, owner=owner, again=False)
+        except ValidationError as fault:
+            raise CommandError(f"--ptuning-checkpoint: {' '.join(fault.messages)}") from fault
+        message = (
+            _("%(path)s is the adapter “%(name)s”.")
+            if found.known
+            else _("%(path)s was imported as the adapter “%(name)s”.")
+        )
+        self.say(message % {"path": path, "name": found.adapter.name})
+        return found.adapter
+
+    def _check_length(self, pre_seq_len: int | None, adapter: Adapter | None) -> None:
+        if pre_seq_len is None:
+            return
+        if adapter is None:
+            self.say(_("--pre-seq-len has no effect without --adapter or --ptuning-checkpoint."))
+        elif adapter.pre_seq_len != pre_seq_len:
+            message = _("--pre-seq-len %(asked)s: the prefix of “%(name)s” is %(its)s long.")
+            names = {"asked": pre_seq_len, "name": adapter.name, "its": adapter.pre_seq_len}
+            raise CommandError(message % names)
 
     def _dataset(self, options: dict, owner) -> Dataset:
         if options["dataset"]:

@@ -2,7 +2,10 @@
 it.
 """
 
+from datetime import timedelta
+
 from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
 
 from portal.models import ApiKey, User
 
@@ -16,10 +19,27 @@ class Command(BaseCommand):
     def add_arguments(self, parser):
         parser.add_argument("user")
         parser.add_argument("--name", default="", help="what the key is for")
+        parser.add_argument(
+            "--scopes",
+            nargs="+",
+            choices=list(ApiKey.Scope),
+            default=list(ApiKey.Scope),
+            help="what it may be used for (default: everything that the user may do)",
+        )
+        parser.add_argument("--days", type=int, help="how long it is valid (default: for ever)")
+        parser.add_argument("--requests-per-minute", type=int)
+        parser.add_argument("--tokens-per-day", type=int)
 
-    def handle(self, *, user, name, **options):
+    def handle(self, *, user, name, scopes, days, **options):
         owner = User.objects.filter(username=user, is_active=True).first()
         if owner is None:
             raise CommandError(f"There is no active user named {user!r}.")
-        _key, secret = ApiKey.create_for(owner, name)
+        _key, secret = ApiKey.create_for(
+            owner,
+            name,
+            scopes=scopes,
+            expires_at=days and timezone.now() + timedelta(days=days),
+            requests_per_minute=options["requests_per_minute"],
+            tokens_per_day=options["tokens_per_day"],
+        )
         self.stdout.write(secret)

@@ -53,7 +53,21 @@ function chosenModel() {
     checkpoint: Number(chip.dataset.checkpoint),
     adapter: chip.dataset.adapter ? Number(chip.dataset.adapter) : null, // null: prefix off
     label: chip.dataset.label,
+    withHistory: chip.dataset.history !== "False", // as it was trained
   };
+}
+
+// Whether the model is shown the earlier turns: what was chosen, or null: as it was trained.
+function withHistory() {
+  return { yes: true, no: false }[composer.elements.history.value] ?? null;
+}
+
+// The choice that is made for the member is told in full: it depends on the model.
+function tellHistory() {
+  const [asTrained] = composer.elements.history.options;
+  const chip = document.querySelector("input[name=model]:checked");
+  const known = { False: "false", unknown: "unknown" }[chip?.dataset.history] ?? "true";
+  asTrained.textContent = asTrained.dataset[known];
 }
 
 // What differs from the defaults.
@@ -81,6 +95,7 @@ function addAnswer(id) {
   const model = chosenModel();
   const turn = addTurn("answer-turn");
   turn.dataset.message = id;
+  part(turn, "alone").hidden = withHistory() ?? model?.withHistory ?? true;
   turn.dataset.seq = 0;
   const now = new Date();
   part(turn, "time").dateTime = now.toISOString();
@@ -95,14 +110,35 @@ function addAnswer(id) {
 }
 
 // What the server rendered and sanitised becomes nodes without passing through innerHTML: scripts in it would stay inert.
-function showRendered(turn, html) {
-  const parsed = new DOMParser().parseFromString(html, "text/html");
-  part(turn, "text").replaceChildren(...parsed.body.childNodes);
-  dressCode(turn);
+function nodesOf(html) {
+  return [...new DOMParser().parseFromString(html, "text/html").body.childNodes];
+}
+
+// Of an answer that is rendered as it comes: the nodes of its open block, and what takes the next text.
+const open = new WeakMap();
+
+function showRendered(turn, frame) {
+  const place = part(turn, "text");
+  const stream = part(turn, "stream");
+  const closed = nodesOf(frame.html);
+  const nodes = nodesOf(frame.open);
+  if (frame.from === 0) place.replaceChildren(stream);
+  for (const node of open.get(turn)?.nodes ?? []) node.remove();
+  stream.before(...closed, ...nodes);
+  for (const node of [...closed, ...nodes]) if (node instanceof Element) addCopyButtons(node);
+  for (const node of closed) if (node instanceof Element) colourCode(node);
+  stream.hidden = frame.code;
+  const code = frame.code ? nodes.find((node) => node.matches?.(".code")).querySelector("code") : null;
+  stream.textContent = "";
+  (code ?? stream).textContent = frame.text;
+  open.set(turn, { nodes, target: code ?? stream });
 }
 
 function showEnd(turn, frame) {
-  if (frame.html) showRendered(turn, frame.html);
+  if (frame.html) {
+    part(turn, "text").replaceChildren(...nodesOf(frame.html));
+    dressCode(turn);
+  }
   setStatus(turn, frame.status ?? "complete");
   if (frame.finish_reason === "length") turn.dataset.cut = "true";
   const tokens = frame.usage?.completion_tokens;
@@ -123,7 +159,11 @@ const show = {
   },
   "message.delta"(turn, frame) {
     setStatus(turn, "streaming");
-    part(turn, "stream").append(frame.text);
+    (open.get(turn)?.target ?? part(turn, "stream")).append(frame.text);
+  },
+  "message.rendered"(turn, frame) {
+    setStatus(turn, "streaming");
+    showRendered(turn, frame);
   },
   "message.finished": showEnd,
   "message.failed"(turn, frame) {
@@ -171,7 +211,8 @@ function refused(frame) {
 }
 
 function attach(turn) {
-  socket.send(JSON.stringify({ type: "attach", message: Number(turn.dataset.message), after: Number(turn.dataset.seq) }));
+  const [message, after] = [Number(turn.dataset.message), Number(turn.dataset.seq)];
+  socket.send(JSON.stringify({ type: "attach", message, after, render: true }));
 }
 
 // The server's view of the conversation in place of ours.
@@ -184,6 +225,22 @@ async function reread() {
   dressCode(thread);
   toBottom();
 }
+
+// Earlier messages join those that are shown, which stay where they are.
+thread.addEventListener("click", async (event) => {
+  const link = event.target.closest("[data-earlier]");
+  if (!link || event.ctrlKey || event.metaKey) return;
+  event.preventDefault();
+  const answer = await fetch(link.href);
+  if (!answer.ok || answer.redirected) return location.reload();
+  const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("thread");
+  fresh.querySelector(":scope > .earlier:last-child")?.remove(); // the way back to the newest
+  const below = stream.scrollHeight - stream.scrollTop;
+  const nodes = [...fresh.childNodes];
+  link.closest(".earlier").replaceWith(...nodes);
+  stream.scrollTop = stream.scrollHeight - below;
+  for (const node of nodes) if (node instanceof Element) dressCode(node);
+});
 
 // A message was sent and the connection broke before any frame came: the server knows whether it arrived.
 async function resynchronise() {
@@ -233,8 +290,9 @@ composer.addEventListener("submit", (event) => {
   if (!page.dataset.socket || socket?.readyState !== WebSocket.OPEN) return; // a new conversation: the form does it
   event.preventDefault();
   const model = chosenModel();
-  const frame = { type: "message.send", content, sampling: sampling() };
+  const frame = { type: "message.send", content, sampling: sampling(), render: true };
   if (model) Object.assign(frame, { checkpoint: model.checkpoint, adapter: model.adapter });
+  if (withHistory() !== null) frame.with_history = withHistory();
   socket.send(JSON.stringify(frame));
   unanswered = content;
   addQuestion(content);
@@ -242,6 +300,49 @@ composer.addEventListener("submit", (event) => {
   busy();
   toBottom(true);
 });
+
+// The list of all models: the search has the focus, Enter takes the first match, arrows walk the rest. What is chosen joins the
+// row above the conversation.
+const picker = document.getElementById("picker");
+const pickable = () => [...picker.querySelectorAll("[data-model]:not([hidden]) input")];
+
+function choose(model) {
+  const label = model.closest("[data-model]");
+  label.className = "chip";
+  document.querySelector(".chat-head .chips").prepend(label);
+  picker.open = false;
+  say.focus();
+}
+
+picker?.addEventListener("toggle", () => {
+  if (picker.open) picker.querySelector("[type=search]").focus();
+});
+picker?.addEventListener("keydown", (event) => {
+  if (event.isComposing || event.keyCode === 229) return;
+  const searching = event.target.type === "search";
+  if (event.key === "Escape") {
+    picker.open = false;
+    picker.querySelector("summary").focus();
+  } else if (event.key === "ArrowDown" && searching) {
+    pickable()[0]?.focus();
+  } else if (event.key === "Enter" && event.target.matches("input")) {
+    const model = searching ? pickable()[0] : event.target;
+    if (!model) return;
+    model.checked = true;
+    model.dispatchEvent(new Event("change", { bubbles: true }));
+    choose(model);
+  } else return;
+  event.preventDefault();
+});
+picker?.addEventListener("click", (event) => {
+  // an arrow key clicks too (detail is 0): it only walks
+  if (event.detail > 0 && event.target.closest("[data-model]")) setTimeout(() => choose(picker.querySelector("input[name=model]:checked")));
+});
+
+document.addEventListener("change", (event) => {
+  if (event.target.name === "model") tellHistory();
+});
+tellHistory();
 
 say.addEventListener("keydown", (event) => {
   // isComposing: Enter chooses a word in an input method and must not send half a sentence.
@@ -271,10 +372,18 @@ for (const example of document.querySelectorAll("[data-say]")) {
 }
 
 // The renderer marks code blocks and names their languages; the button that copies one and the colours are the page's.
-async function dressCode(place) {
+function dressCode(place) {
+  addCopyButtons(place);
+  colourCode(place);
+}
+
+function addCopyButtons(place) {
   for (const head of place.querySelectorAll(".code-head:not(:has(button))")) {
     head.append(document.getElementById("copy-code").content.firstElementChild.cloneNode(true));
   }
+}
+
+async function colourCode(place) {
   const blocks = place.querySelectorAll("pre > code[class^=language-]:not([data-highlighted])");
   if (blocks.length === 0) return; // most conversations never load the highlighter
   const { default: highlighter } = await import(page.dataset.highlighter);

@@ -22,7 +22,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from tests.bench import report
-from tests.bench.portal import database, pages
+from tests.bench.portal import database, pages, rendering
 from tests.bench.portal.site import Site, fill, set_up
 
 RATE = 30  # tokens a second and stream
@@ -127,6 +127,7 @@ def measure(
         "sqlite_writes_per_s": len(short) / (5.0 if quick else 20.0),
         "page_p95_ms": pages.p95([value for values in took.values() for value in values]),
     }
+    results |= rendering.measure(5 if quick else 20)
     return results, samples
 
 

@@ -233,7 +233,7 @@ class Site:
         try:
             self.portal.__enter__()
             wait_for(self.portal.healthy, 60, "the portal")
-            self.web = psutil.Process(self.portal.pid_of("daphne"))
+            self.web = psutil.Process(self.portal.pid_of("portal.web_server"))
         except BaseException:
             self.__exit__()
             raise

@@ -114,7 +114,7 @@ class ScriptedGeneration:
             )
             raise self.failure
 
-    async def follow(self, message_id: int, after: int):
+    async def follow(self, message_id: int, after: int, rendered: bool = False):
         try:
             for frame in self.frames(message_id):
                 if frame["seq"] > after:

@@ -1,6 +1,11 @@
 """Who may do what, over every door of chat: without a key 401, somebody else's object 404."""
 
+import base64
+import json
+
 import pytest
+from channels.testing import HttpCommunicator
+from django.core.asgi import get_asgi_application
 from django.test import AsyncClient, Client
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -24,12 +29,41 @@ NEEDS_KEY = [
 
 @pytest.mark.parametrize(("method", "path"), NEEDS_KEY)
 @pytest.mark.parametrize(
-    "header", [{}, {"Authorization": "Bearer sk-wrong"}, {"Authorization": "Basic eDp5"}]
+    "header",
+    [
+        {},
+        {"Authorization": "Bearer sk-wrong"},
+        {"Authorization": "Basic eDp5"},
+        {"Authorization": "Bearer"},
+        {"Authorization": "sk-without-a-scheme"},
+        {"Authorization": "Bearer " + "键".encode().decode("latin-1")},
+        {"X-Api-Key": "sk-wrong"},
+    ],
 )
 async def test_without_a_key_it_is_401(base, method, path, header):
     response = await getattr(AsyncClient(), method)(path, headers=header)
     assert response.status_code == 401
-    assert response.json()["error"]["message"] and response["WWW-Authenticate"] == "Bearer"
+    error = response.json()["error"]
+    assert error["message"] and response["WWW-Authenticate"] == "Bearer"
+    if path == "/" or path.startswith("/v1/"):
+        assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+        unknown = header.get("Authorization", "").startswith("Bearer ")
+        assert ("Bearer KEY" in error["message"]) != unknown
+
+
+async def test_a_key_in_the_address_is_taken_where_a_setting_says_so(base, key, router, settings):
+    """As clients send http://:KEY@host."""
+    body = {"prompt": "x", "model": "base", "messages": [{"role": "user", "content": "x"}]}
+    for userinfo in (f":{key}", f"{key}:", f"api:{key}"):
+        header = {"Authorization": "Basic " + base64.b64encode(userinfo.encode()).decode()}
+        for path in ("/", "/v1/chat/completions"):
+            settings.KEY_IN_ADDRESS = False
+            assert (await AsyncClient().post(path, body, JSON, headers=header)).status_code == 401
+            settings.KEY_IN_ADDRESS = True
+            assert (await AsyncClient().post(path, body, JSON, headers=header)).status_code == 200
+    for broken in ("Basic ???", "Basic", "Basic " + base64.b64encode(b":sk-wrong").decode()):
+        header = {"Authorization": broken}
+        assert (await AsyncClient().post("/", body, JSON, headers=header)).status_code == 401
 
 
 async def test_a_login_cookie_does_not_open_the_doors_without_csrf_protection(member, base, router):
@@ -112,6 +146,65 @@ def test_a_path_with_the_wrong_end_leads_to_the_right_one_method_and_body_kept(c
     assert response.redirect_chain == [("/api/v1/conversations/?x=1", 308)]
     assert (response.status_code, response.json()["title"]) == (201, "kept")
     assert client.get("/v1/models/", follow=True).json()["data"][0]["id"] == "base"
+
+
+@pytest.mark.parametrize(
+    ("path", "named"),
+    [
+        ("/chat/completions", "/v1/chat/completions"),
+        ("//v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/api/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completions/chat/completions/", "/v1/chat/completions"),
+        ("/openai/v1/models", "/v1/models"),
+        ("/models", "/v1/models"),
+        ("/v1/audio/speech", "chat/completions"),
+        ("/v1/embeddings", "chat/completions"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_a_wrong_base_address_is_told_the_right_one(path, named, method):
+    """Straight into the application: test clients and browsers rewrite such paths."""
+    asked = HttpCommunicator(
+        get_asgi_application(), method, path, headers=[(b"host", b"localhost")]
+    )
+    answer = await asked.get_response(timeout=30)
+    error = json.loads(answer["body"])["error"]
+    assert (answer["status"], error["code"], named in error["message"]) == (404, "not_found", True)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models", "/"])
+@pytest.mark.parametrize(
+    ("allowed", "everybody", "origin", "answered"),
+    [
+        ([], False, "https://app.example", None),
+        (["https://app.example"], False, "https://app.example", "https://app.example"),
+        (["https://app.example"], False, "https://other.example", None),
+        ([], True, "https://other.example", "*"),
+    ],
+)
+async def test_a_page_of_another_origin_gets_in_where_a_setting_says_so(
+    settings, path, allowed, everybody, origin, answered
+):
+    settings.CORS_ALLOWED_ORIGINS, settings.CORS_ALLOW_ALL_ORIGINS = allowed, everybody
+    preflight = {
+        "Origin": origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+    }
+    response = await AsyncClient().options(path, headers=preflight)
+    assert response.get("Access-Control-Allow-Origin") == answered
+    assert "Access-Control-Allow-Credentials" not in response
+    if answered:
+        assert response.status_code == 200
+        assert "authorization" in response["Access-Control-Allow-Headers"]
+    refused = await AsyncClient().post(path, {}, JSON, headers={"Origin": origin})
+    if path != "/v1/models":
+        assert refused.status_code == 401, "a page is told why, too"
+    assert refused.get("Access-Control-Allow-Origin") == answered
+    assert (await AsyncClient().get("/account/", headers={"Origin": origin})).get(
+        "Access-Control-Allow-Origin"
+    ) is None
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,15 @@ import zipfile
 import numpy as np
 import pytest
 from django.test import Client
+from django.utils import timezone
 from safetensors.numpy import load, load_file
 
+from chat.api.adapter_export import Download, downloads
 from chat.engine.request import RequestRefused
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
+from portal import logins
+from portal.models import ApiKey
 from tests.support.folders import HEAD_DIM, KV_HEADS, LAYERS, PRE_SEQ_LEN, checkpoint_folder
 
 pytestmark = pytest.mark.django_db
@@ -302,3 +306,40 @@ def test_a_cookie_needs_the_csrf_token_and_a_key_does_not(client, key, member, b
     assert browser.get("/api/v1/conversations/").status_code == 200
     script = Client(enforce_csrf_checks=True, headers={"Authorization": f"Bearer {key}"})
     assert script.post("/api/v1/conversations/", {"title": "x"}, JSON).status_code == 201
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_a_stream_ends_when_its_key_is_revoked(async_client, answer, scripted, monkeypatch):
+    monkeypatch.setattr(logins, "LOOK_EVERY", 0.02)
+    scripted.hold = True
+    response = await async_client.get(f"/api/v1/messages/{answer.pk}/stream/")
+    chunks = aiter(response.streaming_content)
+    heard = [await anext(chunks) for _frame in range(5)]
+    await ApiKey.objects.aupdate(revoked_at=timezone.now())
+    async with asyncio.timeout(5):
+        assert len(heard) == 5 and not [chunk async for chunk in chunks]
+    assert scripted.left == [answer.pk]
+
+
+def test_downloads_of_one_user_are_bounded_and_give_their_place_back(client, adapter):
+    path = f"/api/v1/adapters/{adapter.pk}/download/"
+    open_ = [client.get(path) for _download in range(downloads.most)]
+    refused = client.get(path)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many")
+    assert refused["Retry-After"]
+    for each in open_:
+        each.close()
+    assert client.get(path).status_code == 200
+    assert client.head(path).status_code == 200
+
+
+async def test_a_download_is_read_piece_by_piece(tmp_path):
+    """Django would make a list of all of it before the first byte goes out."""
+    (tmp_path / "large").write_bytes(b"x" * 1_000_000)
+    ended = []
+    file = (tmp_path / "large").open("rb")
+    response = Download(file, "x.zip", lambda: ended.append(1))
+    pieces = aiter(response)
+    assert len(await anext(pieces)) < 100_000 and response.file_to_stream.tell() < 100_000
+    response.close()
+    assert ended == [1]

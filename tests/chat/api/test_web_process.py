@@ -5,6 +5,7 @@ streams and websockets.
 import http.client
 import json
 import subprocess
+import sys
 import time
 
 import openai
@@ -14,6 +15,7 @@ from websockets.sync.client import connect
 
 from chat.worker.router import _get_status
 from chat.worker.wire import Address
+from tests.support import ROOT
 from tests.support.live_portal import wait_for
 from tests.support.web_process import Web
 from tests.support.worker_process import TOKEN
@@ -63,6 +65,36 @@ def test_the_official_client_streams(client):
     assert len(text.split()) == 20
     assert chunks[-1][1].usage.completion_tokens == 20
     assert chunks[-1][0] - chunks[0][0] > 0.2  # while it was written, not at the end
+
+
+def test_the_official_client_completes_texts_and_makes_responses(client):
+    completed = client.completions.create(model="pretend", prompt=["words 3", "words 2"])
+    assert [len(choice.text.split()) for choice in completed.choices] == [3, 2]
+    streamed = client.completions.create(model="pretend", prompt="words 4", stream=True)
+    assert len("".join(chunk.choices[0].text for chunk in streamed).split()) == 4
+    response = client.responses.create(model="pretend", input="words 3", instructions="be brief")
+    assert (len(response.output_text.split()), response.usage.output_tokens) == (3, 3)
+    with client.responses.stream(model="pretend", input="words 5") as stream:
+        deltas = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        assert "".join(deltas) == stream.get_final_response().output_text
+        assert len("".join(deltas).split()) == 5
+    with pytest.raises(openai.NotFoundError, match="chat/completions"):
+        client.embeddings.create(model="pretend", input="x")
+
+
+def test_the_terminal_talks_to_another_portal(web):
+    command = [sys.executable, "manage.py", "chat", "--url", web.url]
+    said = {
+        "input": "words 3\n/model nobody\nwords 2\nstop\n",
+        "capture_output": True,
+        "text": True,
+    }
+    there = subprocess.run([*command, "--key", web.key], cwd=ROOT, env=web.environment, **said)
+    answers = [len(line.split()) for line in there.stdout.splitlines() if line.strip()]
+    assert (there.returncode, answers) == (0, [3, 2]), there.stderr
+    assert "pretend" in there.stderr, "the models that there are"
+    refused = subprocess.run([*command, "--key", "sk-wrong"], cwd=ROOT, env=web.environment, **said)
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
 
 
 def test_the_official_client_lists_models(client):

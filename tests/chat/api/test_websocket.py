@@ -5,25 +5,30 @@ import json
 from contextlib import asynccontextmanager
 
 import pytest
-from autobahn.exception import Disconnected
+from asgiref.sync import sync_to_async
 from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
+from django.test import Client
+from django.utils import timezone
 
 from chat.api import websocket
 from chat.api.routing import websocket_urlpatterns
 from chat.engine.request import RequestRefused
 from chat.models import Conversation, Message
-from portal.models import User
+from portal import logins
+from portal.models import ApiKey, User
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @asynccontextmanager
-async def socket(user, conversation_id):
+async def socket(user, conversation_id, session=None):
     communicator = WebsocketCommunicator(
         URLRouter(websocket_urlpatterns), f"/ws/conversations/{conversation_id}/"
     )
     communicator.scope["user"] = user
+    if session is not None:
+        communicator.scope["session"] = session
     connected, _protocol = await communicator.connect()
     assert connected
     try:
@@ -132,10 +137,10 @@ async def test_bytes_are_answered_too(member, conversation, base, scripted):
 async def test_a_client_that_left_before_its_frames_were_read_is_no_fault(
     member, conversation, base, monkeypatch
 ):
-    """daphne hands on what the client had sent, and refuses to send to it."""
+    """The server hands on what the client had sent, and refuses to send to it."""
 
     async def gone(self, **frame):
-        raise Disconnected
+        raise BrokenPipeError
 
     async with socket(member, conversation.pk) as page:
         with monkeypatch.context() as left:
@@ -172,7 +177,7 @@ async def test_a_reader_that_acknowledges_hears_everything(
 ):
     monkeypatch.setattr(websocket, "WINDOW", 300)
 
-    async def slowly(message: int, after: int):
+    async def slowly(message: int, after: int, rendered: bool):
         for seq in range(1, 31):
             yield {"type": "message.delta", "text": "x", "message": message, "seq": seq}
             await acknowledged.wait()
@@ -225,3 +230,67 @@ async def test_frames_carry_chinese_as_it_is(member, conversation, answer, scrip
         await page.send_json_to({"type": "attach", "message": answer.pk, "after": 2})
         assert "你好" in await page.receive_from(timeout=5)
         assert json.loads(await page.receive_from(timeout=5))["text"] == "，"
+
+
+async def until_closed(page) -> int:
+    while (said := await page.receive_output(timeout=5))["type"] != "websocket.close":
+        pass
+    return said["code"]
+
+
+@pytest.mark.parametrize("cause", ["logout", "password", "deactivated", "deleted", "key"])
+async def test_a_socket_ends_at_once_when_what_opened_it_does(
+    member, conversation, answer, scripted, monkeypatch, cause
+):
+    monkeypatch.setattr(logins, "LOOK_EVERY", 0.02)
+    scripted.hold = True
+    client = Client()
+    await sync_to_async(client.force_login)(member)
+    session, user = client.session, member
+    if cause == "key":
+        key, secret = await sync_to_async(ApiKey.create_for)(member)
+        session, user = None, await sync_to_async(ApiKey.user_of)(secret)
+    async with socket(user, conversation.pk, session) as page:
+        await page.send_json_to({"type": "attach", "message": answer.pk})
+        await hear(page, 5)
+        assert await page.receive_nothing(0.2)  # several looks later
+        if cause == "logout":
+            await sync_to_async(client.logout)()
+        elif cause == "password":
+            member.set_password("another battery")
+            await member.asave()
+        elif cause == "deactivated":
+            await User.objects.filter(pk=member.pk).aupdate(is_active=False)
+        elif cause == "deleted":
+            await sync_to_async(member.delete)()
+        else:
+            await ApiKey.objects.filter(pk=key.pk).aupdate(revoked_at=timezone.now())
+        assert await until_closed(page) == 4401
+
+
+async def test_a_flood_of_frames_is_closed_and_reading_is_no_flood(
+    member, conversation, answer, scripted
+):
+    async with socket(member, conversation.pk) as page:
+        await page.send_json_to({"type": "attach", "message": answer.pk})
+        for frame in await hear(page, 6):
+            await page.send_json_to({"type": "ack", "message": answer.pk, "seq": frame["seq"]})
+        for _frame in range(websocket.BURST + 20):
+            await page.send_json_to({"type": "attach", "message": 10**9})
+        assert await until_closed(page) == 1008
+
+
+async def test_long_frames_cost_more(member, conversation, scripted):
+    async with socket(member, conversation.pk) as page:
+        for _frame in range(2):
+            await page.send_to(text_data="[" + "1.5," * 250_000)
+        assert await until_closed(page) == 1008
+
+
+async def test_one_user_opens_so_many_sockets(member, other_member, conversation, monkeypatch):
+    monkeypatch.setattr(websocket, "MOST_SOCKETS", 1)
+    async with socket(member, conversation.pk), socket(member, conversation.pk) as second:
+        assert await until_closed(second) == 1008
+    async with socket(member, conversation.pk) as again:
+        assert await again.receive_nothing()
+    assert not websocket.ConversationConsumer.open_sockets

@@ -43,6 +43,18 @@ def test_chat_holds_weights_and_the_cache_of_one_conversation():
     }
 
 
+def test_what_a_load_took_takes_the_place_of_weights_and_program():
+    before = by_use(DESCRIPTION)
+    measured = {"precision": "float32", "device": "cpu", "bytes": 777}
+    after = by_use({**DESCRIPTION, "measured": measured})
+    assert after["chat", "float32"].terms[0].bytes == 777
+    cache = next(term for term in before["chat", "float32"].terms if term.name == "cache")
+    assert after["chat", "float32"].bytes == 777 + cache.bytes
+    assert after["chat", "bfloat16"] == before["chat", "bfloat16"]
+    elsewhere = {**measured, "device": "cuda"}
+    assert by_use({**DESCRIPTION, "measured": elsewhere}) == before
+
+
 def test_less_precision_is_less_memory_and_training_is_more_than_chat():
     found = {key: one.bytes for key, one in by_use(DESCRIPTION).items()}
     for use in ("chat", "ptuning"):

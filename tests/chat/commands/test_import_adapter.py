@@ -146,3 +146,35 @@ def test_a_pickle_does_not_run(base, tmp_path):
     with pytest.raises(CommandError):
         call_command("import_adapter", str(folder), "--checkpoint", "base")
     assert not (tmp_path / "fired").exists()
+
+
+def test_what_people_name_instead_of_the_folder(base, tmp_path):
+    output = tmp_path / "output"
+    upstream_folder(output / "checkpoint-500")
+    folder, _rows = upstream_folder(output / "checkpoint-1000")
+    with pytest.raises(CommandError, match="checkpoint-500, checkpoint-1000: name one of them"):
+        call_command("import_adapter", str(output), "--checkpoint", "base")
+    call_command("import_adapter", str(folder / "pytorch_model.bin"), "--checkpoint", "base")
+    assert (Adapter.objects.get().name, Adapter.objects.get().step) == ("checkpoint-1000", 1000)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (torch.zeros(3, 4), r"bare tensor \[3, 4\].*transformer.prefix_encoder.embedding.weight"),
+        ([torch.zeros(2)], "holds a list"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"not weights at all", "cannot be read"),
+        ({"lora_A.weight": torch.zeros(2)}, "not a P-tuning checkpoint"),
+    ],
+)
+def test_weights_that_are_none_are_told_in_one_sentence(base, tmp_path, content, said):
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    if isinstance(content, bytes):
+        (folder / "pytorch_model.bin").write_bytes(content)
+    else:
+        torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(CommandError, match=said) as refused:
+        call_command("import_adapter", str(folder), "--checkpoint", "base")
+    assert "\n" not in str(refused.value)

@@ -11,7 +11,9 @@ from django.db import OperationalError
 
 from chat.conversations import live, loop
 from chat.conversations.frames import TEXT
+from chat.conversations.loop import current
 from chat.conversations.messages import request_for
+from chat.conversations.rendering import to_html
 from chat.engine.request import RequestRefused
 from chat.models import Checkpoint, Conversation, Message
 from chat.worker.router import WorkerUnavailable
@@ -162,6 +164,74 @@ async def test_a_finished_answer_can_be_read_from_any_frame(worker, conversation
         assert written(frames) == content[seen:]
         assert frames[-1]["type"] == "message.finished"
     assert [frame["type"] for frame in await read(message, after=10**9)] == ["message.finished"]
+
+
+# the paragraph and the code are long enough for a slow reader to see them while they are open
+MARKDOWN = """# 标题
+
+第一段，**粗**。LONG
+第二行
+
+- 一
+- **二**
+
+```python
+print("<b>")  # LONG
+
+x = 1
+```
+| a | b |
+|---|---|
+| 1 | \\(x\\) |
+
+最后**一段**"""
+MARKDOWN = MARKDOWN.replace("LONG", "长" * 300)
+
+
+def shown(frames) -> list[tuple[str, str]]:
+    """(rendered, text) as a page has them after each frame."""
+    states, closed, opened, tail = [], [], "", ""
+    for frame in frames:
+        if frame["type"] == "message.rendered":
+            assert len(closed) >= frame["from"]
+            closed = [*closed[: frame["from"]], frame["html"]]
+            closed += [""] * 99  # blocks are counted, frames not
+            opened, tail = frame["open"], frame["text"]
+        elif frame["type"] == "message.delta":
+            tail += frame["text"]
+        elif frame.get("html"):
+            closed, opened, tail = [frame["html"]], "", ""
+        states.append(("".join(closed) + opened, tail))
+    return states
+
+
+async def test_a_reader_may_have_it_rendered_as_it_comes(worker, conversation):
+    message = await begin(conversation, "write " + MARKDOWN)
+    frames = []
+    async for frame in live.follow(message.pk, rendered=True):
+        frames.append(frame)
+    states = shown(frames)
+    assert states[-1] == (to_html(MARKDOWN), "") and frames[-1]["html"] == ""
+    assert any("<h1>标题</h1>" in html and "粗**" in text for html, text in states)
+    assert any('<code class="language-python">' in html and "<b>" in text for html, text in states)
+    for frame in frames:  # whatever is written is text until the sanitiser has seen it
+        assert "<b>" not in frame.get("html", "") + frame.get("open", "")
+    numbers = [frame["seq"] for frame in frames]
+    assert numbers == sorted(numbers)
+    # others are told as ever
+    assert "message.rendered" not in {frame["type"] for frame in await read(message)}
+
+
+async def test_whoever_attaches_later_gets_the_same(worker, conversation):
+    message = await begin(conversation, "write " + MARKDOWN)
+    await read(message, until=lambda frames: len(written(frames)) > 60)
+    following = [frame async for frame in live.follow(message.pk, 1030, rendered=True)]
+    assert following[0]["type"] == "message.rendered" and following[0]["from"] == 0
+    assert shown(following)[-1] == (to_html(MARKDOWN), "")
+    # long after the end the row is all there is
+    current().answers.clear()
+    late = [frame async for frame in live.follow(message.pk, 1030, rendered=True)]
+    assert (late[-1]["type"], late[-1]["html"]) == ("message.finished", to_html(MARKDOWN))
 
 
 async def test_the_row_follows_while_it_is_written(worker, conversation):
@@ -343,5 +413,5 @@ def test_the_history_is_questions_with_their_answers(conversation):
         "thi",
         "four",
     ]
-    assert checkpoint == CHECKPOINT
+    assert checkpoint == conversation.checkpoint.ref()
     assert request.sampling.temperature == 0

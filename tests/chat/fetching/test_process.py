@@ -32,7 +32,7 @@ def hub(server, tmp_path):
 def test_a_download_outlives_its_process(hub, tmp_path):
     hub.fault(WEIGHTS, Fault(hold=3000))
     with Portal(tmp_path / "data", "--no-worker", **environment(hub)) as portal:
-        wait_for(lambda: "admin" in portal.output(), 60, "the portal")
+        portal.password()
         key = portal.manage("create_api_key", "admin").strip()
         body = {"source": "hf:org/name"}
         status, run = portal.call("POST", "/api/v1/fetch-runs/", body, key=key)
@@ -70,7 +70,7 @@ def process_of(portal: Portal, run_id: int) -> int:
 
 @pytest.mark.slow
 def test_the_command_fetches_and_goes_on(hub, tmp_path):
-    hub.fault(WEIGHTS, Fault(cut=3000), *[Fault(status=404)] * 2)
+    hub.fault(WEIGHTS, Fault(cut=3000), Fault(status=404))
     portal = Portal(tmp_path / "data", **environment(hub))
     portal.data_dir.mkdir()
     portal.manage("migrate", "-v", "0")

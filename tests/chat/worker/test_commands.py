@@ -132,7 +132,7 @@ def test_a_worker_from_start_to_replacement(installation):
             assert "".join(event.data["text"] for event in answer if event.type == "delta")
             assert answer[-1].data["usage"]["completion_tokens"] > 1
             with pytest.raises(RequestRefused) as refusal:
-                await ask(router, status, "你好", max_new_tokens=100_000)
+                await ask(router, status, "你好" * 5000)
             assert refusal.value.code == "context_length_exceeded"
             with pytest.raises(RequestRefused) as refusal:
                 bad = Request(
@@ -207,8 +207,22 @@ def test_what_is_not_there_is_named(installation):
 def test_chat_without_a_worker_loads_the_model_itself(installation):
     chat = installation.manage("chat", "--temperature", "0", input="你好\n")
     assert chat.returncode == 0 and chat.stdout.strip(), chat.stderr
-    refused = installation.manage("chat", "--max-new-tokens", "100000", input="你好\n")
-    assert refused.returncode == 1 and "100000" in refused.stderr and not refused.stdout.strip()
+    asked = "你好\n/model nobody\n/adapter\n/nonsense\n你好\n"
+    many = installation.manage("chat", "--max-new-tokens", "100000", "--seed", "1", input=asked)
+    assert many.returncode == 0 and "nobody" in many.stderr, many.stderr
+    assert "/adapter" in many.stdout, "what is no command is told the commands"
+
+
+def test_chat_asks_again_for_what_is_not_in_its_encoding(installation):
+    chat = subprocess.run(
+        [sys.executable, "manage.py", "chat", "--temperature", "0"],
+        cwd=ROOT,
+        env={**installation.environment, "PYTHONIOENCODING": "utf-8:strict"},
+        input=b"\xc4\xe3\xba\xc3\n" + "你好\nstop\n".encode(),
+        capture_output=True,
+    )
+    assert b"UTF-8" in chat.stderr and b"Traceback" not in chat.stderr, chat.stderr.decode()
+    assert chat.stdout.decode().strip()
 
 
 def test_ctrl_c_at_the_prompt_does_not_end_the_chat(installation):

@@ -19,7 +19,9 @@ from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.router import CheckpointRef, Router, SequenceLost, WorkerUnavailable
 from tests.support import ROOT
 from tests.support.live_portal import free_port
+from tests.support.openai_server import QUIRKS
 
+BROKEN = ["error", "garbage", "cut"]
 CHECKPOINT = CheckpointRef("big", "0" * 64)
 numbers = itertools.count()
 
@@ -119,6 +121,48 @@ async def test_a_stream_that_breaks_off_fails_with_what_was_written(router):
     events = await read(router, request.id)
     assert written(events) == "broken "
     assert (events[-1].type, events[-1].data["error"]["code"]) == ("failed", "upstream_error")
+
+
+@pytest.mark.parametrize("name", [name for name in QUIRKS if name not in BROKEN])
+async def test_whatever_a_server_invents_the_text_is_kept_and_the_answer_ends(router, name):
+    request = ask(f"quirk {name}")
+    await router.submit(request, CHECKPOINT)
+    events = await read(router, request.id)
+    expected = {"reasoning": "<think>\nwhy?\n</think>\n\nkept", "long-line": "kept" * 100_000}
+    assert written(events) == expected.get(name, "kept")
+    assert (events[-1].type, events[-1].data["finish_reason"]) == ("finished", "stop")
+    assert events[-1].data["usage"]["completion_tokens"] >= 1
+
+
+@pytest.mark.parametrize("name", BROKEN)
+async def test_a_stream_that_is_broken_fails_with_what_was_written(router, name):
+    request = ask(f"quirk {name}")
+    await router.submit(request, CHECKPOINT)
+    events = await read(router, request.id)
+    assert (written(events), events[-1].type) == ("kept", "failed")
+
+
+async def test_a_server_that_does_not_stream_is_read_too(router):
+    request = ask("whole")
+    await router.submit(request, CHECKPOINT)
+    events = await read(router, request.id)
+    assert (written(events), events[-1].data["finish_reason"]) == ("kept", "stop")
+
+
+async def test_more_tokens_than_the_server_has_are_asked_for_anew_without_a_number(router):
+    request = ask("many", sampling=SamplingParams(max_new_tokens=4096))
+    await router.submit(request, CHECKPOINT)
+    assert written(await read(router, request.id)) == "many "
+
+
+def test_what_the_sampler_has_is_passed_on():
+    sampling = SamplingParams(
+        presence_penalty=1, logit_bias=((7, -100.0),), json_schema='{"type": "object"}'
+    )
+    body = OpenAIBackend("big", "http://x/v1", "m")._body(ask("x", sampling=sampling))
+    assert (body["presence_penalty"], body["logit_bias"]) == (1, {"7": -100.0})
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert "frequency_penalty" not in body
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ that needs no model.
 
 import asyncio
 import itertools
+import json
 import os
 import socket
 import stat
@@ -374,6 +375,9 @@ def test_a_request_survives_the_wire():
         user="7",
     )
     assert request_from_dict(request_as_dict(request)) == request
+    biased = SamplingParams(logit_bias=((7, -100.0), (8, 1.5)), json_schema="{}")
+    request = Request(id="y", text="从前", sampling=biased)
+    assert request_from_dict(json.loads(json.dumps(request_as_dict(request)))) == request
     with pytest.raises(TypeError):
         request_from_dict({"id": "x", "sampling": {"heat": 1}})
 

@@ -165,9 +165,9 @@ async def test_an_abort_ends_the_answer_there_too(router, server, checkpoint):
 @in_one_loop
 async def test_what_does_not_fit_is_refused_before_the_server_is_asked(router, checkpoint, adapter):
     for request, code in [
-        (ids(*range(7, 67), tokens=5), "context_length_exceeded"),
-        # 62 are left, 59 with the adapter
-        (ids(7, 8, tokens=60, adapter=adapter), "context_length_exceeded"),
+        (ids(*range(7, 71), tokens=5), "context_length_exceeded"),
+        # 64 hold 61 beside the adapter
+        (ids(*range(7, 68), tokens=5, adapter=adapter), "context_length_exceeded"),
         (ids(tokens=5), "empty_prompt"),
         (ask(" "), "empty_prompt"),
         (ids(7, sampling=SamplingParams(temperature=-1)), "invalid_value"),
@@ -175,6 +175,16 @@ async def test_what_does_not_fit_is_refused_before_the_server_is_asked(router, c
         with pytest.raises(RequestRefused) as refusal:
             await router.submit(request, checkpoint)
         assert refusal.value.code == code
+
+
+@in_one_loop
+async def test_more_tokens_than_fit_beside_prompt_and_adapter_are_cut(
+    router, server, checkpoint, adapter
+):
+    request = ids(7, 8, tokens=4096, adapter=adapter)
+    await router.submit(request, checkpoint)
+    await router.abort(request.id)
+    assert server.ask("last")["max_tokens"] == 59
 
 
 @in_one_loop

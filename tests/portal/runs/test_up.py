@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import sqlite3
+import stat
 import subprocess
 import sys
 from http.cookiejar import CookieJar
@@ -25,9 +26,10 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @pytest.fixture(scope="module")
 def portal(tmp_path_factory):
-    with Portal(
-        tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example"
-    ) as running:
+    before = os.umask(0o002)  # of a careless account, and its folder is there already
+    portal = Portal(tmp_path_factory.mktemp("up") / "data", PORTAL_ALLOWED_HOSTS="portal.example")
+    with portal as running:
+        os.umask(before)
         wait_for(running.healthy, 180, "the portal with its model")
         yield running
 
@@ -43,6 +45,13 @@ def test_the_first_administrator_can_log_in_with_the_printed_password(portal):
     assert browser.open(f"{portal.url}/admin/").status == 200
 
 
+def test_nothing_it_writes_is_open_to_other_accounts(portal):
+    assert stat.S_IMODE(portal.data_dir.stat().st_mode) == 0o700
+    written = [path for path in portal.data_dir.rglob("*") if path != portal.log]
+    assert portal.data_dir / "portal.sqlite3" in written and len(written) > 50
+    assert not [path for path in written if path.lstat().st_mode & 0o077 and not path.is_symlink()]
+
+
 def test_under_a_public_name_it_still_tells_when_it_is_ready(portal):
     wait_for(lambda: portal.url in portal.output(), 20, "the announcement")
     assert portal.get("/healthz", headers={"Host": "portal.example"})[0] == 200
@@ -50,10 +59,10 @@ def test_under_a_public_name_it_still_tells_when_it_is_ready(portal):
 
 
 def test_a_killed_web_process_comes_back(portal):
-    killed = portal.pid_of("daphne")
+    killed = portal.pid_of("portal.web_server")
     os.kill(killed, signal.SIGKILL)
     wait_for(
-        lambda: portal.healthy() and portal.pid_of("daphne") != killed,
+        lambda: portal.healthy() and portal.pid_of("portal.web_server") != killed,
         20,
         "the web process to come back",
     )

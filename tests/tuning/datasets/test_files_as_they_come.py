@@ -137,12 +137,17 @@ def rewritten(content: bytes, part: str, xml: bytes) -> bytes:
 
 def test_a_hostile_workbook_costs_a_refusal_and_nothing_else(member, monkeypatch):
     good, part = workbook(("s", [["content", "summary"], *PAIRS])), "xl/worksheets/sheet1.xml"
-    head = b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>'
+    head = (
+        b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>'
+    )
     bomb = rewritten(good, part, head + b" " * (40 << 20))
     entities = b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaaaaaaaa">]>' + head
     rows_ = b'<row r="1"><c r="A1"><v>1</v></c></row>' * 900
     monkeypatch.setattr("tuning.datasets.workbooks._MOST_ELEMENTS", 5000)
-    far = head + b'<row r="999999999999"><c r="A999999999999"><v>1</v></c></row></sheetData></worksheet>'
+    far = (
+        head
+        + b'<row r="999999999999"><c r="A999999999999"><v>1</v></c></row></sheetData></worksheet>'
+    )
     wide = head + b'<row r="1"><c r="XFD1" t="str"><v>a</v></c></row></sheetData></worksheet>'
     for content, code in (
         (bomb, "archive_bomb"),
@@ -188,10 +193,10 @@ def test_other_forms_are_named_with_what_to_write_instead(member, content, code,
         json.dumps({"data": TABLE}, indent=2),
         json.dumps({"version": "1.0", "n": 2, "rows": TABLE, "licence": "CC0"}),
         json.dumps({"data": TABLE[:1]}) + "\n",
-        json.dumps({name: {str(at): row[name] for at, row in enumerate(TABLE)} for name in TABLE[0]}),
+        json.dumps({name: {str(n): row[name] for n, row in enumerate(TABLE)} for name in TABLE[0]}),
         json.dumps({name: [row[name] for row in TABLE] for name in TABLE[0]}, indent=4),
         json.dumps({str(at): row for at, row in enumerate(TABLE)}),
-        json.dumps({"columns": ["content", "summary"], "index": [0, 1], "data": [list(p) for p in PAIRS]}),
+        json.dumps({"columns": ["content", "summary"], "index": [0, 1], "data": PAIRS}),
         json.dumps(TABLE[:1]) + "\n" + json.dumps(TABLE[1:]),
         json.dumps(TABLE[0]),
     ],
@@ -215,7 +220,9 @@ def test_pretty_printed_conversations_and_those_on_one_line_are_rows_not_tables(
     }
     for text in (json.dumps(row), json.dumps(row, indent=2), json.dumps({"data": [row]})):
         assert taken(member, upload(text)) == [("问", "答")]
-    by_column = {"messages": [[{"role": "user", "content": "问"}, {"role": "bot", "content": "答"}]]}
+    by_column = {
+        "messages": [[{"role": "user", "content": "问"}, {"role": "bot", "content": "答"}]]
+    }
     assert taken(member, upload(json.dumps(by_column))) == [("问", "答")]
 
 
@@ -238,7 +245,7 @@ def test_a_large_wrapper_is_read_a_row_at_a_time():
         ('{"content":"a","summary":"b",}\n' * 2, [(1, "stray_comma", 2), (None, "no_rows", 1)]),
         ('{"content":"a","summary":"b"},\n' * 3, [(1, "stray_comma", 3), (None, "no_rows", 1)]),
         ("{'content':'a'}\n" * 2, [(1, "wrong_quotes", 2), (None, "no_rows", 1)]),
-        ('{“content”:“a”}\n' * 2, [(1, "wrong_quotes", 2), (None, "no_rows", 1)]),
+        ("{“content”:“a”}\n" * 2, [(1, "wrong_quotes", 2), (None, "no_rows", 1)]),
         ('["问","答"]\n["问2","答2"]', [(1, "no_names", 2), (None, "no_rows", 1)]),
         ('[["问","答"],\n["问2","答2"]]', [(1, "no_names", 2), (None, "no_rows", 1)]),
         ("oops\n" * 900, [(1, "not_json", 900), (None, "no_rows", 1)]),
@@ -294,10 +301,10 @@ def test_sharegpt_as_found_in_the_wild(member):
         return {"id": "x", "conversations": told, **beside}
 
     good = [
-        conversation(("Human", "问"), ("chatgpt", "答")),
-        conversation(("user", "问"), ("bing", "答")),
-        conversation(("gpt", "早前"), ("human", "问"), ("gpt", "答")),
-        conversation(("human", "问"), ("gpt", "答"), ("human", "谢谢")),
+        conversation(("Human", "问0"), ("chatgpt", "答")),
+        conversation(("user", "问1"), ("bing", "答")),
+        conversation(("gpt", "早前"), ("human", "问2"), ("gpt", "答")),
+        conversation(("human", "问3"), ("gpt", "答"), ("human", "谢谢")),
     ]
     bad = [
         conversation(("human", "查"), ("function_call", "{}"), ("observation", "1"), ("gpt", "答")),
@@ -307,8 +314,8 @@ def test_sharegpt_as_found_in_the_wild(member):
     dataset = ingest(upload(lines(*good, *bad)), name="x", owner=member)
     found = store.examples(dataset.current, "train", 0, 9)
     assert [(row["prompt"], row["response"], row["history"]) for row in found] == [
-        ("问", "答", [])
-    ] * 4
+        (f"问{number}", "答", []) for number in range(4)
+    ]
     assert [(kind["line"], kind["code"], kind["level"]) for kind in dataset.problems] == [
         (3, "leading_answer", "warning"),
         (4, "open_question", "warning"),

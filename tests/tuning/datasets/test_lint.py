@@ -8,7 +8,7 @@ from django.core.management import CommandError, call_command
 
 from chat.models import Checkpoint
 from tests.support import tiny_training as tiny
-from tests.support.uploads import lines, rows, upload
+from tests.support.uploads import lines, upload
 from tuning.datasets import lint
 from tuning.datasets.store import ingest
 
@@ -36,7 +36,10 @@ def test_rows_that_repeat_or_contradict_each_other_are_told(member):
 
 
 def test_validation_rows_that_were_trained_on_are_told(member):
-    train, dev = [row("裙", "好"), row("裤", "长")], [row("帽", "红"), row("裤", "短"), row("裙", "好")]
+    train, dev = (
+        [row("裙", "好"), row("裤", "长")],
+        [row("帽", "红"), row("裤", "短"), row("裙", "好")],
+    )
     assert notes(member, train, dev) == [("seen_in_training", [2, 3])]
 
 
@@ -56,11 +59,23 @@ def test_text_that_an_encoding_damaged_is_told_and_sound_text_is_not(member):
 
 
 def test_near_duplicates_are_found_and_only_they():
-    texts = [f"{made['content']}\n{made['summary']}" * 3 + "裙子" * number
-             for number, made in enumerate(rows(1))]  # fmt: skip
-    base = "这条裙子采用了柔软的面料，穿着舒适，版型修身显瘦，搭配一双高跟鞋就能轻松出街，非常百搭实用。"
-    other = "裤子的腰部设计了松紧带，方便穿脱，裤脚收口的处理显得干练利落，适合春秋季节日常通勤穿着搭配。"
-    texts = [base, other, base + "好", base.replace("高跟鞋", "小白鞋"), other[:20] + base[:20], "", ""]
+    base = (
+        "这条裙子采用了柔软的面料，穿着舒适，版型修身显瘦，"
+        "搭配一双高跟鞋就能轻松出街，非常百搭实用。"
+    )
+    other = (
+        "裤子的腰部设计了松紧带，方便穿脱，裤脚收口的处理显得干练利落，"
+        "适合春秋季节日常通勤穿着搭配。"
+    )
+    texts = [
+        base,
+        other,
+        base + "好",
+        base.replace("高跟鞋", "小白鞋"),
+        other[:20] + base[:20],
+        "",
+        "",
+    ]
     assert [found for found in lint.near_duplicates(lint.sketches(texts)) if texts[found[0]]] == [
         (2, 0)
     ]

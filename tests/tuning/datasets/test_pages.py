@@ -86,7 +86,7 @@ def test_every_door_tells_the_same_count_of_problems_however_many_and_after_a_sp
 ):
     client.force_login(member)
     rows = [{"content": f"问{row}", "summary": ""} for row in range(1100)]
-    rows += [{"content": "问", "summary": "答"}] * 4
+    rows += [{"content": f"裙{row}", "summary": "答"} for row in range(4)]
     client.post("/datasets/upload/", {"file": json_lines(rows), "name": "many"})
     dataset = Dataset.objects.get()
     client.cookies["django_language"] = "en"

@@ -147,6 +147,7 @@ def test_bad_rows_are_all_named_with_their_lines():
             b'{"content": "\\ud800", "summary": "half"}',
             b"[" * 100_000,
             b'{"content": ' + b"9" * 5000 + b', "summary": "b"}',
+            lines({"content": "a\0", "summary": "b"}).strip(),
             lines({"content": "c", "summary": "d"}).strip(),
         ]
     )
@@ -160,10 +161,11 @@ def test_bad_rows_are_all_named_with_their_lines():
         (5, "missing_column"),
         (6, "not_text"),
         (9, "half_character"),
+        (12, "nul"),
         (7, "empty_prompt"),
         (8, "empty_response"),
     ]
-    assert (findings.errors, findings.warnings, findings.usable) == (7, 2, 2)
+    assert (findings.errors, findings.warnings, findings.usable) == (8, 2, 2)
     missing = next(found for found in findings.problems if found["code"] == "missing_column")
     assert missing["params"] == {"column": "summary", "columns": "content"}
 

@@ -1,6 +1,8 @@
 """Unpacking under limits, and encodings. A hostile archive costs a refusal and nothing else."""
 
+import io
 import tarfile
+import time
 
 import pytest
 
@@ -67,6 +69,60 @@ def test_links_in_a_tar_are_not_followed():
     link = tarfile.TarInfo("train.json")
     link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
     assert refusal(tarred({"train.json": link})) == "no_data_file"
+
+
+def described(*entries: tuple[bytes, bytes], **more) -> bytes:
+    """A tar whose member rows.json stands behind entries of (type, content)."""
+    packed = b""
+    for kind, content in entries:
+        entry = tarfile.TarInfo("h")
+        entry.type, entry.size = kind, len(content)
+        packed += entry.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+    member = tarfile.TarInfo("rows.json")
+    member.size = len(GOOD)
+    return packed + member.tobuf() + GOOD + bytes(-len(GOOD) % 512) + bytes(1024)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [(b"x", b"1" * 100_000)],  # tarfile would search this for 8 s
+        [(b"g", b"1" * 100_000)],
+        [(b"X", b"1" * 100_000)],
+        [(b"x", b"1" * 8_000)] * 200,
+        [(b"x", b"1 " * 4000 + b"=\n")],  # 4,000 records, each to the end
+        [(b"x", b"9 a=bcde")],
+        [(b"x", b"0 a=b\n")],
+        [(b"g", b"5 a=\n" * 300)],
+        [(b"L", b"n" * 100_000)],
+        [(b"K", b"n" * 100_000)],
+        [(b"S", b"")],
+        [(b"x", b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n")],
+        [(b"x", b"20 GNU.sparse.map=0\n")],
+        [(b"x", b"20 GNU.sparse.size=1")],
+        [(b"x", b"6 a=b\n")] * 2000,
+        [(b"L", b"n")] * 2000,
+    ],
+)
+def test_what_describes_a_member_is_read_quickly_or_refused(entries):
+    file = gzipped(described(*entries), "t.tar.gz")
+    begun = time.process_time()
+    assert refusal(file) == "archive_damaged"
+    assert time.process_time() - begun < 0.5
+
+
+def test_a_tar_of_any_dialect_is_read():
+    long = "很长的名字" * 30 + ".json"
+    for dialect in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        name = long if dialect != tarfile.USTAR_FORMAT else "rows.json"
+        packed = io.BytesIO()
+        with tarfile.open(
+            fileobj=packed, mode="w:gz", format=dialect, pax_headers={"comment": "x"}
+        ) as archive:
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime = len(GOOD), 1700000000.25
+            archive.addfile(member, io.BytesIO(GOOD))
+        assert opened(upload(packed.getvalue(), "t.tar.gz")) == {name: GOOD}
 
 
 def test_bombs_are_refused_while_they_are_read():

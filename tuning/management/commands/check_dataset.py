@@ -141,7 +141,7 @@ class Command(ForegroundCommand):
         ]
         parts = (("prompt", 1), ("response", 2))
         for (part, column), limit in zip(parts, most, strict=True):
-            lengths = [measured[column] for measured in found]
+            lengths = [int(measured[column]) for measured in found]
             cut = [row + 1 for row, length in enumerate(lengths) if length > limit]
             bars = list(lint.histogram(lengths))
             report[part] = {"limit": limit, "cut": len(cut), "lines": cut[:1000], "bars": bars}

@@ -3,6 +3,7 @@ through the queue.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from portal.runs import lifecycle
 from portal.runs.process import carry_out, print_line
 from tuning.datasets import store
 from tuning.models import Dataset, TuningRun
-from tuning.plan import PRESETS, create_run
+from tuning.plan import PRESETS, create_run, recipe_for, steps_of
 from tuning.ptuning.recipe import BOOLEANS, CHOICES, LIMITS, TEXTS, WHOLE_NUMBERS
 from tuning.terminal import ForegroundCommand, flag, lines
 
@@ -42,7 +43,8 @@ class Command(ForegroundCommand):
         parser.add_argument(
             "--checkpoint",
             "--model-name-or-path",
-            help="name or number in the portal; default: the portal's default",
+            help="name, number, folder or hub name of a registered checkpoint; default: the "
+            "portal's default",
         )
         parser.add_argument(
             "--name", default="", help="of the run and of the adapter; default: the dataset's"
@@ -54,6 +56,12 @@ class Command(ForegroundCommand):
             "--output-dir",
             help="without effect: the adapter goes into the portal; export_adapter writes it",
         )
+        pasted = parser.add_argument_group("turned into hyper-parameters")
+        pasted.add_argument("--num-train-epochs", type=float, help="turned into --max-steps")
+        pasted.add_argument("--warmup-ratio", type=float, help="turned into --warmup-steps")
+        pasted.add_argument("--fp16", action="store_true", help="--precision float16")
+        pasted.add_argument("--bf16", action="store_true", help="--precision bfloat16")
+        pasted.add_argument("--test-file", help="without effect: `evaluate` reads it")
         hyper = parser.add_argument_group("hyper-parameters (left out: from the preset)")
         for name, (low, high) in LIMITS.items():
             kind = int if name in WHOLE_NUMBERS else float
@@ -77,7 +85,7 @@ class Command(ForegroundCommand):
     def handle(self, **options):
         owner = self.owner(options["user"])
         checkpoint = (
-            self.named(Checkpoint, options["checkpoint"], owner) if options["checkpoint"] else None
+            self.checkpoint(options["checkpoint"], owner) if options["checkpoint"] else None
         )
         checkpoint = checkpoint or Checkpoint.default()
         if checkpoint is None:
@@ -87,8 +95,14 @@ class Command(ForegroundCommand):
         }
         if hyper.get("quantization_bit") == 0:
             hyper["quantization_bit"] = None
+        for name, precision in (("fp16", "float16"), ("bf16", "bfloat16")):
+            if options[name]:
+                hyper.setdefault("precision", precision)
+        if options["test_file"]:
+            self.say(_("--test-file is not read here: manage.py evaluate does that afterwards."))
         dataset = self._dataset(options, owner)
         try:
+            self._turn(options, hyper, checkpoint, dataset)
             with transaction.atomic():  # claimed before anybody else sees it
                 run = create_run(
                     owner,
@@ -116,6 +130,39 @@ class Command(ForegroundCommand):
         self._tell(run, options["json"])
         if status != Run.Status.SUCCEEDED:
             sys.exit(1)
+
+    def _turn(self, options: dict, hyper: dict, checkpoint: Checkpoint, dataset: Dataset) -> None:
+        """Epochs and a part of the steps become steps in `hyper`, as in transformers' Trainer: a
+        number of steps that is given comes first.
+        """
+        epochs, ratio = options["num_train_epochs"], options["warmup_ratio"]
+        problems = {}
+        if epochs is not None and not 0 < epochs < 1e6:
+            problems["num_train_epochs"] = _("Must be above 0.")
+        if ratio is not None and not 0 <= ratio < 1:
+            problems["warmup_ratio"] = _("Must be at least 0 and below 1.")
+        if problems:
+            raise ValidationError(problems)
+        version = dataset.current
+        if epochs is not None and "max_steps" not in hyper and version is not None:
+            rows = version.splits.get(store.TRAIN, {}).get("rows", 0)
+            recipe = recipe_for(checkpoint, options["preset"], **hyper)
+            hyper["max_steps"] = steps_of(epochs, recipe, rows)
+            message = _("%(epochs)s epochs of %(rows)s examples, %(each)s a step: %(steps)s steps.")
+            self.say(
+                message
+                % {
+                    "epochs": f"{epochs:g}",
+                    "rows": f"{rows:,}",
+                    "each": recipe.samples_per_step,
+                    "steps": f"{hyper['max_steps']:,}",
+                }
+            )
+        if ratio is not None and "warmup_steps" not in hyper:
+            steps = recipe_for(checkpoint, options["preset"], **hyper).max_steps
+            hyper["warmup_steps"] = math.ceil(ratio * steps)
+            message = _("Warm-up over %(ratio)s of the steps: %(steps)s steps.")
+            self.say(message % {"ratio": f"{ratio:g}", "steps": f"{hyper['warmup_steps']:,}"})
 
     def _dataset(self, options: dict, owner) -> Dataset:
         if options["dataset"]:

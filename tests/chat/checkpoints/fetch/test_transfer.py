@@ -182,6 +182,15 @@ def test_the_next_address_takes_over_in_the_middle(server, wanted, tmp_path):
     assert server.asked("/file-again")[0]["Range"] == "bytes=100000-"
 
 
+def test_a_refusal_tells_more_than_a_mirror_that_is_not_there(server, wanted, tmp_path):
+    gone = Address("http://127.0.0.1:9/file")
+    refused = Address(f"{server.url}/nothing")
+    for addresses in ((gone, refused), (refused, gone)):
+        with pytest.raises(FetchFailed) as caught:
+            get(RemoteFile("f", 5, "", addresses), tmp_path / "f")
+        assert caught.value.code == "not_found"
+
+
 def test_a_key_is_not_carried_to_another_host(server, wanted, tmp_path):
     server.answers["/moved"] = Answer(redirect=f"{server.url_of_another_host}/file")
     key = {"Authorization": "Bearer secret"}

@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('tuning', '0004_problems_by_kind'),
+        ('tuning', '0003_dataset_without_status'),
     ]
 
     operations = [

@@ -18,5 +18,5 @@ def by_kind(apps, _schema):
 
 
 class Migration(migrations.Migration):
-    dependencies = [("tuning", "0003_dataset_without_status")]
+    dependencies = [("tuning", "0004_metric_divergence")]
     operations = [migrations.RunPython(by_kind, migrations.RunPython.noop)]
