@@ -206,7 +206,8 @@ class Supervisor:
         finally:
             self._end()
 
-    def _stop(self, *_signal) -> None:
+    def _stop(self, number, _frame) -> None:
+        logger.info("stopping: %s", signal.Signals(number).name)
         self.stopping = True
 
     def _reap(self) -> None:

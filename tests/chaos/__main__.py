@@ -83,12 +83,24 @@ class Chaos:
     def call(self, method: str, path: str, body=None):
         """(status, answer), asked again while the web is away or away from its database."""
 
-        def answered():
-            with contextlib.suppress(URLError, OSError, ValueError):
-                told = self.portal.call(method, f"/api/v1/{path}", body, key=self.key)
-                return told if told[0] not in (500, 503, 507) else None
+        refusals: list = []
 
-        return wait_for(answered, 240, path)
+        def answered():
+            try:
+                told = self.portal.call(method, f"/api/v1/{path}", body, key=self.key)
+            except (URLError, OSError, ValueError) as away:
+                refusals.append(away)
+                return None
+            if told[0] in (500, 503, 507):
+                refusals.append(told)
+                return None
+            return told
+
+        try:
+            return wait_for(answered, 240, path)
+        except AssertionError:
+            output = self.portal.output()[-2000:]
+            raise AssertionError(f"{path}: {refusals[-1]}\n{output}") from None
 
     def all(self, kind: str) -> list[dict]:
         return self.call("GET", f"{kind}/?page_size=500")[1]["results"]
