@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from chat.engine.prompt_process import load_prompter
+from chat.engine.prompt_process import load_prompter, prompt_ids
 from chat.engine.prompts import Prompter
 from chat.engine.request import CheckpointRef, Event, GenerationRefused, Request, Sink
 from chat.worker.addresses import WorkerAddress
@@ -126,6 +126,8 @@ class _OwnPrompts:
     def __init__(self, prompter: Prompter):
         self._prompter = prompter
 
-    async def render(self, folder: str, messages: Sequence[dict[str, str]]) -> Rendered:
-        ids = self._prompter.prompt_ids(messages) if messages else []
+    async def render(
+        self, folder: str, messages: Sequence[dict[str, str]], text: str | None = None
+    ) -> Rendered:
+        ids = prompt_ids(self._prompter, messages, text)
         return Rendered(ids, sorted(self._prompter.end_ids))

@@ -28,7 +28,10 @@ def nosniff(headers, path, url) -> None:
 
 static = {"root": settings.STATIC_ROOT, "prefix": settings.STATIC_URL, "max_age": 3600}
 pages = ServeStaticASGI(Handler(), **static, add_headers_function=nosniff)
-uploads = {reverse(name) for name in ("dataset_upload", "dataset_columns", "api-dataset-list")}
+uploads = {
+    reverse(name)
+    for name in ("dataset_upload", "dataset_columns", "api-dataset-list", "openai-files")
+}
 sockets = URLRouter(websocket_urlpatterns)
 application = ProtocolTypeRouter(
     {

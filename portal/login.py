@@ -1,5 +1,5 @@
 """Guessing passwords, at the login, in the admin and at the account page's old password: after too
-many wrong ones a pause (docs/adr/0013-login-pause.md).
+many wrong ones a pause (docs/adr/0015-login-pause.md).
 """
 
 import hashlib

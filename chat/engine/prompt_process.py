@@ -1,7 +1,7 @@
 """`python -m chat.engine.prompt_process`: renders prompts until its input ends.
 
-One JSON object a line: {"call", "folder", "messages"} in, {"call", "ids", "end_ids"} or {"call",
-"refused": {...}} or {"call", "error"} out.
+One JSON object a line: {"call", "folder", "messages", "text"} in, {"call", "ids", "end_ids"} or
+{"call", "refused": {...}} or {"call", "error"} out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,10 +44,19 @@ def _prompter(folder: str) -> Prompter:
     return load_prompter(folder)
 
 
+def prompt_ids(
+    prompter: Prompter, messages: Sequence[dict[str, str]], text: str | None
+) -> list[int]:
+    """Of messages, or of a text to be gone on with; of neither, none."""
+    if text is not None:
+        return prompter.plain_ids(text)
+    return prompter.prompt_ids(messages) if messages else []
+
+
 def answer(call: dict[str, Any]) -> dict[str, Any]:
     try:
         prompter = _prompter(call["folder"])
-        ids = prompter.prompt_ids(call["messages"]) if call["messages"] else []
+        ids = prompt_ids(prompter, call["messages"], call["text"])
         return {"ids": ids, "end_ids": sorted(prompter.end_ids)}
     except RequestRefused as refusal:
         fields = ("code", "message", "param")

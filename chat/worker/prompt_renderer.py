@@ -35,8 +35,11 @@ class Rendered:
 
 
 class Renderer(Protocol):
-    async def render(self, folder: str, messages: Sequence[dict[str, str]]) -> Rendered:
-        """The prompt of a checkpoint; without messages, `ids` is empty.
+    async def render(
+        self, folder: str, messages: Sequence[dict[str, str]], text: str | None = None
+    ) -> Rendered:
+        """The prompt of a checkpoint: of messages, or of a text to be gone on with; of neither,
+        `ids` is empty.
 
         Raises RequestRefused, and WorkerUnavailable when the folder has no tokenizer that can be
         used.
@@ -53,12 +56,14 @@ class PromptRenderer:
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._numbers = itertools.count()
 
-    async def render(self, folder: str, messages: Sequence[dict[str, str]]) -> Rendered:
+    async def render(
+        self, folder: str, messages: Sequence[dict[str, str]], text: str | None = None
+    ) -> Rendered:
         pipe = (await self._running()).stdin
         assert pipe is not None
         number, future = next(self._numbers), asyncio.get_running_loop().create_future()
         self._calls[number] = future
-        call = {"call": number, "folder": folder, "messages": list(messages)}
+        call = {"call": number, "folder": folder, "messages": list(messages), "text": text}
         try:
             pipe.write(json.dumps(call).encode() + b"\n")
             async with asyncio.timeout(PATIENCE):

@@ -67,10 +67,7 @@ class VllmBackend(SSEBackend):
         if checkpoint is None:
             raise WorkerUnavailable(f"{self.name} has not been asked what it serves")
         sampling.check()
-        if request.text is not None:
-            message = f"{self.name} takes messages or token ids, no text"
-            raise RequestRefused("invalid_value", message, "prompt")
-        rendered = await self._renderer.render(checkpoint.folder, request.messages)
+        rendered = await self._renderer.render(checkpoint.folder, request.messages, request.text)
         ids = rendered.ids if request.prompt_ids is None else list(request.prompt_ids)
         if not ids:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")

@@ -205,3 +205,17 @@ async def test_staff_see_and_cancel_what_others_may_not(client, other_client, st
     with pytest.raises(openai.NotFoundError):
         await other_client.fine_tuning.jobs.cancel(job.id)
     assert (await chief.fine_tuning.jobs.cancel(job.id)).status == "cancelled"
+
+
+async def test_a_training_file_may_be_larger_than_a_body(member, checkpoint, data_dir):
+    """Through the whole application, which bounds bodies before any view."""
+    from portal.asgi import application
+
+    transport = httpx2.ASGITransport(app=application)
+    client = (await sync_to_async(client_of)(member)).with_options(
+        http_client=httpx2.AsyncClient(transport=transport)
+    )
+    row = {"messages": [{**turn, "content": "长" * 2000} for turn in TURNS[0]["messages"]]}
+    content = "\n".join([json.dumps(row, ensure_ascii=False)] * 600).encode()
+    assert len(content) > 7_000_000
+    assert (await upload(client, content)).status == "processed"

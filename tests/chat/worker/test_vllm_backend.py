@@ -105,6 +105,14 @@ async def test_messages_go_there_as_the_engine_would_read_them(router, server, c
 
 
 @in_one_loop
+async def test_a_text_to_be_gone_on_with_goes_there_without_a_template(router, server, checkpoint):
+    request = Request("vllm-text", text="hello", sampling=SamplingParams(max_new_tokens=1))
+    await router.submit(request, checkpoint)
+    assert written(await read(router, request.id)) == "a "
+    assert server.ask("last")["prompt"] == load_prompter(STARTER_FOLDER).plain_ids("hello")
+
+
+@in_one_loop
 async def test_an_adapter_is_placeholders_that_nobody_pays_for(router, server, checkpoint, adapter):
     request = ids(7, 8, 9, tokens=2, adapter=adapter)
     await router.submit(request, checkpoint)
