@@ -79,7 +79,7 @@ def manage(folder, *arguments, **more):
     )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def backup(tmp_path_factory):
     """Taken in the middle of writing; (folder, rows that were there for certain)."""
     root = tmp_path_factory.mktemp("backup")
