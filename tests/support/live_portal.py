@@ -72,7 +72,7 @@ class Portal:
     def stop(self, number: int = signal.SIGTERM):
         if self.process and self.process.poll() is None:
             self.process.send_signal(number)
-            self.process.wait(40)
+            self.process.wait(120)
 
     def output(self) -> str:
         return self.log.read_text(errors="replace")

@@ -25,7 +25,7 @@ class PretendEngine:
         self.lock = threading.Condition()
 
     def submit(self, request: Request, sink) -> None:
-        text = request.messages[-1]["content"] if request.text is None else request.text
+        text = _asked(request)
         if text.startswith("refuse "):
             raise RequestRefused(text.split()[1], "refused as asked", "messages", 7)
         with self.lock:
@@ -81,11 +81,15 @@ class PretendEngine:
         return worked
 
 
+def _asked(request: Request) -> str:
+    return request.messages[-1]["content"] if request.text is None else request.text
+
+
 class _Row:
     def __init__(self, request, sink, words):
         self.request, self.sink = request, sink
         self.hangs, self.dies = words[0] == "hang", words[0] == "die"
-        text = request.messages[-1]["content"].removeprefix("write ")
+        text = _asked(request).removeprefix("write ")
         self.pieces = [text[at : at + 3] for at in range(0, len(text), 3)]
         if words[0] != "write":
             self.pieces = []

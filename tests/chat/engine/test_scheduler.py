@@ -21,6 +21,9 @@ class NoPrompter(Prompter):
     def _render(self, messages):
         raise NotImplementedError
 
+    def _plain(self, text):
+        raise NotImplementedError
+
     def response_ids(self, text):
         raise NotImplementedError
 
