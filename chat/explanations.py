@@ -17,3 +17,24 @@ EXPLANATIONS = {
     ),
     "invalid_adapter": _("This tuned model does not fit the base."),
 }
+
+# why a folder is no checkpoint (CheckpointInvalid in chat/checkpoints/describe.py)
+UNUSABLE_CHECKPOINT = {
+    "not_a_folder": _("%(folder)s is not a folder."),
+    "config_missing": _("%(folder)s has no config.json: it is not a Hugging Face model folder."),
+    "config_invalid": _("config.json cannot be used: %(reason)s"),
+    "unknown_model_type": _(
+        "“%(model_type)s” is not a text generation architecture that the portal knows."
+    ),
+    "remote_code_only": _(
+        "“%(model_type)s” needs code from the model's folder to run; the portal never runs "
+        "such code."
+    ),
+    "unsupported_attention": _("Layers of the kind %(layers)s cannot take a prefix."),
+    "weights_missing": _("%(folder)s lacks weight files."),
+    "weights_invalid": _(
+        "%(file)s is not a readable weight file; if it is a Git LFS pointer, run git lfs pull."
+    ),
+    "tokenizer_missing": _("%(folder)s has no tokenizer."),
+    "unsafe_file": _("%(file)s is no plain file of this folder, or far too large: it is not read."),
+}

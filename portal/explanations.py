@@ -25,3 +25,10 @@ def explained(error: dict | None) -> str:
     if not error:
         return ""
     return str(EXPLANATIONS.get(error.get("code", "")) or error.get("message", ""))
+
+
+def sentence(table: dict, code: str, params: dict) -> str:
+    """What `table` (code: text with %(placeholders)s, of an app's explanations.py) says, in the
+    active language; "" where it has no word for the code.
+    """
+    return str(table[code]) % params if code in table else ""

@@ -19,3 +19,16 @@ EXPLANATIONS = {
     "checkpoint_invalid": _("The base cannot be loaded."),
     "checkpoint_changed": _("The base's files are not those that the run was made for."),
 }
+
+# what is wrong with a hyper-parameter (Problem in tuning/ptuning/recipe.py)
+UNUSABLE_RECIPE = {
+    "not_a_number": _("A number is needed here."),
+    "out_of_range": _("Must lie between %(low)s and %(high)s."),
+    "not_a_choice": _("Must be one of: %(choices)s."),
+    "too_many_samples": _("Batch size times accumulation may be at most %(most)s."),
+    "warmup_too_long": _("There must be fewer warm-up steps than steps."),
+    "no_init_text": _("Describe the task in a sentence or two."),
+    "text_too_long": _("At most %(most)s characters."),
+    "init_with_projection": _("A prefix behind a projection can only begin at random."),
+    "no_general_prompts": _("Holding forgetting needs a share of general prompts."),
+}

@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 
 from chat.api.openai import for_scripts_in_thread
 from portal.access import get_visible
+from portal.explanations import sentence
 from portal.rest.conventions import READABLE, Conflict, json_error
 from tuning.datasets import store
 from tuning.models import Dataset, DatasetVersion
@@ -46,7 +47,7 @@ def _upload(request, user) -> JsonResponse:
     length = request.META.get("CONTENT_LENGTH") or "0"
     most = settings.DATASET_MAX_BYTES
     if length.isdigit() and int(length) > most + FORM_ROOM:
-        message = _(store.MESSAGES["too_large"]) % {"limit": most >> 20}
+        message = sentence(store.MESSAGES, "too_large", {"limit": most >> 20})
         return json_error(413, message, code="too_large", param="file")
     purpose, file = request.POST.get("purpose"), request.FILES.get("file")
     if purpose != PURPOSE:

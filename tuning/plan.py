@@ -17,10 +17,12 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from chat.models import Checkpoint
+from portal.explanations import sentence
 from portal.models import Run
 from portal.runs import lifecycle
 from tuning import methods
 from tuning.datasets.store import TRAIN, examples
+from tuning.explanations import UNUSABLE_RECIPE
 from tuning.models import Dataset, DatasetVersion, TuningRun
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
 
@@ -98,18 +100,8 @@ def steps_of(epochs: float, recipe: Recipe, rows: int) -> int:
 
 def worded(problem: Problem) -> str:
     """What is wrong with a hyper-parameter, in the active language."""
-    texts = {
-        "not_a_number": _("A number is needed here."),
-        "out_of_range": _("Must lie between %(low)s and %(high)s."),
-        "not_a_choice": _("Must be one of: %(choices)s."),
-        "too_many_samples": _("Batch size times accumulation may be at most %(most)s."),
-        "warmup_too_long": _("There must be fewer warm-up steps than steps."),
-        "no_init_text": _("Describe the task in a sentence or two."),
-        "text_too_long": _("At most %(most)s characters."),
-        "init_with_projection": _("A prefix behind a projection can only begin at random."),
-        "no_general_prompts": _("Holding forgetting needs a share of general prompts."),
-    }
-    return texts[problem.code] % {"most": MAX_SAMPLES_PER_STEP, **problem.params}
+    params = {"most": MAX_SAMPLES_PER_STEP, **problem.params}
+    return sentence(UNUSABLE_RECIPE, problem.code, params)
 
 
 def _misfits(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list]:

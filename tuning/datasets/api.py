@@ -15,6 +15,7 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
+from portal.explanations import sentence
 from portal.models import ApiKey
 from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, TooLarge, error
@@ -217,7 +218,7 @@ class DatasetViewSet(
         length = request.META.get("CONTENT_LENGTH") or "0"
         if length.isdigit() and int(length) > settings.DATASET_MAX_BYTES + _FORM_ROOM:
             raise TooLarge(
-                _(store.MESSAGES["too_large"]) % {"limit": settings.DATASET_MAX_BYTES >> 20}
+                sentence(store.MESSAGES, "too_large", {"limit": settings.DATASET_MAX_BYTES >> 20})
             )
         super().initial(request, *args, **kwargs)
 
