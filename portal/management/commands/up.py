@@ -80,10 +80,10 @@ class Command(BaseCommand):
         try:
             if sys.stdout.name == os.devnull:  # it was closed (manage.py)
                 raise OSError("closed")
+            heading = _("First administrator (shown once; change the password under Account):")
+            user_word, password_word = _("user"), _("password")
             self.stdout.write(
-                "\n"
-                + _("First administrator (shown once; change the password under Account):")
-                + f"\n    {_('user')}: admin\n    {_('password')}: {password}\n"
+                f"\n{heading}\n    {user_word}: admin\n    {password_word}: {password}\n"
             )
             self.stdout.flush()
         except OSError as error:
