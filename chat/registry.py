@@ -20,10 +20,12 @@ from django.utils.translation import gettext as _
 
 from chat.checkpoints import adapter_files
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint
+from chat.explanations import UNUSABLE_CHECKPOINT
 from chat.models import Adapter, Checkpoint
-from chat.text import is_storable
 from chat.worker.addresses import RemoteAddress
+from portal.explanations import sentence
 from portal.rest.conventions import Conflict
+from portal.text import is_storable
 
 logger = logging.getLogger(__name__)
 
@@ -192,33 +194,7 @@ def ensure_upstreams() -> list[Checkpoint]:
 
 
 def _reason(error: CheckpointInvalid) -> str:
-    texts = {
-        "not_a_folder": _("%(folder)s is not a folder."),
-        "config_missing": _(
-            "%(folder)s has no config.json: it is not a Hugging Face model folder."
-        ),
-        "config_invalid": _("config.json cannot be used: %(reason)s"),
-        "unknown_model_type": _(
-            "“%(model_type)s” is not a text generation architecture that the portal knows."
-        ),
-        "remote_code_only": _(
-            "“%(model_type)s” needs code from the model's folder to run; the portal never runs "
-            "such code."
-        ),
-        "unsupported_attention": _("Layers of the kind %(layers)s cannot take a prefix."),
-        "weights_missing": _("%(folder)s lacks weight files."),
-        "weights_invalid": _(
-            "%(file)s is not a readable weight file; if it is a Git LFS pointer, run git lfs pull."
-        ),
-        "tokenizer_missing": _("%(folder)s has no tokenizer."),
-        "unsafe_file": _(
-            "%(file)s is no plain file of this folder, or far too large: it is not read."
-        ),
-    }
-    try:
-        return texts[error.code] % error.parameters
-    except KeyError:
-        return error.message
+    return sentence(UNUSABLE_CHECKPOINT, error.code, error.parameters) or error.message
 
 
 # ------------------------------------------------------------------ adapters

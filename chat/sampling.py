@@ -6,7 +6,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
 from chat.engine.request import LIMITS, SamplingParams
-from chat.text import shown
+from portal.text import shown
 
 # What people may send; `stop`, `logprobs` and `max_length` are the scripts' doors' alone.
 NUMBERS = (

@@ -16,6 +16,7 @@ from chat.checkpoints import adapter_files
 from chat.engine.request import AdapterRef, CheckpointRef, Event, Request
 from chat.models import Adapter, Checkpoint
 from chat.worker.router import OpenAIBackend, Router, get_router
+from portal.terminal import row_named
 
 
 class Chosen(NamedTuple):
@@ -30,24 +31,21 @@ def chosen(checkpoint_name: str, adapter_name: str) -> Chosen:
     """By name; CommandError naming what there is otherwise."""
     adapter = reference = None
     if adapter_name:
-        adapter = Adapter.objects.filter(name=adapter_name).select_related("checkpoint").first()
-        if adapter is not None:
-            reference = adapter.ref()
-        elif (Path(adapter_name) / adapter_files.DESCRIPTION).is_file():
-            folder = Path(adapter_name).resolve()
+        adapters, folder = Adapter.objects.select_related("checkpoint"), Path(adapter_name)
+        if not adapters.named(adapter_name) and (folder / adapter_files.DESCRIPTION).is_file():
+            folder = folder.resolve()
             reference = AdapterRef(
                 f"{folder} {(folder / adapter_files.WEIGHTS).stat().st_mtime_ns}", str(folder)
             )
         else:
-            known = ", ".join(Adapter.objects.values_list("name", flat=True)[:20]) or "-"
-            raise CommandError(f"There is no adapter named {adapter_name!r}. There are: {known}")
+            adapter = row_named(adapters, adapter_name)
+            reference = adapter.ref()
     if checkpoint_name:
-        checkpoint = Checkpoint.objects.filter(name=checkpoint_name).first()
+        checkpoint = row_named(Checkpoint.objects.all(), checkpoint_name)
     else:
         checkpoint = adapter.checkpoint if adapter else Checkpoint.default()
     if checkpoint is None:
-        known = ", ".join(Checkpoint.objects.values_list("name", flat=True)) or "-"
-        raise CommandError(f"There is no checkpoint named {checkpoint_name!r}. There are: {known}")
+        raise CommandError("There is no checkpoint yet: python manage.py fetch_checkpoint SOURCE")
     if adapter is not None and adapter.checkpoint_id != checkpoint.pk:
         raise CommandError(
             f"The adapter {adapter.name} belongs to {adapter.checkpoint.name}, not to "

@@ -11,6 +11,7 @@ from django.http import Http404
 from django.shortcuts import get_object_or_404
 
 from portal.numbers import whole_number
+from portal.text import is_storable
 
 NOTHING = Q(pk__in=[])
 EVERYTHING = Q()
@@ -29,6 +30,17 @@ class AccessQuerySet(models.QuerySet):
         if user.is_staff:
             return visible
         return visible.filter(self.model.ownership(user)) if user.is_authenticated else visible
+
+    def named(self, wish):
+        """The row among these that a client means by its name (the newest one of that name) or its
+        id; None when there is none.
+        """
+        found = None
+        if isinstance(wish, str) and is_storable(wish):
+            found = self.filter(name=wish).order_by("-pk").first()
+        if found is None and (pk := whole_number(wish)) is not None:
+            found = self.filter(pk=pk).first()
+        return found
 
 
 class Owned:

@@ -23,10 +23,15 @@ def shown(value, most: int = 120) -> str:
     return str(value)[:most].encode(errors="replace").decode()
 
 
-def check_length(text: str) -> None:
-    """ValidationError("too_long") for a message that no door takes."""
-    if len(text) > LONGEST_CONTENT:
+def check_content(content) -> str:
+    """A message's text as it is; ValidationError when no door takes it."""
+    if not isinstance(content, str):
+        raise ValidationError(_("Must be a text."), "invalid")
+    if len(content) > LONGEST_CONTENT:
         message = _("The text has %(length)s characters; at most %(most)s are possible.")
         raise ValidationError(
-            message % {"length": f"{len(text):,}", "most": f"{LONGEST_CONTENT:,}"}, "too_long"
+            message % {"length": f"{len(content):,}", "most": f"{LONGEST_CONTENT:,}"}, "too_long"
         )
+    if not is_storable(content):
+        raise ValidationError(_("The text contains a NUL or half a character."), "invalid")
+    return content

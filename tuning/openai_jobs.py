@@ -97,7 +97,7 @@ def _created(body, user) -> TuningRun:
     def refuse(param: str, message: str, code: str = "invalid_value") -> None:
         problems.setdefault(param, ValidationError(message, code))
 
-    checkpoint = Checkpoint.objects.filter(name=str(body.get("model") or "")).first()
+    checkpoint = Checkpoint.objects.visible_to(user).named(body.get("model"))
     if checkpoint is None:
         refuse("model", _("Name a checkpoint; GET /v1/models lists them."), "model_not_found")
     datasets = {}

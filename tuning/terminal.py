@@ -13,7 +13,7 @@ from django.utils.translation import gettext_noop
 
 from chat.models import Checkpoint
 from portal.models import User
-from portal.numbers import whole_number
+from portal.terminal import row_named
 from tuning.datasets import store
 from tuning.models import Dataset
 
@@ -123,7 +123,7 @@ class ForegroundCommand(BaseCommand):
     def checkpoint(self, wish: str, owner: User) -> Checkpoint:
         """By name or number, by its folder, or by its name on a hub (`org/name`)."""
         visible = Checkpoint.objects.visible_to(owner)
-        found = visible.filter(name=wish).first() or visible.filter(pk=whole_number(wish)).first()
+        found = visible.named(wish)
         folder = Path(wish).expanduser()
         if found is None and folder.is_dir():
             found = visible.filter(path=str(folder.resolve())).first()
@@ -133,7 +133,7 @@ class ForegroundCommand(BaseCommand):
         if found is not None:
             return found
         if "/" not in wish:
-            return self.named(Checkpoint, wish, owner)  # refuses, with what there is
+            return row_named(visible, wish)  # refuses, with what there is
         short = wish.rstrip("/").rpartition("/")[2].casefold()
         cached = f"models--{wish.replace('/', '--')}".casefold()
         for row in visible:
@@ -148,19 +148,6 @@ class ForegroundCommand(BaseCommand):
         )
         known = ", ".join(visible.values_list("name", flat=True)[:20]) or "-"
         raise CommandError(message % {"wish": wish, "short": short, "known": known})
-
-    def named(self, model, wish: str, owner: User):
-        """The newest row of this name that the owner sees, or the one with this number."""
-        visible = model.objects.visible_to(owner)
-        found = visible.filter(name=wish).order_by("-id").first()
-        if found is None:
-            found = visible.filter(pk=whole_number(wish)).first()
-        if found is None:
-            known = ", ".join(visible.values_list("name", flat=True)[:20])
-            raise CommandError(
-                _("There is no “%(name)s”. There are: %(known)s") % {"name": wish, "known": known}
-            )
-        return found
 
     def ingest(
         self, path: Path, options: dict, owner: User, validation: Path | None = None

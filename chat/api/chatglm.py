@@ -20,9 +20,9 @@ from chat.api.openai import body_of
 from chat.conversations.messages import without_history
 from chat.models import Checkpoint
 from chat.sampling import number_problem
-from chat.text import check_length, is_storable
 from portal.rest.api_keys import KeyRefused, check_key, user_of_request
 from portal.rest.conventions import READABLE
+from portal.text import check_content, is_storable
 
 PARAMETERS = ("max_length", "top_p", "temperature")
 MAX_LENGTH = 2048  # unless the request has another; the rest is as everywhere
@@ -82,11 +82,11 @@ def _wanted(body) -> tuple[list[dict], dict]:
         )
     problems = {}
     prompt, history = body.get("prompt"), body.get("history") or []
-    if not isinstance(prompt, str) or not prompt.strip() or not is_storable(prompt):
+    if not isinstance(prompt, str) or not prompt.strip():
         problems["prompt"] = ValidationError(_("Write something first."), "blank")
     else:
         try:
-            check_length(prompt)
+            check_content(prompt)
         except ValidationError as error:
             problems["prompt"] = error
     if not isinstance(history, list) or not all(_is_round(turn) for turn in history):

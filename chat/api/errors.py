@@ -7,10 +7,10 @@ from rest_framework import exceptions
 
 from chat.api.completion import GenerationFailed
 from chat.engine.request import GenerationRefused
-from chat.text import shown
 from chat.worker.router import WorkerUnavailable
 from portal.rest.api_keys import KeyRefused, why_no_key
 from portal.rest.conventions import READABLE, Unavailable, error, json_error
+from portal.text import shown
 
 RETRY_AFTER = 5  # seconds, where nobody knows better
 REFUSALS = (ValidationError, GenerationRefused, GenerationFailed)

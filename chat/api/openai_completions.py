@@ -15,9 +15,9 @@ from chat.api import completion, errors, sse
 from chat.api.completion import CollectedCompletion
 from chat.api.openai import body_of, for_scripts, usage_of
 from chat.api.openai_request import MOST_CHOICES, Body
-from chat.text import is_storable
 from portal.logins import login_of
 from portal.rest.conventions import READABLE
+from portal.text import is_storable
 
 MOST_TOKENS = 1_000_000  # of a prompt that is sent as token ids
 

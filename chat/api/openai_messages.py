@@ -5,7 +5,7 @@ import json
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
-from chat.text import check_length, is_storable
+from portal.text import check_content, is_storable
 
 ROLES = {
     "system": "system",
@@ -71,16 +71,11 @@ def text_of(content, place: str, refuse, may_be_absent: bool = False) -> str:
             )
             return ""
         content = "\n\n".join(text for text in texts if text)
-    if not isinstance(content, str):
-        refuse(place, _("Must be a text."))
-        return ""
-    if not is_storable(content):
-        refuse(place, _("The text contains a NUL or half a character."))
     try:
-        check_length(content)
+        return check_content(content)
     except ValidationError as error:
-        refuse(place, error.message, error.code)
-    return content
+        refuse(place, error.message, "invalid_value" if error.code == "invalid" else error.code)
+        return ""
 
 
 def _text_of_part(part) -> str | None:

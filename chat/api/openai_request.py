@@ -12,7 +12,7 @@ from chat.api.openai_messages import turns_of
 from chat.conversations.messages import without_history
 from chat.engine.request import LIMITS, MOST_BIASES, MOST_STOPS
 from chat.sampling import as_whole, number_problem
-from chat.text import is_storable
+from portal.text import is_storable
 
 MOST_CHOICES = 16
 LONGEST_SCHEMA = 50_000  # characters

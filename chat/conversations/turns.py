@@ -6,9 +6,8 @@ from django.utils.translation import gettext as _
 
 from chat import sampling as sampling_rules
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.text import check_length, is_storable, shown
-from portal.numbers import whole_number
 from portal.rest.conventions import Conflict
+from portal.text import check_content, shown
 
 TITLE = 40  # characters of the first message that become a fresh conversation's title
 KEEP = object()  # for `adapter`: whatever the conversation used last
@@ -128,14 +127,9 @@ def _checked(check, value, field, problems):
 
 
 def _content(content) -> str:
-    if not isinstance(content, str):
-        raise ValidationError(_("Must be a text."), "invalid")
-    if not content.strip():
+    if isinstance(content, str) and not content.strip():
         raise ValidationError(_("Write something first."), "blank")
-    check_length(content)
-    if not is_storable(content):
-        raise ValidationError(_("The text contains a NUL or half a character."), "invalid")
-    return content
+    return check_content(content)
 
 
 def _row(model, user, value):
@@ -144,12 +138,7 @@ def _row(model, user, value):
     """
     if value is None or isinstance(value, model):
         return value
-    visible = model.objects.visible_to(user)
-    found = None
-    if isinstance(value, str) and is_storable(value):
-        found = visible.filter(name=value).first()
-    if found is None and (pk := whole_number(value)) is not None:
-        found = visible.filter(pk=pk).first()
+    found = model.objects.visible_to(user).named(value)
     if found is None:
         raise ValidationError(
             _("“%(value)s” does not exist.") % {"value": shown(value)}, "does_not_exist"

@@ -24,7 +24,7 @@ from chat.engine.request import (
     RequestRefused,
 )
 from chat.sampling import as_sampling, checked
-from chat.text import is_storable
+from portal.text import is_storable
 
 
 class Command(BaseCommand):

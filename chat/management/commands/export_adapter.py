@@ -7,6 +7,7 @@ from pathlib import Path
 from django.core.management.base import BaseCommand, CommandError
 
 from chat.models import Adapter
+from portal.terminal import row_named
 
 
 class Command(BaseCommand):
@@ -23,9 +24,7 @@ class Command(BaseCommand):
         parser.add_argument("--output", required=True, help="a folder, made if it is missing")
 
     def handle(self, *, name, format, output, **options):
-        adapter = Adapter.objects.select_related("checkpoint").filter(name=name).first()
-        if adapter is None:
-            raise CommandError(f"There is no adapter named {name!r}.")
+        adapter = row_named(Adapter.objects.select_related("checkpoint"), name)
         from chat.checkpoints.describe import CheckpointInvalid, read_config
         from chat.checkpoints.foreign_adapters import write_original, write_peft
         from chat.engine import adapters

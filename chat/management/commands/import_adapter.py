@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 from chat.adapter_import import import_adapter
 from chat.models import Checkpoint
 from portal.models import User
+from portal.terminal import row_named
 
 
 class Command(BaseCommand):
@@ -39,10 +40,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *, path, checkpoint, name, owner, history, **options):
-        base = Checkpoint.objects.filter(name=checkpoint).first()
-        if base is None:
-            known = ", ".join(Checkpoint.objects.values_list("name", flat=True)) or "none"
-            raise CommandError(f"There is no checkpoint named {checkpoint!r}. Registered: {known}.")
+        base = row_named(Checkpoint.objects.all(), checkpoint)
         user = User.objects.filter(username=owner).first() if owner else None
         if owner and user is None:
             raise CommandError(f"There is no user named {owner!r}.")

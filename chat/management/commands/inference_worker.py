@@ -44,11 +44,7 @@ class Command(BaseCommand):
         from chat.worker.addresses import WorkerAddress
         from chat.worker.wire import Address
 
-        chosen = (
-            Checkpoint.objects.filter(name=checkpoint).first()
-            if checkpoint
-            else Checkpoint.default()
-        )
+        chosen = Checkpoint.objects.named(checkpoint) if checkpoint else Checkpoint.default()
         if chosen is None:
             named = (
                 f"There is no checkpoint named {checkpoint!r}."

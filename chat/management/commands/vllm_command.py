@@ -5,9 +5,10 @@ import os
 import shlex
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 
 from chat.models import Checkpoint
+from portal.terminal import row_named
 
 
 class Command(BaseCommand):
@@ -24,9 +25,7 @@ class Command(BaseCommand):
         parser.add_argument("--python", default="python", help="that of vLLM's environment")
 
     def handle(self, *, checkpoint, host, port, python, **options):
-        found = Checkpoint.objects.filter(name=checkpoint).first()
-        if found is None or not found.path:
-            raise CommandError(f"There is no checkpoint {checkpoint!r} with a folder.")
+        found = row_named(Checkpoint.objects.exclude(path=""), checkpoint)
         adapters = settings.DATA_DIR / "adapters"
         adapters.mkdir(parents=True, exist_ok=True)  # the server looks for it once, when it starts
         connector = {

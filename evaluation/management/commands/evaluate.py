@@ -20,6 +20,7 @@ from evaluation.plan import SEED, create_evaluation
 from portal.models import Run
 from portal.runs import lifecycle
 from portal.runs.process import carry_out, print_line
+from portal.terminal import row_named
 from tuning.datasets import store
 from tuning.models import Dataset
 from tuning.terminal import ForegroundCommand, lines
@@ -73,7 +74,11 @@ class Command(ForegroundCommand):
 
     def handle(self, **options):
         owner = self.owner(options["user"])
-        adapter = self.named(Adapter, options["adapter"], owner) if options["adapter"] else None
+        adapter = (
+            row_named(Adapter.objects.visible_to(owner), options["adapter"])
+            if options["adapter"]
+            else None
+        )
         if options["checkpoint"]:
             checkpoint = self.checkpoint(options["checkpoint"], owner)
         else:
@@ -146,7 +151,7 @@ class Command(ForegroundCommand):
 
     def _dataset(self, options: dict, owner) -> Dataset:
         if options["dataset"]:
-            return self.named(Dataset, options["dataset"], owner)
+            return row_named(Dataset.objects.visible_to(owner), options["dataset"])
         return self.ingest(options["test_file"], options, owner)
 
     def _tell(self, run: EvaluationRun, as_json: bool) -> None:

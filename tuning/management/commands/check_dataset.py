@@ -14,6 +14,7 @@ from django.utils.translation import gettext as _
 
 from chat.checkpoints.describe import CheckpointInvalid
 from chat.models import Checkpoint
+from portal.terminal import row_named
 from tuning.datasets import lint, store
 from tuning.datasets.examples import messages_of
 from tuning.models import Dataset
@@ -69,10 +70,10 @@ class Command(ForegroundCommand):
 
     def handle(self, **options):
         owner = self.owner(options["user"])
-        dataset = self.named(Dataset, options["dataset"], owner)
+        dataset = row_named(Dataset.objects.visible_to(owner), options["dataset"])
         checkpoint = Checkpoint.default()
         if options["checkpoint"]:
-            checkpoint = self.named(Checkpoint, options["checkpoint"], owner)
+            checkpoint = row_named(Checkpoint.objects.visible_to(owner), options["checkpoint"])
         if checkpoint is None:
             raise CommandError(_("There is no checkpoint yet; add one with add_checkpoint."))
         version = dataset.current

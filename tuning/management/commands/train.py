@@ -16,6 +16,7 @@ from chat.models import Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
 from portal.runs.process import carry_out, print_line
+from portal.terminal import row_named
 from tuning.datasets import store
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, recipe_for, steps_of
@@ -166,7 +167,7 @@ class Command(ForegroundCommand):
 
     def _dataset(self, options: dict, owner) -> Dataset:
         if options["dataset"]:
-            return self.named(Dataset, options["dataset"], owner)
+            return row_named(Dataset.objects.visible_to(owner), options["dataset"])
         return self.ingest(options["train_file"], options, owner, options["validation_file"])
 
     def _tell(self, run: TuningRun, as_json: bool) -> None:
