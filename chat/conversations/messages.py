@@ -23,11 +23,7 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
     checkpoint = message.checkpoint or Checkpoint.default()
     if checkpoint is None:
         raise WorkerUnavailable("there is no checkpoint", "no_worker_for_checkpoint")
-    turns = _turns_before(message)
-    if not message.with_history:
-        turns = without_history(turns)
-    if message.system:
-        turns = [{"role": "system", "content": message.system}, *turns]
+    turns = turns_before(message)
     adapter = message.adapter
     request = Request(
         id=str(message.sequence),
@@ -40,13 +36,15 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
     return request, checkpoint.ref()
 
 
-def _turns_before(message: Message) -> list[dict[str, str]]:
-    """The branch that leads to this answer, its question last."""
-    conversation = message.conversation
-    path = Tree(conversation).path(message.pk)[:-1]
+def turns_before(answer: Message) -> list[dict[str, str]]:
+    """What the model is shown for this answer, {"role", "content"} of each: the branch that leads
+    to it, its question last.
+    """
+    conversation = answer.conversation
+    path = Tree(conversation).path(answer.pk)[:-1]
     rows = {
         pk: (role, content)
-        for pk, role, content in conversation.messages.filter(pk__lt=message.pk).values_list(
+        for pk, role, content in conversation.messages.filter(pk__lt=answer.pk).values_list(
             "pk", "role", "content"
         )
     }
@@ -56,7 +54,9 @@ def _turns_before(message: Message) -> list[dict[str, str]]:
             turns.pop()  # it got no answer
         if content:
             turns.append({"role": role, "content": content})
-    return turns
+    if not answer.with_history:
+        turns = without_history(turns)
+    return [{"role": "system", "content": answer.system}, *turns] if answer.system else turns
 
 
 def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:

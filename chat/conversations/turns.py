@@ -207,7 +207,9 @@ def _written(
 
 
 def judge(comparison: Comparison, verdict: str, chosen: Message | None) -> None:
-    """Writes down what the asker thinks of the compared answers; the better one is gone on with."""
+    """Writes down what the asker thinks of the compared answers; the conversation goes on with the
+    better one and its model.
+    """
     if verdict not in Comparison.Verdict.values:
         raise ValidationError(_("There is no such verdict."), "invalid")
     found = Comparison.Verdict(verdict)
@@ -217,6 +219,9 @@ def judge(comparison: Comparison, verdict: str, chosen: Message | None) -> None:
     comparison.save(update_fields=["verdict", "chosen", "judged_at"])
     if chosen is not None:
         show(comparison.conversation, chosen)
+        Conversation.objects.filter(pk=comparison.conversation_id).update(
+            checkpoint=chosen.checkpoint, adapter=chosen.adapter
+        )
 
 
 def model_label(checkpoint, adapter=None) -> str:
