@@ -36,6 +36,7 @@ def theirs(conversation, dataset, tuning_run, evaluated, adapter, member):
     return {
         "/downloads/": fetch.pk,
         "/api/v1/fetch-runs/": fetch.pk,
+        "/api/v1/queue/runs/": tuning_run.pk,
         "/chat/": conversation.pk,
         "/adapters/": adapter.pk,
         "/datasets/": dataset.pk,
