@@ -14,8 +14,8 @@ RESAMPLES = 2000
 
 
 def average(scores: Sequence[dict[str, float]], seed: int = 0) -> dict[str, dict[str, float]]:
-    """{"rouge-1": {"value", "low", "high"}, ...}: the plain mean over the rows, as upstream reports
-    it, and its 95 % interval.
+    """{"rouge-1": {"value", "low", "high"}, ...}: the plain mean over the rows, as the original
+    reports it, and its 95 % interval.
 
     The interval is the percentile bootstrap over rows: how far the mean would move on another draw
     of as many rows.

@@ -4,7 +4,7 @@
 A row that is wrong (not JSON, a column missing, not text) rejects the upload with all problems
 named, because a file that is silently half used trains another model than its owner thinks;
 `skip_bad_rows` asks for the good rows alone. Rows whose prompt or response is empty are passed over
-with a warning, as upstream's training does.
+with a warning, as the original's training does.
 """
 
 from __future__ import annotations

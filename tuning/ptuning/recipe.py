@@ -1,4 +1,4 @@
-"""The hyper-parameters of a run: names as upstream's ptuning/arguments.py has them. No torch
+"""The hyper-parameters of a run: names as the original's ptuning/arguments.py has them. No torch
 here.
 """
 
@@ -63,11 +63,11 @@ class Problem:
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what a run computes, besides base weights and examples; the defaults
-    are upstream's train.sh.
+    are the original's train.sh.
 
     One step reads per_device_train_batch_size * gradient_accumulation_steps examples. Its loss is
-    upstream's: the mean over tokens inside each batch of per_device_train_batch_size examples, then
-    the mean over the accumulated batches.
+    the original's: the mean over tokens inside each batch of per_device_train_batch_size examples,
+    then the mean over the accumulated batches.
     """
 
     pre_seq_len: int = 128
@@ -88,8 +88,8 @@ class Recipe:
     max_grad_norm: float = 1.0  # 0: no clipping
     prefix_dropout: float = 0.0  # upstream: 0.1
     precision: str = "auto"  # of the frozen base; the prefix itself is always float32
-    # How the prefix begins (tuning/ptuning/initial.py): drawn from N(0, 1) as upstream, at zero, or
-    # as the keys and values of `init_text` and some examples behind it.
+    # How the prefix begins (tuning/ptuning/initial.py): drawn from N(0, 1) as the original, at
+    # zero, or as the keys and values of `init_text` and some examples behind it.
     init: str = "random"
     init_text: str = ""
     freeze_first: bool = False

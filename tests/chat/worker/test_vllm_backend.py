@@ -335,5 +335,5 @@ def test_the_command_names_checkpoint_adapters_and_key(db, settings, tmp_path):
     assert transfer["kv_load_failure_policy"] == "fail"
     assert (tmp_path / "adapters").is_dir()
     assert "VLLM_API_KEY=" in variables
-    with pytest.raises(CommandError, match="no checkpoint"):
+    with pytest.raises(CommandError, match="small"):
         call_command("vllm_command", "small")
