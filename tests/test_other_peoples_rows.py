@@ -9,6 +9,7 @@ from chat.models import Adapter, FetchRun
 from portal.models import ApiKey
 from tests.support.page_fixtures import *  # noqa: F403 - a member's rows
 from tests.support.urls import routes
+from tuning.models import CollectedExample
 
 pytestmark = pytest.mark.django_db
 METHODS = ["get", "post", "put", "patch", "delete"]
@@ -34,6 +35,9 @@ def theirs(conversation, dataset, tuning_run, evaluated, adapter, member):
     fetch = FetchRun.objects.create(
         owner=member, kind="fetch", name=MARK, source="hf:a/b", recipe={}
     )
+    collected = CollectedExample.objects.create(
+        dataset=dataset, by=member, prompt="q", response=MARK, message=answer
+    )
     return {
         "/downloads/": fetch.pk,
         "/api/v1/fetch-runs/": fetch.pk,
@@ -47,6 +51,7 @@ def theirs(conversation, dataset, tuning_run, evaluated, adapter, member):
         "/api/v1/messages/": answer.pk,
         "/api/v1/adapters/": adapter.pk,
         "/api/v1/datasets/": dataset.pk,
+        "/api/v1/collected-examples/": collected.pk,
         "/api/v1/tuning-runs/": tuning_run.pk,
         "/api/v1/evaluation-runs/": evaluated.pk,
     }
