@@ -20,8 +20,9 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django_q.models import OrmQ
+from django_q.brokers import get_broker
 from django_q.tasks import async_task
+from redis import RedisError
 
 from portal.models import QueueHold, Run
 from portal.runs.waiting import waiting_order
@@ -74,10 +75,16 @@ def _refuse_too_many(run: Run) -> None:
 
 
 def ring(run_id: int) -> None:
-    """Tells the queue that this run waits. Harmless to repeat."""
+    """Tells the queue that this run waits. Harmless to repeat. A broker that does not answer is
+    told by the reaper, later.
+    """
     run = Run.objects.get(pk=run_id)
+    try:
+        async_task(ANSWER, run.queue, cluster=run.queue, task_name=f"run-{run_id}")
+    except RedisError as error:
+        logger.warning("run %s waits, the queue could not be told: %s", run_id, error)
+        return
     Run.objects.filter(pk=run_id).update(rung_at=timezone.now())
-    async_task(ANSWER, run.queue, cluster=run.queue, task_name=f"run-{run_id}")
 
 
 def claim_next(queue: str) -> tuple[int, str] | None:
@@ -290,5 +297,8 @@ def forget_deliveries(queue: str) -> None:
 
     The broker would give those messages back only after `retry`, which lies above any run's length.
     """
-    OrmQ.objects.filter(key=queue).delete()
+    try:
+        get_broker(queue).purge_queue()
+    except RedisError as error:  # what stays there is one more bell
+        logger.warning("the queue %s could not be emptied: %s", queue, error)
     Run.objects.filter(queue=queue, status=Status.QUEUED).update(rung_at=None)
