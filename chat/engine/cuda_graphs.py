@@ -76,7 +76,7 @@ class EagerDecoder:
         output = self.loaded.model(
             input_ids=ids[:, None],
             position_ids=self.positions.shape(positions, ids.shape[0]),
-            attention_mask=decode_mask(columns, width, self.loaded.dtype),
+            attention_mask=decode_mask(columns, width, self.loaded.dtype, self.loaded.windows),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

@@ -190,13 +190,11 @@ def _made(loaded: Loaded) -> FlatForward | None:
 
 def _usual(loaded: Loaded) -> bool:
     model, config = loaded.model, loaded.model.config
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
     return (
         loaded.device.type == "cpu"
         and type(model).__name__ in ARCHITECTURES
         and getattr(config, "hidden_act", "") == "silu"
-        and set(kinds) == {"full_attention"}
-        and not (type(model).__name__ == "MistralForCausalLM" and config.sliding_window)
+        and loaded.windows is None
         and loaded.head_dim % 2 == 0
         and loaded.head_dim <= cpu_kernels.LARGEST_HEAD
         and all(parameter.dtype == loaded.dtype for parameter in model.parameters())
