@@ -3,19 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from chat.engine.positions import PositionPlan
 
 
-def decode_mask(column_index: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:
+@dataclass(frozen=True)
+class PrefixBias:
+    """What rows add to the attention scores of their prefix's columns. columns, amount: [rows]."""
+
+    columns: torch.Tensor
+    amount: torch.Tensor
+
+    @classmethod
+    def of(cls, plans: Sequence[PositionPlan], device: torch.device) -> PrefixBias | None:
+        """None where every prefix acts as it was trained: the ordinary mask, bit for bit."""
+        if not any(plan.prefix_bias for plan in plans):
+            return None
+        return cls(
+            torch.tensor([plan.prefix for plan in plans], device=device),
+            torch.tensor([plan.prefix_bias for plan in plans], device=device),
+        )
+
+    def over(self, width: int, dtype: torch.dtype) -> torch.Tensor:
+        """[rows, 1, 1, width], to be added to a mask of `width` columns."""
+        own = torch.arange(width, device=self.columns.device)[None] < self.columns[:, None]
+        return torch.where(own, self.amount[:, None], 0.0).to(dtype)[:, None, None]
+
+
+def decode_mask(
+    column_index: torch.Tensor, width: int, dtype: torch.dtype, bias: PrefixBias | None = None
+) -> torch.Tensor:
     """Additive [rows, 1, 1, width]: a row sees its columns up to and including
     column_index[row].
     """
     hidden = torch.arange(width, device=column_index.device)[None] > column_index[:, None]
     mask = torch.zeros(hidden.shape, dtype=dtype, device=column_index.device)
-    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None]
+    mask = mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None, None]
+    return mask if bias is None else mask + bias.over(width, dtype)
 
 
 def prefill_mask(
@@ -42,4 +69,6 @@ def prefill_mask(
     last_seen = own.maximum(shared[:, None] - 1)
     hidden = torch.arange(width, device=device)[None, None] > last_seen[..., None]
     mask = torch.zeros(hidden.shape, dtype=dtype, device=device)
-    return mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+    mask = mask.masked_fill_(hidden, torch.finfo(dtype).min)[:, None]
+    bias = PrefixBias.of(plans, device)
+    return mask if bias is None else mask + bias.over(width, dtype)
