@@ -12,7 +12,7 @@ from portal.numbers import whole_number
 # The sampling panel. A value that equals the default is not sent: the engine then makes the best of
 # it, for instance gives the answer what the context has left, while an explicit wish that does not
 # fit is refused.
-PANEL = ("temperature", "top_p", "max_new_tokens", "seed")
+PANEL = ("temperature", "top_p", "max_new_tokens", "seed", "prefix_strength")
 
 
 def panel_of(checkpoint: Checkpoint | None) -> dict:

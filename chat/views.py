@@ -35,6 +35,7 @@ from chat.fetching.plan import catalogue, endpoints
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.registry import check_name, register_checkpoint, remove_adapter
+from chat.sampling import as_whole
 from chat.worker import router
 from chat.worker.router import WorkerUnavailable
 from portal.access import get_visible
@@ -174,7 +175,7 @@ def _sampling_fields(used: dict, panel: dict) -> dict:
         for name, default in panel.items()
     }
     return {
-        name: {key: "" if value is None else value for key, value in each.items()}
+        name: {key: "" if value is None else as_whole(value) for key, value in each.items()}
         for name, each in fields.items()
     }
 

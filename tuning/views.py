@@ -13,6 +13,7 @@ from portal.forms import add_errors
 from portal.models import Run
 from portal.numbers import whole_number
 from portal.runs import lifecycle
+from portal.runs.once import once_per_form
 from tuning.forms import LABELS, TuningRunForm, as_shown
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, default_preset
@@ -77,12 +78,15 @@ def new_run(request):
         if form.is_valid():
             fields = form.cleaned_data
             try:
-                run = create_run(
-                    user,
-                    dataset=fields["dataset"],
-                    checkpoint=fields["checkpoint"],
-                    name=fields["name"],
-                    **form.hyper(),
+                run = once_per_form(
+                    request,
+                    lambda: create_run(
+                        user,
+                        dataset=fields["dataset"],
+                        checkpoint=fields["checkpoint"],
+                        name=fields["name"],
+                        **form.hyper(),
+                    ),
                 )
             except ValidationError as error:
                 add_errors(form, error)

@@ -17,11 +17,18 @@ from portal.runs.heartbeat import STEP_ASIDE, Heartbeat, StopRequested
 from tuning.datasets.store import open_split
 from tuning.methods import METHODS
 from tuning.models import TuningMetric, TuningRun
+from tuning.ptuning.recipe import Recipe
 
 
 class TuningWork(ModelWork):
     kind = Run.Kind.TUNING
     model = TuningRun
+
+    @classmethod
+    def size(cls, recipe: dict) -> int:
+        """Examples that the run reads."""
+        plan = Recipe.from_dict(recipe)
+        return plan.max_steps * plan.samples_per_step
 
     def load(self, run_id: int) -> TuningRun:
         return TuningRun.objects.select_related("owner", "checkpoint", "dataset_version").get(
@@ -34,7 +41,6 @@ class TuningWork(ModelWork):
         import torch
 
         from chat.engine import adapters
-        from tuning.ptuning.recipe import Recipe
 
         run, recipe = self.run, Recipe.from_dict(self.run.recipe)
         plan = (

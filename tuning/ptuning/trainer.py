@@ -145,7 +145,7 @@ class Trainer:
         if recipe.kl_weight:
             self._lessons = lessons(
                 loaded,
-                general_prompts,
+                _spread(general_prompts, recipe.max_steps * recipe.general_prompts_per_step),
                 max_source_length=recipe.max_source_length,
                 max_target_length=recipe.max_target_length,
                 folder=general_folder,
@@ -415,6 +415,15 @@ class Trainer:
         self._losses = state["losses"]
         self._tokens, self._replay = state["micro_batch_tokens"], state["replay"]
         _set_random_state(state["random"], self.loaded.device)
+
+
+def _spread(prompts: Sequence[str], most: int) -> Sequence[str]:
+    """At most `most` of the prompts, from all over the list: more than a short run will read need
+    no answers.
+    """
+    if most >= len(prompts):
+        return prompts
+    return [prompts[number * len(prompts) // most] for number in range(most)]
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
