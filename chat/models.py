@@ -268,6 +268,8 @@ class Message(models.Model):
     # {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}
     timings = models.JSONField(null=True, blank=True)
     error = models.JSONField(null=True, blank=True)  # {"message", "type", "param", "code"}
+    # earlier turns that the prompt is without because they did not fit into the context
+    left_out = models.PositiveIntegerField(default=0, editable=False)
     # what the reader thinks of an answer: 1 or -1
     thumb = models.SmallIntegerField(_("rating"), null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -117,6 +117,7 @@ class MessageSerializer(serializers.ModelSerializer):
             "sampling",
             "with_history",
             "system",
+            "left_out",
             "parent",
             "thumb",
             "seq",

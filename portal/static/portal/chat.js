@@ -162,8 +162,10 @@ const show = {
     part(turn, "position").textContent = frame.position ?? 0;
     turn.dataset.next = (frame.position ?? 0) > 0 ? "false" : "true";
   },
-  "message.started"(turn) {
+  "message.started"(turn, frame) {
     setStatus(turn, "streaming");
+    part(turn, "left").hidden = !frame.left_out;
+    part(turn, "left-count").textContent = frame.left_out ?? 0;
   },
   "message.delta"(turn, frame) {
     setStatus(turn, "streaming");
