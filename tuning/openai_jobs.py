@@ -13,6 +13,7 @@ from portal.access import get_visible
 from portal.models import Run
 from portal.rest.conventions import READABLE, json_error
 from portal.runs import lifecycle
+from portal.runs.once import once
 from tuning.datasets.store import TRAIN
 from tuning.models import TuningRun
 from tuning.openai_files import dataset_of, file_id
@@ -29,7 +30,8 @@ NAMES = {field.name for field in fields(Recipe)}
 def jobs(request, user) -> HttpResponseBase:
     """POST, GET /v1/fine_tuning/jobs"""
     if request.method == "POST":
-        return _job(_created(parsed_body(request), user))
+        body, key = parsed_body(request), request.headers.get("Idempotency-Key", "")
+        return _job(once(user, key, [request.path, body], lambda: _created(body, user)))
     return listed(request, _runs(user), "ftjob-", told)
 
 

@@ -22,16 +22,7 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
     checkpoint = message.checkpoint or Checkpoint.default()
     if checkpoint is None:
         raise WorkerUnavailable("there is no checkpoint", "no_worker_for_checkpoint")
-    turns: list[dict[str, str]] = []
-    for role, content in message.conversation.messages.filter(pk__lt=message_id).values_list(
-        "role", "content"
-    ):
-        if role == Message.Role.USER and turns and turns[-1]["role"] == "user":
-            turns.pop()  # it got no answer
-        if content:
-            turns.append({"role": role, "content": content})
-    if not message.with_history:
-        turns = without_history(turns)
+    turns = turns_before(message)
     adapter = message.adapter
     request = Request(
         id=str(message.sequence),
@@ -41,6 +32,19 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
         user=str(message.conversation.owner_id),
     )
     return request, checkpoint.ref()
+
+
+def turns_before(answer: Message) -> list[dict[str, str]]:
+    """What the model was shown for this answer: {"role", "content"} of each turn."""
+    turns: list[dict[str, str]] = []
+    for role, content in answer.conversation.messages.filter(pk__lt=answer.pk).values_list(
+        "role", "content"
+    ):
+        if role == Message.Role.USER and turns and turns[-1]["role"] == "user":
+            turns.pop()  # it got no answer
+        if content:
+            turns.append({"role": role, "content": content})
+    return turns if answer.with_history else without_history(turns)
 
 
 def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ on a CPU, where the tests hold it against the plain one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from chat.engine.kv_cache import KVCache
 from chat.engine.loading import Loaded
 from chat.engine.masks import PrefixBias, decode_mask
 from chat.engine.positions import PositionPlan, Positions
+from chat.engine.sequence import Sequence
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +37,22 @@ class EagerDecoder:
     def __init__(self, loaded: Loaded, cache: KVCache, positions: Positions):
         self.loaded, self.cache, self.positions = loaded, cache, positions
 
+    def decode(self, decoding: Several[Sequence]) -> torch.Tensor:
+        """Feed each row, neighbours in the cache, its last token; logits [rows, vocabulary]."""
+        return self.run(
+            first=decoding[0].slot,
+            ids=[row.output_ids[-1] for row in decoding],
+            columns=[row.kv_length for row in decoding],
+            plans=[row.positions for row in decoding],
+        )
+
     def run(
         self,
         *,
         first: int,
-        ids: Sequence[int],
-        columns: Sequence[int],
-        plans: Sequence[PositionPlan],
+        ids: Several[int],
+        columns: Several[int],
+        plans: Several[PositionPlan],
     ) -> torch.Tensor:
         """Feed ids[i] to row first + i at cache column columns[i]; logits [rows, vocabulary]."""
         device = self.loaded.device
@@ -112,9 +122,9 @@ class StaticDecoder(EagerDecoder):
         self,
         *,
         first: int,
-        ids: Sequence[int],
-        columns: Sequence[int],
-        plans: Sequence[PositionPlan],
+        ids: Several[int],
+        columns: Several[int],
+        plans: Several[PositionPlan],
     ) -> torch.Tensor:
         if first:  # rows run one by one after a fault: rare, not worth a graph
             return super().run(first=first, ids=ids, columns=columns, plans=plans)
@@ -136,7 +146,7 @@ class StaticDecoder(EagerDecoder):
         return logits[: len(ids)].clone()
 
     def _fill(
-        self, bucket: int, ids: Sequence[int], columns: Sequence[int], plans: Sequence[PositionPlan]
+        self, bucket: int, ids: Several[int], columns: Several[int], plans: Several[PositionPlan]
     ) -> _Buffers:
         device = self.loaded.device
         indices = [column - plan.prefix for column, plan in zip(columns, plans, strict=True)]
