@@ -202,6 +202,8 @@ class Run(Owned, models.Model):
         default=3, validators=[MinValueValidator(1)], editable=False
     )
     cancel_requested = models.BooleanField(default=False, editable=False)
+    # stopped by somebody who means to go on with it
+    paused = models.BooleanField(default=False, editable=False)
     priority = models.PositiveSmallIntegerField(
         _("priority"), choices=Priority.choices, default=Priority.NORMAL, editable=False
     )

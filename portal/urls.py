@@ -67,4 +67,5 @@ urlpatterns = [
         ),
     ),
 ]
+handler404 = "portal.errors.not_found"
 handler500 = "portal.errors.server_error"

@@ -85,7 +85,9 @@ class EagerDecoder:
         output = self.loaded.model(
             input_ids=ids[:, None],
             position_ids=self.positions.shape(positions, ids.shape[0]),
-            attention_mask=decode_mask(columns, width, self.loaded.dtype, bias),
+            attention_mask=decode_mask(
+                columns, width, self.loaded.dtype, self.loaded.windows, bias
+            ),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,

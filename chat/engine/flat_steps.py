@@ -42,8 +42,8 @@ class FlatSteps:
     def _run(self, rows: Several[Sequence], tokens: Several[list[int]]) -> torch.Tensor:
         """tokens[i] follow what rows[i] has in the cache; logits of the last one of each."""
         order = sorted(range(len(rows)), key=lambda i: id(rows[i].shared_prefix))
-        ids, positions, slots, columns = [], [], [], []  # type: ignore[var-annotated]
-        prefixes, strengths, last = [], [], [0] * len(rows)
+        ids, positions, slots, columns = [], [], [], []
+        prefixes, biases, last = [], [], [0] * len(rows)
         for i in order:
             row, count = rows[i], len(tokens[i])
             ids += tokens[i]
@@ -51,8 +51,6 @@ class FlatSteps:
             slots += [row.slot] * count
             columns += range(row.kv_length, row.kv_length + count)
             prefixes += [row.shared_prefix] * count
-            strengths += [math.exp(row.positions.prefix_bias)] * count
+            biases += [row.positions.prefix_bias] * count
             last[i] = len(ids) - 1
-        return self._flat.run(
-            self._cache, ids, positions, slots, columns, prefixes, strengths, last
-        )
+        return self._flat.run(self._cache, ids, positions, slots, columns, prefixes, last, biases)

@@ -79,14 +79,12 @@ extern "C" {
 // One forward. tokens: those of one row stand together, in the order of their columns, and rows of
 // one prefix stand together. row, column [tokens]: where a token's key and value go. prefix
 // [tokens]: [layers, 2, kv_heads, prefix_length, dim] of T, or null; each token sees all of it.
-// strength [tokens], or null for 1: by how much the weight of the prefix's columns is multiplied.
 // cosine, sine [tokens, dim]. queries [tokens, heads, dim], state [tokens, heads, dim + 2]: scratch.
 struct Forward {
     int64_t tokens, heads, kv_heads, dim, threads;
     const int64_t *row, *column, *prefix_length;
     const void *const *prefix;
-    const float *strength;
-    const float *cosine, *sine;
+    const float *cosine, *sine, *prefix_bias;
     float *queries, *state;
     float scale;
 };
@@ -300,15 +298,10 @@ void attend(const Forward &f, const Layer &layer, const T *qkv, T *out) {
                      (layer.number * 2 * kv_heads + h) * size;
         share(k, k + kv_heads * size, columns, nullptr, h, from, end);
     });
-    if (f.strength) {
-#pragma omp parallel for num_threads(f.threads) if (f.threads > 1 && f.tokens > 1)
-        for (int64_t i = 0; i < f.tokens * heads; i++) {
-            const float strength = f.strength[i / heads];
-            float *state = f.state + i * (dim + 2);
-            for (int64_t d = 0; d < dim; d++) state[d] *= strength;
-            state[dim + 1] *= strength;
-        }
-    }
+    // a prefix is looked at first: what is added to all of its scores is added to their largest
+    for (int64_t t = 0; f.prefix_bias && t < f.tokens; t++)
+        for (int64_t h = 0; h < heads && f.prefix_length[t]; h++)
+            f.state[(t * heads + h) * (dim + 2) + dim] += f.prefix_bias[t];
     each(rows, [&](int64_t h, int64_t from, int64_t end) {
         const int64_t at = f.row[from] * layer.row_stride + h * layer.head_stride;
         share(keys + at, values + at, seen[end - 1], seen.data() + from, h, from, end);

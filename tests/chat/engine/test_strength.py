@@ -33,8 +33,8 @@ def asked(id, prompt, ref, strength=None):
 def answers(architecture, requests, static=False, **config):
     """[(tokens, [five log-probabilities of each])] in the order of the requests."""
     seen = {request.id: [] for request in requests}
-    config.setdefault("compiled", not static)
-    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=4, **config))
+    config = {"max_rows": 4, "compiled": not static, **config}
+    engine = Engine(loaded_model(architecture), EngineConfig(**config))
     if static:
         engine.decoder = StaticDecoder(engine.loaded, engine.cache, engine.positions, capture=False)
 
