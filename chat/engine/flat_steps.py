@@ -42,7 +42,7 @@ class FlatSteps:
     def _run(self, rows: Several[Sequence], tokens: Several[list[int]]) -> torch.Tensor:
         """tokens[i] follow what rows[i] has in the cache; logits of the last one of each."""
         order = sorted(range(len(rows)), key=lambda i: id(rows[i].shared_prefix))
-        ids, positions, slots, columns = [], [], [], []
+        ids, positions, slots, columns = [], [], [], []  # type: ignore[var-annotated]
         prefixes, biases, last = [], [], [0] * len(rows)
         for i in order:
             row, count = rows[i], len(tokens[i])
