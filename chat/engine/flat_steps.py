@@ -24,13 +24,15 @@ class FlatSteps:
         self._flat, self._cache, self._positions = flat, cache, positions
 
     def prefill(self, rows: Several[Sequence], counts: Several[int]) -> torch.Tensor:
-        """Feed rows[i] its next counts[i] prompt tokens; logits [rows, vocabulary] of the last one
-        of each.
+        """Feed rows[i] its next counts[i] prompt tokens, or its last token where that is 0 (it is
+        past its prompt); logits [rows, vocabulary] of the last one of each.
         """
         return self._run(
             rows,
             [
                 row.prompt[row.num_computed_tokens : row.num_computed_tokens + count]
+                if count
+                else row.output_ids[-1:]
                 for row, count in zip(rows, counts, strict=True)
             ],
         )
@@ -42,7 +44,7 @@ class FlatSteps:
     def _run(self, rows: Several[Sequence], tokens: Several[list[int]]) -> torch.Tensor:
         """tokens[i] follow what rows[i] has in the cache; logits of the last one of each."""
         order = sorted(range(len(rows)), key=lambda i: id(rows[i].shared_prefix))
-        ids, positions, slots, columns = [], [], [], []
+        ids, positions, slots, columns = [], [], [], []  # type: ignore[var-annotated]
         prefixes, biases, last = [], [], [0] * len(rows)
         for i in order:
             row, count = rows[i], len(tokens[i])

@@ -81,12 +81,13 @@ def test_one_is_as_trained_nothing_is_the_base_and_almost_nothing_almost(
     assert trained != base
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("strength", [0.3, 2.0])
-def test_the_weight_of_each_prefix_column_is_multiplied(strength, tmp_path, prompt):
+def test_the_weight_of_each_prefix_column_is_multiplied(strength, compiled, tmp_path, prompt):
     """Against the model's own forward with a mask written out by hand."""
     text, ref = prompt("qwen2"), adapter("qwen2", tmp_path, LENGTH, SEED)
     loaded = loaded_model("qwen2")
-    tokens, logprobs = answers("qwen2", [asked("a", text, ref, strength)])[0]
+    tokens, logprobs = answers("qwen2", [asked("a", text, ref, strength)], compiled=compiled)[0]
     ids = [*text, *tokens[:-1]]
     total = LENGTH + len(ids)
     mask = torch.full((len(ids), total), torch.finfo(torch.float32).min).triu(LENGTH + 1)
