@@ -11,7 +11,9 @@ class TuningConfig(AppConfig):
 
     def ready(self):
         from portal.runs.work import register
+        from tuning.datasets.check_work import CheckWork
         from tuning.work import TuningWork
 
         register(TuningWork)
+        register(CheckWork)
         explain(EXPLANATIONS)
