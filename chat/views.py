@@ -29,7 +29,12 @@ from chat.engine.request import GenerationRefused
 from chat.fetching.plan import catalogue, endpoints
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
 from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.registry import check_name, register_checkpoint, remove_adapter
+from chat.registry import (
+    check_may_be_shared,
+    check_name,
+    register_checkpoint,
+    remove_adapter,
+)
 from chat.worker import router
 from chat.worker.router import WorkerUnavailable
 from portal.access import get_visible
@@ -349,6 +354,8 @@ def change_adapter(request, pk):
             adapter.with_history = {"yes": True, "no": False}.get(request.POST.get("history"))
             adapter.save(update_fields=["with_history"])
         elif action in ("share", "unshare"):
+            if action == "share":
+                check_may_be_shared(adapter)
             adapter.shared = action == "share"
             adapter.save(update_fields=["shared"])
     except (ValidationError, APIException) as error:

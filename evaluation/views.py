@@ -37,7 +37,7 @@ def run_list(request):
     found = EvaluationRun.objects.visible_to(request.user)
     found = found.select_related(
         "owner", "adapter", "checkpoint", "baseline", "dataset_version__dataset"
-    )
+    ).defer("general", "baseline__general")
     page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
     live = 3 if any(run.is_active for run in page) else None
     return render(

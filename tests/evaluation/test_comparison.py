@@ -182,3 +182,39 @@ def test_scores_are_counted_again_for_metrics_that_came_later(member, evaluated,
     assert "chrf" in capsys.readouterr().out
     evaluated.refresh_from_db()
     assert "chrf" in evaluated.difference
+
+
+def test_with_approval_needed_the_team_gets_what_a_reviewer_approved(
+    client, staff, evaluated, settings
+):
+    settings.APPROVAL_NEEDED = True
+    adapter = evaluated.adapter
+    client.force_login(staff)
+    share = f"/adapters/{adapter.pk}/"
+    client.post(share, {"action": "share"})
+    adapter.refresh_from_db()
+    assert not adapter.shared
+    review = f"/evaluations/{evaluated.pk}/review/"
+    client.post(review, {"decision": "approved", "note": "good"})
+    client.post(share, {"action": "share"})
+    adapter.refresh_from_db()
+    assert adapter.shared
+    client.post(share, {"action": "unshare"})
+    client.post(review, {"decision": "rejected", "note": "no"})
+    client.post(share, {"action": "share"})
+    adapter.refresh_from_db()
+    assert not adapter.shared
+
+
+def test_the_leaderboard_has_the_newest_of_every_model_on_the_same_rows(
+    client, member, other_member, dataset, checkpoint, adapter
+):
+    client.force_login(member)
+    base = made(member, dataset, checkpoint)
+    made(member, dataset, checkpoint, adapter, gain=-9)  # an older one of the same model
+    newest = made(member, dataset, checkpoint, adapter, gain=5)
+    board = client.get(f"/evaluations/leaderboard/?dataset={dataset.pk}").context["boards"][0]
+    assert board["runs"] == [newest, base]
+    assert client.get("/evaluations/leaderboard/?dataset=99999").status_code == 404
+    client.force_login(other_member)
+    assert client.get("/evaluations/leaderboard/").context["boards"] == []
