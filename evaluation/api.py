@@ -25,6 +25,7 @@ from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 from portal.runs import lifecycle
+from portal.runs.once import once
 
 
 class ByRow(Pages):
@@ -59,7 +60,12 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
         body = NewEvaluationSerializer(data=request.data, context={"request": request})
         body.is_valid(raise_exception=True)
         with rules_as_400():
-            run = create_evaluation(request.user, **body.validated_data)
+            run = once(
+                request.user,
+                request.headers.get("Idempotency-Key", ""),
+                [request.path, request.data],
+                lambda: create_evaluation(request.user, **body.validated_data),
+            )
         return Response(self._told(run), status=status.HTTP_201_CREATED)
 
     @extend_schema(responses=PredictionSerializer(many=True))

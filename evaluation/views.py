@@ -20,6 +20,7 @@ from portal.access import get_visible
 from portal.forms import add_errors
 from portal.numbers import whole_number
 from portal.runs import lifecycle
+from portal.runs.once import once_per_form
 
 FILES = (
     upstream_files.PREDICTIONS,
@@ -51,7 +52,7 @@ def new_run(request):
         form = EvaluationForm(request.POST, user=request.user)
         if form.is_valid():
             try:
-                run = create_evaluation(request.user, **form.plan())
+                run = once_per_form(request, lambda: create_evaluation(request.user, **form.plan()))
             except ValidationError as error:
                 add_errors(form, error)
             else:

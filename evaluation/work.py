@@ -40,6 +40,10 @@ class EvaluationWork(ModelWork):
     kind = Run.Kind.EVALUATION
     model = EvaluationRun
 
+    @classmethod
+    def size(cls, recipe: dict) -> int:
+        return recipe.get("rows") or 0
+
     def load(self, run_id: int) -> EvaluationRun:
         return EvaluationRun.objects.select_related("dataset_version", "checkpoint", "adapter").get(
             pk=run_id

@@ -94,7 +94,7 @@ def data_folder(**kwargs):
     return found
 
 
-@register()
+@register(deploy=True)  # not at every command that a newcomer types
 def python_version(**kwargs):
     """CVE-2024-6232 and -0450: archives that hang or swell. The uploads guard against them; the
     fix belongs into the interpreter."""

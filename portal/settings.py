@@ -245,6 +245,9 @@ Q_CLUSTER = {
         },
     },
 }
+if REDIS_URL:  # takes the database's place; a delivery that it loses is rung again
+    Q_CLUSTER["redis"] = REDIS_URL
+    del Q_CLUSTER["orm"]
 
 # Addresses and networks that may read /metrics without a key.
 METRICS_FROM = _parsed(
