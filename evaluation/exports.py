@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.metrics import in_order
 from evaluation.models import EvaluationRun
 
-CSV, JSON, REPORT = "predictions.csv", "evaluation.json", "report.html"
+CSV, JSON, REPORT = "predictions.csv", "run.json", "report.html"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # which spreadsheets compute when a cell begins so
 ROWS_AT_ONCE = 500
 

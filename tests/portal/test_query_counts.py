@@ -52,6 +52,7 @@ ADMIN = {
     "/admin/evaluations/": "/admin/evaluation/evaluationrun/",
     "/admin/evaluations/ID/": "/admin/evaluation/evaluationrun/{evaluated}/change/",
     "/admin/tuning/": "/admin/tuning/tuningrun/",
+    "/admin/tuning/ID/": "/admin/tuning/tuningrun/{tuning_run}/change/",
     "/admin/adapters/": "/admin/chat/adapter/",
     "/admin/audit/": "/admin/admin/logentry/",
 }
