@@ -11,7 +11,6 @@ from django.utils.translation import gettext_lazy as _
 from portal.admin import RunAdmin
 from tuning.models import Dataset, DatasetVersion, TuningRun
 
-
 MOST_POINTS = 300  # of a curve
 
 
