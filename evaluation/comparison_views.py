@@ -1,5 +1,7 @@
 """The page that puts any evaluations of the same rows beside one of them."""
 
+from urllib.parse import urlencode
+
 from django.core.exceptions import ValidationError
 from django.http import Http404
 from django.shortcuts import render
@@ -161,6 +163,7 @@ def _boards(user, dataset) -> list[dict]:
                     "rows": rows,
                     "few": few_rows(rows),
                     "runs": ranked,
+                    "query": urlencode([("run", run.pk) for run in ranked[:MOST]]),
                     "chart": {"label": label_of(ROUGE_L), **chart},
                 }
             )

@@ -26,6 +26,10 @@ INSTRUCTION = (
 )
 
 
+# what the two replies, the second with the sides exchanged, say together; any other is a tie
+_CONSISTENT = {"AB": str(Choice.RUN), "BA": str(Choice.OTHER)}
+
+
 class JudgeFailed(Exception):
     """The endpoint refused, or did not answer as one that speaks OpenAI's protocol."""
 
@@ -88,7 +92,7 @@ def judged(
         asked = ours.prompt, ours.reference
         there = judge.prefers(*asked, ours.text, theirs[row])
         back = judge.prefers(*asked, theirs[row], ours.text)
-        choice = {("A", "B"): Choice.RUN, ("B", "A"): Choice.OTHER}.get((there, back), Choice.TIE)
+        choice = _CONSISTENT.get(f"{there}{back}", str(Choice.TIE))
         BlindVote.objects.update_or_create(
             run=run, other=other, row=row, by=by, judge=judge.model, defaults={"choice": choice}
         )

@@ -8,16 +8,11 @@ from django.contrib.contenttypes.models import ContentType
 
 def note(user, row, message: str) -> None:
     """Adds a line about `row`: `message` is a few words, in English, with what people wrote."""
-    line(user, type(row), row.pk, str(row), message)
-
-
-def line(user, model, key, named: str, message: str) -> None:
-    """The same about something that may have no row: what it is called, under which key."""
     LogEntry.objects.create(
         user=user,
-        content_type=ContentType.objects.get_for_model(model),
-        object_id=str(key),
-        object_repr=named[:200],
+        content_type=ContentType.objects.get_for_model(row),
+        object_id=str(row.pk),
+        object_repr=str(row)[:200],
         action_flag=CHANGE,
         change_message=message,
     )
