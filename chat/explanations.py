@@ -15,6 +15,10 @@ EXPLANATIONS = {
         "This does not fit into the model's context. Begin a new conversation, shorten the "
         "message or lower the longest answer."
     ),
+    "template_refused": _(
+        "The model's chat form does not take this conversation. Begin a new one, or choose another "
+        "model."
+    ),
     "invalid_adapter": _("This tuned model does not fit the base."),
 }
 

@@ -232,7 +232,7 @@ class RequestRefused(GenerationRefused):
     """The engine will not take the request; nothing was computed.
 
     `code`: context_length_exceeded | queue_full | invalid_adapter | invalid_value | empty_prompt |
-    unavailable (an upstream server's word)
+    template_refused | unavailable (an upstream server's word)
     """
 
     def __init__(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chat.engine.families.family import Family
+from chat.engine.families.templates import rendered
 from chat.engine.positions import PositionPlan
 from chat.engine.prompts import IGNORED, Messages, Prompter
 
@@ -109,7 +110,11 @@ class TemplatePrompter(Prompter):
         if self.tokenizer.chat_template:
             probe = "\ue0a1"
             messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": probe}]
-            tail = self.tokenizer.apply_chat_template(messages, tokenize=False).rpartition(probe)[2]
+            try:
+                text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            except Exception:  # it will be quoted to whoever asks (templates.py)
+                text = ""
+            tail = text.rpartition(probe)[2] if probe in text else ""
             first = self.tokenizer.encode(tail, add_special_tokens=False)[:1]
             if first and first[0] in self.end_ids:
                 return first[0]
@@ -132,9 +137,7 @@ class TemplatePrompter(Prompter):
         if self._special is None or not any(
             self._special.search(message["content"]) for message in messages
         ):
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
-            )
+            text = rendered(self.tokenizer, messages)
             return self.tokenizer.encode(text, add_special_tokens=False)
         # A content spells a control token: the template goes around stand-ins, and contents are
         # encoded apart from it.
@@ -142,7 +145,7 @@ class TemplatePrompter(Prompter):
         posed = [
             {**message, "content": mark} for message, mark in zip(messages, stand_ins, strict=True)
         ]
-        text = self.tokenizer.apply_chat_template(posed, tokenize=False, add_generation_prompt=True)
+        text = rendered(self.tokenizer, posed)
         ids: list[int] = []
         for part in re.split("(\ue0a1[0-9]+\ue0a2)", text):
             if part in stand_ins:
