@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,41 @@ SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 CONFIG_BYTES, JSON_BYTES, TOKENIZER_BYTES = 4 << 20, 16 << 20, 64 << 20
 # KV caches that are not plain keys and values per token cannot take a prefix.
 PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
+# Models whose layers keep a state in place of keys and values, by what their config.json says: of
+# their own, however the layers are listed ...
+STATE_MODELS = {
+    *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma"),
+    *("jamba", "bamba", "zamba", "zamba2", "falcon_h1", "nemotron_h", "granitemoehybrid"),
+    *("lfm2", "lfm2_moe", "minimax", "kimi_linear", "bailing_hybrid", "olmo_hybrid"),
+    *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+}
+# ... or by a number that only such layers have, or layers that differ from each other in shape
+STATE_NAMES = {
+    "full_attention_interval": "linear_attention",
+    "linear_num_value_heads": "linear_attention",
+    "mamba_d_state": "mamba",
+    "ssm_state_size": "mamba",
+    "kv_lora_rank": "latent_attention",
+    "num_kv_shared_layers": "shared_keys",
+    "global_head_dim": "heads_of_two_sizes",
+}
+
+
+def unusual_layers(config: Mapping[str, Any]) -> list[str]:
+    """Kinds of layers before which no prefix of plain keys and values fits; none: it can be served
+    and tuned.
+    """
+    inner = config.get("text_config")
+    told = {**config, **inner} if isinstance(inner, dict) else dict(config)
+    kinds: set[str] = set()
+    for name in ("layer_types", "layers_block_type", "block_types"):
+        listed = told.get(name)
+        listed = listed if isinstance(listed, list) else []
+        kinds |= {str(kind) for kind in listed} - PLAIN_LAYERS - {"attention"}
+    kinds |= {kind for name, kind in STATE_NAMES.items() if told.get(name)}
+    if not kinds and STATE_MODELS & {config.get("model_type"), told.get("model_type")}:
+        kinds.add("state_space")
+    return sorted(kinds)
 
 
 class CheckpointInvalid(Exception):
@@ -177,8 +213,8 @@ def _family(config: dict[str, Any]) -> Family:
             raise CheckpointInvalid(
                 "remote_code_only",
                 f"model type {model_type!r} can only be loaded by running code from the "
-                "checkpoint's folder, "
-                "which is never done here",
+                "checkpoint's folder, which is never done here; a version of it in the format of "
+                "Llama, Qwen or another architecture of transformers loads",
                 model_type=model_type,
             )
         raise CheckpointInvalid(
@@ -186,13 +222,14 @@ def _family(config: dict[str, Any]) -> Family:
             f"{model_type!r} is not a text generation architecture that is known here",
             model_type=model_type,
         )
-    unusual = set(config.get("layer_types") or []) - PLAIN_LAYERS
+    unusual = unusual_layers(config)
     if unusual:
         raise CheckpointInvalid(
             "unsupported_attention",
-            f"layers of kind {', '.join(sorted(unusual))} keep no keys and values per token, so "
-            "no prefix fits before them",
-            layers=", ".join(sorted(unusual)),
+            f"{model_type!r} has layers of a kind that takes no prefix ({', '.join(unusual)}): it "
+            "cannot be tuned here; a vLLM server serves it untuned (manage.py vllm_command)",
+            layers=", ".join(unusual),
+            model_type=model_type,
         )
     return family
 
