@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -38,12 +38,15 @@ BROKEN_FILES = (
 )
 
 
+UNKNOWN = object()
+
+
 @dataclass
 class Loaded:
     """A frozen base model and what belongs to it.
 
     context_length: tokens of prompt and answer together. windows: what its layers see of them
-    (chat.engine.masks).
+    (chat.engine.masks). flat: see flat_forward.py; made when an engine first asks for it.
     """
 
     model: PreTrainedModel
@@ -59,6 +62,7 @@ class Loaded:
     head_dim: int
     family: Family
     windows: Windows = None
+    flat: Any = field(default=UNKNOWN, repr=False, compare=False)
 
     @property
     def shifts_positions(self) -> bool:

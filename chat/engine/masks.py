@@ -9,6 +9,7 @@ the prefix as past_key_values, and so peft: a prefix is trained and served under
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,8 +49,35 @@ def _additive(hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return mask.masked_fill_(hidden, torch.finfo(dtype).min)
 
 
+@dataclass(frozen=True)
+class PrefixBias:
+    """What rows add to the attention scores of their prefix's columns. columns, amount: [rows]."""
+
+    columns: torch.Tensor
+    amount: torch.Tensor
+
+    @classmethod
+    def of(cls, plans: Sequence[PositionPlan], device: torch.device) -> PrefixBias | None:
+        """None where every prefix acts as it was trained: the ordinary mask, bit for bit."""
+        if not any(plan.prefix_bias for plan in plans):
+            return None
+        return cls(
+            torch.tensor([plan.prefix for plan in plans], device=device),
+            torch.tensor([plan.prefix_bias for plan in plans], device=device),
+        )
+
+    def over(self, width: int, dtype: torch.dtype) -> torch.Tensor:
+        """[rows, 1, 1, width], to be added to a mask of `width` columns."""
+        own = torch.arange(width, device=self.columns.device)[None] < self.columns[:, None]
+        return torch.where(own, self.amount[:, None], 0.0).to(dtype)[:, None, None]
+
+
 def decode_mask(
-    column_index: torch.Tensor, width: int, dtype: torch.dtype, windows: Windows = None
+    column_index: torch.Tensor,
+    width: int,
+    dtype: torch.dtype,
+    windows: Windows = None,
+    bias: PrefixBias | None = None,
 ) -> Masks:
     """Additive [rows, 1, 1, width]: a row sees its columns up to and including
     column_index[row].
@@ -60,7 +88,8 @@ def decode_mask(
         hidden = columns > column_index[:, None]
         if window is not None:
             hidden |= columns <= column_index[:, None] - window
-        return _additive(hidden, dtype)[:, None, None]
+        made = _additive(hidden, dtype)[:, None, None]
+        return made if bias is None else made + bias.over(width, dtype)
 
     return _by_window(windows, width, mask)
 
@@ -89,11 +118,13 @@ def prefill_mask(
     shared = torch.tensor([plan.prefix + plan.context for plan in plans], device=device)
     last_seen = own.maximum(shared[:, None] - 1)
     columns = torch.arange(width, device=device)[None, None]
+    bias = PrefixBias.of(plans, device)
 
     def mask(window: int | None) -> torch.Tensor:
         hidden = columns > last_seen[..., None]
         if window is not None:
             hidden |= columns <= own[..., None] - window
-        return _additive(hidden, dtype)[:, None]
+        made = _additive(hidden, dtype)[:, None]
+        return made if bias is None else made + bias.over(width, dtype)
 
     return _by_window(windows, width, mask)

@@ -27,7 +27,7 @@ class Prefiller:
         self._loaded, self._cache, self._positions = loaded, cache, positions
         self.slack = PADDING_WASTE if loaded.device.type == "cpu" else PADDING_WASTE_ON_GPU
 
-    def run(self, rows: Several[Sequence], counts: Several[int]) -> torch.Tensor:
+    def prefill(self, rows: Several[Sequence], counts: Several[int]) -> torch.Tensor:
         """Feed rows[i] its next counts[i] prompt tokens; logits [rows, vocabulary] of the last one
         of each.
         """

@@ -56,10 +56,14 @@ def check(architecture, answers, expected):
         assert answer.token_ids == reference(architecture, *expected[answer.id]), answer.id
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_six_prefixes_and_bare_rows_in_one_batch_equal_plain_generation(architecture, tmp_path):
+def test_six_prefixes_and_bare_rows_in_one_batch_equal_plain_generation(
+    architecture, compiled, tmp_path
+):
     requests, expected = mixed_requests(architecture, tmp_path, 14, seed=1)
-    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=7, prefill_tokens=128))
+    config = EngineConfig(max_rows=7, prefill_tokens=128, compiled=compiled)
+    engine = Engine(loaded_model(architecture), config)
     check(architecture, engine.generate(requests), expected)
 
 
@@ -69,7 +73,7 @@ def test_the_static_bucketed_step_equals_the_plain_one(architecture, tmp_path):
     from chat.engine.cuda_graphs import StaticDecoder
 
     requests, expected = mixed_requests(architecture, tmp_path, 7, seed=2)
-    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=5))
+    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=5, compiled=False))
     engine.decoder = StaticDecoder(engine.loaded, engine.cache, engine.positions, capture=False)
     engine.decoder.buckets = [1, 4, 5]
     check(architecture, engine.generate(requests), expected)
@@ -86,7 +90,10 @@ def test_rows_attended_in_groups_of_similar_length_equal_plain_generation(
         attention, "groups_of", lambda *sizes: used.append(groups_of(*sizes)) or used[-1]
     )
     requests, expected = mixed_requests(architecture, tmp_path, 14, seed=6)
-    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=7, prefill_tokens=128))
+    engine = Engine(
+        loaded_model(architecture),
+        EngineConfig(max_rows=7, prefill_tokens=128, compiled=False),
+    )
     check(architecture, engine.generate(requests), expected)
     assert max(map(len, used)) > 2 and any(
         end - start > 1 for groups in used for start, end, _ in groups
