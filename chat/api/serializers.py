@@ -136,6 +136,10 @@ class SamplingSerializer(serializers.Serializer):
     """For the schema; chat/sampling.py does the checking."""
 
     do_sample = serializers.BooleanField(required=False)
+    thinking = serializers.BooleanField(
+        required=False,
+        help_text="whether a model that can think before it answers does; as its template has it",
+    )
 
     def get_fields(self):
         fields = super().get_fields()

@@ -7,16 +7,17 @@ shows.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from chat.checkpoints import adapter_files, provenance
+from chat.checkpoints.layers import unusual_layers
 from chat.checkpoints.safe_files import (
     UnsafeFile,
     file_sizes,
@@ -55,43 +56,6 @@ SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "repetition_penalty")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 # Largest files of each kind in bytes, far above any real one, low enough to be read in a second.
 CONFIG_BYTES, JSON_BYTES, TOKENIZER_BYTES = 4 << 20, 16 << 20, 64 << 20
-# KV caches that are not plain keys and values per token cannot take a prefix.
-PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
-# Models whose layers keep a state in place of keys and values, by what their config.json says: of
-# their own, however the layers are listed ...
-STATE_MODELS = {
-    *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "recurrent_gemma"),
-    *("jamba", "bamba", "zamba", "zamba2", "falcon_h1", "nemotron_h", "granitemoehybrid"),
-    *("lfm2", "lfm2_moe", "minimax", "kimi_linear", "bailing_hybrid", "olmo_hybrid"),
-    *("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
-}
-# ... or by a number that only such layers have, or layers that differ from each other in shape
-STATE_NAMES = {
-    "full_attention_interval": "linear_attention",
-    "linear_num_value_heads": "linear_attention",
-    "mamba_d_state": "mamba",
-    "ssm_state_size": "mamba",
-    "kv_lora_rank": "latent_attention",
-    "num_kv_shared_layers": "shared_keys",
-    "global_head_dim": "heads_of_two_sizes",
-}
-
-
-def unusual_layers(config: Mapping[str, Any]) -> list[str]:
-    """Kinds of layers before which no prefix of plain keys and values fits; none: it can be served
-    and tuned.
-    """
-    inner = config.get("text_config")
-    told = {**config, **inner} if isinstance(inner, dict) else dict(config)
-    kinds: set[str] = set()
-    for name in ("layer_types", "layers_block_type", "block_types"):
-        listed = told.get(name)
-        listed = listed if isinstance(listed, list) else []
-        kinds |= {str(kind) for kind in listed} - PLAIN_LAYERS - {"attention"}
-    kinds |= {kind for name, kind in STATE_NAMES.items() if told.get(name)}
-    if not kinds and STATE_MODELS & {config.get("model_type"), told.get("model_type")}:
-        kinds.add("state_space")
-    return sorted(kinds)
 
 
 class CheckpointInvalid(Exception):
@@ -278,7 +242,8 @@ def _parameters(files: list[Path], dtype: str) -> int | None:
 def describe(folder: str | Path) -> dict[str, Any]:
     """family, architecture, layers, hidden_size, intermediate_size, heads, kv_heads, head_dim,
     vocabulary, context_length, parameters, dtype, quantization_bit, bytes, sampling, note,
-    chat_template (whether it has one), licence ("" = not said), source (source.json, or {}).
+    chat_template (whether it has one), thinking ("switch": may be asked to, or not to, think before
+    it answers; "always"; ""), licence ("" = not said), source (source.json, or {}).
 
     `parameters` counts stored numbers (packed ones as stored), `None` if unknown. Raises
     CheckpointInvalid.
@@ -310,7 +275,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "bits"
     )
     contexts = (config.get(name) for name in CONTEXT_NAMES)
-    source = provenance.source(folder)
+    source, template = provenance.source(folder), _chat_template(folder)
     return {
         "family": family.name,
         "architecture": (config.get("architectures") or [config["model_type"]])[0],
@@ -328,7 +293,8 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in files),
         "sampling": _sampling(folder),
         **_attention_shape(config),
-        "chat_template": family.name == "chatglm" or _has_chat_template(folder),
+        "chat_template": family.name == "chatglm" or bool(template),
+        "thinking": _thinking(template),
         "source": source,
         "licence": str(source.get("licence") or "") or provenance.licence(folder),
         "note": str(config.get("portal_note", "")),
@@ -403,11 +369,24 @@ def _attention_shape(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _has_chat_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    try:
-        told = read_json_inside(folder, "tokenizer_config.json", JSON_BYTES)
-        return bool(told.get("chat_template"))
-    except (OSError, ValueError, AttributeError, UnsafeFile):
-        return False
+def _chat_template(folder: Path) -> str:
+    """The text of its chat template, or of several; empty: none."""
+    with (
+        contextlib.suppress(OSError, UnsafeFile),
+        open_inside(folder, "chat_template.jinja") as file,
+    ):
+        return file.read(JSON_BYTES).decode("utf-8", "replace")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        try:
+            told = read_json_inside(folder, name, JSON_BYTES).get("chat_template")
+        except (OSError, ValueError, AttributeError, UnsafeFile):
+            continue
+        if told:
+            return told if isinstance(told, str) else json.dumps(told)
+    return ""
+
+
+def _thinking(template: str) -> str:
+    if "enable_thinking" in template:
+        return "switch"
+    return "always" if "<think>" in template else ""

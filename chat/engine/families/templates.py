@@ -49,10 +49,12 @@ def _system_in_questions(messages: list[dict[str, str]]) -> list[dict[str, str]]
     return found
 
 
-def rendered(tokenizer: Any, messages: list[dict[str, str]], **options: Any) -> str:
+def rendered(tokenizer: Any, messages: list[dict[str, str]], thinking: bool | None = None) -> str:
     """The prompt as text, of the first form that the template takes and in which it keeps the
     system's words; RequestRefused with the template's own sentence about the messages as they are.
     """
+    # two names of one switch: Qwen's, GLM's and SmolLM's, and DeepSeek's
+    options = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
     first = ""
     for form in forms(messages):
         try:
