@@ -247,9 +247,9 @@ async def _say(request, compose, pk=None, needs_text=True):
     # All at once, so that they share the model's steps. Of one that nobody took the row says so,
     # failed and with the reason.
     begun = await asyncio.gather(*map(live.start, answers), return_exceptions=True)
-    for error in begun:
-        if error is not None and not isinstance(error, GenerationRefused):
-            raise error
+    for fault in begun:
+        if fault is not None and not isinstance(fault, GenerationRefused):
+            raise fault
     return redirect("conversation", pk=answers[0].conversation_id)
 
 
