@@ -4,6 +4,8 @@ log.
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -12,7 +14,7 @@ from django.utils.translation import gettext_noop
 from evaluation.models import EvaluationRun
 from portal import audit
 
-NOTED = {
+NOTED: dict[Any, str] = {
     EvaluationRun.Review.APPROVED: gettext_noop("approved"),
     EvaluationRun.Review.REJECTED: gettext_noop("rejected"),
     EvaluationRun.Review.NONE: gettext_noop("review taken back"),

@@ -175,7 +175,7 @@ class EvaluationWork(ModelWork):
         if run.adapter is None:
             heartbeat.tell(lambda: told.update(general={}))
             return
-        precision = str(engine.loaded.dtype) if here else "elsewhere"
+        precision = str(engine.loaded.dtype) if isinstance(engine, Engine) else "elsewhere"
         found = forgetting.card(
             engine,
             run.adapter.ref(),

@@ -61,8 +61,8 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Work:
-    """One forward: `rows` are neighbours in the cache. counts: prompt tokens of each, None in a
-    decode step.
+    """One forward: `rows` are neighbours in the cache. counts: prompt tokens of each (0: it is past
+    its prompt and decodes one), None in a decode step.
     """
 
     rows: list[Sequence]
@@ -210,6 +210,9 @@ class Engine:
         """
         self._end_aborted()
         counts = self._admit()
+        if counts and self._batch.decoding and isinstance(self.decoder, FlatSteps):
+            yield from self._schedule_together(counts)
+            return
         if counts:
             rows, started = self._batch.prefilling_rows, time.perf_counter()
             for start, end in pairwise(groups(counts, self._prefiller.slack)):
@@ -223,6 +226,15 @@ class Engine:
             yield Work(self._batch.decoding_rows)
             self.scheduler.budget.decoded(time.perf_counter() - started)
             self._release_finished()
+
+    def _schedule_together(self, counts: list[int]) -> Iterator[Work]:
+        """The flat forward takes prompts and running answers at once: weights are read once."""
+        started, decoding = time.perf_counter(), self._batch.decoding_rows
+        yield Work([*decoding, *self._batch.prefilling_rows], [0] * len(decoding) + counts)
+        self.scheduler.budget.shared(sum(counts), time.perf_counter() - started)
+        self._batch.promote()
+        self._release_finished()
+        self.scheduler.report_queue_positions()
 
     def _end_aborted(self) -> None:
         for sequence in self.scheduler.take_aborted():
@@ -270,7 +282,7 @@ class Engine:
         sampled = sample(logits[ends], [row.sampler_state for row in ready]) if ready else []
         for row, count in zip(work.rows, work.counts, strict=True):
             row.num_computed_tokens += count
-            row.kv_length += count
+            row.kv_length += count or 1
         return list(zip(ready, sampled, strict=True))
 
     def _decode(self, rows: list[Sequence]) -> list[tuple[Sequence, SampledToken]]:

@@ -24,13 +24,15 @@ class FlatSteps:
         self._flat, self._cache, self._positions = flat, cache, positions
 
     def prefill(self, rows: Several[Sequence], counts: Several[int]) -> torch.Tensor:
-        """Feed rows[i] its next counts[i] prompt tokens; logits [rows, vocabulary] of the last one
-        of each.
+        """Feed rows[i] its next counts[i] prompt tokens, or its last token where that is 0 (it is
+        past its prompt); logits [rows, vocabulary] of the last one of each.
         """
         return self._run(
             rows,
             [
                 row.prompt[row.num_computed_tokens : row.num_computed_tokens + count]
+                if count
+                else row.output_ids[-1:]
                 for row, count in zip(rows, counts, strict=True)
             ],
         )

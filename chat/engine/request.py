@@ -160,6 +160,7 @@ class Request:
     messages: tuple[dict[str, str], ...] = ()
     prompt_ids: tuple[int, ...] | None = None
     text: str | None = None
+    begun: str = ""  # the answer's beginning, which is there already; with `messages`
     adapter: AdapterRef | None = None  # None: prefix off
     sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users

@@ -86,8 +86,9 @@ class RequestValidator:
             self._check_size([{"role": "user", "content": request.text}])
             prompt = self._loaded.prompter.plain_ids(request.text)
         elif request.prompt_ids is None:
-            self._check_size(request.messages)
-            prompt = self._loaded.prompter.prompt_ids(request.messages)
+            begun = {"role": "assistant", "content": request.begun}
+            self._check_size([*request.messages, begun])
+            prompt = self._loaded.prompter.prompt_ids(request.messages, begun=request.begun)
         else:
             prompt = list(request.prompt_ids)
             vocabulary = self._loaded.vocabulary

@@ -68,7 +68,9 @@ class VllmBackend(SSEBackend):
         if checkpoint is None:
             raise WorkerUnavailable(f"{self.name} has not been asked what it serves")
         sampling.check()
-        rendered = await self._renderer.render(checkpoint.folder, request.messages, request.text)
+        rendered = await self._renderer.render(
+            checkpoint.folder, request.messages, request.text, request.begun
+        )
         ids = rendered.ids if request.prompt_ids is None else list(request.prompt_ids)
         if not ids:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
