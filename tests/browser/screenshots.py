@@ -181,9 +181,33 @@ def _tuning_runs(owner, dataset, base, adapters):
     }
     speed = {"samples_per_second": 12.3, "trainable_parameters": 1_234_567}
     error = {"code": "out_of_memory", "message": "CUDA out of memory: 1.2 GiB"}
+    proof = {
+        "prompts": 8,
+        "tokens": 187,
+        "same": 8,
+        "gap": 0.0,
+        "tolerance": 1e-3,
+        "holds": True,
+    }
     made = {
-        "done": {"status": "succeeded", "progress": 1500, "loss": 1.234, **speed, **ENDED},
-        "failed": {"status": "failed", "progress": 700, "error": error, **ENDED},
+        "done": {
+            "status": "succeeded",
+            "progress": 1500,
+            "loss": 1.234,
+            "validation_loss": 1.75,
+            "result_step": 1400,
+            "proof": proof,
+            **speed,
+            **ENDED,
+        },
+        "failed": {
+            "status": "failed",
+            "progress": 700,
+            "loss": 2.5,
+            "error": error,
+            "recipe": {**recipe, "learning_rate": 0.05, "pre_seq_len": 16},
+            **ENDED,
+        },
         "stopped": {"status": "cancelled", "progress": 3, **ENDED},
         "training": {"status": "running", "phase": "training", "progress": 400, **speed, **STARTED},
         "loading": {"status": "running", "phase": "loading", **STARTED},
@@ -195,11 +219,10 @@ def _tuning_runs(owner, dataset, base, adapters):
             owner=owner,
             kind=Run.Kind.TUNING,
             name=name,
-            recipe=recipe,
             dataset_version=dataset.current,
             checkpoint=base,
             total=1500,
-            **fields,
+            **{"recipe": recipe, **fields},
         )
         for name, fields in made.items()
     }
@@ -207,13 +230,24 @@ def _tuning_runs(owner, dataset, base, adapters):
     Adapter.objects.filter(pk__in=[adapters[0].pk, adapters[1].pk]).update(run=done)
     losses = {step: 5 - step / 400 for step in range(10, 1501, 10)}
     TuningMetric.objects.bulk_create(
-        TuningMetric(run=done, step=step, loss=loss, learning_rate=0.1)
+        TuningMetric(
+            run=run,
+            step=step,
+            loss=loss + 0.4 * (run != done),
+            learning_rate=0.1,
+            validation_loss=loss + 0.5 if step % 100 == 0 else None,
+        )
+        for run in (done, runs["failed"])
         for step, loss in losses.items()
+        if step <= run.progress
     )
+    for step in (500, 1000, 1500):
+        (done.steps_folder / f"step-{step}").mkdir(parents=True)
     done.folder.mkdir(parents=True, exist_ok=True)
     log = "".join(f"step {step}  loss {loss:.3f}\n" for step, loss in losses.items())
     done.log_path.write_text(log)
     pages = {f"tuning-{name}": f"/tuning/{run.pk}/" for name, run in runs.items()}
+    pages["tuning-compared"] = f"/tuning/{done.pk}/?with={runs['failed'].pk}"
     return pages | {"tuning-like": f"/tuning/new/?like={done.pk}"}
 
 
