@@ -155,7 +155,7 @@ class FlatForward:
                         None if query_weight is None else query_weight.data_ptr(),
                         None if key_weight is None else key_weight.data_ptr(),
                         epsilon,
-                    )  # fmt: skip
+                    )
                 )
             self._layout = (weakref.ref(cache), cache.columns, layers)
             self._addresses = [ctypes.addressof(layer) for layer in layers]
