@@ -67,6 +67,14 @@ def test_a_key_opens_the_doors_of_its_scope_alone(member, scope):
                 assert error["type"] == "permission_error"
 
 
+def test_what_anybody_may_read_a_key_may_read_too(member):
+    for scope in (*DOORS, "admin"):
+        client = client_of(member, scopes=[scope])
+        for path in ("/api/schema/", "/api/docs/", "/healthz"):
+            assert client.get(path).status_code == 200, path
+        assert client.post("/api/schema/").status_code == 405
+
+
 def test_without_the_admin_scope_a_chiefs_key_is_a_members(staff, member, tmp_path):
     plain, chief = client_of(staff, scopes=["chat", "data", "tuning"]), client_of(staff)
     body = json.dumps({"path": str(tmp_path)})
