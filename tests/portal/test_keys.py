@@ -29,6 +29,7 @@ DOORS = {
     "chat": ["/api/v1/conversations/", "/api/v1/checkpoints/", "/api/v1/adapters/", "/v1/models"],
     "data": ["/api/v1/datasets/"],
     "tuning": ["/api/v1/tuning-runs/", "/api/v1/evaluation-runs/"],
+    "admin": ["/api/v1/fetch-runs/"],
 }
 
 
@@ -68,7 +69,7 @@ def test_a_key_opens_the_doors_of_its_scope_alone(member, scope):
 
 
 def test_what_anybody_may_read_a_key_may_read_too(member):
-    for scope in (*DOORS, "admin"):
+    for scope in DOORS:
         client = client_of(member, scopes=[scope])
         for path in ("/api/schema/", "/api/docs/", "/healthz"):
             assert client.get(path).status_code == 200, path
