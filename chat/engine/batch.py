@@ -15,9 +15,17 @@ class RunningBatch:
     engine's thread.
 
     prompts: keys and values of earlier prompts, None where the architecture cannot reuse any.
+    shares_prefixes: the forward reads them where they lie, so slots hold none.
     """
 
-    def __init__(self, cache: KVCache, adapters: AdapterPool, prompts: PromptCache | None):
+    def __init__(
+        self,
+        cache: KVCache,
+        adapters: AdapterPool,
+        prompts: PromptCache | None,
+        shares_prefixes: bool = False,
+    ):
+        self._shares_prefixes = shares_prefixes
         self.cache, self.adapters, self.prompts = cache, adapters, prompts
         self.decoding = 0
         self._rows: list[Sequence] = []
@@ -39,11 +47,17 @@ class RunningBatch:
 
         Raises what goes wrong (no memory); the sequence has no slot then.
         """
-        slot, first = len(self._rows), sequence.positions.prefix
+        slot = len(self._rows)
+        first = 0 if self._shares_prefixes else sequence.positions.prefix
         self.cache.reserve(first + len(sequence.prompt) + sequence.new_tokens_limit, slot)
         if sequence.prefix is not None:
-            self.cache.put(slot, 0, self.adapters.on_device(sequence.adapter_name, sequence.prefix))
+            tensor = self.adapters.on_device(sequence.adapter_name, sequence.prefix)
+            if self._shares_prefixes:
+                sequence.shared_prefix = tensor
+            else:
+                self.cache.put(slot, 0, tensor)
             sequence.prefix = None
+        sequence.prefix_columns = first
         sequence.num_computed_tokens = self._reuse_prompt(sequence, slot)
         sequence.kv_length = first + sequence.num_computed_tokens
         sequence.slot = slot
@@ -57,14 +71,14 @@ class RunningBatch:
         if self.prompts is None:
             return 0
         adapter, wanted, first = (
-            sequence.adapter_name,
+            sequence.before_prompt,
             sequence.prompt[:-1],
-            sequence.positions.prefix,
+            sequence.prefix_columns,
         )
         source, length = None, self.prompts.shortest - 1
         for row in self._rows:
             if (
-                row.adapter_name == adapter
+                row.before_prompt == adapter
                 and row.prompt[: self.prompts.shortest] == wanted[: self.prompts.shortest]
             ):
                 shared = common_length(row.computed, wanted)
@@ -106,7 +120,7 @@ class RunningBatch:
             slot = self.decoding
         self._move(len(self._rows) - 1, slot)
         self._rows.pop()
-        sequence.slot = -1
+        sequence.slot, sequence.shared_prefix = -1, None
 
     def clear(self) -> list[Sequence]:
         """Everybody out, after a fault that may have left anything in any slot; returns who was
@@ -125,8 +139,8 @@ class RunningBatch:
 
     def _store_prompt(self, sequence: Sequence) -> None:
         assert self.prompts is not None
-        ids, first = sequence.computed, sequence.positions.prefix
-        if self.prompts.wants(sequence.adapter_name, ids):
+        ids, first = sequence.computed, sequence.prefix_columns
+        if self.prompts.wants(sequence.before_prompt, ids):
             self.prompts.keep(
-                sequence.adapter_name, ids, self.cache.take(sequence.slot, first, first + len(ids))
+                sequence.before_prompt, ids, self.cache.take(sequence.slot, first, first + len(ids))
             )

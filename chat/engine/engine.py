@@ -21,7 +21,9 @@ import torch
 from chat.engine.adapters import AdapterPool
 from chat.engine.batch import RunningBatch
 from chat.engine.capacity import CACHE_SHARE, capacity_for
-from chat.engine.cuda_graphs import decoder_for
+from chat.engine.cuda_graphs import EagerDecoder, decoder_for
+from chat.engine.flat_forward import flat_forward_for
+from chat.engine.flat_steps import FlatSteps
 from chat.engine.kv_cache import KVCache, layer_devices
 from chat.engine.loading import Loaded
 from chat.engine.offline import GenerationOutput, OutputCollector
@@ -43,7 +45,8 @@ class EngineConfig:
     from free memory when None. cache_share: part of the free memory that the key-value cache may
     take when rows are sized from it. queue_limit: requests waiting beyond which `submit` refuses.
     prefill_tokens: prompt tokens computed in one step. prefix_room: columns kept for an adapter's
-    prefix. reuse_prompts: keep the keys and values of earlier prompts.
+    prefix. reuse_prompts: keep the keys and values of earlier prompts. compiled: use the forward of
+    our own where there is one for the model (flat_forward.py).
     """
 
     max_rows: int | None = None
@@ -53,12 +56,13 @@ class EngineConfig:
     prefix_room: int = LONGEST_PREFIX
     cache_share: float = CACHE_SHARE
     reuse_prompts: bool = True
+    compiled: bool = True
 
 
 @dataclass(frozen=True)
 class Work:
-    """One forward: `rows` are neighbours in the cache. counts: prompt tokens of each, None in a
-    decode step.
+    """One forward: `rows` are neighbours in the cache. counts: prompt tokens of each (0: it is past
+    its prompt and decodes one), None in a decode step.
     """
 
     rows: list[Sequence]
@@ -76,8 +80,13 @@ class Engine:
     def __init__(self, loaded: Loaded, config: EngineConfig | None = None):
         config = config or EngineConfig()
         self.loaded, self.config = loaded, config
+        flat = flat_forward_for(loaded) if config.compiled else None
         self.capacity = capacity_for(
-            loaded, config.max_rows, config.max_length, config.prefix_room, config.cache_share
+            loaded,
+            config.max_rows,
+            config.max_length,
+            0 if flat else config.prefix_room,
+            config.cache_share,
         )
         self.max_rows, self.max_length = self.capacity.rows, self.capacity.max_length
         self.positions = loaded.family.positions(loaded.model.config)
@@ -93,8 +102,13 @@ class Engine:
         self.prompts: PromptCache | None = None
         if config.reuse_prompts and not loaded.family.bidirectional_prompt:
             self.prompts = PromptCache(self.capacity.prompt_cache_bytes)
-        self.decoder = decoder_for(loaded, self.cache, self.positions)
-        self._prefiller = Prefiller(loaded, self.cache, self.positions)
+        self.decoder: FlatSteps | EagerDecoder
+        self._prefiller: FlatSteps | Prefiller
+        if flat:
+            self.decoder = self._prefiller = FlatSteps(flat, self.cache, self.positions)
+        else:
+            self.decoder = decoder_for(loaded, self.cache, self.positions)
+            self._prefiller = Prefiller(loaded, self.cache, self.positions)
         self._validator = RequestValidator(
             loaded, self.positions, self.adapters, self.max_length, config.prefix_room
         )
@@ -105,7 +119,9 @@ class Engine:
             whole_prompts=loaded.family.bidirectional_prompt,
         )
         # The engine's thread alone:
-        self._batch = RunningBatch(self.cache, self.adapters, self.prompts)
+        self._batch = RunningBatch(
+            self.cache, self.adapters, self.prompts, shares_prefixes=flat is not None
+        )
         self._steps = self._tokens = 0
         self._thread: threading.Thread | None = None
         self._stop_event = threading.Event()
@@ -194,6 +210,9 @@ class Engine:
         """
         self._end_aborted()
         counts = self._admit()
+        if counts and self._batch.decoding and isinstance(self.decoder, FlatSteps):
+            yield from self._schedule_together(counts)
+            return
         if counts:
             rows, started = self._batch.prefilling_rows, time.perf_counter()
             for start, end in pairwise(groups(counts, self._prefiller.slack)):
@@ -207,6 +226,15 @@ class Engine:
             yield Work(self._batch.decoding_rows)
             self.scheduler.budget.decoded(time.perf_counter() - started)
             self._release_finished()
+
+    def _schedule_together(self, counts: list[int]) -> Iterator[Work]:
+        """The flat forward takes prompts and running answers at once: weights are read once."""
+        started, decoding = time.perf_counter(), self._batch.decoding_rows
+        yield Work([*decoding, *self._batch.prefilling_rows], [0] * len(decoding) + counts)
+        self.scheduler.budget.shared(sum(counts), time.perf_counter() - started)
+        self._batch.promote()
+        self._release_finished()
+        self.scheduler.report_queue_positions()
 
     def _end_aborted(self) -> None:
         for sequence in self.scheduler.take_aborted():
@@ -248,22 +276,17 @@ class Engine:
 
     def _prefill(self, work: Work) -> list[tuple[Sequence, SampledToken]]:
         assert work.counts is not None
-        logits = self._prefiller.run(work.rows, work.counts)
+        logits = self._prefiller.prefill(work.rows, work.counts)
         ends = [row.uncomputed == count for row, count in zip(work.rows, work.counts, strict=True)]
         ready = [row for row, end in zip(work.rows, ends, strict=True) if end]
         sampled = sample(logits[ends], [row.sampler_state for row in ready]) if ready else []
         for row, count in zip(work.rows, work.counts, strict=True):
             row.num_computed_tokens += count
-            row.kv_length += count
+            row.kv_length += count or 1
         return list(zip(ready, sampled, strict=True))
 
     def _decode(self, rows: list[Sequence]) -> list[tuple[Sequence, SampledToken]]:
-        logits = self.decoder.run(
-            first=rows[0].slot,
-            ids=[row.output_ids[-1] for row in rows],
-            columns=[row.kv_length for row in rows],
-            plans=[row.positions for row in rows],
-        )
+        logits = self.decoder.decode(rows)
         sampled = sample(logits, [row.sampler_state for row in rows])
         for row in rows:
             row.kv_length += 1

@@ -91,6 +91,10 @@ class KVCache(Cache):
         self._keys = [layer[0] for _, block in self._blocks for layer in block]
         self._values = [layer[1] for _, block in self._blocks for layer in block]
 
+    def layers_in_memory(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of each layer, [rows, kv_heads, columns, head_dim], until `reserve`."""
+        return list(zip(self._keys, self._values, strict=True))
+
     @property
     def trash_column(self) -> int:
         """A column that no request owns: the static decode path lets padding rows write there."""

@@ -56,8 +56,10 @@ class StopStrings:
 class Sequence:
     """Belongs to the engine's thread once it is submitted.
 
-    kv_length: columns of the slot that are filled (prefix included). num_computed_tokens: prompt
-    tokens whose keys and values are in the slot. positions: where its tokens stand.
+    kv_length: columns of the slot that are filled (a prefix that is there included).
+    num_computed_tokens: prompt tokens whose keys and values are in the slot. positions: where its
+    tokens stand. prefix: of its adapter, until it has been copied into the slot; shared_prefix:
+    the same where it is read from where it lies. prefix_columns: those of the slot that it fills.
     """
 
     request: Request
@@ -68,6 +70,8 @@ class Sequence:
     positions: PositionPlan
     new_tokens_limit: int
     prefix: torch.Tensor | None = None
+    shared_prefix: torch.Tensor | None = None
+    prefix_columns: int = 0
     on_end: OnEnd | None = None
     waiting: bool = True  # in the scheduler's queue
     slot: int = -1
@@ -108,6 +112,14 @@ class Sequence:
         return self.request.adapter.name if self.request.adapter else ""
 
     @property
+    def before_prompt(self) -> str:
+        """What the prompt's keys and values depend on, besides its tokens: who has the same may
+        share them.
+        """
+        bias = self.positions.prefix_bias
+        return f"{self.adapter_name}{bias:+.9f}" if bias else self.adapter_name
+
+    @property
     def uncomputed(self) -> int:
         """Prompt tokens whose keys and values are not in the slot yet."""
         return len(self.prompt) - self.num_computed_tokens
@@ -119,7 +131,7 @@ class Sequence:
     @property
     def computed(self) -> list[int]:
         """The tokens, prompt and answer, whose keys and values are in the slot."""
-        return (self.prompt + self.output_ids)[: self.kv_length - self.positions.prefix]
+        return (self.prompt + self.output_ids)[: self.kv_length - self.prefix_columns]
 
     @property
     def text(self) -> str:

@@ -8,6 +8,8 @@ MKL's, a row's result does not depend on how many rows share the product.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -47,6 +49,7 @@ class OneDNNLinear(nn.Linear):
 
     packed: Tensor | None
     packed_version: int
+    to_be_packed: bool
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.weight
@@ -56,9 +59,59 @@ class OneDNNLinear(nn.Linear):
             or input.dtype != torch.float32
         ):
             return super().forward(input)  # being trained, changed since, or under autocast
+        if self.to_be_packed and self.packed is None:
+            # at first use: the engine's flat forward has copies of its own and never comes here
+            self.packed = _pack(weight)
         if input.requires_grad and torch.is_grad_enabled():
             return _FrozenLinear.apply(input, weight, self.packed, self.bias)
         return _product(input, weight if self.packed is None else self.packed, self.bias)
+
+
+class PackedProduct:
+    """Frozen linear layers with one input, as one product: [rows, in] -> [rows, sum of out].
+
+    Without `pack` the weights are used as they lie, one product for each.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], pack: bool):
+        self._parts = [(layer.weight.detach(), layer.bias) for layer in layers]
+        self._packed: Tensor | None = None
+        self._bias: Tensor | None = None
+        if pack:
+            self._packed = _pack(torch.cat([weight for weight, _ in self._parts]))
+            if any(bias is not None for _, bias in self._parts):
+                self._bias = torch.cat(
+                    [
+                        weight.new_zeros(weight.shape[0]) if bias is None else bias.detach()
+                        for weight, bias in self._parts
+                    ]
+                )
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        if self._packed is not None:
+            return _product(inputs, self._packed, self._bias)
+        made = [_product(inputs, weight, bias) for weight, bias in self._parts]
+        return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
+
+
+def _pack(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_FOR_ROWS)
+    return packed
+
+
+@contextlib.contextmanager
+def plainly(model: nn.Module) -> Iterator[None]:
+    """For a forward that happens once: layers that were not packed yet are not packed for it."""
+    waiting = [
+        layer for layer in model.modules() if isinstance(layer, OneDNNLinear) and layer.to_be_packed
+    ]
+    for layer in waiting:
+        layer.to_be_packed = False
+    try:
+        yield
+    finally:
+        for layer in waiting:
+            layer.to_be_packed = True
 
 
 def frozen_linear(inputs: Tensor, weight: Tensor) -> Tensor:
@@ -79,6 +132,13 @@ def frozen_linear(inputs: Tensor, weight: Tensor) -> Tensor:
     if inputs.requires_grad and torch.is_grad_enabled():
         return _FrozenLinear.apply(inputs, weight, None, None)
     return _product(inputs, weight, None)
+
+
+def products_work(dtype: torch.dtype) -> bool:
+    """Does oneDNN compute products of this type here, with instructions that are made for it?"""
+    if dtype == torch.bfloat16:
+        return _works() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return dtype == torch.float32 and _works()
 
 
 @cache
@@ -116,9 +176,5 @@ def accelerate_linear(model: nn.Module, free_bytes: int) -> int:
         layer.__class__ = OneDNNLinear
         assert isinstance(layer, OneDNNLinear)
         layer.packed_version = layer.weight._version
-        layer.packed = (
-            torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), PACKED_FOR_ROWS)
-            if pack
-            else None
-        )
+        layer.packed, layer.to_be_packed = None, pack
     return len(layers)

@@ -24,7 +24,7 @@ from django_q.brokers import get_broker
 from django_q.tasks import async_task
 from redis import RedisError
 
-from portal.models import Run
+from portal.models import QueueHold, Run
 from portal.runs.waiting import waiting_order
 from portal.runs.work import work_of
 
@@ -89,8 +89,10 @@ def ring(run_id: int) -> None:
 
 def claim_next(queue: str) -> tuple[int, str] | None:
     """(run id, fencing token) of the run whose turn it is (portal/runs/waiting.py), whichever the
-    bell was rung for; None when nothing waits.
+    bell was rung for; None when nothing waits, or the queue is held.
     """
+    if QueueHold.objects.filter(queue=queue).exists():
+        return None
     for run_id in waiting_order(queue):
         token = claim(run_id)
         if token is not None:
@@ -111,6 +113,7 @@ def claim(run_id: int) -> str | None:
         heartbeat_at=now,
         lease_expires_at=now + LEASE,
         interrupted_at=None,
+        rank=None,
         finished_at=None,
         error=None,
         phase=Run.Phase.STARTING,
@@ -211,10 +214,11 @@ def lost(run_id: int, token: str, reason: str) -> None:
         logger.error("run %s failed: %s", run_id, reason)
 
 
-def cancel(run: Run) -> None:
+def cancel(run: Run, *, to_go_on: bool = False) -> None:
     """A queued run ends here; a running one is told with its next heartbeat. Ended runs stay as
-    they are.
+    they are. to_go_on: it is paused, and said to be.
     """
+    Run.objects.filter(pk=run.pk, status__in=Run.ACTIVE).update(paused=to_go_on)
     if Run.objects.filter(pk=run.pk, status=Status.QUEUED).update(
         status=Status.CANCELLED, finished_at=timezone.now(), cancel_requested=False
     ):
@@ -231,6 +235,7 @@ def resume(run: Run) -> bool:
         status=Status.QUEUED,
         attempt=0,
         cancel_requested=False,
+        paused=False,
         error=None,
         finished_at=None,
         rung_at=None,
@@ -260,10 +265,11 @@ class Reaper:
         # Behind a running run the message waits in the broker; the time to answer it counts from
         # when the queue is free.
         waiting = Run.objects.filter(status=Status.QUEUED)
-        waiting.filter(queue__in=busy).exclude(rung_at=None).update(rung_at=now)
+        on_hold = set(QueueHold.objects.values_list("queue", flat=True))
+        waiting.filter(queue__in=busy | on_hold).exclude(rung_at=None).update(rung_at=now)
         # When the clock was set back, times from then lie ahead.
         waiting.filter(rung_at__gt=now).update(rung_at=now)
-        for run in waiting.exclude(queue__in=busy).filter(
+        for run in waiting.exclude(queue__in=busy | on_hold).filter(
             Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)
         ):
             if run.rung_at is not None:
