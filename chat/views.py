@@ -4,6 +4,7 @@ works without it.
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib import messages
@@ -59,7 +60,7 @@ EXAMPLES = [
     "Who are you?",
 ]
 # of the sampling panel; what they leave open is the checkpoint's
-PRESETS = [
+PRESETS: list[tuple[Any, dict[str, float]]] = [
     (gettext_lazy("Exact"), {"temperature": 0, "top_p": 1}),
     (gettext_lazy("Balanced"), {"temperature": 0.7, "top_p": 0.9}),
     (gettext_lazy("Free"), {"temperature": 1.1, "top_p": 0.95}),
