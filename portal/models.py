@@ -294,7 +294,7 @@ class Run(Owned, models.Model):
 class QueueHold(models.Model):
     """A queue that takes no new run until an admin releases it; what runs goes on to its end."""
 
-    queue = models.CharField(max_length=20, unique=True)
+    queue = models.CharField(max_length=20, primary_key=True)
     reason = models.CharField(_("reason"), max_length=200, blank=True)
     by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     since = models.DateTimeField(auto_now_add=True)

@@ -8,7 +8,7 @@ import json
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from chat.models import Checkpoint
+from chat.models import Adapter, Checkpoint
 from portal.forms import Styled
 from tuning.models import Dataset
 from tuning.ptuning.recipe import BOOLEANS
@@ -44,6 +44,7 @@ LABELS = {
     "prefix_projection": _("Project the prefix through a layer"),
     "init": _("The prefix begins"),
     "init_text": _("The task in a sentence or two"),
+    "init_adapter": _("The tuned model to go on from"),
     "freeze_first": _("Keep its first position as it begins"),
     "kl_weight": _("Hold to the base's own answers"),
     "kl_share": _("Share of general prompts"),
@@ -51,7 +52,7 @@ LABELS = {
     "early_stopping": _("End after so many validations without a better one"),
 }
 # how a prefix begins and what it must not forget: a card of its own
-START = ("init", "kl_weight", "kl_share", "init_text")
+START = ("init", "kl_weight", "kl_share", "init_text", "init_adapter")
 MAIN = (
     "pre_seq_len",
     "learning_rate",
@@ -120,6 +121,7 @@ class TuningRunForm(Styled, forms.Form):
             ("prompt", _("as a text: the task and examples")),
             ("zero", _("at zero")),
             ("random", _("at random, as the original")),
+            ("adapter", _("as a tuned model, learning on")),
         ]
     )
     init_text = forms.CharField(
@@ -128,6 +130,7 @@ class TuningRunForm(Styled, forms.Form):
         widget=forms.Textarea(attrs={"rows": 2}),
         help_text=_("Empty: from the dataset's columns. Examples of the task follow it."),
     )
+    init_adapter = forms.ChoiceField(required=False)
     freeze_first = forms.BooleanField(required=False)
     kl_weight = forms.FloatField()
     kl_share = forms.FloatField()
@@ -136,6 +139,10 @@ class TuningRunForm(Styled, forms.Form):
 
     def __init__(self, *args, user, **kwargs):
         super().__init__(*args, **kwargs)
+        self.fields["init_adapter"].choices = [("", _("none"))] + [
+            (adapter.sha256, f"{adapter.checkpoint.name}:{adapter.name}")
+            for adapter in Adapter.objects.visible_to(user).select_related("checkpoint")
+        ]
         self.fields["dataset"].queryset = Dataset.objects.visible_to(user)
         self.fields["checkpoint"].queryset = Checkpoint.objects.visible_to(user)
         for name, label in LABELS.items():

@@ -229,9 +229,33 @@ def _tuning_runs(owner, dataset, base, adapters):
     }
     speed = {"samples_per_second": 12.3, "trainable_parameters": 1_234_567}
     error = {"code": "out_of_memory", "message": "CUDA out of memory: 1.2 GiB"}
+    proof = {
+        "prompts": 8,
+        "tokens": 187,
+        "same": 8,
+        "gap": 0.0,
+        "tolerance": 1e-3,
+        "holds": True,
+    }
     made = {
-        "done": {"status": "succeeded", "progress": 1500, "loss": 1.234, **speed, **ENDED},
-        "failed": {"status": "failed", "progress": 700, "error": error, **ENDED},
+        "done": {
+            "status": "succeeded",
+            "progress": 1500,
+            "loss": 1.234,
+            "validation_loss": 1.75,
+            "result_step": 1400,
+            "proof": proof,
+            **speed,
+            **ENDED,
+        },
+        "failed": {
+            "status": "failed",
+            "progress": 700,
+            "loss": 2.5,
+            "error": error,
+            "recipe": {**recipe, "learning_rate": 0.05, "pre_seq_len": 16},
+            **ENDED,
+        },
         "stopped": {"status": "cancelled", "progress": 3, **ENDED},
         "training": {"status": "running", "phase": "training", "progress": 400, **speed, **STARTED},
         "loading": {"status": "running", "phase": "loading", **STARTED},
@@ -243,11 +267,10 @@ def _tuning_runs(owner, dataset, base, adapters):
             owner=owner,
             kind=Run.Kind.TUNING,
             name=name,
-            recipe=recipe,
             dataset_version=dataset.current,
             checkpoint=base,
             total=1500,
-            **fields,
+            **{"recipe": recipe, **fields},
         )
         for name, fields in made.items()
     }
@@ -255,13 +278,24 @@ def _tuning_runs(owner, dataset, base, adapters):
     Adapter.objects.filter(pk__in=[adapters[0].pk, adapters[1].pk]).update(run=done)
     losses = {step: 5 - step / 400 for step in range(10, 1501, 10)}
     TuningMetric.objects.bulk_create(
-        TuningMetric(run=done, step=step, loss=loss, learning_rate=0.1)
+        TuningMetric(
+            run=run,
+            step=step,
+            loss=loss + 0.4 * (run != done),
+            learning_rate=0.1,
+            validation_loss=loss + 0.5 if step % 100 == 0 else None,
+        )
+        for run in (done, runs["failed"])
         for step, loss in losses.items()
+        if step <= run.progress
     )
+    for step in (500, 1000, 1500):
+        (done.steps_folder / f"step-{step}").mkdir(parents=True)
     done.folder.mkdir(parents=True, exist_ok=True)
     log = "".join(f"step {step}  loss {loss:.3f}\n" for step, loss in losses.items())
     done.log_path.write_text(log)
     pages = {f"tuning-{name}": f"/tuning/{run.pk}/" for name, run in runs.items()}
+    pages["tuning-compared"] = f"/tuning/{done.pk}/?with={runs['failed'].pk}"
     return pages | {"tuning-like": f"/tuning/new/?like={done.pk}"}
 
 
@@ -303,6 +337,7 @@ def _evaluations(owner, dataset, base, adapters):
             text="这条裤子真好看",
             scores=dict.fromkeys(METRICS, 20.0 + row),
         )
+    _seen_from_all_sides(better)
     error = {"code": "process_lost", "message": "It ended."}
     predicting = ongoing("predicting", "running", progress=2, phase="predicting", **STARTED)
     lost = ongoing("lost", "failed", progress=2, error=error, **ENDED)
@@ -319,7 +354,44 @@ def _evaluations(owner, dataset, base, adapters):
         "halting": ongoing("halting", "running", None, cancel_requested=True, **STARTED),
     }
     pages = {f"evaluation-{name}": f"/evaluations/{run.pk}/" for name, run in runs.items()}
-    return pages | {"evaluation-page-2": f"/evaluations/{better.pk}/?page=2&order=row"}
+    return pages | {
+        "evaluation-page-2": f"/evaluations/{better.pk}/?page=2&order=row",
+        "evaluation-changes": f"/evaluations/{better.pk}/?marks=changes",
+        "evaluation-compare": f"/evaluations/compare/?run={better.pk}",
+        "evaluation-leaderboard": "/evaluations/leaderboard/",
+        "evaluation-report": f"/evaluations/{better.pk}/report/",
+    }
+
+
+def _seen_from_all_sides(run):
+    """Every metric, a forgetting card and a decision, for the richest page."""
+    from evaluation.models import EvaluationRun
+    from evaluation.rescoring import score_again
+    from portal.models import User
+
+    recipe = {"dataset": {"sha256": "s"}}
+    EvaluationRun.objects.filter(pk__in=[run.pk, run.baseline_id]).update(recipe=recipe)
+    score_again(run.baseline)
+    score_again(run)
+    answers = [
+        {"prompt": "日本的首都是哪座城市？", "base": "东京。", "text": "这条裤子很好看。"}
+        | {"base_right": True, "right": False}
+    ]
+    general = {
+        "questions": 64,
+        "base_right": 48,
+        "right": 47,
+        "kept": 46,
+        "loss": {"base": 2.31, "tuned": 2.57},
+        "answers": answers,
+    }
+    EvaluationRun.objects.filter(pk=run.pk).update(
+        general=general,
+        review="approved",
+        review_note="前 50 行看过，没有编造。",
+        reviewed_by=User.objects.get(username="chief"),
+        reviewed_at=NOW,
+    )
 
 
 def _conversations(owner, base, adapters):
@@ -355,6 +427,13 @@ def _conversations(owner, base, adapters):
     return talk
 
 
+CHIEF = {
+    "chief-checkpoint-new": "/checkpoints/new/",
+    "chief-admin": "/admin/",
+    "chief-admin-evaluations": "/admin/evaluation/evaluationrun/",
+    "chief-admin-evaluation": "/admin/evaluation/evaluationrun/2/change/",
+    "chief-admin-audit": "/admin/admin/logentry/",
+}
 PAGES = {
     "home": "/",
     "chat": "/chat/",
@@ -387,7 +466,7 @@ def shoot(folder: Path, only: str = ""):
                 camera = Camera(browser, url, language, folder, only)
                 camera.visit("", {"login": "/login/?next=/"}, _wrong_login)
                 camera.visit("newcomer", {f"new-{name}": path for name, path in PAGES.items()})
-                camera.visit("chief", {"chief-checkpoint-new": "/checkpoints/new/"})
+                camera.visit("chief", CHIEF)
                 camera.visit("mei", PAGES | objects, _open_everything)
                 worker.update(READY)
                 camera.visit("mei", {"tasks-ready": "/tasks/?whose=mine"})
