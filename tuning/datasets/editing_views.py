@@ -90,12 +90,12 @@ def _saved(request, dataset, split, line, form) -> DatasetVersion | None:
     fields = form.cleaned_data
     try:
         base = dataset.versions.filter(number=fields["version"]).first()
-        change = {"excluded": [line]}
-        if not excluded:
-            texts = (_as_typed(form, name) for name in ("prompt", "response"))
-            text = editing.line_of(*texts, fields["history"])
-            change = {"replaced": {line: text}}
-        version = editing.change_rows(dataset, split, base=base, **change)
+        if excluded:
+            version = editing.change_rows(dataset, split, base=base, excluded=[line])
+        else:
+            prompt, response = (_as_typed(form, name) for name in ("prompt", "response"))
+            row = editing.line_of(prompt, response, fields["history"])
+            version = editing.change_rows(dataset, split, base=base, replaced={line: row})
     except ValidationError as error:
         add_errors(form, error)
         return None

@@ -145,6 +145,7 @@ def main() -> None:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
+    found: dict[str, Any]
     try:
         found = {"tokens": row_as_trained(*json.load(sys.stdin))}
     except (CheckpointInvalid, FileNotFoundError) as fault:

@@ -91,7 +91,7 @@ class Encoded:
         )
 
 
-class _Picked(Sequence):
+class _Picked(Sequence[dict[str, Any]]):
     """Some rows of a sequence, read when they are asked for."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], numbers: Sequence[int]):
@@ -100,5 +100,5 @@ class _Picked(Sequence):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: Any) -> Any:
         return self._rows[self._numbers[index]]
