@@ -13,6 +13,7 @@ from django.utils.translation import gettext_lazy as _
 from chat.checkpoints.system_prompts import takes_system
 from chat.engine.families import Family, family_named
 from chat.engine.request import AdapterRef, CheckpointRef
+from chat.engine.thoughts import apart
 from portal.access import AccessQuerySet, Owned, Private, TeamWide
 from portal.models import Run, User
 
@@ -309,6 +310,15 @@ class Message(models.Model):
     @property
     def is_in_flight(self) -> bool:
         return self.status in self.IN_FLIGHT
+
+    @property
+    def thoughts(self) -> str:
+        """What a model thought before it answered; `content` is both, as they were written."""
+        return apart(self.content)[0] if self.role == self.Role.ASSISTANT else ""
+
+    @property
+    def answer(self) -> str:
+        return apart(self.content)[1] if self.role == self.Role.ASSISTANT else ""
 
 
 class Comparison(models.Model):

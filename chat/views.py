@@ -4,6 +4,7 @@ works without it.
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib import messages
@@ -37,7 +38,12 @@ from chat.engine.request import GenerationRefused
 from chat.fetching.plan import catalogue, endpoints
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
 from chat.models import Adapter, Checkpoint, Conversation, Message, ShareLink
-from chat.registry import check_name, register_checkpoint, remove_adapter
+from chat.registry import (
+    check_may_be_shared,
+    check_name,
+    register_checkpoint,
+    remove_adapter,
+)
 from chat.sampling import as_whole
 from chat.worker import router
 from chat.worker.router import WorkerUnavailable
@@ -54,7 +60,7 @@ EXAMPLES = [
     "Who are you?",
 ]
 # of the sampling panel; what they leave open is the checkpoint's
-PRESETS = [
+PRESETS: list[tuple[Any, dict[str, float]]] = [
     (gettext_lazy("Exact"), {"temperature": 0, "top_p": 1}),
     (gettext_lazy("Balanced"), {"temperature": 0.7, "top_p": 0.9}),
     (gettext_lazy("Free"), {"temperature": 1.1, "top_p": 0.95}),
@@ -392,6 +398,8 @@ def change_adapter(request, pk):
             adapter.with_history = {"yes": True, "no": False}.get(request.POST.get("history"))
             adapter.save(update_fields=["with_history"])
         elif action in ("share", "unshare"):
+            if action == "share":
+                check_may_be_shared(adapter)
             adapter.shared = action == "share"
             adapter.save(update_fields=["shared"])
     except (ValidationError, APIException) as error:

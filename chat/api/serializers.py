@@ -102,6 +102,10 @@ class ConversationSerializer(serializers.ModelSerializer):
 
 class MessageSerializer(serializers.ModelSerializer):
     model = serializers.CharField(source="model_label", read_only=True)
+    thoughts = serializers.CharField(
+        read_only=True, help_text="what the model thought before it answered"
+    )
+    answer = serializers.CharField(read_only=True, help_text="`content` without the thoughts")
 
     class Meta:
         model = Message
@@ -110,6 +114,8 @@ class MessageSerializer(serializers.ModelSerializer):
             "conversation",
             "role",
             "content",
+            "thoughts",
+            "answer",
             "status",
             "checkpoint",
             "adapter",
@@ -140,6 +146,10 @@ class SamplingSerializer(serializers.Serializer):
     """For the schema; chat/sampling.py does the checking."""
 
     do_sample = serializers.BooleanField(required=False)
+    thinking = serializers.BooleanField(
+        required=False,
+        help_text="whether a model that can think before it answers does; as its template has it",
+    )
 
     def get_fields(self):
         fields = super().get_fields()

@@ -8,6 +8,7 @@ from django.utils import timezone
 from chat.conversations.frames import LiveAnswer
 from chat.conversations.tree import Tree
 from chat.engine.request import CheckpointRef, Request
+from chat.engine.thoughts import apart
 from chat.models import Checkpoint, Message
 from chat.sampling import as_sampling
 from chat.worker.router import WorkerUnavailable
@@ -55,6 +56,8 @@ def turns_before(answer: Message) -> list[dict[str, str]]:
     for role, content in (rows[pk] for pk in path):
         if role == Message.Role.USER and turns and turns[-1]["role"] == "user":
             turns.pop()  # it got no answer
+        if role == Message.Role.ASSISTANT:
+            content = apart(content)[1]  # nobody is shown earlier thoughts
         if content:
             turns.append({"role": role, "content": content})
     if not answer.with_history:

@@ -68,6 +68,8 @@ function tellHistory() {
   const chip = document.querySelector("input[name=model]:checked");
   const known = { False: "false", unknown: "unknown" }[chip?.dataset.history] ?? "true";
   asTrained.textContent = asTrained.dataset[known];
+  composer.elements.thinking.hidden = chip?.dataset.thinking !== "switch";
+  document.getElementById("plain-note").hidden = !(chip && "plain" in chip.dataset);
 }
 
 // What differs from the defaults.
@@ -76,6 +78,8 @@ function sampling() {
   for (const field of composer.querySelectorAll("[data-sampling]")) {
     if (field.value !== "" && field.value !== field.dataset.default) values[field.name] = Number(field.value);
   }
+  const { thinking } = composer.elements;
+  if (!thinking.hidden && thinking.value) values.thinking = thinking.value === "yes";
   return values;
 }
 

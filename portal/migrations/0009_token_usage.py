@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('portal', '0007_run_paused'),
+        ('portal', '0008_check_runs'),
     ]
 
     operations = [
