@@ -122,6 +122,10 @@ class MessageSerializer(serializers.ModelSerializer):
             "model",
             "sampling",
             "with_history",
+            "system",
+            "left_out",
+            "parent",
+            "thumb",
             "seq",
             "finish_reason",
             "usage",
@@ -171,6 +175,9 @@ class SendSerializer(serializers.Serializer):
         required=False,
         allow_null=True,
         help_text="whether the model is shown the earlier turns; absent: as it was trained",
+    )
+    system = serializers.CharField(
+        required=False, help_text="the system prompt; absent: as in the last turn"
     )
 
 

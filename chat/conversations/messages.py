@@ -14,9 +14,9 @@ from chat.sampling import as_sampling
 from chat.worker.router import WorkerUnavailable
 
 
-def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
+def request_for(message_id: int, leave_out: int = 0) -> tuple[Request, CheckpointRef]:
     """What to ask a worker for: the turns before this answer, questions with the answers that they
-    got.
+    got; without the oldest `leave_out` of them.
     """
     message = Message.objects.select_related("conversation", "checkpoint", "adapter").get(
         pk=message_id
@@ -25,6 +25,8 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
     if checkpoint is None:
         raise WorkerUnavailable("there is no checkpoint", "no_worker_for_checkpoint")
     turns = turns_before(message)
+    first = 1 if turns and turns[0]["role"] == "system" else 0
+    del turns[first : first + leave_out]
     adapter = message.adapter
     request = Request(
         id=str(message.sequence),
@@ -67,6 +69,15 @@ def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     asked.
     """
     return [turn for turn in turns[:-1] if turn["role"] == "system"] + list(turns[-1:])
+
+
+def earlier_turns(request: Request) -> int:
+    """How many turns a request has that it could do without: all but the system's and the last."""
+    return sum(turn["role"] != "system" for turn in request.messages[:-1])
+
+
+def save_left_out(message_id: int, left_out: int) -> None:
+    Message.objects.filter(pk=message_id).update(left_out=left_out)
 
 
 def save_progress(rows: list[tuple[int, str, int, str]]) -> None:

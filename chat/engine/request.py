@@ -166,6 +166,9 @@ class Request:
     adapter: AdapterRef | None = None  # None: prefix off
     sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users
+    # what the answer may resemble (another model's answer): makes a greedy one quicker where it
+    # does, and never another
+    resembles: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chat.engine.drafts import Drafter
 from chat.engine.positions import PositionPlan
 from chat.engine.prompts import Prompter
 from chat.engine.request import Event, EventType, FinishReason, Request, Sink, error_object
@@ -60,6 +61,7 @@ class Sequence:
     num_computed_tokens: prompt tokens whose keys and values are in the slot. positions: where its
     tokens stand. prefix: of its adapter, until it has been copied into the slot; shared_prefix:
     the same where it is read from where it lies. prefix_columns: those of the slot that it fills.
+    drafter: guesses at the answer, made when they are first of use.
     """
 
     request: Request
@@ -78,6 +80,7 @@ class Sequence:
     kv_length: int = 0
     num_computed_tokens: int = 0
     output_ids: list[int] = field(default_factory=list)
+    drafter: Drafter | None = None
     aborted: bool = False
     finished: bool = False
     finish_reason: FinishReason | None = None

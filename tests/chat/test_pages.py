@@ -178,7 +178,7 @@ def test_conversations_are_renamed_and_deleted_by_their_owner(client, member, co
     client.post(f"/chat/{conversation.pk}/rename/", {"title": "new"})
     assert Conversation.objects.get().title == "new"
     client.post(f"/chat/{conversation.pk}/delete/")
-    assert not Conversation.objects.exists()
+    assert not Conversation.objects.visible_to(member).exists()
 
 
 def test_many_models_are_a_list_by_base_with_the_chosen_one_beside_its_base(

@@ -17,6 +17,7 @@ Processes, started for real so that they can be killed for real:
     pretend_engine.py    an engine without a model: the last message says what it does
     openai_server.py     a small OpenAI-compatible server, for the backend that asks one
     completions_server.py   one that speaks vLLM's completions, for the backend of vLLM servers
+    earlier_portal.py    a database as the first version left it
     launcher.py          what a cluster puts before a run's process: delays, kills, forwards signals
 
 Rows of the database:
