@@ -21,7 +21,8 @@ admin.site.login_form = AdminLoginForm
 admin.site.register(User, UserAdmin)
 # who adds a schedule names a function to be called
 for model in (Schedule, OrmQ, Success, Failure):
-    admin.site.unregister(model)
+    if admin.site.is_registered(model):  # OrmQ only where the database is the broker
+        admin.site.unregister(model)
 
 
 @admin.register(LogEntry)
