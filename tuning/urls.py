@@ -3,12 +3,14 @@
 from django.urls import path
 
 from tuning import views
+from tuning.datasets import chat_views
 from tuning.datasets import views as dataset_views
 
 urlpatterns = [
     path("datasets/", dataset_views.dataset_list, name="dataset_list"),
     path("datasets/columns/", dataset_views.columns, name="dataset_columns"),
     path("datasets/upload/", dataset_views.upload, name="dataset_upload"),
+    path("datasets/collect/", chat_views.collect, name="answer_collect"),
     path("datasets/<int:pk>/", dataset_views.detail, name="dataset"),
     path("datasets/<int:pk>/split/", dataset_views.split, name="dataset_split"),
     path("datasets/<int:pk>/rename/", dataset_views.rename, name="dataset_rename"),

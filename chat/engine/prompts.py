@@ -56,8 +56,14 @@ class Prompter(ABC):
         self._lock = threading.RLock()
 
     @abstractmethod
-    def _render(self, messages: list[dict[str, str]]) -> list[int]:
-        """Tokens of the whole prompt, up to where the answer begins."""
+    def _render(self, messages: list[dict[str, str]], thinking: bool | None = None) -> list[int]:
+        """Tokens of the whole prompt, up to where the answer begins. thinking: whether the model
+        shall think first, where its template leaves that open.
+        """
+
+    def opening(self, prompt: Sequence[int]) -> str:
+        """What the prompt has begun of the answer and its reader must see."""
+        return ""
 
     @abstractmethod
     def response_ids(self, text: str) -> list[int]:
@@ -85,14 +91,18 @@ class Prompter(ABC):
         return ids
 
     def prompt_ids(
-        self, messages: Messages, max_length: int | None = None, begun: str = ""
+        self,
+        messages: Messages,
+        max_length: int | None = None,
+        begun: str = "",
+        thinking: bool | None = None,
     ) -> list[int]:
         """Tokens of the prompt. With `max_length` the text is shortened to fit, as in training.
         begun: of the answer, what is there already.
         """
         messages = checked(messages)
         with self._lock:
-            ids = self._render(messages)
+            ids = self._render(messages, thinking)
             if max_length is not None and len(ids) > max_length:
                 ids = self._fit(messages, max_length)
             if begun:

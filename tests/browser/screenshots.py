@@ -289,6 +289,7 @@ def _evaluations(owner, dataset, base, adapters):
             text="这条裤子真好看",
             scores=dict.fromkeys(METRICS, 20.0 + row),
         )
+    _seen_from_all_sides(better)
     error = {"code": "process_lost", "message": "It ended."}
     predicting = ongoing("predicting", "running", progress=2, phase="predicting", **STARTED)
     lost = ongoing("lost", "failed", progress=2, error=error, **ENDED)
@@ -305,7 +306,44 @@ def _evaluations(owner, dataset, base, adapters):
         "halting": ongoing("halting", "running", None, cancel_requested=True, **STARTED),
     }
     pages = {f"evaluation-{name}": f"/evaluations/{run.pk}/" for name, run in runs.items()}
-    return pages | {"evaluation-page-2": f"/evaluations/{better.pk}/?page=2&order=row"}
+    return pages | {
+        "evaluation-page-2": f"/evaluations/{better.pk}/?page=2&order=row",
+        "evaluation-changes": f"/evaluations/{better.pk}/?marks=changes",
+        "evaluation-compare": f"/evaluations/compare/?run={better.pk}",
+        "evaluation-leaderboard": "/evaluations/leaderboard/",
+        "evaluation-report": f"/evaluations/{better.pk}/report/",
+    }
+
+
+def _seen_from_all_sides(run):
+    """Every metric, a forgetting card and a decision, for the richest page."""
+    from evaluation.models import EvaluationRun
+    from evaluation.rescoring import score_again
+    from portal.models import User
+
+    recipe = {"dataset": {"sha256": "s"}}
+    EvaluationRun.objects.filter(pk__in=[run.pk, run.baseline_id]).update(recipe=recipe)
+    score_again(run.baseline)
+    score_again(run)
+    answers = [
+        {"prompt": "日本的首都是哪座城市？", "base": "东京。", "text": "这条裤子很好看。"}
+        | {"base_right": True, "right": False}
+    ]
+    general = {
+        "questions": 64,
+        "base_right": 48,
+        "right": 47,
+        "kept": 46,
+        "loss": {"base": 2.31, "tuned": 2.57},
+        "answers": answers,
+    }
+    EvaluationRun.objects.filter(pk=run.pk).update(
+        general=general,
+        review="approved",
+        review_note="前 50 行看过，没有编造。",
+        reviewed_by=User.objects.get(username="chief"),
+        reviewed_at=NOW,
+    )
 
 
 def _conversations(owner, base, adapters):
@@ -341,6 +379,13 @@ def _conversations(owner, base, adapters):
     return talk
 
 
+CHIEF = {
+    "chief-checkpoint-new": "/checkpoints/new/",
+    "chief-admin": "/admin/",
+    "chief-admin-evaluations": "/admin/evaluation/evaluationrun/",
+    "chief-admin-evaluation": "/admin/evaluation/evaluationrun/2/change/",
+    "chief-admin-audit": "/admin/admin/logentry/",
+}
 PAGES = {
     "home": "/",
     "chat": "/chat/",
@@ -373,7 +418,7 @@ def shoot(folder: Path, only: str = ""):
                 camera = Camera(browser, url, language, folder, only)
                 camera.visit("", {"login": "/login/?next=/"}, _wrong_login)
                 camera.visit("newcomer", {f"new-{name}": path for name, path in PAGES.items()})
-                camera.visit("chief", {"chief-checkpoint-new": "/checkpoints/new/"})
+                camera.visit("chief", CHIEF)
                 camera.visit("mei", PAGES | objects, _open_everything)
                 worker.update(READY)
                 camera.visit("mei", {"tasks-ready": "/tasks/?whose=mine"})
