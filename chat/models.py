@@ -178,6 +178,12 @@ class Conversation(Private, models.Model):
     # last chosen, offered next
     checkpoint = models.ForeignKey(Checkpoint, models.SET_NULL, null=True, blank=True)
     adapter = models.ForeignKey(Adapter, models.SET_NULL, null=True, blank=True)  # None: prefix off
+    # the last message of the branch that is shown; None: the newest message (conversations/tree.py)
+    leaf = models.ForeignKey(
+        "Message", models.SET_NULL, null=True, blank=True, editable=False, related_name="+"
+    )
+    # what the model is told before the first turn; last chosen, offered next
+    system = models.TextField(_("system prompt"), blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
 
@@ -212,6 +218,15 @@ class Message(models.Model):
     IN_FLIGHT = (Status.QUEUED, Status.STREAMING)
 
     conversation = models.ForeignKey(Conversation, models.CASCADE, related_name="messages")
+    # what it follows; None: the message written before it, or nothing (chat/conversations/tree.py)
+    parent = models.ForeignKey(
+        "self", models.CASCADE, null=True, blank=True, editable=False, related_name="children"
+    )
+    starts_anew = models.BooleanField(default=False, editable=False)
+    # the answers to one question that were asked for together, to be compared
+    comparison = models.ForeignKey(
+        "Comparison", models.CASCADE, null=True, blank=True, editable=False, related_name="answers"
+    )
     role = models.CharField(max_length=10, choices=Role.choices)
     content = models.TextField(blank=True)
     status = models.CharField(max_length=12, choices=Status.choices, default=Status.COMPLETE)
@@ -222,6 +237,9 @@ class Message(models.Model):
     sampling = models.JSONField(default=dict, blank=True)
     # an answer's prompt: the turns before its question too, or the question alone
     with_history = models.BooleanField(_("with the earlier turns"), default=True)
+    system = models.TextField(_("system prompt"), blank=True)
+    # characters of `content` that an earlier answer had, which this one goes on with
+    begun = models.PositiveIntegerField(default=0, editable=False)
     # the engine's id of this generation
     sequence = models.UUIDField(default=uuid.uuid4, editable=False)
     # number of the last frame that `content` includes (chat/conversations/frames.py)
@@ -265,3 +283,35 @@ class Message(models.Model):
     @property
     def is_in_flight(self) -> bool:
         return self.status in self.IN_FLIGHT
+
+
+class Comparison(models.Model):
+    """Two to four models' answers to one question, and which of them the asker found better."""
+
+    class Verdict(models.TextChoices):
+        OPEN = "", _("not judged")
+        BETTER = "better", _("one is better")
+        SAME = "same", _("equally good")
+        NONE = "none", _("none is good")
+
+    conversation = models.ForeignKey(Conversation, models.CASCADE, related_name="comparisons")
+    verdict = models.CharField(max_length=6, choices=Verdict.choices, blank=True)
+    chosen = models.ForeignKey(Message, models.SET_NULL, null=True, blank=True, related_name="+")
+    judged_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("comparison")
+        verbose_name_plural = _("comparisons")
+        ordering = ["-id"]
+
+    def __str__(self):
+        return f"#{self.pk}"
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return Q(conversation__owner=user)
+
+    ownership = visibility

@@ -18,6 +18,7 @@ NUMBERS = (
     "frequency_penalty",
     "max_new_tokens",
     "seed",
+    "prefix_strength",
 )
 
 

@@ -58,7 +58,7 @@ def engine_for(
     """An engine with rows just long enough, so that as many as possible fit into a batch.
 
     Its texts are the decoded tokens as they are: scores are counted before the chat's
-    post-processing, as upstream does.
+    post-processing, as the original does.
     """
     prompter = copy.copy(loaded.prompter)
     prompter.cleaner = lambda: None  # type: ignore[method-assign]
@@ -79,8 +79,8 @@ def reference_of(
     """The response as a model could have written it: through the tokenizer, cut to
     `max_target_length` as in training.
 
-    Upstream scores against this too; against the whole text a prediction of 64 tokens could never
-    be complete.
+    The original scores against this too; against the whole text a prediction of 64 tokens could
+    never be complete.
     """
     _, labels = prompter.training_ids(
         messages_of(prompt), response, max_source_length, max_target_length

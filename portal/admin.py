@@ -1,6 +1,7 @@
 """Members and their keys in Django's admin. Runs are listed by the apps that own them."""
 
 from django.contrib import admin, messages
+from django.contrib.admin.models import LogEntry
 from django.contrib.auth.admin import UserAdmin
 from django.utils import timezone
 from django.utils.html import format_html_join
@@ -21,6 +22,25 @@ admin.site.register(User, UserAdmin)
 # who adds a schedule names a function to be called
 for model in (Schedule, OrmQ, Success, Failure):
     admin.site.unregister(model)
+
+
+@admin.register(LogEntry)
+class AuditLogAdmin(admin.ModelAdmin):
+    """Who decided what, when; nobody changes it."""
+
+    list_display = ["action_time", "user", "content_type", "object_repr", "change_message"]
+    list_filter = ["user", "content_type"]
+    list_select_related = ["user", "content_type"]
+    date_hierarchy = "action_time"
+
+    def has_add_permission(self, request):
+        return False
+
+    def has_change_permission(self, request, obj=None):
+        return False
+
+    def has_delete_permission(self, request, obj=None):
+        return False
 
 
 @admin.register(ApiKey)

@@ -22,6 +22,7 @@ VARIABLES = {
     "PORTAL_DATABASE_URL",
     "PORTAL_REDIS_URL",
     "PORTAL_QUEUED_RUNS",
+    "PORTAL_APPROVAL",
     "PORTAL_TIME_ZONE",
     "PORTAL_HTTPS",
     "PORTAL_PROXIES",
@@ -93,7 +94,7 @@ def data_folder(**kwargs):
     return found
 
 
-@register()
+@register(deploy=True)  # not at every command that a newcomer types
 def python_version(**kwargs):
     """CVE-2024-6232 and -0450: archives that hang or swell. The uploads guard against them; the
     fix belongs into the interpreter."""

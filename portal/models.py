@@ -164,6 +164,10 @@ class Run(Owned, models.Model):
         EVALUATION = "evaluation", _("Evaluation")
         FETCH = "fetch", _("Download")
 
+    class Priority(models.IntegerChoices):
+        NORMAL = 0, _("normal")
+        LOW = 1, _("low")  # when nobody else waits
+
     class Phase(models.TextChoices):
         """What a running run is doing."""
 
@@ -198,6 +202,13 @@ class Run(Owned, models.Model):
         default=3, validators=[MinValueValidator(1)], editable=False
     )
     cancel_requested = models.BooleanField(default=False, editable=False)
+    # stopped by somebody who means to go on with it
+    paused = models.BooleanField(default=False, editable=False)
+    priority = models.PositiveSmallIntegerField(
+        _("priority"), choices=Priority.choices, default=Priority.NORMAL, editable=False
+    )
+    # an admin's own order of waiting runs: goes before the turns, smallest first
+    rank = models.PositiveIntegerField(null=True, editable=False)
 
     progress = models.PositiveIntegerField(default=0, editable=False)  # steps, rows, KiB
     total = models.PositiveIntegerField(default=0, editable=False)
@@ -277,3 +288,35 @@ class Run(Owned, models.Model):
         running = Run.objects.filter(queue=self.queue, status=self.Status.RUNNING).count()
         order = waiting_order(self.queue)
         return running + (order.index(self.pk) if self.pk in order else 0)
+
+
+class QueueHold(models.Model):
+    """A queue that takes no new run until an admin releases it; what runs goes on to its end."""
+
+    queue = models.CharField(max_length=20, primary_key=True)
+    reason = models.CharField(_("reason"), max_length=200, blank=True)
+    by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    since = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("held queue")
+        verbose_name_plural = _("held queues")
+
+    def __str__(self):
+        return self.queue
+
+
+class IdempotencyKey(models.Model):
+    """Which run a request has made already (portal/runs/once.py)."""
+
+    owner = models.ForeignKey(User, models.CASCADE, related_name="+")
+    key = models.CharField(max_length=255)
+    digest = models.CharField(max_length=64)  # SHA-256 of what was asked for
+    run = models.ForeignKey(Run, models.CASCADE, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["owner", "key"], name="one_run_per_key")]
+
+    def __str__(self):
+        return self.key

@@ -245,6 +245,9 @@ Q_CLUSTER = {
         },
     },
 }
+if REDIS_URL:  # takes the database's place; a delivery that it loses is rung again
+    Q_CLUSTER["redis"] = REDIS_URL
+    del Q_CLUSTER["orm"]
 
 # Addresses and networks that may read /metrics without a key.
 METRICS_FROM = _parsed(
@@ -255,6 +258,9 @@ METRICS_FROM = _parsed(
 
 # Queued runs that one member may have; more are refused (429).
 QUEUED_RUNS = _parsed("PORTAL_QUEUED_RUNS", "20", int)
+
+# Whether an adapter needs an approved evaluation before it can be the team's default.
+APPROVAL_NEEDED = _flag("PORTAL_APPROVAL")
 
 # What `up` calls after the migrations; each may be called again at any time.
 FIRST_RUN = [

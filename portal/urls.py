@@ -32,10 +32,12 @@ urlpatterns = [
     path("healthz", healthz, name="healthz"),
     path("metrics", metrics, name="metrics"),
     path("tasks/", views.tasks, name="tasks"),
+    path("tasks/decide/", views.decide, name="decide"),
     path("account/", views.account, name="account"),
     path("", include("chat.urls")),
     path("", include("tuning.urls")),
     path("", include("evaluation.urls")),
+    path("api/v1/", include("portal.rest.urls")),
     path("api/v1/", include("chat.api.urls")),
     path("api/v1/", include("tuning.api_urls")),
     path("api/v1/", include("evaluation.api_urls")),
@@ -65,4 +67,5 @@ urlpatterns = [
         ),
     ),
 ]
+handler404 = "portal.errors.not_found"
 handler500 = "portal.errors.server_error"

@@ -5,14 +5,16 @@ from django.contrib import messages
 from django.contrib.auth import update_session_auth_hash
 from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db.models import F
+from django.http import Http404
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_GET, require_POST
 
 from chat.api import chatglm
 from chat.fetching.plan import catalogue
@@ -22,6 +24,7 @@ from evaluation.models import EvaluationRun
 from portal.access import get_visible
 from portal.forms import KeyForm, PasswordChangeForm
 from portal.models import ApiKey, Run
+from portal.runs import board, work
 from tuning.models import Dataset, TuningRun
 
 PER_PAGE = 20
@@ -92,8 +95,14 @@ def tasks(request):
         .filter(status__in=Run.ACTIVE)
         .values_list("pk", flat=True)
     )
-    running = list(everything.filter(status=Run.Status.RUNNING).order_by("started_at"))
-    queued = list(everything.filter(status=Run.Status.QUEUED).order_by("id"))
+    queues = board.board()
+    changeable = set(
+        Run.objects.changeable_by(request.user)
+        .filter(status__in=Run.ACTIVE)
+        .values_list("pk", flat=True)
+    )
+    running = [run for queue in queues for run in queue.running]
+    queued = [entry.run for queue in queues for entry in queue.waiting]
     mine = request.GET.get("whose") == "mine"
     ended = everything.exclude(status__in=Run.ACTIVE).order_by(
         F("finished_at").desc(nulls_last=True), "-id"
@@ -108,8 +117,60 @@ def tasks(request):
     )
     for run in [*running, *queued, *page]:
         run.open = run.pk in visible
-    context = {"running": running, "queued": queued, "page": page, "mine": mine, "page_is_live": 3}
+        run.mine = run.pk in changeable
+    context = {
+        "queues": queues,
+        "running": running,
+        "waiting": len(queued),
+        "page": page,
+        "mine": mine,
+        "page_is_live": 3,
+    }
     return render(request, "portal/tasks.html", context | {"worker": worker_state()})
+
+
+@require_POST
+def decide(request):
+    """A decision on the queue board, named by `action`; whose run it is may cancel or lower it,
+    the rest is for admins.
+    """
+    action, pk = request.POST.get("action"), request.POST.get("run")
+    try:
+        if action in ("hold", "release"):
+            _decide_on_queue(request, action)
+        else:
+            _decide_on_run(request, action, pk)
+    except ValidationError as refused:
+        messages.warning(request, " ".join(refused.messages))
+    return redirect("tasks")
+
+
+def _decide_on_queue(request, action: str) -> None:
+    queue = request.POST.get("queue", "")
+    if not request.user.is_staff:
+        raise PermissionDenied
+    if queue not in work.queues():
+        raise Http404
+    if action == "hold":
+        board.hold(request.user, queue, request.POST.get("reason", "").strip())
+    else:
+        board.release(request.user, queue)
+
+
+def _decide_on_run(request, action: str | None, pk) -> None:
+    run = get_visible(Run.objects.changeable_by(request.user), request.user, pk=pk)
+    if action == "cancel":
+        board.cancel(request.user, run)
+    elif action in ("low", "normal"):
+        if not board.set_priority(request.user, run, board.PRIORITIES[action]):
+            messages.warning(request, _("The run does not wait any more."))
+    elif action in ("up", "down", "first"):
+        if not request.user.is_staff:
+            raise PermissionDenied
+        places = {"up": -1, "down": 1, "first": -1_000_000}[action]
+        board.move(request.user, run, places, request.POST.get("version"))
+    else:
+        raise Http404
 
 
 def worker_state() -> dict:

@@ -111,3 +111,15 @@ def test_every_variable_is_read_checked_and_documented():
 def test_the_version_is_that_of_the_newest_release():
     releases = re.findall(r"^## (\d\S+)", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
     assert releases[0] == __version__ == settings.SPECTACULAR_SETTINGS["VERSION"]
+
+
+@pytest.mark.parametrize("path", [*DOCS, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md"], ids=str)
+def test_lines_are_at_most_100_wide(path):
+    """They are read in diffs. Tables, code and what cannot be broken are let be."""
+    code, wide = False, []
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+        code ^= line.lstrip().startswith("```")
+        breakable = " " in line.strip()[:100] and not line.lstrip().startswith(("|", "#"))
+        if len(line) > 100 and breakable and not code:
+            wide.append(number)
+    assert not wide

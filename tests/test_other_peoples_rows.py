@@ -9,6 +9,7 @@ from chat.models import Adapter, FetchRun
 from portal.models import ApiKey
 from tests.support.page_fixtures import *  # noqa: F403 - a member's rows
 from tests.support.urls import routes
+from tuning.models import CollectedExample
 
 pytestmark = pytest.mark.django_db
 METHODS = ["get", "post", "put", "patch", "delete"]
@@ -18,6 +19,7 @@ PUBLIC = {
     "/admin/login/", "/admin/jsi18n/", "/admin/logout/",
 }  # fmt: skip
 TEAM_WIDE = ("/api/v1/checkpoints/", "/checkpoints/")  # seen by every member
+NO_PAGE = ("/adapters/", "/api/v1/queue/runs/")  # rows that are only acted on
 
 
 @pytest.fixture
@@ -33,9 +35,13 @@ def theirs(conversation, dataset, tuning_run, evaluated, adapter, member):
     fetch = FetchRun.objects.create(
         owner=member, kind="fetch", name=MARK, source="hf:a/b", recipe={}
     )
+    collected = CollectedExample.objects.create(
+        dataset=dataset, by=member, prompt="q", response=MARK, message=answer
+    )
     return {
         "/downloads/": fetch.pk,
         "/api/v1/fetch-runs/": fetch.pk,
+        "/api/v1/queue/runs/": tuning_run.pk,
         "/chat/": conversation.pk,
         "/adapters/": adapter.pk,
         "/datasets/": dataset.pk,
@@ -45,6 +51,7 @@ def theirs(conversation, dataset, tuning_run, evaluated, adapter, member):
         "/api/v1/messages/": answer.pk,
         "/api/v1/adapters/": adapter.pk,
         "/api/v1/datasets/": dataset.pk,
+        "/api/v1/collected-examples/": collected.pk,
         "/api/v1/tuning-runs/": tuning_run.pk,
         "/api/v1/evaluation-runs/": evaluated.pk,
     }
@@ -99,7 +106,7 @@ def test_the_owner_does_see_them(theirs, member, no_worker):
     client = Client()
     client.force_login(member)
     for begin, pk in theirs.items():
-        assert MARK in client.get(f"{begin}{pk}/").content.decode() or begin == "/adapters/", begin
+        assert MARK in client.get(f"{begin}{pk}/").content.decode() or begin in NO_PAGE, begin
 
 
 def test_nobody_sees_anything_without_logging_in(theirs, no_worker):

@@ -17,6 +17,7 @@ from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 from portal.runs import lifecycle
+from portal.runs.once import once
 from tuning.models import TuningRun
 from tuning.plan import create_run
 from tuning.serializers import NewTuningRunSerializer, TuningMetricSerializer, TuningRunSerializer
@@ -71,7 +72,12 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         body.is_valid(raise_exception=True)
         fields = body.validated_data
         with rules_as_400():
-            run = create_run(request.user, **fields)
+            run = once(
+                request.user,
+                request.headers.get("Idempotency-Key", ""),
+                [request.path, request.data],
+                lambda: create_run(request.user, **fields),
+            )
         return self._answer(run, status.HTTP_201_CREATED)
 
     @extend_schema(responses=TuningMetricSerializer(many=True))

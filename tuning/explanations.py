@@ -15,6 +15,10 @@ EXPLANATIONS = {
     "out_of_memory": _(
         "There is too little free memory. Lower the batch size or the length limits."
     ),
+    "not_proven": _(
+        "The prefix as it is served answers otherwise than the one that was trained, so it is not "
+        "offered. Tell whoever looks after the portal."
+    ),
     "file_missing": _("A file that the run needs is gone."),
     "checkpoint_invalid": _("The base cannot be loaded."),
     "checkpoint_changed": _("The base's files are not those that the run was made for."),
@@ -31,4 +35,5 @@ UNUSABLE_RECIPE = {
     "text_too_long": _("At most %(most)s characters."),
     "init_with_projection": _("A prefix behind a projection can only begin at random."),
     "no_general_prompts": _("Holding forgetting needs a share of general prompts."),
+    "no_eval_steps": _("Stopping early needs a validation interval."),
 }

@@ -36,6 +36,8 @@ LABELS = {
     "freeze_first": _("Keep its first position as it begins"),
     "kl_weight": _("Hold to the base's own answers"),
     "kl_share": _("Share of general prompts"),
+    "eval_steps": _("Validation interval in steps"),
+    "early_stopping": _("End after so many validations without a better one"),
 }
 # how a prefix begins and what it must not forget: a card of its own
 START = ("init", "kl_weight", "kl_share", "init_text")
@@ -110,6 +112,8 @@ class TuningRunForm(Styled, forms.Form):
     freeze_first = forms.BooleanField(required=False)
     kl_weight = forms.FloatField()
     kl_share = forms.FloatField()
+    eval_steps = forms.IntegerField()
+    early_stopping = forms.IntegerField()
 
     def __init__(self, *args, user, **kwargs):
         super().__init__(*args, **kwargs)

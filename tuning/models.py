@@ -1,9 +1,13 @@
-"""Dataset and DatasetVersion (metadata; the rows are files), TuningRun and TuningMetric."""
+"""Dataset and DatasetVersion (metadata; the rows are files), CollectedExample, TuningRun and
+TuningMetric.
+"""
+
+from pathlib import Path
 
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from chat.models import Checkpoint
+from chat.models import Adapter, Checkpoint, Message
 from portal.access import AccessQuerySet, Owned
 from portal.models import Run, User
 
@@ -29,6 +33,8 @@ class Dataset(Owned, models.Model):
     problems = models.JSONField(_("problems"), default=list, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
+    # the owner's place for good answers from chat (tuning/datasets/collecting.py)
+    collects = models.BooleanField(default=False, editable=False)
     # deleted while ended runs name it: out of everybody's sight, its rows stay for those runs
     # (tuning/datasets/store.py, delete)
     deleted_at = models.DateTimeField(_("deleted"), null=True, blank=True, editable=False)
@@ -83,6 +89,9 @@ class DatasetVersion(models.Model):
     # the uploaded file's name, for people
     source_name = models.CharField(_("file"), max_length=255, blank=True)
     encoding = models.CharField(_("encoding"), max_length=20, blank=True)
+    # what made it of the version before: {"action": split, edit, collect or merge, ...} with
+    # numbers of rows (tuning/datasets/editing.py); {}: an upload
+    change = models.JSONField(default=dict, blank=True)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     class Meta:
@@ -105,6 +114,67 @@ class DatasetVersion(models.Model):
         return "validation" if "validation" in self.splits else "train"
 
 
+class CollectedExample(models.Model):
+    """A row that somebody proposes for a dataset: a good answer from chat, corrected or not. It
+    waits until one who may change the dataset takes it, into a new version, or leaves it.
+    """
+
+    class Status(models.TextChoices):
+        WAITING = "waiting", _("Waiting")
+        TAKEN = "taken", _("Taken")
+        LEFT = "left", _("Left out")
+
+    dataset = models.ForeignKey(Dataset, models.CASCADE, related_name="collected")
+    by = models.ForeignKey(User, models.CASCADE, related_name="+", verbose_name=_("by"))
+    prompt = models.TextField(_("prompt"))
+    response = models.TextField(_("response"))
+    history = models.JSONField(_("history"), default=list, blank=True)  # [[question, answer], ...]
+    # what the model had said, where `response` corrects it
+    original = models.TextField(blank=True)
+    # where it is from; outlived by the row
+    message = models.ForeignKey(
+        Message, models.SET_NULL, null=True, editable=False, related_name="collected"
+    )
+    model_label = models.CharField(_("model"), max_length=240, blank=True)
+    status = models.CharField(
+        _("status"), max_length=10, choices=Status.choices, default=Status.WAITING
+    )
+    # which has it as a row
+    version = models.ForeignKey(
+        DatasetVersion, models.SET_NULL, null=True, editable=False, related_name="+"
+    )
+    decided_by = models.ForeignKey(
+        User, models.SET_NULL, null=True, editable=False, related_name="+"
+    )
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    decided_at = models.DateTimeField(null=True, editable=False)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("collected example")
+        verbose_name_plural = _("collected examples")
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["dataset", "message"], name="one_example_per_message")
+        ]
+
+    def __str__(self):
+        return f"{self.dataset} +{self.pk}"
+
+    @classmethod
+    def visibility(cls, user) -> models.Q:
+        """Seen by who proposed it and by who decides."""
+        here = models.Q(dataset__deleted_at=None)
+        if user.is_staff:
+            return here
+        return here & (models.Q(by=user) | models.Q(dataset__owner=user))
+
+    @classmethod
+    def ownership(cls, user) -> models.Q:
+        return models.Q(by=user)
+
+
 class TuningRun(Run):
     """A P-tuning v2 run. The hyper-parameters are in `recipe`, frozen (tuning/plan.py)."""
 
@@ -113,10 +183,15 @@ class TuningRun(Run):
         Checkpoint, models.PROTECT, related_name="tuning_runs", verbose_name=_("checkpoint")
     )
     loss = models.FloatField(null=True, editable=False)  # mean over the last logging interval
+    validation_loss = models.FloatField(null=True, editable=False)  # the last one measured
     samples_per_second = models.FloatField(_("examples per second"), null=True, editable=False)
     trainable_parameters = models.BigIntegerField(
         _("trainable parameters"), null=True, editable=False
     )
+    # the step that was published as the run's own; others may be published beside it
+    result_step = models.PositiveIntegerField(null=True, editable=False)
+    # whether the served prefix answers as the trained one (tuning.ptuning.proof.Proof.as_dict)
+    proof = models.JSONField(null=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
 
@@ -134,6 +209,22 @@ class TuningRun(Run):
         )
         return (self.total - self.progress) * per_step / self.samples_per_second
 
+    @property
+    def steps_folder(self) -> Path:
+        """Adapters of the steps that were saved on the way, `step-N` each."""
+        return self.folder / "steps"
+
+    def saved_steps(self) -> list[int]:
+        """Steps whose prefix can be published, newest first."""
+        names = (entry.name for entry in self.steps_folder.glob("step-*"))
+        return sorted((int(name.removeprefix("step-")) for name in names), reverse=True)
+
+    def result(self) -> Adapter | None:
+        """What the run has made, of its adapters (prefetched in lists)."""
+        made = sorted(self.adapters.all(), key=lambda adapter: adapter.pk)
+        own = [adapter for adapter in made if adapter.step == self.result_step]
+        return next(iter(own or made[-1:]), None)
+
 
 class TuningMetric(models.Model):
     """One logged step of a tuning run."""
@@ -145,6 +236,7 @@ class TuningMetric(models.Model):
     samples_per_second = models.FloatField(null=True)
     # KL(base || prefixed) on general prompts, where the recipe has a kl_weight
     divergence = models.FloatField(null=True)
+    validation_loss = models.FloatField(null=True)  # on rows that are not learnt from
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

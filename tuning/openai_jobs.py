@@ -13,6 +13,7 @@ from portal.access import get_visible
 from portal.models import Run
 from portal.rest.conventions import READABLE, json_error
 from portal.runs import lifecycle
+from portal.runs.once import once
 from tuning.datasets.store import TRAIN
 from tuning.models import TuningRun
 from tuning.openai_files import dataset_of, file_id
@@ -29,7 +30,8 @@ NAMES = {field.name for field in fields(Recipe)}
 def jobs(request, user) -> HttpResponseBase:
     """POST, GET /v1/fine_tuning/jobs"""
     if request.method == "POST":
-        return _job(_created(parsed_body(request), user))
+        body, key = parsed_body(request), request.headers.get("Idempotency-Key", "")
+        return _job(once(user, key, [request.path, body], lambda: _created(body, user)))
     return listed(request, _runs(user), "ftjob-", told)
 
 
@@ -48,6 +50,35 @@ def cancel(request, user, name: str) -> HttpResponseBase:
         return json_error(400, message, code="invalid_state")
     lifecycle.cancel(run)
     return _job(_run(user, name))
+
+
+@for_scripts_in_thread("POST", scope="tuning")
+def pause(request, user, name: str) -> HttpResponseBase:
+    """It stops after its step with its state saved."""
+    run = _run(user, name)
+    if not TuningRun.objects.changeable_by(user).filter(pk=run.pk).exists():
+        return json_error(403, _("Only the owner may change this."), code="permission_denied")
+    if run.status not in Run.ACTIVE:
+        message = _("The job has ended: %(status)s.") % {"status": status_of(run)}
+        return json_error(400, message, code="invalid_state")
+    lifecycle.cancel(run, to_go_on=True)
+    return _job(_run(user, name))
+
+
+@for_scripts_in_thread("POST", scope="tuning")
+def resume(request, user, name: str) -> HttpResponseBase:
+    run = _run(user, name)
+    if not TuningRun.objects.changeable_by(user).filter(pk=run.pk).exists():
+        return json_error(403, _("Only the owner may change this."), code="permission_denied")
+    if status_of(run) != "paused" or not lifecycle.resume(run):
+        message = _("The job is not paused: %(status)s.") % {"status": status_of(run)}
+        return json_error(400, message, code="invalid_state")
+    return _job(_run(user, name))
+
+
+def status_of(run: TuningRun) -> str:
+    """Our words are OpenAI's; a run that was stopped in order to go on is `paused` there."""
+    return "paused" if run.paused and run.status == Run.Status.CANCELLED else str(run.status)
 
 
 @for_scripts_in_thread("GET", "HEAD", scope="tuning")
@@ -208,7 +239,7 @@ def told(run: TuningRun) -> dict:
         "organization_id": "portal",
         "result_files": [],
         "seed": recipe.seed,
-        "status": run.status,  # our words are OpenAI's
+        "status": status_of(run),
         "trained_tokens": None,
         "training_file": f"file-{run.dataset_version.dataset_id}",
         "validation_file": run.recipe.get("validation_file"),
@@ -251,6 +282,8 @@ def _events(run: TuningRun) -> list[dict]:
     elif run.finished_at and run.status == Run.Status.FAILED:
         reason = (run.error or {}).get("message", "")
         happened(run.finished_at, f"The job failed: {reason}", "error")
+    elif run.finished_at and run.paused:
+        happened(run.finished_at, "The job was paused", "info")
     elif run.finished_at:
         happened(run.finished_at, "The job was cancelled", "warn")
     return found

@@ -21,17 +21,18 @@ from portal.explanations import sentence
 from portal.models import Run
 from portal.runs import lifecycle
 from tuning import methods
-from tuning.datasets.store import TRAIN, examples
+from tuning.datasets.store import TRAIN, VALIDATION, examples
 from tuning.explanations import UNUSABLE_RECIPE
 from tuning.models import Dataset, DatasetVersion, TuningRun
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
 
-# name -> hyper-parameters. The first is for the embedded model (measured: docs/benchmarks.md), the
-# others are the scripts of ChatGLM-6B's ptuning/ (docs/chatglm.md#8-training-rows).
+# name -> hyper-parameters. The first two, for the embedded model and for real ones, are measured
+# (docs/benchmarks.md), the others are the scripts of ChatGLM-6B's ptuning/
+# (docs/chatglm.md#8-training-rows).
 PRESETS: dict[str, Recipe] = {
     "starter": Recipe(
         pre_seq_len=64,
-        learning_rate=5e-2,
+        learning_rate=8e-2,
         lr_scheduler_type="cosine",
         max_steps=500,
         per_device_train_batch_size=16,
@@ -39,6 +40,25 @@ PRESETS: dict[str, Recipe] = {
         max_source_length=128,
         max_target_length=128,
         save_steps=100,
+        kl_weight=0.5,
+        kl_share=1.0,
+        eval_steps=50,
+    ),
+    "general": Recipe(
+        pre_seq_len=64,
+        learning_rate=5e-3,
+        lr_scheduler_type="cosine",
+        max_steps=500,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        max_source_length=256,
+        max_target_length=256,
+        save_steps=100,
+        init="prompt",
+        freeze_first=True,
+        kl_weight=0.3,
+        kl_share=0.25,
+        eval_steps=50,
     ),
     "chatglm-6b-train.sh": Recipe(quantization_bit=4, prefix_dropout=0.1),
     "chatglm-6b-train_chat.sh": Recipe(
@@ -54,6 +74,15 @@ HYPER_PARAMETERS = tuple(field.name for field in fields(Recipe))
 
 def default_preset(checkpoint: Checkpoint) -> str:
     return "starter" if checkpoint.is_starter else checkpoint.family.presets_key
+
+
+def recommended_preset(checkpoint: Checkpoint) -> str:
+    """What the page offers first: what was measured to learn more and forget less, where the
+    original's own settings are not what people come for. Programs that name no preset get
+    `default_preset`, as ever.
+    """
+    usual = default_preset(checkpoint)
+    return usual if checkpoint.is_starter or checkpoint.family.can_quantize else "general"
 
 
 def recipe_for(checkpoint: Checkpoint, preset: str | None = None, **hyper: Any) -> Recipe:
@@ -160,6 +189,10 @@ def create_run(
         recipe = recipe_for(checkpoint, preset, **hyper)
     except ValidationError as error:
         problems |= error.error_dict
+    else:
+        if recipe.early_stopping and version and VALIDATION not in version.splits:
+            message = _("The dataset has no validation rows to stop by.")
+            problems["early_stopping"] = [ValidationError(message, "no_validation_rows")]
     name = str(name or "").strip()
     if len(name) > 120:
         problems["name"] = [ValidationError(_("A name has at most 120 characters."), "too_long")]

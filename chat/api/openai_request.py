@@ -16,7 +16,7 @@ from portal.text import is_storable
 
 MOST_CHOICES = 16
 LONGEST_SCHEMA = 50_000  # characters
-# OpenAI's name (or vLLM's, for what OpenAI lacks) -> ours
+# OpenAI's name (or vLLM's, or ours, for what OpenAI lacks) -> ours
 SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
@@ -24,6 +24,7 @@ SAMPLING = {
     "repetition_penalty": "repetition_penalty",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
+    "prefix_strength": "prefix_strength",
     "max_tokens": "max_new_tokens",
     "max_completion_tokens": "max_new_tokens",
     "max_output_tokens": "max_new_tokens",

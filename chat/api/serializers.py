@@ -12,7 +12,11 @@ from chat.engine.request import LIMITS
 from chat.models import Adapter, Checkpoint, Conversation, Message
 from chat.sampling import NUMBERS
 
-NOTES = {"temperature": "; 0 is greedy", "top_k": "; 0 is off"}
+NOTES = {
+    "temperature": "; 0 is greedy",
+    "top_k": "; 0 is off",
+    "prefix_strength": "; 1 is as trained",
+}
 
 
 class CheckpointSerializer(serializers.ModelSerializer):

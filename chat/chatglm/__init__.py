@@ -5,7 +5,7 @@ it.
     # an unchanged official folder; no remote code
     model = AutoModelForCausalLM.from_pretrained(folder)
 
-docs/chatglm.md says what is the same as upstream, what is deliberately different, and why.
+docs/chatglm.md says what is the same as the original, what is deliberately different, and why.
 """
 
 from transformers import (

@@ -13,8 +13,8 @@ _OLDEST_VOCABULARY, _IMAGE_TOKENS = 150528, 20000
 class ChatGLMConfig(PreTrainedConfig):
     """Shape and special ids of a ChatGLM-6B checkpoint.
 
-    The defaults are those of the published v1.1.0 checkpoint, vocabulary 130,528; upstream's class
-    defaults describe the earlier 150,528 layout, whose first config.json does not name every
+    The defaults are those of the published v1.1.0 checkpoint, vocabulary 130,528; the original's
+    class defaults describe the earlier 150,528 layout, whose first config.json does not name every
     special id. Those that are left out (None here) follow from the others: [MASK], [gMASK],
     [sMASK], an unused one, <sop> and <eop> stand in this order in every layout.
 

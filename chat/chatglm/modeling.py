@@ -23,7 +23,7 @@ from .positions import additive, position_ids, prefix_lm_hidden, rotary_tables, 
 from .pretrained import ChatGLMPreTrainedModel
 from .quantization import linear
 
-# The residual branch's weight: sqrt(2 * 28). Upstream never hands the number of layers to its
+# The residual branch's weight: sqrt(2 * 28). The original never hands the number of layers to its
 # blocks, so it is that of the 28-layer model at any depth (docs/chatglm.md#2-layers).
 RESIDUAL_SCALE = math.sqrt(2 * 28)
 
@@ -31,9 +31,9 @@ RESIDUAL_SCALE = math.sqrt(2 * 28)
 class ChatGLMAttention(nn.Module):
     """Multi-head attention with 2-D rotary positions.
 
-    Upstream divides queries by (layer + 1) and multiplies the scores again in fp32, against fp16
-    overflow. Torch's SDPA keeps scores in fp32 throughout, on CPU and GPU alike, so the factor,
-    which cancels, is left out.
+    The original divides queries by (layer + 1) and multiplies the scores again in fp32, against
+    fp16 overflow. Torch's SDPA keeps scores in fp32 throughout, on CPU and GPU alike, so the
+    factor, which cancels, is left out.
     """
 
     def __init__(self, config: ChatGLMConfig, layer_index: int):
@@ -117,7 +117,7 @@ class ChatGLMBlock(GradientCheckpointingLayer):
 
 
 class ChatGLMModel(ChatGLMPreTrainedModel):
-    """The transformer without its head. Outputs are batch first (upstream's hidden states are
+    """The transformer without its head. Outputs are batch first (the original's hidden states are
     sequence first).
     """
 
@@ -152,11 +152,11 @@ class ChatGLMModel(ChatGLMPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """
         input_ids: [b, s]. attention_mask: None (built from the ids, every token visible, as
-            upstream), 2-D [b, any] of 1 and 0 = padding on either side, 4-D bool [b, 1, s, k] with
-            True = HIDDEN (upstream's convention), or 4-D float to add to the scores (transformers'
-            convention). 2-D and bool masks may leave out entries that stand first in the cache,
-            such as a prefix: those are visible. A float mask is taken as it is and must span the
-            cache.
+            the original), 2-D [b, any] of 1 and 0 = padding on either side, 4-D bool [b, 1, s, k]
+            with True = HIDDEN (the original's convention), or 4-D float to add to the scores
+            (transformers' convention). 2-D and bool masks may leave out entries that stand first in
+            the cache, such as a prefix: those are visible. A float mask is taken as it is and must
+            span the cache.
         position_ids: [b, 2, s]; None: from the ids, which must then hold the whole prompt.
         past_key_values: a Cache (keys after rotary), [b, heads, seq, head_dim] a layer. A KV prefix
             stands first in it and shifts no position. It is left unchanged under gradient

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import sentencepiece
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-# Literal text that upstream writes into user-defined pieces: newline, tab and runs of 2 to 80
+# Literal text that the original writes into user-defined pieces: newline, tab and runs of 2 to 80
 # spaces (docs/chatglm.md#6-tokenizer).
 WRITTEN = {"<n>": "\n", "<|tab|>": "\t"} | {
     f"<|blank_{length}|>": " " * length for length in range(2, 81)

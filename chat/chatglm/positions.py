@@ -38,7 +38,8 @@ def position_ids(input_ids: Tensor, config: ChatGLMConfig, visible: Tensor | Non
 
     visible: [b, s], 0 on padding. Positions count from a row's first visible token, so that a
     left-padded row is numbered
-        as if it stood alone; padding gets 0. None: nothing is padding, as upstream's model assumes.
+        as if it stood alone; padding gets 0. None: nothing is padding, as the original's model
+        assumes.
     """
     context, mask_column = prompt_layout(input_ids, config)
     column = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
@@ -58,7 +59,7 @@ def prefix_lm_hidden(
     row.
 
     visible: [b, s], 0 on padding; padding is hidden from all, and padding rows see nothing, as
-    upstream's tokenizer pads.
+    the original's tokenizer pads.
     """
     context, _ = prompt_layout(input_ids, config)
     column = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -73,7 +74,7 @@ def additive(hidden: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask (True = hidden) as a mask to add to the scores.
 
     The lowest finite number rather than -inf: a padding row that sees nothing then averages over
-    all keys (in fp32 exactly what upstream computes) and no NaN can spread.
+    all keys (in fp32 exactly what the original computes) and no NaN can spread.
     """
     return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(
         hidden, torch.finfo(dtype).min
@@ -91,7 +92,7 @@ def rotary_tables(positions: Tensor, head_dim: int, dtype: torch.dtype) -> tuple
     """cos and sin, each [b, s, 1, 1, 2, head_dim // 4]: for the place and the block half of every
     head.
 
-    In fp16 the angles themselves are fp16 products, as upstream computes them: coarse at large
+    In fp16 the angles themselves are fp16 products, as the original computes them: coarse at large
     positions (off by up to 0.45 near 2047), but what the published weights were trained and
     evaluated with. Otherwise angles are fp32.
     """

@@ -21,9 +21,9 @@ class ChatGLMPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["ChatGLMBlock"]
     _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = True
-    # inv_freq is recomputed; lm_head.weight repeats the embedding (and upstream drops it when it
-    # differs); the prefix encoder of an old P-tuning checkpoint that holds the whole model is read
-    # by foreign_adapters.
+    # inv_freq is recomputed; lm_head.weight repeats the embedding (and the original drops it when
+    # it differs); the prefix encoder of an old P-tuning checkpoint that holds the whole model is
+    # read by foreign_adapters.
     _keys_to_ignore_on_load_unexpected = [
         r"rotary_emb\.inv_freq$",
         r"^lm_head\.weight$",

@@ -26,14 +26,14 @@ def _blanks(match: re.Match) -> str:
 
 
 class ChatGLMTokenizer(PreTrainedTokenizer):
-    """Text to ids as upstream does it, with two deliberate differences (docs/chatglm.md).
+    """Text to ids as the original does it, with two deliberate differences (docs/chatglm.md).
 
     User text never becomes special ids: `<sop>`, `[MASK]` and the like are split as the words that
-    they are (`split_special_tokens=True` is the default here; False gives upstream's ids). And an
-    id beyond the vocabulary decodes to nothing instead of raising IndexError.
+    they are (`split_special_tokens=True` is the default here; False gives the original's ids). And
+    an id beyond the vocabulary decodes to nothing instead of raising IndexError.
 
     Rows end in [gMASK] <sop>; a pair becomes a + [gMASK] <sop> + b + <eop>. When padding is asked
-    for, and only then, rows get upstream's attention_mask [1, s, s] (True = hidden) and
+    for, and only then, rows get the original's attention_mask [1, s, s] (True = hidden) and
     position_ids [2, s].
     """
 
@@ -82,7 +82,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             split_special_tokens=split_special_tokens,
             **kwargs,
         )
-        # Plain attributes, as upstream has them: not among all_special_tokens, but written to
+        # Plain attributes, as the original has them: not among all_special_tokens, but written to
         # tokenizer_config.json.
         self.init_kwargs.update(
             end_token=self.end_token,

@@ -59,6 +59,7 @@ class LiveAnswer:
             str(message.sequence),
             message.content,
             message.status,
+            _replayed=message.content[: message.begun],
             finish_reason=message.finish_reason,
             usage=message.usage,
             timings=message.timings,
@@ -72,7 +73,7 @@ class LiveAnswer:
         """Of the newest frame: what the row keeps."""
         if self.status not in Message.IN_FLIGHT:
             return TEXT + len(self.content) + 1
-        if self.content:
+        if self.content and self.status != Status.QUEUED:
             return TEXT + len(self.content)
         return STARTED if self.status == Status.STREAMING else self.position_offset
 
@@ -128,6 +129,8 @@ class LiveAnswer:
         The end is repeated for whoever asks, so that every reading of an ended answer ends with it.
         """
         ended, content = self.ended, self.content  # the end first: its text is complete
+        if self.status == Status.QUEUED:  # what it goes on with is told when it does
+            content = ""
         found = []
         common = {"message": self.message_id}
         waiting = self.status == Status.QUEUED and self.position is not None

@@ -85,7 +85,7 @@ class GenerationLoop:
 
     async def begin(self, message: Message) -> None:
         """Returns when a worker has taken it; a refusal is saved as the answer's end and raised."""
-        answer = self._enter(LiveAnswer(message.pk, str(message.sequence)))
+        answer = self._enter(LiveAnswer.of_row(message))
         router = get_router()
         try:
             request, checkpoint = await self._in_database(request_for, message.pk)

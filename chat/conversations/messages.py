@@ -6,6 +6,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from chat.conversations.frames import LiveAnswer
+from chat.conversations.tree import Tree
 from chat.engine.request import CheckpointRef, Request
 from chat.models import Checkpoint, Message
 from chat.sampling import as_sampling
@@ -22,25 +23,40 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
     checkpoint = message.checkpoint or Checkpoint.default()
     if checkpoint is None:
         raise WorkerUnavailable("there is no checkpoint", "no_worker_for_checkpoint")
-    turns: list[dict[str, str]] = []
-    for role, content in message.conversation.messages.filter(pk__lt=message_id).values_list(
-        "role", "content"
-    ):
-        if role == Message.Role.USER and turns and turns[-1]["role"] == "user":
-            turns.pop()  # it got no answer
-        if content:
-            turns.append({"role": role, "content": content})
-    if not message.with_history:
-        turns = without_history(turns)
+    turns = turns_before(message)
     adapter = message.adapter
     request = Request(
         id=str(message.sequence),
         messages=tuple(turns),
+        begun=message.content[: message.begun],
         adapter=adapter.ref() if adapter else None,
         sampling=as_sampling(message.sampling),
         user=str(message.conversation.owner_id),
     )
     return request, checkpoint.ref()
+
+
+def turns_before(answer: Message) -> list[dict[str, str]]:
+    """What the model is shown for this answer, {"role", "content"} of each: the branch that leads
+    to it, its question last.
+    """
+    conversation = answer.conversation
+    path = Tree(conversation).path(answer.pk)[:-1]
+    rows = {
+        pk: (role, content)
+        for pk, role, content in conversation.messages.filter(pk__lt=answer.pk).values_list(
+            "pk", "role", "content"
+        )
+    }
+    turns: list[dict[str, str]] = []
+    for role, content in (rows[pk] for pk in path):
+        if role == Message.Role.USER and turns and turns[-1]["role"] == "user":
+            turns.pop()  # it got no answer
+        if content:
+            turns.append({"role": role, "content": content})
+    if not answer.with_history:
+        turns = without_history(turns)
+    return [{"role": "system", "content": answer.system}, *turns] if answer.system else turns
 
 
 def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:

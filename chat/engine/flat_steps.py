@@ -60,7 +60,7 @@ class FlatSteps:
         wanted = wanted or [1] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: id(rows[i].shared_prefix))
         ids, positions, slots, columns = [], [], [], []  # type: ignore[var-annotated]
-        prefixes, ends = [], [0] * len(rows)
+        prefixes, biases, ends = [], [], [0] * len(rows)
         for i in order:
             row, count = rows[i], len(tokens[i])
             ids += tokens[i]
@@ -68,7 +68,8 @@ class FlatSteps:
             slots += [row.slot] * count
             columns += range(row.kv_length, row.kv_length + count)
             prefixes += [row.shared_prefix] * count
+            biases += [row.positions.prefix_bias] * count
             ends[i] = len(ids)
         kept = [range(end - count, end) for end, count in zip(ends, wanted, strict=True)]
         last = [at for each in kept for at in each]
-        return self._flat.run(self._cache, ids, positions, slots, columns, prefixes, last)
+        return self._flat.run(self._cache, ids, positions, slots, columns, prefixes, last, biases)

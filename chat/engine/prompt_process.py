@@ -1,7 +1,7 @@
 """`python -m chat.engine.prompt_process`: renders prompts until its input ends.
 
-One JSON object a line: {"call", "folder", "messages", "text"} in, {"call", "ids", "end_ids"} or
-{"call", "refused": {...}} or {"call", "error"} out.
+One JSON object a line: {"call", "folder", "messages", "text", "begun"} in, {"call", "ids",
+"end_ids"} or {"call", "refused": {...}} or {"call", "error"} out.
 """
 
 from __future__ import annotations
@@ -45,18 +45,20 @@ def _prompter(folder: str) -> Prompter:
 
 
 def prompt_ids(
-    prompter: Prompter, messages: Sequence[dict[str, str]], text: str | None
+    prompter: Prompter, messages: Sequence[dict[str, str]], text: str | None, begun: str = ""
 ) -> list[int]:
-    """Of messages, or of a text to be gone on with; of neither, none."""
+    """Of messages and what there is of the answer, or of a text to be gone on with; of neither,
+    none.
+    """
     if text is not None:
         return prompter.plain_ids(text)
-    return prompter.prompt_ids(messages) if messages else []
+    return prompter.prompt_ids(messages, begun=begun) if messages else []
 
 
 def answer(call: dict[str, Any]) -> dict[str, Any]:
     try:
         prompter = _prompter(call["folder"])
-        ids = prompt_ids(prompter, call["messages"], call["text"])
+        ids = prompt_ids(prompter, call["messages"], call["text"], call["begun"])
         return {"ids": ids, "end_ids": sorted(prompter.end_ids)}
     except RequestRefused as refusal:
         fields = ("code", "message", "param")

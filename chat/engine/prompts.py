@@ -84,13 +84,19 @@ class Prompter(ABC):
                 ids += self.response_ids(response) if response else []
         return ids
 
-    def prompt_ids(self, messages: Messages, max_length: int | None = None) -> list[int]:
-        """Tokens of the prompt. With `max_length` the text is shortened to fit, as in training."""
+    def prompt_ids(
+        self, messages: Messages, max_length: int | None = None, begun: str = ""
+    ) -> list[int]:
+        """Tokens of the prompt. With `max_length` the text is shortened to fit, as in training.
+        begun: of the answer, what is there already.
+        """
         messages = checked(messages)
         with self._lock:
             ids = self._render(messages)
             if max_length is not None and len(ids) > max_length:
                 ids = self._fit(messages, max_length)
+            if begun:
+                ids += self.response_ids(begun)[:-1]
         return ids
 
     def plain_ids(self, text: str) -> list[int]:

@@ -71,6 +71,9 @@ class SamplingParams:
     stop: tuple[str, ...] = ()  # at most MOST_STOPS, none empty
     # None: drawn by the engine; same seed, same prompt, same tokens, whatever shares the batch
     seed: int | None = _limited(None, int, 0, 2**63 - 1)
+    # of the adapter: what attention gives to the prefix's columns is multiplied by it; 1: as it was
+    # trained, 0: prefix off
+    prefix_strength: float = _limited(1.0, float, 0, 2)
     # number of alternatives to report with each token; None: no logprobs
     logprobs: int | None = _limited(None, int, 0, 20)
 
@@ -157,6 +160,7 @@ class Request:
     messages: tuple[dict[str, str], ...] = ()
     prompt_ids: tuple[int, ...] | None = None
     text: str | None = None
+    begun: str = ""  # the answer's beginning, which is there already; with `messages`
     adapter: AdapterRef | None = None  # None: prefix off
     sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users

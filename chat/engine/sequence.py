@@ -115,6 +115,14 @@ class Sequence:
         return self.request.adapter.name if self.request.adapter else ""
 
     @property
+    def before_prompt(self) -> str:
+        """What the prompt's keys and values depend on, besides its tokens: who has the same may
+        share them.
+        """
+        bias = self.positions.prefix_bias
+        return f"{self.adapter_name}{bias:+.9f}" if bias else self.adapter_name
+
+    @property
     def uncomputed(self) -> int:
         """Prompt tokens whose keys and values are not in the slot yet."""
         return len(self.prompt) - self.num_computed_tokens

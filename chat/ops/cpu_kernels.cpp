@@ -101,7 +101,7 @@ struct Forward {
     int64_t tokens, heads, kv_heads, dim, threads;
     const int64_t *row, *column, *prefix_length;
     const void *const *prefix;
-    const float *cosine, *sine;
+    const float *cosine, *sine, *prefix_bias;
     float *queries, *state;
     float scale;
 };
@@ -374,6 +374,10 @@ void attend(const Forward &f, const Layer &layer, const T *qkv, T *out) {
                      (layer.number * 2 * kv_heads + h) * size;
         share(k, k + kv_heads * size, columns, nullptr, h, from, end);
     });
+    // a prefix is looked at first: what is added to all of its scores is added to their largest
+    for (int64_t t = 0; f.prefix_bias && t < f.tokens; t++)
+        for (int64_t h = 0; h < heads && f.prefix_length[t]; h++)
+            f.state[(t * heads + h) * (dim + 2) + dim] += f.prefix_bias[t];
     each(rows, [&](int64_t h, int64_t from, int64_t end) {
         const int64_t at = f.row[from] * layer.row_stride + h * layer.head_stride;
         share(keys + at, values + at, seen[end - 1], seen.data() + from, h, from, end);

@@ -20,10 +20,11 @@ from django.db import transaction
 from django.db.models import F, Q
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django_q.models import OrmQ
+from django_q.brokers import get_broker
 from django_q.tasks import async_task
+from redis import RedisError
 
-from portal.models import Run
+from portal.models import QueueHold, Run
 from portal.runs.waiting import waiting_order
 from portal.runs.work import work_of
 
@@ -74,16 +75,24 @@ def _refuse_too_many(run: Run) -> None:
 
 
 def ring(run_id: int) -> None:
-    """Tells the queue that this run waits. Harmless to repeat."""
+    """Tells the queue that this run waits. Harmless to repeat. A broker that does not answer is
+    told by the reaper, later.
+    """
     run = Run.objects.get(pk=run_id)
+    try:
+        async_task(ANSWER, run.queue, cluster=run.queue, task_name=f"run-{run_id}")
+    except RedisError as error:
+        logger.warning("run %s waits, the queue could not be told: %s", run_id, error)
+        return
     Run.objects.filter(pk=run_id).update(rung_at=timezone.now())
-    async_task(ANSWER, run.queue, cluster=run.queue, task_name=f"run-{run_id}")
 
 
 def claim_next(queue: str) -> tuple[int, str] | None:
     """(run id, fencing token) of the run whose turn it is (portal/runs/waiting.py), whichever the
-    bell was rung for; None when nothing waits.
+    bell was rung for; None when nothing waits, or the queue is held.
     """
+    if QueueHold.objects.filter(queue=queue).exists():
+        return None
     for run_id in waiting_order(queue):
         token = claim(run_id)
         if token is not None:
@@ -104,6 +113,7 @@ def claim(run_id: int) -> str | None:
         heartbeat_at=now,
         lease_expires_at=now + LEASE,
         interrupted_at=None,
+        rank=None,
         finished_at=None,
         error=None,
         phase=Run.Phase.STARTING,
@@ -204,10 +214,11 @@ def lost(run_id: int, token: str, reason: str) -> None:
         logger.error("run %s failed: %s", run_id, reason)
 
 
-def cancel(run: Run) -> None:
+def cancel(run: Run, *, to_go_on: bool = False) -> None:
     """A queued run ends here; a running one is told with its next heartbeat. Ended runs stay as
-    they are.
+    they are. to_go_on: it is paused, and said to be.
     """
+    Run.objects.filter(pk=run.pk, status__in=Run.ACTIVE).update(paused=to_go_on)
     if Run.objects.filter(pk=run.pk, status=Status.QUEUED).update(
         status=Status.CANCELLED, finished_at=timezone.now(), cancel_requested=False
     ):
@@ -224,6 +235,7 @@ def resume(run: Run) -> bool:
         status=Status.QUEUED,
         attempt=0,
         cancel_requested=False,
+        paused=False,
         error=None,
         finished_at=None,
         rung_at=None,
@@ -253,10 +265,11 @@ class Reaper:
         # Behind a running run the message waits in the broker; the time to answer it counts from
         # when the queue is free.
         waiting = Run.objects.filter(status=Status.QUEUED)
-        waiting.filter(queue__in=busy).exclude(rung_at=None).update(rung_at=now)
+        on_hold = set(QueueHold.objects.values_list("queue", flat=True))
+        waiting.filter(queue__in=busy | on_hold).exclude(rung_at=None).update(rung_at=now)
         # When the clock was set back, times from then lie ahead.
         waiting.filter(rung_at__gt=now).update(rung_at=now)
-        for run in waiting.exclude(queue__in=busy).filter(
+        for run in waiting.exclude(queue__in=busy | on_hold).filter(
             Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)
         ):
             if run.rung_at is not None:
@@ -286,5 +299,8 @@ def forget_deliveries(queue: str) -> None:
 
     The broker would give those messages back only after `retry`, which lies above any run's length.
     """
-    OrmQ.objects.filter(key=queue).delete()
+    try:
+        get_broker(queue).purge_queue()
+    except RedisError as error:  # what stays there is one more bell
+        logger.warning("the queue %s could not be emptied: %s", queue, error)
     Run.objects.filter(queue=queue, status=Status.QUEUED).update(rung_at=None)

@@ -36,6 +36,13 @@ class RunWork:
         """
         raise NotImplementedError
 
+    @classmethod
+    def size(cls, recipe: dict) -> int:
+        """How long a run of this plan takes beside others of its kind: steps or rows; 0: not
+        known before.
+        """
+        return 0
+
     def after_success(self) -> None:
         """What is left to do once the row says that the run has succeeded."""
 
@@ -50,3 +57,8 @@ def register(work: type[RunWork]) -> None:
 def work_of(kind: str) -> type[RunWork]:
     """The class that carries out runs of this `Run.kind`."""
     return _KINDS[kind]
+
+
+def queues() -> list[str]:
+    """The queue of the device first."""
+    return sorted({work.queue for work in _KINDS.values()}, key=lambda name: (name != "gpu", name))

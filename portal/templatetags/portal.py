@@ -1,5 +1,7 @@
 """Template tags of the portal's own look."""
 
+from uuid import uuid4
+
 from django import template
 from django.utils import timezone
 from django.utils.formats import date_format
@@ -24,6 +26,12 @@ def icon(name, extra=""):
         f" {extra}" if extra else "",
         name,
     )
+
+
+@register.simple_tag
+def once():
+    """The hidden field that makes a second sending the same request (portal/runs/once.py)."""
+    return format_html('<input type="hidden" name="once" value="{}">', uuid4().hex)
 
 
 @register.filter

@@ -22,6 +22,10 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
 
 from tests.support import tiny_training as tiny
 from tests.support.live_portal import Portal, wait_for
@@ -31,7 +35,7 @@ SAVE_STEPS = 20
 VICTIMS = {
     "run's process": "portal.runs.process",
     "queue process": "qcluster",  # worker, sentinel, main process: whichever
-    "web": "daphne",
+    "web": "portal.web_server",
     "inference worker": "inference_worker",
     "supervisor": "manage.py up",
 }
@@ -148,11 +152,12 @@ class Chaos:
             for name, word in VICTIMS.items()
         }
         possible = [name for name, pids in kinds.items() if pids]
-        if "PORTAL_DATABASE_URL" not in os.environ and not self.kills:
-            possible.append("database locked")
+        if not self.kills:
+            possible.append("database")
         kind = self.chance.choice(possible)
-        if kind == "database locked":
-            return self._lock_database()
+        if kind == "database":
+            url = os.environ.get("PORTAL_DATABASE_URL")
+            return self._close_database(url) if url else self._lock_database()
         numbers = [signal.SIGKILL] if self.kills else [signal.SIGKILL, signal.SIGSTOP]
         number = self.chance.choice(numbers)
         with contextlib.suppress(ProcessLookupError):
@@ -177,6 +182,26 @@ class Chaos:
             time.sleep(self.chance.uniform(5, 35))
             database.rollback()
         return "database locked"
+
+    def _close_database(self, url: str) -> str:
+        """What a restart of the server is to its clients: all connections end, and for a while
+        nobody gets a new one.
+        """
+        parts = urlsplit(url)
+        name = parts.path.strip("/")
+        elsewhere = urlunsplit(parts._replace(path="/postgres"))
+        with psycopg.connect(elsewhere, autocommit=True) as server:
+            allow = sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}")
+            server.execute(allow.format(sql.Identifier(name), sql.SQL("false")))
+            try:
+                server.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s",
+                    [name],
+                )
+                time.sleep(self.chance.uniform(2, 20))
+            finally:
+                server.execute(allow.format(sql.Identifier(name), sql.SQL("true")))
+        return "database closed"
 
     # ---- the whole
 

@@ -80,23 +80,29 @@ def test_the_form_takes_what_the_one_table_allows_and_nothing_else(
     assert Message.objects.count() == count
 
 
-def test_answering_again_replaces_the_last_answer_with_the_model_chosen_now(
+def test_answering_again_keeps_the_earlier_answer_as_a_branch(
     client, member, conversation, adapter
 ):
     client.force_login(member)
     before = conversation.messages.last().pk
     client.post(f"/chat/{conversation.pk}/retry/", {"model": f"adapter-{adapter.pk}", "text": ""})
-    assert [message.role for message in conversation.messages.all()] == ["user", "assistant"]
-    answer = conversation.messages.last()
-    assert answer.pk != before and answer.adapter == adapter
-    assert conversation.messages.first().content == "<i>ask</i>"
+    question, earlier, answer = conversation.messages.all()
+    assert (earlier.pk, earlier.content[:8]) == (before, "**bold**")
+    assert (answer.role, answer.adapter, answer.parent) == ("assistant", adapter, question)
+    page = text_of(client.get(f"/chat/{conversation.pk}/"))
+    assert f'data-message="{answer.pk}"' in page and f'data-message="{before}"' not in page
+    assert f'name="message" value="{before}"' in page and ">2/2<" in page
+    client.post(f"/chat/{conversation.pk}/branch/", {"message": before})
+    page = text_of(client.get(f"/chat/{conversation.pk}/"))
+    assert f'data-message="{before}"' in page and ">1/2<" in page
 
 
 def test_a_turn_that_is_refused_late_changes_nothing(client, member, conversation, monkeypatch):
     def refuse(*args, **options):
         raise ValidationError("too late")
 
-    monkeypatch.setattr("chat.views.create_turn", refuse)
+    for name in ("create_turn", "answer_again"):
+        monkeypatch.setattr(f"chat.views.{name}", refuse)
     client.force_login(member)
     before = list(conversation.messages.values_list("pk", flat=True))
     for path in (f"/chat/{conversation.pk}/retry/", "/chat/start/"):

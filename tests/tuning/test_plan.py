@@ -9,7 +9,7 @@ from portal.models import Run
 from portal.runs import lifecycle
 from tuning.datasets import store
 from tuning.models import TuningRun
-from tuning.plan import PRESETS, create_run, recipe_for
+from tuning.plan import PRESETS, create_run, recipe_for, recommended_preset
 from tuning.ptuning.recipe import Recipe
 
 
@@ -174,3 +174,20 @@ def test_starts_and_holds_that_contradict_themselves_are_refused(
 ):
     planned = {"dataset": make_dataset(member), "checkpoint": checkpoint, **hyper}
     assert problems_of(create_run, member, **planned) == {field: [code]}
+
+
+def test_stopping_early_wants_rows_to_stop_by(member, checkpoint, make_dataset):
+    with pytest.raises(ValidationError) as refused:
+        create_run(
+            member,
+            dataset=make_dataset(member),
+            checkpoint=checkpoint,
+            eval_steps=10,
+            early_stopping=2,
+        )
+    assert refused.value.error_dict["early_stopping"][0].code == "no_validation_rows"
+
+
+def test_the_page_recommends_what_was_measured(checkpoint):
+    assert recommended_preset(checkpoint) == "general"
+    assert PRESETS["general"].kl_weight and PRESETS["general"].init == "prompt"

@@ -4,13 +4,8 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import (
-    OpenApiParameter,
-    OpenApiResponse,
-    extend_schema,
-    extend_schema_field,
-)
-from rest_framework import exceptions, mixins, parsers, serializers, status
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework import exceptions, mixins, parsers, status
 from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
@@ -21,154 +16,18 @@ from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, TooLarge, error
 from portal.rest.viewsets import VisibleRows, rules_as_400
 from tuning.datasets import store
+from tuning.datasets.editing_api import CollectedExampleViewSet, Editing
+from tuning.datasets.serializers import (
+    DatasetDetailSerializer,
+    DatasetSerializer,
+    ExamplePageSerializer,
+    SplitSerializer,
+    UploadSerializer,
+)
 from tuning.models import Dataset
 
 EXAMPLES_PER_PAGE, MOST_EXAMPLES_PER_PAGE = 50, 500
 _FORM_ROOM = 1 << 20  # bytes of a multipart body beside the file itself
-
-
-class DatasetSerializer(serializers.ModelSerializer):
-    owner = serializers.CharField(source="owner.username", allow_null=True, read_only=True)
-    status = serializers.SerializerMethodField(
-        help_text="Always ready: an upload is checked while it is sent, and stored whole or not."
-    )
-    rows = serializers.SerializerMethodField(help_text="Of all splits of the newest version.")
-    version = serializers.SerializerMethodField(help_text="Number of the newest version.")
-    sha256 = serializers.SerializerMethodField(help_text="Names the content of the newest version.")
-    splits = serializers.SerializerMethodField(help_text="Rows of each split.")
-    encoding = serializers.SerializerMethodField(help_text="Of the uploaded file.")
-
-    class Meta:
-        model = Dataset
-        fields = [
-            "id",
-            "name",
-            "owner",
-            "status",
-            "rows",
-            "splits",
-            "version",
-            "sha256",
-            "encoding",
-            "prompt_column",
-            "response_column",
-            "history_column",
-            "created_at",
-        ]
-        read_only_fields = [field for field in fields if field != "name"]
-
-    def _current(self, dataset):
-        return next(iter(dataset.versions.all()), None)  # newest first; prefetched in lists
-
-    def get_status(self, dataset) -> str:
-        return "ready"
-
-    def get_rows(self, dataset) -> int:
-        version = self._current(dataset)
-        return version.rows if version else 0
-
-    def get_version(self, dataset) -> int | None:
-        version = self._current(dataset)
-        return version.number if version else None
-
-    def get_sha256(self, dataset) -> str:
-        version = self._current(dataset)
-        return version.sha256 if version else ""
-
-    @extend_schema_field({"type": "object", "additionalProperties": {"type": "integer"}})
-    def get_splits(self, dataset):
-        version = self._current(dataset)
-        return {name: entry["rows"] for name, entry in version.splits.items()} if version else {}
-
-    def get_encoding(self, dataset) -> str:
-        version = self._current(dataset)
-        return version.encoding if version else ""
-
-
-class ProblemSerializer(serializers.Serializer):
-    line = serializers.IntegerField(
-        allow_null=True, help_text="The first, from 1; null where it concerns the whole file."
-    )
-    code = serializers.CharField()
-    message = serializers.CharField()
-    level = serializers.ChoiceField(["error", "warning"])
-    member = serializers.CharField(required=False, help_text="The file inside the archive.")
-    count = serializers.IntegerField(help_text="Rows that have this kind of problem.")
-    lines = serializers.ListField(
-        child=serializers.IntegerField(), help_text="Their lines, the first 1,000."
-    )
-
-
-class DatasetDetailSerializer(DatasetSerializer):
-    problems = ProblemSerializer(
-        many=True, read_only=True, help_text="One entry a kind of problem."
-    )
-    problem_count = serializers.IntegerField(read_only=True)
-
-    class Meta(DatasetSerializer.Meta):
-        fields = [*DatasetSerializer.Meta.fields, "problems", "problem_count"]
-        read_only_fields = [field for field in fields if field != "name"]
-
-
-class UploadSerializer(serializers.Serializer):
-    file = serializers.FileField(
-        help_text=".json, .jsonl, .csv or .xlsx; plain or in .gz, .zip, .tar, .tar.gz"
-    )
-    validation_file = serializers.FileField(
-        required=False, default=None, help_text="Such a file too: the validation rows."
-    )
-    sheet = serializers.CharField(
-        max_length=100,
-        required=False,
-        allow_blank=True,
-        default="",
-        help_text="Of a workbook. Empty: the first one.",
-    )
-    name = serializers.CharField(max_length=120, required=False, allow_blank=True, default="")
-    prompt_column = serializers.CharField(
-        max_length=100,
-        required=False,
-        allow_blank=True,
-        default="",
-        help_text="Empty: recognised from the first row.",
-    )
-    response_column = serializers.CharField(
-        max_length=100,
-        required=False,
-        allow_blank=True,
-        default="",
-        help_text="Same as prompt_column: that column holds a whole conversation.",
-    )
-    history_column = serializers.CharField(
-        max_length=100, required=False, allow_blank=True, default=""
-    )
-    skip_bad_rows = serializers.BooleanField(
-        default=False, help_text="Take the good rows of a file that has bad ones, rather than none."
-    )
-
-
-class ExampleSerializer(serializers.Serializer):
-    line = serializers.IntegerField()
-    prompt = serializers.CharField()
-    response = serializers.CharField()
-    history = serializers.ListField(child=serializers.ListField(child=serializers.CharField()))
-
-
-class ExamplePageSerializer(serializers.Serializer):
-    count = serializers.IntegerField()
-    next = serializers.URLField(allow_null=True)
-    previous = serializers.URLField(allow_null=True)
-    results = ExampleSerializer(many=True)
-
-
-class SplitSerializer(serializers.Serializer):
-    validation = serializers.FloatField(help_text="Rows to set aside, or a fraction below 1.")
-    seed = serializers.IntegerField(default=42, min_value=0)
-
-    def validate_validation(self, value):
-        if value <= 0 or (value > 1 and value != int(value)):
-            raise serializers.ValidationError(_("A number of rows, or a fraction below 1."))
-        return value if value < 1 else int(value)
 
 
 def rejection(rejected: store.DatasetRejected) -> Response:
@@ -186,13 +45,14 @@ def rejection(rejected: store.DatasetRejected) -> Response:
 
 
 class DatasetViewSet(
+    Editing,
     mixins.ListModelMixin,
     mixins.RetrieveModelMixin,
     mixins.UpdateModelMixin,
     mixins.DestroyModelMixin,
     VisibleRows,
 ):
-    """Uploaded examples. A dataset's versions never change; `split` adds one."""
+    """Uploaded examples. A dataset's versions never change; what changes rows adds one."""
 
     key_scope = ApiKey.Scope.DATA
     queryset = Dataset.objects.all()
@@ -272,6 +132,8 @@ class DatasetViewSet(
     @action(detail=True, pagination_class=None, filter_backends=[])
     def examples(self, request, pk=None):
         version = self.get_object().current
+        if version is None:
+            return Response({"count": 0, "next": None, "previous": None, "results": []})
         split = request.query_params.get("split") or next(iter(version.splits), "")
         if split not in version.splits:
             raise exceptions.ValidationError(
@@ -329,4 +191,5 @@ class DatasetViewSet(
 
 _router = SimpleRouter()
 _router.register("datasets", DatasetViewSet, basename="api-dataset")
+_router.register("collected-examples", CollectedExampleViewSet, basename="api-collected-example")
 dataset_urlpatterns = _router.urls

@@ -126,10 +126,6 @@ def examples_of(
             prompt, response, history = read(row)
             if not prompt.strip():
                 raise BadRow("empty_prompt", "warning")
-            if not response.strip():
-                raise BadRow("empty_response", "warning")
-            if any("\0" in part for part in (prompt, response, *chain.from_iterable(history))):
-                raise BadRow("nul")
             if has_system and row.get("system"):
                 # before the first question, on a line of its own: where a system turn stands
                 system = _text(row, "system")
@@ -137,19 +133,31 @@ def examples_of(
                     history[0] = [_joined(system, history[0][0]), *history[0][1:]]
                 else:
                     prompt = _joined(system, prompt)
-            text = f'{{"prompt": {quoted(prompt)}, "response": {quoted(response)}'
-            if history:
-                text += f', "history": {json.dumps(history, ensure_ascii=False)}'
-            encoded = (text + "}\n").encode(UTF_8)
+            encoded = canonical(prompt, response, history)
         except BadRow as bad:
             findings.add(bad.code, line, level=bad.level, **bad.params)
-        except UnicodeEncodeError:
-            findings.add("half_character", line)
         else:
             findings.usable += 1
             if lint is not None:
                 lint.see(line, encoded, prompt, history, response)
             yield encoded
+
+
+def canonical(prompt: str, response: str, history: History) -> bytes:
+    """An example as its line in a split's file. Raises BadRow for what is no example."""
+    if not prompt.strip():
+        raise BadRow("empty_prompt", "warning")
+    if not response.strip():
+        raise BadRow("empty_response", "warning")
+    if any("\0" in part for part in (prompt, response, *chain.from_iterable(history))):
+        raise BadRow("nul")
+    text = f'{{"prompt": {quoted(prompt)}, "response": {quoted(response)}'
+    if history:
+        text += f', "history": {json.dumps(history, ensure_ascii=False)}'
+    try:
+        return (text + "}\n").encode(UTF_8)
+    except UnicodeEncodeError:
+        raise BadRow("half_character") from None
 
 
 # --- a row's parts

@@ -4,7 +4,7 @@
 A row that is wrong (not JSON, a column missing, not text) rejects the upload with all problems
 named, because a file that is silently half used trains another model than its owner thinks;
 `skip_bad_rows` asks for the good rows alone. Rows whose prompt or response is empty are passed over
-with a warning, as upstream's training does.
+with a warning, as the original's training does.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _store(
 
 
 def _add_version(
-    dataset: Dataset, splits: dict, *, source_name: str, encoding: str
+    dataset: Dataset, splits: dict, *, source_name: str, encoding: str, change: dict | None = None
 ) -> DatasetVersion:
     named = json.dumps({split: splits[split]["sha256"] for split in sorted(splits)})
     last = dataset.versions.aggregate(last=Max("number"))["last"] or 0
@@ -206,7 +206,53 @@ def _add_version(
         splits=splits,
         source_name=source_name[:255],
         encoding=encoding,
+        change=change or {},
     )
+
+
+def new_version(
+    dataset: Dataset,
+    parts: dict[str, Iterable[bytes]],
+    *,
+    base: DatasetVersion | None,
+    change: dict[str, Any],
+    described: dict[str, dict[str, Any]] | None = None,
+) -> DatasetVersion:
+    """A version after `base` (None: the first one) whose splits named in `parts` have these
+    canonical lines; the others stay.
+
+    `change`: what was done, in DatasetVersion.change. `described`: split -> what else its entry
+    says. Raises ValidationError (code "changed_meanwhile") where `base` is not the newest any more,
+    and for a split that would be left without rows.
+    """
+    with contextlib.ExitStack() as stack:
+        writers = {split: stack.enter_context(Writer()) for split in parts}
+        for split, lines in parts.items():
+            writers[split].write(lines)
+        # The rows are written by now: the lock on the database is short.
+        with files_locked(), transaction.atomic():
+            dataset = Dataset.objects.select_for_update().get(pk=dataset.pk)
+            current = dataset.current
+            if (current and current.number) != (base and base.number):
+                message = _("Somebody has changed the dataset meanwhile. Look at it again.")
+                raise ValidationError(message, code="changed_meanwhile")
+            splits = dict(base.splits) if base else {}
+            for split, writer in writers.items():
+                entry = writer.publish()
+                if not entry["rows"]:
+                    message = _("No row would be left. Delete the dataset instead.")
+                    raise ValidationError(message, code="no_rows")
+                kept = {"problems", "seed"} & splits.get(split, {}).keys()
+                entry |= {name: splits[split][name] for name in kept}
+                splits[split] = entry | (described or {}).get(split, {})
+            dataset.save(update_fields=["updated_at"])
+            return _add_version(
+                dataset,
+                {name: splits[name] for name in _SPLIT_NAMES if name in splits},
+                source_name=base.source_name if base else "",
+                encoding=base.encoding if base else "",
+                change=change,
+            )
 
 
 def add_split(dataset: Dataset, validation: int | float, seed: int = 42) -> DatasetVersion:
@@ -216,40 +262,32 @@ def add_split(dataset: Dataset, validation: int | float, seed: int = 42) -> Data
     Raises ValidationError when there is a validation split already, the number leaves nothing on
     one side or the files are gone.
     """
-    with transaction.atomic():
-        dataset = Dataset.objects.select_for_update().get(pk=dataset.pk)
-        version = dataset.current
-        if version is None:
-            raise ValidationError(_("The dataset has no rows."), code="no_rows")
-        if VALIDATION in version.splits:
-            raise ValidationError(
-                _("The dataset has a validation split already."), code="already_split"
-            )
-        with _opened(version, TRAIN) as train, contextlib.ExitStack() as stack:
-            count = round(validation * len(train)) if isinstance(validation, float) else validation
-            if not 0 < count < len(train):
-                raise ValidationError(
-                    {
-                        "validation": ValidationError(
-                            _("Between 1 and %(most)s of the %(rows)s rows can be set aside.")
-                            % {"most": max(len(train) - 1, 0), "rows": len(train)},
-                            code="out_of_range",
-                        )
-                    }
-                )
-            chosen = set(random.Random(seed).sample(range(len(train)), count))
-            kept, aside = stack.enter_context(Writer()), stack.enter_context(Writer())
-            kept.write(train.raw(row) for row in range(len(train)) if row not in chosen)
-            aside.write(train.raw(row) for row in sorted(chosen))
-            with files_locked():
-                splits = {TRAIN: kept.publish(), VALIDATION: aside.publish()}
-                splits |= {
-                    name: entry for name, entry in version.splits.items() if name not in splits
-                }
-                splits[VALIDATION]["seed"] = seed
-                return _add_version(
-                    dataset, splits, source_name=version.source_name, encoding=version.encoding
-                )
+    version = dataset.current
+    if version is None:
+        raise ValidationError(_("The dataset has no rows."), code="no_rows")
+    if VALIDATION in version.splits:
+        raise ValidationError(
+            _("The dataset has a validation split already."), code="already_split"
+        )
+    with opened(version, TRAIN) as train:
+        count = round(validation * len(train)) if isinstance(validation, float) else validation
+        if not 0 < count < len(train):
+            message = _("Between 1 and %(most)s of the %(rows)s rows can be set aside.") % {
+                "most": max(len(train) - 1, 0),
+                "rows": len(train),
+            }
+            raise ValidationError({"validation": ValidationError(message, code="out_of_range")})
+        chosen = set(random.Random(seed).sample(range(len(train)), count))
+        return new_version(
+            dataset,
+            {
+                TRAIN: (train.raw(row) for row in range(len(train)) if row not in chosen),
+                VALIDATION: (train.raw(row) for row in sorted(chosen)),
+            },
+            base=version,
+            change={"action": "split", "rows": count, "seed": seed},
+            described={VALIDATION: {"seed": seed}},
+        )
 
 
 def delete(dataset: Dataset) -> None:
@@ -325,7 +363,7 @@ def open_split(version: DatasetVersion, split: str) -> Split:
     return Split(version.splits[split]["sha256"])
 
 
-def _opened(version: DatasetVersion, split: str) -> Split:
+def opened(version: DatasetVersion, split: str) -> Split:
     """`open_split` for people. ValidationError when the files are gone."""
     try:
         return open_split(version, split)
@@ -338,7 +376,7 @@ def examples(version: DatasetVersion, split: str, start: int, count: int) -> lis
     """Rows start (from 0) to start + count of a split, as many as there are. ValidationError when
     the files are gone.
     """
-    with _opened(version, split) as rows:
+    with opened(version, split) as rows:
         return [rows[row] for row in range(max(start, 0), min(start + count, len(rows)))]
 
 

@@ -15,7 +15,7 @@ from tuning.datasets.examples import messages_of
 
 class Encoded:
     """Examples as token lists, encoded when they are read. Rows with a blank prompt or response are
-    left out, as upstream does.
+    left out, as the original does.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ def rows_of_step(step: int, samples: int, count: int, seed: int) -> list[int]:
 
 def token_weights(labels: Sequence[Sequence[int]], batch_size: int) -> list[float]:
     """Weight of each label token of each example, so that the weighted sum over a step is
-    upstream's loss.
+    the original's loss.
 
     That is the mean over the tokens of each batch of `batch_size` consecutive examples, then over
     these batches. The first label of an example is never predicted (labels are shifted by one).

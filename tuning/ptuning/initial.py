@@ -1,5 +1,5 @@
-"""How a prefix begins: drawn at random as upstream does, at zero, or as the keys and values that
-the frozen base computes for a text in front of the prompt.
+"""How a prefix begins: drawn at random as the original does, at zero, or as the keys and values
+that the frozen base computes for a text in front of the prompt.
 
 A random start is the worst of the three by peft's own comparison (method_comparison/MetaMathQA), a
 text the best: training then begins at what an instruction in the prompt would have done.

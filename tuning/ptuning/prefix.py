@@ -10,8 +10,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class PrefixEncoder(nn.Module):
-    """Trainable keys and values of every layer. Parameter names and initialisation are upstream's
-    (docs/chatglm.md#9-prefix).
+    """Trainable keys and values of every layer. Parameter names and initialisation are the
+    original's (docs/chatglm.md#9-prefix).
 
     Without projection: embedding.weight [pre_seq_len, layers * 2 * kv_heads * head_dim], drawn from
     N(0, 1). With it: embedding.weight [pre_seq_len, hidden_size], then trans = Linear, Tanh, Linear
@@ -107,7 +107,7 @@ class TrainingPrefixCache(Cache):
 
     def __init__(self, prefix: torch.Tensor, batch: int, dropout: float = 0.0):
         """prefix: [layers, 2, kv_heads, pre_seq_len, head_dim]; dropout is drawn anew for every
-        row, as upstream does.
+        row, as the original does.
         """
         rows = prefix.unsqueeze(2).expand(-1, -1, batch, -1, -1, -1)
         if dropout:

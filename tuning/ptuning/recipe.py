@@ -1,4 +1,4 @@
-"""The hyper-parameters of a run: names as upstream's ptuning/arguments.py has them. No torch
+"""The hyper-parameters of a run: names as the original's ptuning/arguments.py has them. No torch
 here.
 """
 
@@ -33,6 +33,8 @@ LIMITS: dict[str, tuple[float, float]] = {
     "prefix_dropout": (0.0, 0.9),
     "kl_weight": (0.0, 100.0),
     "kl_share": (0.0, 1.0),
+    "eval_steps": (0, 1_000_000),
+    "early_stopping": (0, 1000),
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
     "lr_scheduler_type": SCHEDULES,
@@ -51,7 +53,7 @@ MAX_SAMPLES_PER_STEP = 4096
 class Problem:
     """One thing wrong with a recipe. `code`: not_a_number | out_of_range | not_a_choice |
     too_many_samples | warmup_too_long | no_init_text | text_too_long |
-    init_with_projection | no_general_prompts.
+    init_with_projection | no_general_prompts | no_eval_steps.
     """
 
     field: str
@@ -63,11 +65,11 @@ class Problem:
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides what a run computes, besides base weights and examples; the defaults
-    are upstream's train.sh.
+    are the original's train.sh.
 
     One step reads per_device_train_batch_size * gradient_accumulation_steps examples. Its loss is
-    upstream's: the mean over tokens inside each batch of per_device_train_batch_size examples, then
-    the mean over the accumulated batches.
+    the original's: the mean over tokens inside each batch of per_device_train_batch_size examples,
+    then the mean over the accumulated batches.
     """
 
     pre_seq_len: int = 128
@@ -88,8 +90,8 @@ class Recipe:
     max_grad_norm: float = 1.0  # 0: no clipping
     prefix_dropout: float = 0.0  # upstream: 0.1
     precision: str = "auto"  # of the frozen base; the prefix itself is always float32
-    # How the prefix begins (tuning/ptuning/initial.py): drawn from N(0, 1) as upstream, at zero, or
-    # as the keys and values of `init_text` and some examples behind it.
+    # How the prefix begins (tuning/ptuning/initial.py): drawn from N(0, 1) as the original, at
+    # zero, or as the keys and values of `init_text` and some examples behind it.
     init: str = "random"
     init_text: str = ""
     freeze_first: bool = False
@@ -97,6 +99,10 @@ class Recipe:
     # on general prompts, read in addition at kl_share of a step's examples. 0: not at all.
     kl_weight: float = 0.0
     kl_share: float = 0.25
+    # Steps between two measurements of the loss on validation rows (0: never), and after how many
+    # of them without a better one the run ends with its best step (0: it runs to max_steps).
+    eval_steps: int = 0
+    early_stopping: int = 0
 
     @property
     def samples_per_step(self) -> int:
@@ -178,6 +184,8 @@ class Recipe:
             )
         if self.kl_weight and not self.kl_share:
             refuse("kl_share", "no_general_prompts", "kl_weight needs a share of general prompts")
+        if self.early_stopping and not self.eval_steps:
+            refuse("eval_steps", "no_eval_steps", "early_stopping needs eval_steps")
         return found
 
     @property

@@ -56,6 +56,7 @@ async def test_what_the_engine_is_asked_for(async_client, adapter, router, membe
         n=2,
         stop=["。", "x"],
         top_k=3,
+        prefix_strength=0.25,
         messages=[
             {"role": "developer", "content": "简短"},
             {
@@ -76,6 +77,7 @@ async def test_what_the_engine_is_asked_for(async_client, adapter, router, membe
     assert first.messages[1]["content"] == "你\n\n好" and first.messages[2]["content"] == ""
     assert (first.adapter.name, first.adapter.folder) == (adapter.sha256, str(adapter.path))
     sampling = first.sampling
+    assert sampling.prefix_strength == 0.25
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (
         0.5,
         0.9,
@@ -239,6 +241,8 @@ async def test_a_worker_that_dies_on_the_way_is_the_streams_last_word(async_clie
             "response_format.json_schema",
         ),
         ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"prefix_strength": 2.01}, "prefix_strength"),
+        ({"prefix_strength": "1"}, "prefix_strength"),
         ({"presence_penalty": "1"}, "presence_penalty"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),
         ({"logit_bias": {"white": 1}}, "logit_bias"),

@@ -3,6 +3,7 @@ ordinary one.
 """
 
 import ctypes
+import math
 import random
 from dataclasses import replace
 
@@ -41,15 +42,17 @@ def rotated(x, cosine, sine):
     return x * cosine[:, None] + turned * sine[:, None]
 
 
-def attended(kernels, qkv, cache, rows, columns, prefixes, cosine, sine, kv_heads, dim, threads):
-    """cache: [2, rows, kv_heads, columns, dim], written to."""
+def attended(
+    kernels, qkv, cache, rows, columns, prefixes, biases, cosine, sine, kv_heads, dim, threads
+):
+    """cache: [2, rows, kv_heads, columns, dim], written to; biases [tokens]."""
     count, heads = len(rows), qkv.shape[1] // dim - 2 * kv_heads
     scratch = torch.empty(count * heads * (2 * dim + 2))
     numbers = torch.tensor([rows, columns, [p.shape[3] if p is not None else 0 for p in prefixes],
                             [p.data_ptr() if p is not None else 0 for p in prefixes]])  # fmt: skip
     forward = cpu_kernels.Forward(
         count, heads, kv_heads, dim, threads, *(line.data_ptr() for line in numbers),
-        cosine.data_ptr(), sine.data_ptr(), scratch.data_ptr(),
+        cosine.data_ptr(), sine.data_ptr(), biases.data_ptr(), scratch.data_ptr(),
         scratch.data_ptr() + 4 * count * heads * dim, dim**-0.5,
     )  # fmt: skip
     layer = cpu_kernels.Layer(
@@ -80,8 +83,10 @@ def test_attention_is_torchs_over_prefix_and_own_columns(kernels, dim, heads, kv
     angle = torch.rand(len(rows), dim // 2).repeat(1, 2) * 6
     cosine, sine = angle.cos(), angle.sin()
     qkv = torch.randn(len(rows), (heads + 2 * kv_heads) * dim).to(dtype)
+    # the second row of the shared prefix feels it half as strongly, the third's half as much again
+    biases = torch.tensor([{4: math.log(0.5), 2: math.log(1.5)}.get(row, 0.0) for row in rows])
     out = attended(
-        kernels, qkv, cache, rows, columns, prefixes, cosine, sine, kv_heads, dim, threads
+        kernels, qkv, cache, rows, columns, prefixes, biases, cosine, sine, kv_heads, dim, threads
     )
 
     parts = qkv.float().view(len(rows), -1, dim)
@@ -94,8 +99,10 @@ def test_attention_is_torchs_over_prefix_and_own_columns(kernels, dim, heads, kv
         if prefixes[i] is not None:
             keys = torch.cat([prefixes[i][0, 0].float(), keys], 1)
             values = torch.cat([prefixes[i][0, 1].float(), values], 1)
+        mask = torch.zeros(1, keys.shape[1])
+        mask[:, : keys.shape[1] - column - 1] = biases[i]
         expected = torch.nn.functional.scaled_dot_product_attention(
-            query[i, :, None], keys, values, enable_gqa=True
+            query[i, :, None], keys, values, mask, enable_gqa=True
         )
         assert torch.allclose(
             out[i].float(), expected.flatten(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]

@@ -125,6 +125,20 @@ async def test_an_adapter_is_placeholders_that_nobody_pays_for(router, server, c
 
 
 @in_one_loop
+async def test_a_prefix_acts_there_as_it_was_trained_or_not_at_all(
+    router, server, checkpoint, adapter
+):
+    weak = ids(8, 9, adapter=adapter, sampling=SamplingParams(prefix_strength=0.5))
+    with pytest.raises(RequestRefused) as refusal:
+        await router.submit(weak, checkpoint)
+    assert refusal.value.param == "prefix_strength"
+    off = ids(8, 9, adapter=adapter, sampling=SamplingParams(prefix_strength=0))
+    await router.submit(off, checkpoint)
+    await read(router, off.id)
+    assert "kv_transfer_params" not in server.ask("last")
+
+
+@in_one_loop
 async def test_sampling_goes_there(router, server, checkpoint):
     sampling = SamplingParams(
         temperature=0.4, top_p=0.5, top_k=0, repetition_penalty=1.2, stop=("x",), seed=11
@@ -335,5 +349,5 @@ def test_the_command_names_checkpoint_adapters_and_key(db, settings, tmp_path):
     assert transfer["kv_load_failure_policy"] == "fail"
     assert (tmp_path / "adapters").is_dir()
     assert "VLLM_API_KEY=" in variables
-    with pytest.raises(CommandError, match="no checkpoint"):
+    with pytest.raises(CommandError, match="small"):
         call_command("vllm_command", "small")

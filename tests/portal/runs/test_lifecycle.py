@@ -9,6 +9,7 @@ import pytest
 from django.db import OperationalError, connection
 from django.utils import timezone
 from django_q.models import OrmQ
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from portal.models import Run
 from portal.runs import children, lifecycle
@@ -30,6 +31,19 @@ def test_enqueue_rings_the_queue_of_the_run_only_after_commit(
         assert OrmQ.objects.count() == 0
     callbacks[0]()
     assert list(OrmQ.objects.values_list("key", flat=True)) == ["gpu"]
+
+
+def test_a_broker_that_is_away_loses_no_run(run, monkeypatch):
+    def away(*_arguments, **_options):
+        raise RedisConnectionError("connection refused")
+
+    with monkeypatch.context() as without_redis:
+        without_redis.setattr(lifecycle, "async_task", away)
+        without_redis.setattr(lifecycle, "get_broker", away)
+        lifecycle.forget_deliveries(run.queue)
+        lifecycle.ring(run.pk)
+        assert lifecycle.Reaper().reap() == set()  # nor is its cluster taken for deaf
+    assert lifecycle.Reaper().reap() == set() and OrmQ.objects.count() == 1
 
 
 def test_only_one_claim_wins(run):

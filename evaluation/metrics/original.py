@@ -2,9 +2,10 @@
 
 Per pair of texts: both are cut into words by jieba; ROUGE is rouge_chinese's F measure over those
 words; BLEU is nltk's sentence BLEU over single characters with smoothing method 3. Every score is
-in percent, rounded to 4 places (upstream's compute_metrics). Two differences, on purpose: an empty
-or blank text scores 0 instead of losing the evaluation, and the longest common subsequence behind
-ROUGE-L is counted with bit operations, so that two texts of thousands of words take milliseconds.
+in percent, rounded to 4 places (the original's compute_metrics). Two differences, on purpose: an
+empty or blank text scores 0 instead of losing the evaluation, and the longest common subsequence
+behind ROUGE-L is counted with bit operations, so that two texts of thousands of words take
+milliseconds.
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ import jieba
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_chinese import Rouge
 
-from evaluation.intervals import METRICS, average, difference
-
-__all__ = ["METRICS", "Scorer", "average", "common_subsequence_length", "difference"]
+from evaluation.metrics import METRICS
 
 NOTHING = {metric: 0.0 for metric in METRICS}
 
