@@ -132,6 +132,7 @@ class _OwnPrompts:
         messages: Sequence[dict[str, str]],
         text: str | None = None,
         begun: str = "",
+        thinking: bool | None = None,
     ) -> Rendered:
-        ids = prompt_ids(self._prompter, messages, text, begun)
+        ids = prompt_ids(self._prompter, messages, text, begun, thinking)
         return Rendered(ids, sorted(self._prompter.end_ids))

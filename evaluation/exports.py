@@ -11,7 +11,7 @@ from evaluation.metrics import in_order
 from evaluation.models import EvaluationRun
 from portal.text import safe_cell
 
-CSV, JSON, REPORT = "predictions.csv", "evaluation.json", "report.html"
+CSV, JSON = "predictions.csv", "run.json"
 ROWS_AT_ONCE = 500
 
 

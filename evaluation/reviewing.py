@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -59,11 +60,9 @@ def is_approved(adapter) -> bool:
 
 
 def needs_approval(adapter) -> str | None:
-    """Why the adapter may not become the team's default yet (chat.registry), or None."""
-    from django.conf import settings
-
+    """Why the adapter may not be shared with the team yet (chat/registry.py), or None."""
     if settings.APPROVAL_NEEDED and not is_approved(adapter):
-        return _("“%(name)s” needs an approved evaluation before it can be the team's default.") % {
+        return _("“%(name)s” needs an approved evaluation before the team can have it.") % {
             "name": adapter.name
         }
     return None

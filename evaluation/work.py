@@ -157,13 +157,6 @@ class EvaluationWork(ModelWork):
         if finished < recipe["rows"]:
             raise StopRequested(heartbeat.stop_requested or STEP_ASIDE)
 
-    def _base_predictions(self) -> dict[int, str]:
-        """What the base alone said about the rows, if that is known."""
-        run = self.run
-        if run.adapter is None or run.baseline is None or run.decoding != run.Decoding.GREEDY:
-            return {}
-        return dict(run.baseline.predictions.values_list("row", "text"))
-
     def _look_closer(
         self, heartbeat: Heartbeat, split: Split, engine: Engine | RemoteEngine
     ) -> None:
@@ -224,6 +217,13 @@ class EvaluationWork(ModelWork):
                     each.counts[name] = [round(nats, 4), tokens]
                     each.scores[name] = round(math.exp(min(nats / tokens, 50.0)), 4)
             heartbeat.tell(partial(_update, some))
+
+    def _base_predictions(self) -> dict[int, str]:
+        """What the base alone said about the rows, if that is known."""
+        run = self.run
+        if run.adapter is None or run.baseline is None or run.decoding != run.Decoding.GREEDY:
+            return {}
+        return dict(run.baseline.predictions.values_list("row", "text"))
 
     def _scores(self) -> dict:
         """Over all rows."""

@@ -142,8 +142,8 @@ def new_run_key() -> str:
 
 
 class Run(Owned, models.Model):
-    """One piece of long work: a tuning, an evaluation or a download. The queue is a doorbell; this
-    row is the truth.
+    """One piece of long work: a tuning, an evaluation, a download or a check. The queue is a
+    doorbell; this row is the truth.
 
     Status is written only in portal/runs/lifecycle.py. `token` is the fencing token: a process may
     write to the row only while it holds the current one. Statuses, error and times explain the run
@@ -163,6 +163,7 @@ class Run(Owned, models.Model):
         TUNING = "tuning", _("Tuning")
         EVALUATION = "evaluation", _("Evaluation")
         FETCH = "fetch", _("Download")
+        CHECK = "check", _("Check of a dataset")
 
     class Priority(models.IntegerChoices):
         NORMAL = 0, _("normal")

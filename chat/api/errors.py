@@ -5,7 +5,7 @@ from django.http import JsonResponse
 from django.utils.translation import gettext as _
 from rest_framework import exceptions
 
-from chat.api.completion import GenerationFailed
+from chat.api.completion import GenerationFailed, LoginOver
 from chat.engine.request import GenerationRefused
 from chat.worker.router import WorkerUnavailable
 from portal.rest.api_keys import KeyRefused, why_no_key
@@ -58,6 +58,8 @@ def response_of(refusal: Exception) -> JsonResponse:
     if isinstance(refusal, GenerationRefused) and refusal.later:
         status = 503
         headers["Retry-After"] = str(refusal.retry_after or RETRY_AFTER)
+    elif isinstance(refusal, LoginOver):
+        status = 401
     elif isinstance(refusal, GenerationFailed):
         status = 400 if refusal.error.get("type") == "invalid_request_error" else 500
     else:

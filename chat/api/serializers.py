@@ -102,6 +102,10 @@ class ConversationSerializer(serializers.ModelSerializer):
 
 class MessageSerializer(serializers.ModelSerializer):
     model = serializers.CharField(source="model_label", read_only=True)
+    thoughts = serializers.CharField(
+        read_only=True, help_text="what the model thought before it answered"
+    )
+    answer = serializers.CharField(read_only=True, help_text="`content` without the thoughts")
 
     class Meta:
         model = Message
@@ -110,12 +114,18 @@ class MessageSerializer(serializers.ModelSerializer):
             "conversation",
             "role",
             "content",
+            "thoughts",
+            "answer",
             "status",
             "checkpoint",
             "adapter",
             "model",
             "sampling",
             "with_history",
+            "system",
+            "left_out",
+            "parent",
+            "thumb",
             "seq",
             "finish_reason",
             "usage",
@@ -136,6 +146,10 @@ class SamplingSerializer(serializers.Serializer):
     """For the schema; chat/sampling.py does the checking."""
 
     do_sample = serializers.BooleanField(required=False)
+    thinking = serializers.BooleanField(
+        required=False,
+        help_text="whether a model that can think before it answers does; as its template has it",
+    )
 
     def get_fields(self):
         fields = super().get_fields()
@@ -161,6 +175,9 @@ class SendSerializer(serializers.Serializer):
         required=False,
         allow_null=True,
         help_text="whether the model is shown the earlier turns; absent: as it was trained",
+    )
+    system = serializers.CharField(
+        required=False, help_text="the system prompt; absent: as in the last turn"
     )
 
 

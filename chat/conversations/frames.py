@@ -43,6 +43,7 @@ class LiveAnswer:
     usage: dict[str, Any] | None = None
     timings: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    left_out: int = 0  # earlier turns that did not fit
     html: str = ""
     # for readers who asked for it
     rendered: StreamedMarkdown = field(default_factory=StreamedMarkdown)
@@ -64,6 +65,7 @@ class LiveAnswer:
             usage=message.usage,
             timings=message.timings,
             error=message.error,
+            left_out=message.left_out,
             html=to_html(message.content) if ended else "",
             ended=ended,
         )
@@ -144,7 +146,8 @@ class LiveAnswer:
                 }
             )
         if after < STARTED and (content or self.status == Status.STREAMING):
-            found.append({"type": "message.started", "seq": STARTED, **common})
+            told = {"left_out": self.left_out} if self.left_out else {}
+            found.append({"type": "message.started", "seq": STARTED, **common, **told})
         if view is not None and view.version != self.rendered.version:
             return [*found, self._rendered_frame(common, view, content)]
         begin = max(0, after - TEXT)

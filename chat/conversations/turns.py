@@ -221,7 +221,7 @@ def judge(comparison: Comparison, verdict: str, chosen: Message | None) -> None:
     comparison.verdict, comparison.chosen, comparison.judged_at = found, chosen, timezone.now()
     comparison.save(update_fields=["verdict", "chosen", "judged_at"])
     if chosen is not None:
-        show(comparison.conversation, chosen)
+        show(comparison.conversation, chosen.pk)
         Conversation.objects.filter(pk=comparison.conversation_id).update(
             checkpoint=chosen.checkpoint, adapter=chosen.adapter
         )

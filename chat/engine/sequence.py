@@ -101,6 +101,8 @@ class Sequence:
             StopStrings(self.request.sampling.stop) if self.request.sampling.stop else None
         )
         self._cleaner = self.prompter.cleaner()
+        goes_on = not self.request.messages or self.request.begun
+        self._opening = "" if goes_on else self.prompter.opening(self.prompt)
 
     @property
     def id(self) -> str:
@@ -197,6 +199,7 @@ class Sequence:
                 text += self._cleaner.flush()
         if not text and not (final and self._undelivered):
             return
+        text, self._opening = self._opening + text, ""
         self.text_pieces.append(text)
         data: dict[str, Any] = {"text": text, "tokens": self._silent_tokens}
         if self._undelivered:

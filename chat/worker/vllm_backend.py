@@ -69,7 +69,7 @@ class VllmBackend(SSEBackend):
             raise WorkerUnavailable(f"{self.name} has not been asked what it serves")
         sampling.check()
         rendered = await self._renderer.render(
-            checkpoint.folder, request.messages, request.text, request.begun
+            checkpoint.folder, request.messages, request.text, request.begun, sampling.thinking
         )
         ids = rendered.ids if request.prompt_ids is None else list(request.prompt_ids)
         if not ids:
