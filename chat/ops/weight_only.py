@@ -92,7 +92,8 @@ def pack(model: nn.Module, precision: str) -> int:
     """Replaces the linear layers of a frozen model by packed ones; returns how many. They have no
     gradient: a packed model only answers.
     """
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = getattr(model, "get_output_embeddings", None)
+    output = head() if callable(head) else None
     packed = 0
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
