@@ -12,9 +12,11 @@ class TuningConfig(AppConfig):
     def ready(self):
         from chat.registry import USES_OF_ADAPTERS
         from portal.runs.work import register
+        from tuning.datasets.check_work import CheckWork
         from tuning.work import TuningWork
 
         register(TuningWork)
+        register(CheckWork)
         explain(EXPLANATIONS)
         USES_OF_ADAPTERS.append(_going_on_from)
 

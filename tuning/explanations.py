@@ -9,6 +9,10 @@ EXPLANATIONS = {
         "The loss is no longer a number. Lower the learning rate and start a new run."
     ),
     "no_examples": _("No row has both a prompt and a response."),
+    "rows_too_long": _(
+        "Some rows are longer than the lengths of the recipe, which says not to start then. Raise "
+        "the lengths, or let such rows be cut off or left out."
+    ),
     "does_not_fit": _(
         "Prefix, prompt and response do not fit into the model's context. Lower their limits."
     ),

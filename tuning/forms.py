@@ -3,6 +3,8 @@ tuning/datasets/store.py; forms only read the types, so that pages and REST refu
 with the same words.
 """
 
+import json
+
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
@@ -11,6 +13,14 @@ from portal.forms import Styled
 from tuning.models import Dataset
 from tuning.ptuning.recipe import BOOLEANS, TEXTS
 
+
+class ReadableEncoder(json.JSONEncoder):
+    """Chinese as it is."""
+
+    def __init__(self, **options):
+        super().__init__(**{**options, "ensure_ascii": False})
+
+
 # field of the recipe -> its name for people
 LABELS = {
     "pre_seq_len": _("Prefix length"),
@@ -18,6 +28,7 @@ LABELS = {
     "max_steps": _("Steps"),
     "max_source_length": _("Longest prompt"),
     "max_target_length": _("Longest response"),
+    "overlong": _("Longer rows"),
     "save_steps": _("Save interval in steps"),
     "per_device_train_batch_size": _("Batch size"),
     "gradient_accumulation_steps": _("Gradient accumulation"),
@@ -48,6 +59,7 @@ MAIN = (
     "max_steps",
     "max_source_length",
     "max_target_length",
+    "overlong",
     "save_steps",
 )
 
@@ -70,6 +82,13 @@ class TuningRunForm(Styled, forms.Form):
     max_steps = forms.IntegerField()
     max_source_length = forms.IntegerField()
     max_target_length = forms.IntegerField()
+    overlong = forms.ChoiceField(
+        choices=[
+            ("truncate", _("cut them off")),
+            ("drop", _("leave them out")),
+            ("refuse", _("do not start")),
+        ]
+    )
     save_steps = forms.IntegerField()
     per_device_train_batch_size = forms.IntegerField()
     gradient_accumulation_steps = forms.IntegerField()
@@ -188,7 +207,33 @@ class UploadForm(Styled, forms.Form):
         for name in ("prompt_column", "response_column", "history_column"):
             self.fields[name].widget.attrs["list"] = "column-names"
         for name in ("file", "validation"):
-            self.fields[name].widget.attrs["accept"] = ".json,.jsonl,.csv,.tsv,.xlsx,.gz,.zip,.tgz"
+            self.fields[name].widget.attrs["accept"] = (
+                ".json,.jsonl,.ndjson,.csv,.tsv,.txt,.xlsx,.gz,.zip,.tgz"
+            )
+
+
+class HistoryField(forms.JSONField):
+    """Earlier turns as JSON text; none is empty."""
+
+    def prepare_value(self, value):
+        return super().prepare_value(value) if value else ""
+
+
+class RowForm(Styled, forms.Form):
+    version = forms.IntegerField(widget=forms.HiddenInput)  # that was looked at
+    prompt = forms.CharField(
+        label=_("Prompt"), strip=False, widget=forms.Textarea(attrs={"rows": 5})
+    )
+    response = forms.CharField(
+        label=_("Response"), strip=False, widget=forms.Textarea(attrs={"rows": 7})
+    )
+    history = HistoryField(
+        label=_("Earlier turns"),
+        required=False,
+        encoder=ReadableEncoder,
+        widget=forms.Textarea(attrs={"rows": 2}),
+        help_text=_('Only for conversations: [["question", "answer"], …].'),
+    )
 
 
 class SplitForm(Styled, forms.Form):

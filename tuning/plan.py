@@ -22,9 +22,11 @@ from portal.models import Run
 from portal.runs import lifecycle
 from portal.text import shown
 from tuning import methods
+from tuning.datasets import checks
 from tuning.datasets.store import TRAIN, VALIDATION, examples
 from tuning.explanations import UNUSABLE_RECIPE
 from tuning.models import Dataset, DatasetVersion, TuningRun
+from tuning.ptuning.encoded import REFUSE
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
 
 # name -> hyper-parameters. The first two, for the embedded model and for real ones, are measured
@@ -201,6 +203,8 @@ def create_run(
         if recipe.early_stopping and version and VALIDATION not in version.splits:
             message = _("The dataset has no validation rows to stop by.")
             problems["early_stopping"] = [ValidationError(message, "no_validation_rows")]
+        if recipe.overlong == REFUSE and version is not None:
+            problems |= _too_long(version, checkpoint, recipe)
     name = str(name or "").strip()
     if len(name) > 120:
         problems["name"] = [ValidationError(_("A name has at most 120 characters."), "too_long")]
@@ -223,6 +227,14 @@ def create_run(
     with transaction.atomic():
         lifecycle.enqueue(run, ring_bell=in_queue)
     return run
+
+
+def _too_long(version: DatasetVersion, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, list]:
+    """Rows that the lengths would cut, where a check has counted them; else the trainer does."""
+    report = checks.report_of(version, checkpoint)
+    lengths = recipe.max_source_length, recipe.max_target_length
+    told = checks.told_of_cuts(report, *lengths) if report else []
+    return {"overlong": [ValidationError(line, "rows_too_long") for line in told]} if told else {}
 
 
 def _to_go_on_from(owner, wish, checkpoint: Checkpoint) -> Adapter:

@@ -166,6 +166,8 @@ class TuningWork(ModelWork):
             self.log(
                 f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen"
             )
+            if trainer.dropped:
+                self.log(f"{trainer.dropped:,} examples longer than the lengths are left out")
             if trainer.step:
                 self.log(f"going on after step {trainer.step}")
             planned = TuningRun.objects.filter(pk=run.pk)

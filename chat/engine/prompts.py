@@ -17,6 +17,7 @@ from chat.engine.request import RequestRefused
 
 ROLES = ("system", "user", "assistant")
 IGNORED = -100  # label that the loss leaves out
+UNCUT = 1 << 30  # a length in tokens that nothing reaches
 
 Messages = Sequence[dict[str, str]]
 
@@ -76,6 +77,17 @@ class Prompter(ABC):
         """(input_ids, labels) of one example, equally long, not padded; labels are IGNORED before
         the answer.
         """
+
+    def training_lengths(self, examples: Sequence[tuple[Messages, str]]) -> list[tuple[int, int]]:
+        """(tokens of the prompt, of the answer) that `training_ids` makes of each example uncut,
+        all that the template and the end of the answer add with them.
+        """
+        found = []
+        for messages, response in examples:
+            ids, labels = self.training_ids(messages, response, UNCUT, UNCUT)
+            prompt = labels.count(IGNORED)
+            found.append((prompt, len(ids) - prompt))
+        return found
 
     def context_ids(self, instruction: str, answered: Sequence[tuple[str, str]]) -> list[int]:
         """Tokens of a text that may stand before any prompt: an instruction and answered examples

@@ -95,7 +95,7 @@ def fill() -> dict[str, str]:
     ApiKey.objects.update(prefix="sk-aBcDeF")  # drawn by chance
     ApiKey.objects.filter(name="old script").update(revoked_at=NOW, last_used_at=ago(days=1))
     base, adapters = _models(mei)
-    dataset, datasets = _datasets(mei)
+    dataset, datasets = _datasets(mei, base)
     runs = _tuning_runs(mei, dataset, base, adapters) | _evaluations(mei, dataset, base, adapters)
     talk = _conversations(mei, base, adapters)
     return {"conversation": f"/chat/{talk.pk}/", **datasets, **runs}
@@ -110,6 +110,8 @@ ENDED = {**STARTED, "finished_at": ago(minutes=5)}
 
 
 def _models(owner):
+    from django.conf import settings
+
     from chat.models import Adapter, Checkpoint
 
     description = {
@@ -119,7 +121,7 @@ def _models(owner):
     }
     base = Checkpoint.objects.create(
         name="base",
-        path="/nowhere",
+        path=str(settings.BASE_DIR / "chat" / "starter" / "model"),
         fingerprint="f" * 64,
         description=description,
         is_default=True,
@@ -141,9 +143,12 @@ def _models(owner):
     return base, adapters
 
 
-def _datasets(owner):
+def _datasets(owner, base):
+    from portal.models import Run
     from tests.support.page_rows import json_lines
-    from tuning.datasets import store
+    from tuning.datasets import editing, store
+    from tuning.models import CheckRun, CollectedExample
+    from tuning.plan import frozen_inputs
 
     rows = [
         {
@@ -158,7 +163,50 @@ def _datasets(owner):
         [{"content": "a", "summary": "b"}, "no object", {"content": 1, "summary": "b"}]
     )
     noted = store.ingest(bad, name="with notes", owner=owner, skip_bad_rows=True)
+    edited = store.ingest(json_lines(rows), name="改过的文案", owner=owner)
+    fixed = editing.line_of(rows[1]["content"], "这条米白色的裤子百搭又显瘦。")
+    added = [editing.line_of("类型#裙*风格#简约", "简约的裙子，怎么搭都好看。")]
+    editing.change_rows(edited, base=edited.current, replaced={2: fixed}, excluded=[7], added=added)
+    for number, original in enumerate(("", "这条裙子是裤子。", "")):
+        CollectedExample.objects.create(
+            dataset=edited,
+            by=owner,
+            prompt="给这条裙子写一句广告",
+            response=f"轻盈的面料，走动时像风一样。（{number}）",
+            history=[["你好", "你好！"]] * number,
+            original=original,
+            model_label="base",
+        )
+    part = {
+        "lengths": [[tokens, 4000 // (1 + abs(tokens - 40))] for tokens in range(8, 130, 3)],
+        "longest": [[row, 130 - row] for row in range(1, 20)],
+    }
+    counted = CheckRun.objects.create(
+        owner=owner,
+        kind=Run.Kind.CHECK,
+        name="改过的文案",
+        status=Run.Status.SUCCEEDED,
+        dataset_version=edited.current,
+        checkpoint=base,
+        recipe=frozen_inputs(edited.current, "train", base),
+        report={
+            "rows": 50,
+            "near_duplicates": {"count": 2, "pairs": [[9, 3], [31, 12]]},
+            "prompt": part,
+            "response": part,
+        },
+        progress=50,
+        total=50,
+        **ENDED,
+    )
+    place = f"/datasets/{edited.pk}"
     return dataset, {
+        "dataset-edited": f"{place}/",
+        "dataset-row": f"{place}/rows/train/2/?checkpoint={base.pk}&max_target_length=20",
+        "dataset-row-new": f"{place}/rows/new/",
+        "dataset-difference": f"{place}/versions/2/",
+        "dataset-review": f"{place}/review/",
+        "dataset-check": f"/checks/{counted.pk}/?max_target_length=64",
         "dataset": f"/datasets/{dataset.pk}/",
         "dataset-split": f"/datasets/{dataset.pk}/?split=validation",
         "dataset-notes": f"/datasets/{noted.pk}/",

@@ -14,6 +14,7 @@ METHOD = "ptuning_v2"  # what runs and adapters say they were made by
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 INITS = ("random", "zero", "prompt", "adapter")
+OVERLONG = ("truncate", "drop", "refuse")
 
 # field -> (smallest, largest) value that is accepted
 LIMITS: dict[str, tuple[float, float]] = {
@@ -42,6 +43,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "quantization_bit": (None, 4, 8),
     "prefix_projection": (False, True),
     "init": INITS,
+    "overlong": OVERLONG,
     "freeze_first": (False, True),
 }
 TEXTS = {"init_text": 4000, "init_adapter": 120}  # field -> most characters
@@ -105,6 +107,9 @@ class Recipe:
     # of them without a better one the run ends with its best step (0: it runs to max_steps).
     eval_steps: int = 0
     early_stopping: int = 0
+    # Examples longer than max_source_length or max_target_length: cut as upstream does, left out,
+    # or a reason not to begin (tuning/ptuning/encoded.py).
+    overlong: str = "truncate"
 
     @property
     def samples_per_step(self) -> int:

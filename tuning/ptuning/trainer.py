@@ -18,7 +18,8 @@ import torch
 from chat.engine.adapters import KVPrefix
 from chat.engine.loading import Loaded
 from tuning.ptuning import training_state
-from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.batches import MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.encoded import Encoded, TooLong
 from tuning.ptuning.general_prompts import GENERAL_PROMPTS
 from tuning.ptuning.initial import TextTooLong, keys_and_values, text_ids
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
@@ -63,9 +64,19 @@ class Trainer:
         self.loaded, self.recipe = loaded, recipe
         self._folder, self._report = state_folder, report or (lambda progress: None)
         self._keep = keep or (lambda step, prefix: None)
-        self._examples = Encoded(
-            examples, loaded.prompter, recipe.max_source_length, recipe.max_target_length
-        )
+        try:
+            self._examples = Encoded(
+                examples,
+                loaded.prompter,
+                recipe.max_source_length,
+                recipe.max_target_length,
+                recipe.overlong,
+            )
+        except TooLong as fault:
+            raise TrainingFailed(fault.code, str(fault)) from fault
+        self.dropped = self._examples.dropped  # rows left out because they are too long
+        if not len(self._examples) and self.dropped:
+            raise TrainingFailed("rows_too_long", "every example is longer than the lengths")
         if not len(self._examples):
             raise TrainingFailed("no_examples", "no example has both a prompt and a response")
         if any(parameter.requires_grad for parameter in loaded.model.parameters()):

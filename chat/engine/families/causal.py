@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from chat.engine.families.family import Family
 from chat.engine.families.templates import rendered
 from chat.engine.positions import PositionPlan
-from chat.engine.prompts import IGNORED, Messages, Prompter
+from chat.engine.prompts import IGNORED, Messages, Prompter, checked
 from chat.engine.thoughts import OPEN
 
 if TYPE_CHECKING:
@@ -170,6 +170,42 @@ class TemplatePrompter(Prompter):
         prompt = self.prompt_ids(messages, max_source_length)
         answer = [*self.response_ids(response)[:-1][: max_target_length - 1], self._end]
         return prompt + answer, [IGNORED] * len(prompt) + answer
+
+    def training_lengths(self, examples: Sequence[tuple[Messages, str]]) -> list[tuple[int, int]]:
+        """As the method it replaces, texts encoded together: half the time. One by one where that
+        would be another text: no template, a control token spelled out, a slow tokenizer.
+        """
+        tokenizer = self.tokenizer
+        if not (tokenizer.is_fast and tokenizer.chat_template):
+            return super().training_lengths(examples)
+        plain = [
+            self._special is None
+            or not any(
+                self._special.search(text)
+                for text in (response, *(message["content"] for message in messages))
+            )
+            for messages, response in examples
+        ]
+        together = [example for example, is_plain in zip(examples, plain, strict=True) if is_plain]
+        texts = [rendered(tokenizer, checked(messages)) for messages, _response in together]
+        texts += [response for _messages, response in together]
+        with self._lock:
+            # leaves the backend without truncation and padding, the template's tokens whole
+            tokenizer.encode("", add_special_tokens=False)
+            lengths = [
+                len(encoding)
+                for encoding in tokenizer.backend_tokenizer.encode_batch_fast(
+                    texts, add_special_tokens=False
+                )
+            ]
+        half = len(together)
+        pairs = iter(zip(lengths[:half], (length + 1 for length in lengths[half:]), strict=True))
+        return [
+            next(pairs)
+            if is_plain
+            else super(TemplatePrompter, self).training_lengths([example])[0]
+            for example, is_plain in zip(examples, plain, strict=True)
+        ]
 
 
 def _ids(value: Any) -> set[int]:
