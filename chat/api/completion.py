@@ -112,7 +112,7 @@ async def stream(
             await asyncio.shield(sync_to_async(key.spend)(prompt + written))
         if prompt + written:
             count = sync_to_async(TokenUsage.count)
-            await asyncio.shield(count(user.pk, TokenUsage.Door.API, prompt, written))
+            await asyncio.shield(count(user.pk, str(TokenUsage.Door.API), prompt, written))
         if left:
             await asyncio.shield(
                 asyncio.gather(*(workers.abort(r.id) for r in running), return_exceptions=True)
