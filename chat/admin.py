@@ -73,7 +73,7 @@ class CheckpointAdmin(admin.ModelAdmin):
         if queryset.count() != 1:
             self.message_user(request, _("Select exactly one checkpoint."), messages.ERROR)
             return
-        registry.make_default(queryset.get())
+        registry.make_default(queryset.get(), request.user)
         self.message_user(request, _("The worker serves it as soon as it has loaded it."))
 
 

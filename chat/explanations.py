@@ -7,6 +7,14 @@ EXPLANATIONS = {
         "The model does not answer at the moment. It is started again by itself: try again soon."
     ),
     "worker_loading": _("The model is still loading: try again in a moment."),
+    "loading_failed": _("The model could not be loaded. What was served before is served again."),
+    "memory_too_small": _("The model needs more memory than is free at the moment."),
+    "try_out_failed": _("The model was loaded, but could not write a sentence: it is damaged."),
+    "checkpoint_changed": _(
+        "The model's files have changed since it was added. Add the folder again."
+    ),
+    "worker_died": _("The model's process ended while it was loading: perhaps for want of memory."),
+    "superseded": _("Another model was chosen before this one was loaded."),
     "no_worker_for_checkpoint": _(
         "Nothing serves this base at the moment. Choose another, or ask an administrator."
     ),

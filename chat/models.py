@@ -1,5 +1,6 @@
 """Checkpoint (base weights), Adapter (tuned artefact), Conversation and Message."""
 
+import logging
 import secrets
 import uuid
 from pathlib import Path
@@ -17,6 +18,13 @@ from chat.engine.thoughts import apart
 from portal.access import AccessQuerySet, Owned, Private, TeamWide
 from portal.models import Run, User
 
+logger = logging.getLogger(__name__)
+
+
+class Precision(models.TextChoices):
+    INT8 = "int8", "int8"
+    INT4 = "int4", "int4"
+
 
 class Checkpoint(TeamWide, models.Model):
     """Base weights in a local Hugging Face folder."""
@@ -27,6 +35,10 @@ class Checkpoint(TeamWide, models.Model):
     fingerprint = models.CharField(_("fingerprint"), max_length=64, editable=False)
     # architecture, parameters ... (checkpoints/describe.py)
     description = models.JSONField(_("description"), default=dict, editable=False)
+    # weights packed when they are loaded; "": as they are stored, float32 on a processor
+    precision = models.CharField(
+        _("precision"), max_length=8, blank=True, default="", choices=Precision.choices
+    )
     is_starter = models.BooleanField(_("built-in starter model"), default=False, editable=False)
     # what the worker serves and forms offer first
     is_default = models.BooleanField(_("default"), default=False)
@@ -62,7 +74,7 @@ class Checkpoint(TeamWide, models.Model):
         return family_named(self.description.get("family"))
 
     def ref(self) -> CheckpointRef:
-        return CheckpointRef(self.name, self.fingerprint, self.path)
+        return CheckpointRef(self.name, self.fingerprint, self.path, self.is_default)
 
     @classmethod
     def default(cls):
@@ -179,6 +191,81 @@ class Hub(models.Model):
 
     def __str__(self):
         return self.name
+
+
+class ServingSwitch(TeamWide, models.Model):
+    """A change of what the workers serve: who wanted it, how far it is, what became of it."""
+
+    class Status(models.TextChoices):
+        WAITING = "waiting", _("Waiting for the worker")
+        DRAINING = "draining", _("Running answers end")
+        LOADING = "loading", _("Loading")
+        CHECKING = "checking", _("Trying it out")
+        SUCCEEDED = "succeeded", _("Succeeded")
+        FAILED = "failed", _("Failed")
+
+    ACTIVE = (Status.WAITING, Status.DRAINING, Status.LOADING, Status.CHECKING)
+
+    checkpoint = models.ForeignKey(
+        Checkpoint, models.CASCADE, related_name="switches", verbose_name=_("checkpoint")
+    )
+    precision = models.CharField(_("precision"), max_length=8, blank=True, default="")
+    # what was served before, and is again when this fails
+    previous = models.ForeignKey(
+        Checkpoint, models.SET_NULL, null=True, related_name="+", verbose_name=_("before")
+    )
+    previous_precision = models.CharField(max_length=8, blank=True, default="")
+    # None: from the command line, or the worker noticed it
+    requested_by = models.ForeignKey(
+        User, models.SET_NULL, null=True, related_name="+", verbose_name=_("by")
+    )
+    status = models.CharField(
+        _("status"), max_length=10, choices=Status.choices, default=Status.WAITING
+    )
+    worker = models.CharField(max_length=200, blank=True)  # host and process that took it
+    sentence = models.TextField(blank=True)  # what it said when it was tried out
+    seconds = models.FloatField(null=True)  # until it was ready
+    error = models.JSONField(null=True)  # {"message", "type", "param", "code"}
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    finished_at = models.DateTimeField(null=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("change of the served model")
+        verbose_name_plural = _("changes of the served model")
+        ordering = ["-id"]
+
+    def __str__(self):
+        return f"{self.checkpoint} {self.status}"
+
+    @property
+    def is_active(self) -> bool:
+        return self.status in self.ACTIVE
+
+    @classmethod
+    def record(cls, checkpoint, previous, previous_precision: str, user=None) -> None:
+        """A change that a worker has to make; earlier ones that nobody has begun are void."""
+        cls.objects.filter(status=cls.Status.WAITING).update(
+            status=cls.Status.FAILED,
+            error={"code": "superseded", "message": f"{checkpoint.name} was chosen instead"},
+            finished_at=timezone.now(),
+        )
+        switch = cls.objects.create(
+            checkpoint=checkpoint,
+            precision=checkpoint.precision,
+            previous=previous,
+            previous_precision=previous_precision,
+            requested_by=user,
+        )
+        logger.info(
+            "switch %s: serve %s %s in place of %s, wanted by %s",
+            switch.pk,
+            checkpoint.name,
+            checkpoint.precision,
+            previous.name,
+            user.username if user else "a command or another rule",
+        )
 
 
 class Conversation(Private, models.Model):

@@ -21,7 +21,7 @@ from django.utils.translation import gettext as _
 from chat.checkpoints import adapter_files
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint
 from chat.explanations import UNUSABLE_CHECKPOINT
-from chat.models import Adapter, Checkpoint
+from chat.models import Adapter, Checkpoint, ServingSwitch
 from chat.worker.addresses import RemoteAddress
 from portal.explanations import sentence
 from portal.rest.conventions import Conflict
@@ -147,11 +147,14 @@ def _saved(checkpoint: Checkpoint, default: bool) -> Checkpoint:
 
 
 @transaction.atomic
-def make_default(checkpoint: Checkpoint) -> None:
-    """The one that the worker serves from its next start, and that forms offer first."""
+def make_default(checkpoint: Checkpoint, user=None) -> None:
+    """The one that workers change over to, and that forms offer first (chat/serving.py)."""
+    before = Checkpoint.objects.filter(is_default=True).exclude(pk=checkpoint.pk).first()
     Checkpoint.objects.filter(is_default=True).exclude(pk=checkpoint.pk).update(is_default=False)
     Checkpoint.objects.filter(pk=checkpoint.pk).update(is_default=True)
     checkpoint.is_default = True
+    if before is not None and checkpoint.path:
+        ServingSwitch.record(checkpoint, before, before.precision, user)
 
 
 @transaction.atomic

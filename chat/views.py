@@ -187,7 +187,9 @@ def _not_loaded(checkpoints) -> set[int]:
         status = router.status_sync(timeout=0.3)
     except WorkerUnavailable:
         return set()
-    loaded = {worker.get("fingerprint") for worker in status.get("workers", [status])}
+    workers = status.get("workers", [status])
+    loaded = {worker.get("fingerprint") for worker in workers}
+    loaded |= {(worker.get("coming") or {}).get("fingerprint") for worker in workers}
     return {
         c.pk
         for c in checkpoints

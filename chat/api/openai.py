@@ -199,7 +199,9 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenera
         for index in range(len(answers)):
             yield chunk(index, {"role": "assistant", "content": ""})
         async for index, event in completion.resumed(first, events, answers):
-            if event.type == "delta":
+            if event.type == "loading":
+                yield sse.loading(event)
+            elif event.type == "delta":
                 delta = _said(*thoughts[index].feed(event.data["text"]))
                 entries = event.data.get("logprobs")
                 if delta or entries:

@@ -9,8 +9,9 @@ from rest_framework import serializers
 from chat import registry
 from chat.checkpoints.memory import PRECISIONS
 from chat.engine.request import LIMITS
-from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.models import Adapter, Checkpoint, Conversation, Message, Precision, ServingSwitch
 from chat.sampling import NUMBERS
+from portal.explanations import explained
 
 NOTES = {
     "temperature": "; 0 is greedy",
@@ -33,9 +34,48 @@ class CheckpointSerializer(serializers.ModelSerializer):
             "description",
             "is_default",
             "is_starter",
+            "precision",
             "created_at",
         ]
         read_only_fields = fields
+
+
+class PrecisionSerializer(serializers.Serializer):
+    precision = serializers.ChoiceField(
+        Precision.choices,
+        allow_blank=True,
+        help_text="weights packed to this when they are loaded; empty: as they are stored",
+    )
+
+
+class ServingSwitchSerializer(serializers.ModelSerializer):
+    checkpoint = serializers.CharField(source="checkpoint.name", read_only=True)
+    previous = serializers.CharField(source="previous.name", read_only=True, default=None)
+    requested_by = serializers.CharField(
+        source="requested_by.username", read_only=True, default=None
+    )
+    explanation = serializers.SerializerMethodField(help_text="of a failure, for people")
+
+    class Meta:
+        model = ServingSwitch
+        fields = [
+            "id",
+            "checkpoint",
+            "precision",
+            "previous",
+            "requested_by",
+            "status",
+            "sentence",
+            "seconds",
+            "error",
+            "explanation",
+            "created_at",
+            "finished_at",
+        ]
+        read_only_fields = fields
+
+    def get_explanation(self, switch) -> str:
+        return explained(switch.error)
 
 
 class NewCheckpointSerializer(serializers.Serializer):

@@ -33,7 +33,7 @@ FRAME_INTERVAL = 0.05  # seconds between two frames of an answer to one reader
 
 async def start(message: Message) -> None:
     """Has the queued answer `message` written, from its conversation's history. Returns when a
-    worker has taken it.
+    worker has taken it, where it may wait for its model to be loaded.
 
     GenerationRefused: nobody took it; the row is saved as failed with the error.
     """

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
-EventType = Literal["queued", "started", "delta", "finished", "failed"]
+EventType = Literal["loading", "queued", "started", "delta", "finished", "failed"]
 
 # tokens of an adapter: room the engine keeps in each row, so nothing longer is trained
 LONGEST_PREFIX = 256
@@ -142,11 +142,14 @@ class AdapterRef:
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """Which base weights a request needs. folder: where they lie on this machine, if they do."""
+    """Which base weights a request needs. folder: where they lie on this machine, if they do.
+    chosen: they are what workers are to serve, though one may not have noticed yet.
+    """
 
     name: str
     fingerprint: str
     folder: str = ""
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,7 @@ class Event:
     """One entry of a sequence's log. `seq` starts at 1 and rises by 1 per event of that sequence.
 
     type        data
+    loading     {"checkpoint", "phase", "seconds", "usual_seconds"}     waits for its model
     queued      {"position": int}                        0: next to be admitted
     started     {"prompt_tokens": int}
     delta       {"text": str, "tokens": int, "logprobs"?: [...]}

@@ -40,7 +40,7 @@ class OpenAIBackend(SSEBackend):
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
         return checkpoint.name == self.checkpoint and not with_adapter
 
-    async def submit(self, request: Request) -> None:
+    async def submit(self, request: Request, checkpoint: CheckpointRef | None = None) -> None:
         """Returns when the server has begun to answer; RequestRefused, WorkerUnavailable."""
         if not request.messages:
             raise RequestRefused("invalid_value", f"{self.name} takes messages only", "prompt")

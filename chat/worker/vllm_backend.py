@@ -63,8 +63,8 @@ class VllmBackend(SSEBackend):
             raise WorkerUnavailable(message, "no_worker_for_checkpoint")
         return True
 
-    async def submit(self, request: Request) -> None:
-        checkpoint, sampling = self._checkpoint, request.sampling
+    async def submit(self, request: Request, checkpoint: CheckpointRef | None = None) -> None:
+        checkpoint, sampling = checkpoint or self._checkpoint, request.sampling
         if checkpoint is None:
             raise WorkerUnavailable(f"{self.name} has not been asked what it serves")
         sampling.check()

@@ -16,6 +16,8 @@ from collections import deque
 
 from chat.engine.request import Event, Request, RequestRefused
 
+FIGURES = ("grace", "loading_wait", "idle_after")  # options that `serve` has, in seconds
+
 
 class PretendEngine:
     def __init__(self, max_rows: int = 8):
@@ -159,6 +161,7 @@ def text(id: str, count: int) -> str:
 
 def main():
     from chat.worker import process
+    from chat.worker.serving import OneCheckpoint, Target
     from chat.worker.wire import Address
 
     url, token, *more = sys.argv[1:]
@@ -167,16 +170,14 @@ def main():
 
     def load():
         time.sleep(loading)
-        return PretendEngine(int(options.get("rows", 8))), options.get("fingerprint", "f" * 64)
+        return PretendEngine(int(options.get("rows", 8)))
 
+    fingerprint = options.get("fingerprint", "f" * 64)
+    supply = OneCheckpoint(Target(options.get("name", "pretend"), fingerprint), load)
     listening = process.bind(Address.parse(url))
     print("listening", flush=True)
-    grace = float(options.get("grace", 30))
-    sys.exit(
-        asyncio.run(
-            process.serve(listening, token, load, name=options.get("name", "pretend"), grace=grace)
-        )
-    )
+    more = {key: float(options[key]) for key in FIGURES if key in options}
+    sys.exit(asyncio.run(process.serve(listening, token, supply, **more)))
 
 
 if __name__ == "__main__":

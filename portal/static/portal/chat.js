@@ -161,8 +161,19 @@ function showEnd(turn, frame) {
 }
 
 const show = {
+  "message.loading"(turn, frame) {
+    setStatus(turn, "queued");
+    part(turn, "loading").hidden = false;
+    part(turn, "in-line").hidden = true;
+    part(turn, "loaded").textContent = frame.checkpoint ?? "";
+    part(turn, "seconds").textContent = frame.seconds;
+    part(turn, "usual").hidden = !frame.usual_seconds;
+    part(turn, "usual-seconds").textContent = Math.ceil(frame.usual_seconds ?? 0);
+  },
   "message.queued"(turn, frame) {
     setStatus(turn, "queued");
+    part(turn, "loading").hidden = true;
+    part(turn, "in-line").hidden = false;
     part(turn, "position").textContent = frame.position ?? 0;
     turn.dataset.next = (frame.position ?? 0) > 0 ? "false" : "true";
   },
