@@ -23,6 +23,10 @@ EXPLANATIONS = {
         "This does not fit into the model's context. Begin a new conversation, shorten the "
         "message or lower the longest answer."
     ),
+    "template_refused": _(
+        "The model's chat form does not take this conversation. Begin a new one, or choose another "
+        "model."
+    ),
     "invalid_adapter": _("This tuned model does not fit the base."),
 }
 
@@ -36,9 +40,12 @@ UNUSABLE_CHECKPOINT = {
     ),
     "remote_code_only": _(
         "“%(model_type)s” needs code from the model's folder to run; the portal never runs "
-        "such code."
+        "such code. A version of the model in the format of Llama or Qwen can be added."
     ),
-    "unsupported_attention": _("Layers of the kind %(layers)s cannot take a prefix."),
+    "unsupported_attention": _(
+        "“%(model_type)s” has layers that take no prefix (%(layers)s), so it cannot be tuned here. "
+        "To chat with it, serve it with vLLM: manage.py vllm_command prints the command."
+    ),
     "weights_missing": _("%(folder)s lacks weight files."),
     "weights_invalid": _(
         "%(file)s is not a readable weight file; if it is a Git LFS pointer, run git lfs pull."

@@ -12,7 +12,7 @@ from portal.numbers import whole_number
 # The sampling panel. A value that equals the default is not sent: the engine then makes the best of
 # it, for instance gives the answer what the context has left, while an explicit wish that does not
 # fit is refused.
-PANEL = ("temperature", "top_p", "max_new_tokens", "seed")
+PANEL = ("temperature", "top_p", "max_new_tokens", "seed", "prefix_strength")
 
 
 def panel_of(checkpoint: Checkpoint | None) -> dict:
@@ -48,12 +48,24 @@ def chosen_model(user, value: str):
 
 
 class SayForm(forms.Form):
-    """One message; `model` is a chip's value."""
+    """One message; `model` is a chip's value, `models` are those of several whose answers are to be
+    compared.
+    """
 
     text = forms.CharField(label=_("Message"))  # what it may be is the turn's rule
+    edited = forms.CharField(required=False)  # a question asked in another way
     model = forms.CharField(max_length=40, required=False)
+    system = forms.CharField(required=False)
     # whether the model is shown the earlier turns; empty: as it was trained
     history = forms.TypedChoiceField(
+        choices=[("", ""), ("yes", ""), ("no", "")],
+        coerce=lambda value: value == "yes",
+        empty_value=None,
+        required=False,
+    )
+
+    # whether a model that can think before it answers does; empty: as its template has it
+    thinking = forms.TypedChoiceField(
         choices=[("", ""), ("yes", ""), ("no", "")],
         coerce=lambda value: value == "yes",
         empty_value=None,
@@ -71,23 +83,35 @@ class SayForm(forms.Form):
     def clean_model(self):
         return chosen_model(self.user, self.cleaned_data["model"])
 
+    def clean(self):
+        values = self.data.getlist("models") if hasattr(self.data, "getlist") else []
+        models = [chosen_model(self.user, value) for value in values if value]
+        self.cleaned_data["models"] = models if len(models) > 1 else []  # one is no comparison
+        return self.cleaned_data
+
     def sampling(self) -> dict:
         """What the panel changed; absent keys keep the defaults."""
         model = self.cleaned_data.get("model")
         defaults = panel_of(model[0] if model else Checkpoint.default())
         chosen = {name: self.cleaned_data.get(name) for name in PANEL}
-        return {
+        found = {
             name: value for name, value in chosen.items() if value not in (None, defaults[name])
         }
+        thinking = self.cleaned_data["thinking"]
+        return found if thinking is None else {**found, "thinking": thinking}
 
     def asked(self) -> dict:
         """What `create_turn` takes besides the text."""
         checkpoint, adapter = self.cleaned_data.get("model") or (None, None)
+        return {"checkpoint": checkpoint, "adapter": adapter, **self.told()}
+
+    def told(self) -> dict:
+        """What the models of one turn have in common."""
         return {
-            "checkpoint": checkpoint,
-            "adapter": adapter,
             "sampling": self.sampling(),
             "with_history": self.cleaned_data["history"],
+            # a form without the field (no system prompt in this template) changes nothing
+            "system": self.cleaned_data["system"] if "system" in self.data else None,
         }
 
 

@@ -1,6 +1,7 @@
 """Checkpoint (base weights), Adapter (tuned artefact), Conversation and Message."""
 
 import logging
+import secrets
 import uuid
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from django.db.models import Q
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from chat.checkpoints.system_prompts import takes_system
 from chat.engine.families import Family, family_named
 from chat.engine.request import AdapterRef, CheckpointRef
+from chat.engine.thoughts import apart
 from portal.access import AccessQuerySet, Owned, Private, TeamWide
 from portal.models import Run, User
 
@@ -60,6 +63,11 @@ class Checkpoint(TeamWide, models.Model):
     def sampling(self) -> dict:
         """What its folder wishes in place of the engine's own defaults (generation_config.json)."""
         return self.description.get("sampling") or {}
+
+    @property
+    def takes_system(self) -> bool:
+        """Whether its prompt has a place for a system prompt."""
+        return takes_system(self.path, self.fingerprint, self.description)
 
     @property
     def family(self) -> Family:
@@ -266,8 +274,16 @@ class Conversation(Private, models.Model):
     # last chosen, offered next
     checkpoint = models.ForeignKey(Checkpoint, models.SET_NULL, null=True, blank=True)
     adapter = models.ForeignKey(Adapter, models.SET_NULL, null=True, blank=True)  # None: prefix off
+    # the last message of the branch that is shown; None: the newest message (conversations/tree.py)
+    leaf = models.ForeignKey(
+        "Message", models.SET_NULL, null=True, blank=True, editable=False, related_name="+"
+    )
+    # what the model is told before the first turn; last chosen, offered next
+    system = models.TextField(_("system prompt"), blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
+    # seen by nobody from then on; can be taken back until it is deleted for good
+    deleted_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
 
@@ -278,6 +294,10 @@ class Conversation(Private, models.Model):
 
     def __str__(self):
         return self.title or f"#{self.pk}"
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return super().visibility(user) & Q(deleted_at=None)
 
 
 class Message(models.Model):
@@ -300,6 +320,15 @@ class Message(models.Model):
     IN_FLIGHT = (Status.QUEUED, Status.STREAMING)
 
     conversation = models.ForeignKey(Conversation, models.CASCADE, related_name="messages")
+    # what it follows; None: the message written before it, or nothing (chat/conversations/tree.py)
+    parent = models.ForeignKey(
+        "self", models.CASCADE, null=True, blank=True, editable=False, related_name="children"
+    )
+    starts_anew = models.BooleanField(default=False, editable=False)
+    # the answers to one question that were asked for together, to be compared
+    comparison = models.ForeignKey(
+        "Comparison", models.CASCADE, null=True, blank=True, editable=False, related_name="answers"
+    )
     role = models.CharField(max_length=10, choices=Role.choices)
     content = models.TextField(blank=True)
     status = models.CharField(max_length=12, choices=Status.choices, default=Status.COMPLETE)
@@ -310,6 +339,9 @@ class Message(models.Model):
     sampling = models.JSONField(default=dict, blank=True)
     # an answer's prompt: the turns before its question too, or the question alone
     with_history = models.BooleanField(_("with the earlier turns"), default=True)
+    system = models.TextField(_("system prompt"), blank=True)
+    # characters of `content` that an earlier answer had, which this one goes on with
+    begun = models.PositiveIntegerField(default=0, editable=False)
     # the engine's id of this generation
     sequence = models.UUIDField(default=uuid.uuid4, editable=False)
     # number of the last frame that `content` includes (chat/conversations/frames.py)
@@ -324,6 +356,10 @@ class Message(models.Model):
     # {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}
     timings = models.JSONField(null=True, blank=True)
     error = models.JSONField(null=True, blank=True)  # {"message", "type", "param", "code"}
+    # earlier turns that the prompt is without because they did not fit into the context
+    left_out = models.PositiveIntegerField(default=0, editable=False)
+    # what the reader thinks of an answer: 1 or -1
+    thumb = models.SmallIntegerField(_("rating"), null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     finished_at = models.DateTimeField(null=True, blank=True)
 
@@ -346,10 +382,94 @@ class Message(models.Model):
 
     @classmethod
     def visibility(cls, user) -> Q:
-        return Q(conversation__owner=user)
+        return Q(conversation__owner=user, conversation__deleted_at=None)
 
     ownership = visibility
 
     @property
+    def first_token_s(self) -> float | None:
+        """Seconds from the question to the answer's first token."""
+        told = self.timings or {}
+        if told.get("queued_s") is None or told.get("prefill_s") is None:
+            return None
+        return told["queued_s"] + told["prefill_s"]
+
+    @property
     def is_in_flight(self) -> bool:
         return self.status in self.IN_FLIGHT
+
+    @property
+    def thoughts(self) -> str:
+        """What a model thought before it answered; `content` is both, as they were written."""
+        return apart(self.content)[0] if self.role == self.Role.ASSISTANT else ""
+
+    @property
+    def answer(self) -> str:
+        return apart(self.content)[1] if self.role == self.Role.ASSISTANT else ""
+
+
+class Comparison(models.Model):
+    """Two to four models' answers to one question, and which of them the asker found better."""
+
+    class Verdict(models.TextChoices):
+        OPEN = "", _("not judged")
+        BETTER = "better", _("one is better")
+        SAME = "same", _("equally good")
+        NONE = "none", _("none is good")
+
+    conversation = models.ForeignKey(Conversation, models.CASCADE, related_name="comparisons")
+    verdict = models.CharField(max_length=6, choices=Verdict.choices, blank=True)
+    chosen = models.ForeignKey(Message, models.SET_NULL, null=True, blank=True, related_name="+")
+    judged_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("comparison")
+        verbose_name_plural = _("comparisons")
+        ordering = ["-id"]
+
+    def __str__(self):
+        return f"#{self.pk}"
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return Q(conversation__owner=user, conversation__deleted_at=None)
+
+    ownership = visibility
+
+
+class ShareLink(models.Model):
+    """An address under which the team's members read a conversation as it was when it was shared:
+    the branch that ended with `leaf`.
+    """
+
+    conversation = models.ForeignKey(Conversation, models.CASCADE, related_name="share_links")
+    leaf = models.ForeignKey(Message, models.CASCADE, related_name="+")
+    token = models.CharField(max_length=43, unique=True, default=secrets.token_urlsafe)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("share link")
+        verbose_name_plural = _("share links")
+        ordering = ["-id"]
+
+    def __str__(self):
+        return f"#{self.pk}"
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return Q(conversation__owner=user, conversation__deleted_at=None)
+
+    ownership = visibility
+
+    @classmethod
+    def open_ones(cls):
+        return cls.objects.filter(
+            revoked_at=None, expires_at__gt=timezone.now(), conversation__deleted_at=None
+        )

@@ -296,6 +296,17 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int, dict]:
 USES_OF_ADAPTERS: list[Callable[[Adapter], str | None]] = []
 
 
+# ... and why an adapter may not be shared with the team yet, as a sentence, or None.
+BEFORE_SHARING: list[Callable[[Adapter], str | None]] = []
+
+
+def check_may_be_shared(adapter: Adapter) -> None:
+    """ValidationError with the reason when the team may not have it yet."""
+    for why_not in BEFORE_SHARING:
+        if message := why_not(adapter):
+            raise ValidationError(message, "approval_needed")
+
+
 def remove_adapter(adapter: Adapter) -> None:
     """Deletes the row, and the files once no other row has the same content. Conflict while a run
     is using it.

@@ -5,6 +5,7 @@ routing.py.
 from django.urls import path
 
 from chat import views
+from chat.conversations import views as turns
 from chat.fetching import views as fetching
 
 urlpatterns = [
@@ -13,6 +14,15 @@ urlpatterns = [
     path("chat/<int:pk>/", views.conversation, name="conversation"),
     path("chat/<int:pk>/say/", views.say, name="conversation_say"),
     path("chat/<int:pk>/retry/", views.retry, name="conversation_retry"),
+    path("chat/<int:pk>/edit/", views.edit, name="conversation_edit"),
+    path("chat/<int:pk>/continue/", views.continued, name="conversation_continue"),
+    path("chat/<int:pk>/branch/", turns.branch, name="conversation_branch"),
+    path("chat/<int:pk>/rate/", turns.rate, name="answer_rate"),
+    path("chat/<int:pk>/restore/", turns.restore, name="conversation_restore"),
+    path("chat/<int:pk>/share/", turns.share, name="conversation_share"),
+    path("chat/search/", turns.search, name="conversation_search"),
+    path("shared/<str:token>/", turns.shared, name="conversation_shared"),
+    path("comparisons/<int:pk>/", turns.compared, name="comparison"),
     path("chat/<int:pk>/export.<str:form>", views.export, name="conversation_export"),
     path("chat/<int:pk>/rename/", views.rename, name="conversation_rename"),
     path("chat/<int:pk>/delete/", views.delete, name="conversation_delete"),

@@ -2,8 +2,9 @@
 works without it.
 """
 
-import contextlib
+import asyncio
 from datetime import timedelta
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib import messages
@@ -12,24 +13,38 @@ from django.core.paginator import Paginator
 from django.db import transaction
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import content_disposition_header
-from django.utils.safestring import mark_safe
 from django.utils.text import slugify
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET, require_POST
 from rest_framework.exceptions import APIException
 
 from chat.conversations import live
 from chat.conversations.export import FORMATS, exported
-from chat.conversations.rendering import to_html
-from chat.conversations.streaming import StreamedMarkdown
-from chat.conversations.turns import create_turn
+from chat.conversations.page import thread
+from chat.conversations.tree import Tree
+from chat.conversations.turns import (
+    MOST_COMPARED,
+    answer_again,
+    create_comparison,
+    create_turn,
+    go_on,
+)
+from chat.conversations.views import SHARE_DAYS
 from chat.engine.request import GenerationRefused
 from chat.fetching.plan import catalogue, endpoints
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
-from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.registry import check_name, register_checkpoint, remove_adapter
+from chat.models import Adapter, Checkpoint, Conversation, Message, ShareLink
+from chat.registry import (
+    check_may_be_shared,
+    check_name,
+    register_checkpoint,
+    remove_adapter,
+)
+from chat.sampling import as_whole
 from chat.worker import router
 from chat.worker.router import WorkerUnavailable
 from portal.access import get_visible
@@ -44,9 +59,14 @@ EXAMPLES = [
     "类型#裤*版型#宽松*颜色#米白",
     "Who are you?",
 ]
+# of the sampling panel; what they leave open is the checkpoint's
+PRESETS: list[tuple[Any, dict[str, float]]] = [
+    (gettext_lazy("Exact"), {"temperature": 0, "top_p": 1}),
+    (gettext_lazy("Balanced"), {"temperature": 0.7, "top_p": 0.9}),
+    (gettext_lazy("Free"), {"temperature": 1.1, "top_p": 0.95}),
+]
 CHIPS = 5  # models that are all shown side by side
 BESIDE = 3  # of more than these: the chosen one, its base, the newest
-SHOWN = 60  # messages of a conversation at once; even, so that questions stay with their answers
 LISTED = 200  # conversations in the list
 
 
@@ -64,10 +84,12 @@ def conversation(request, pk):
 
 
 def _context(request, conversation) -> dict:
-    turns, earlier = _turns(conversation, whole_number(request.GET.get("before")))
-    for turn in turns:
-        if turn.role == Message.Role.ASSISTANT:
-            turn.html, turn.text = _rendered(turn)
+    shown = thread(
+        conversation,
+        before=whole_number(request.GET.get("before")),
+        at=whole_number(request.GET.get("at")),
+    )
+    turns = shown.turns
     last = next((turn for turn in reversed(turns) if turn.role == Message.Role.ASSISTANT), None)
     starter = Checkpoint.objects.filter(is_starter=True, is_default=True).first()
     picker = _models(request, conversation)
@@ -76,40 +98,35 @@ def _context(request, conversation) -> dict:
         "conversation": conversation,
         "conversations": _by_day(request.user),
         "turns": turns,
-        "earlier": earlier,
-        "newest": "before" not in request.GET,
+        "earlier": shown.earlier,
+        "edited": _edited(turns, whole_number(request.GET.get("edit"))),
+        "most_compared": MOST_COMPARED,
+        "newest": shown.newest,
+        "deleted": whole_number(request.GET.get("deleted")),
+        "share_links": list(ShareLink.open_ones().filter(conversation=conversation))
+        if conversation
+        else [],
+        "share_days": SHARE_DAYS,
+        "share_opened": "shared" in request.GET,
         "picker": picker,
         "starter": starter,
         "examples": EXAMPLES,
         "explanations": {code: str(text) for code, text in EXPLANATIONS.items()},
+        "presets": [{"name": name, **values} for name, values in PRESETS],
+        "takes_system": bool(chosen) and chosen["checkpoint"].takes_system,
         "sampling": _sampling_fields(
             last.sampling if last else {}, panel_of(chosen and chosen["checkpoint"])
         ),
     }
 
 
-def _turns(conversation, before: int | None) -> tuple[list[Message], int | None]:
-    """(the newest messages, or those before the one of that id; the id that asks for the ones
-    before them, None when these are the first).
-    """
-    if conversation is None:
-        return [], None
-    messages = conversation.messages.order_by("-id")
-    if before is not None:
-        messages = messages.filter(pk__lt=before)
-    found = list(messages[: SHOWN + 1])
-    shown = found[:SHOWN]
-    return shown[::-1], shown[-1].pk if len(found) > SHOWN else None
-
-
-def _rendered(answer) -> tuple[str, str]:
-    """(safe HTML, the text behind it that is still being written)."""
-    if not answer.is_in_flight:
-        return mark_safe(to_html(answer.content)), ""  # sanitised there
-    markdown = StreamedMarkdown()
-    markdown.grow(answer.content)
-    html = "".join(html for html, _end in markdown.closed)
-    return mark_safe(html), answer.content[markdown.closed[-1][1] if html else 0 :].lstrip("\n")
+def _edited(turns: list[Message], wanted: int | None) -> int | None:
+    """The question that is asked in another way: it or its answer has been named."""
+    for question, answer in zip(turns, [*turns[1:], None], strict=False):
+        named = (question.pk, answer and answer.pk)
+        if wanted is not None and wanted in named and question.role == Message.Role.USER:
+            return question.pk
+    return None
 
 
 def _models(request, conversation) -> dict:
@@ -148,10 +165,10 @@ def _models(request, conversation) -> dict:
     chosen = next((c for c in tuned if str(c["adapter"].pk) == str(chosen_adapter)), None)
     chosen = chosen or next((c for c in bases if c["checkpoint"].pk == chosen_base), None)
     if chosen is None:
-        return {"chips": [], "groups": [], "chosen": None}
+        return {"chips": [], "groups": [], "chosen": None, "all": []}
     chosen["chosen"] = True
     if len(bases) + len(tuned) <= CHIPS:
-        return {"chips": bases + tuned, "groups": [], "chosen": chosen}
+        return {"chips": bases + tuned, "groups": [], "chosen": chosen, "all": bases + tuned}
     base = next(c for c in bases if c["checkpoint"] == chosen["checkpoint"])
     beside = [c for c in tuned if c["checkpoint"] == chosen["checkpoint"] and c is not chosen]
     chips = [base] if chosen is base else [base, chosen]
@@ -161,7 +178,7 @@ def _models(request, conversation) -> dict:
         of = [c for c in [base, *tuned] if c["checkpoint"] == base["checkpoint"] and c not in chips]
         if of:
             groups.append((base["checkpoint"], base["absent"], of))
-    return {"chips": chips, "groups": groups, "chosen": chosen}
+    return {"chips": chips, "groups": groups, "chosen": chosen, "all": bases + tuned}
 
 
 def _not_loaded(checkpoints) -> set[int]:
@@ -187,7 +204,7 @@ def _sampling_fields(used: dict, panel: dict) -> dict:
         for name, default in panel.items()
     }
     return {
-        name: {key: "" if value is None else value for key, value in each.items()}
+        name: {key: "" if value is None else as_whole(value) for key, value in each.items()}
         for name, each in fields.items()
     }
 
@@ -221,14 +238,26 @@ async def say(request, pk):
 
 
 @require_POST
+async def edit(request, pk):
+    """The question `question` asked in another way (`edited`), as a branch beside it."""
+    return await _say(request, _asked_otherwise, pk, needs_text=False)
+
+
+@require_POST
 async def retry(request, pk):
-    """Answers the last question again, with the model and the sampling chosen now; the last answer
-    is replaced.
+    """Answers the question of `answer` (the last one, if none is named) again, with the model and
+    the sampling chosen now; the earlier answer stays, as a branch.
     """
-    return await _say(request, _last_turn_again, pk)
+    return await _say(request, _again, pk, needs_text=False)
 
 
-async def _say(request, compose, pk=None):
+@require_POST
+async def continued(request, pk):
+    """Goes on with `answer`, which was cut short."""
+    return await _say(request, _further, pk, needs_text=False)
+
+
+async def _say(request, compose, pk=None, needs_text=True):
     """Has `compose(user, form, conversation)` write the turn and hands it to the worker; refusals
     go back to the page.
     """
@@ -236,39 +265,59 @@ async def _say(request, compose, pk=None):
     conversation = (
         await sync_to_async(get_visible)(Conversation.objects, user, pk=pk) if pk else None
     )
-    form = SayForm(request.POST, user=user, needs_text=compose is not _last_turn_again)
+    form = SayForm(request.POST, user=user, needs_text=needs_text)
     try:
         if not await sync_to_async(form.is_valid)():
             raise ValidationError([error for errors in form.errors.values() for error in errors])
-        answer = await sync_to_async(compose)(user, form, conversation)
+        answers = await sync_to_async(compose)(user, form, conversation)
     except (ValidationError, APIException) as error:
         await sync_to_async(messages.error)(request, reason(error))
         return redirect("conversation", pk=pk) if pk else redirect("chat")
-    # Nobody took it: the answer's row says so, failed and with the reason.
-    with contextlib.suppress(GenerationRefused):
-        await live.start(answer)
-    return redirect("conversation", pk=answer.conversation_id)
+    # All at once, so that they share the model's steps. Of one that nobody took the row says so,
+    # failed and with the reason.
+    begun = await asyncio.gather(*map(live.start, answers), return_exceptions=True)
+    for fault in begun:
+        if fault is not None and not isinstance(fault, GenerationRefused):
+            raise fault
+    return redirect("conversation", pk=answers[0].conversation_id)
 
 
 @transaction.atomic
-def _first_turn(user, form, conversation) -> Message:
+def _first_turn(user, form, conversation) -> list[Message]:
     return _next_turn(user, form, Conversation.objects.create(owner=user))
 
 
-def _next_turn(user, form, conversation) -> Message:
-    """The queued answer to the form's text."""
-    return create_turn(conversation, user, form.cleaned_data["text"], **form.asked())[1]
+def _next_turn(user, form, conversation, **more) -> list[Message]:
+    """The queued answers to the form's text: one, or those to be compared."""
+    text, models = form.cleaned_data["text"], form.cleaned_data["models"]
+    if models:
+        return create_comparison(conversation, user, text, models, **form.told(), **more)[1]
+    return [create_turn(conversation, user, text, **form.asked(), **more)[1]]
 
 
-@transaction.atomic
-def _last_turn_again(user, form, conversation) -> Message:
-    """Replaces the last question and its ended answer by the same question and a queued answer."""
-    pair = list(conversation.messages.order_by("-id")[:2])
-    if [turn.role for turn in pair] != ["assistant", "user"] or pair[0].is_in_flight:
+def _asked_otherwise(user, form, conversation) -> list[Message]:
+    question = get_visible(conversation.messages, user, pk=form.data.get("question"))
+    if question.role != Message.Role.USER:
+        raise Http404
+    form.cleaned_data["text"] = form.cleaned_data["edited"]
+    return _next_turn(user, form, conversation, edited=question)
+
+
+def _again(user, form, conversation) -> list[Message]:
+    answer = _ended_answer(user, form, conversation)
+    return [answer_again(conversation, user, answer, **form.asked())]
+
+
+def _further(user, form, conversation) -> list[Message]:
+    return [go_on(conversation, _ended_answer(user, form, conversation))]
+
+
+def _ended_answer(user, form, conversation) -> Message:
+    named = form.data.get("answer") or Tree(conversation).leaf
+    found = get_visible(conversation.messages, user, pk=named) if named else None
+    if found is None or found.role != Message.Role.ASSISTANT or found.is_in_flight:
         raise ValidationError(_("There is no finished answer to write again."))
-    conversation.messages.filter(pk__in=[turn.pk for turn in pair]).delete()
-    form.cleaned_data["text"] = pair[1].content
-    return _next_turn(user, form, conversation)
+    return found
 
 
 @require_GET
@@ -294,9 +343,9 @@ def rename(request, pk):
 
 @require_POST
 def delete(request, pk):
-    live.discard(get_visible(Conversation.objects, request.user, pk=pk))
-    messages.success(request, _("The conversation has been deleted."))
-    return redirect("chat")
+    found = get_visible(Conversation.objects, request.user, pk=pk)
+    live.put_away(found)
+    return redirect(f"{reverse('chat')}?deleted={found.pk}")
 
 
 def new_checkpoint(request):
@@ -351,6 +400,8 @@ def change_adapter(request, pk):
             adapter.with_history = {"yes": True, "no": False}.get(request.POST.get("history"))
             adapter.save(update_fields=["with_history"])
         elif action in ("share", "unshare"):
+            if action == "share":
+                check_may_be_shared(adapter)
             adapter.shared = action == "share"
             adapter.save(update_fields=["shared"])
     except (ValidationError, APIException) as error:

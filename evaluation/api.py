@@ -1,6 +1,6 @@
 """/api/v1/evaluation-runs/. Rules are in plan.py and comparison.py; here is only HTTP."""
 
-from django.http import HttpResponse
+from django.http import HttpResponse, StreamingHttpResponse
 from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
@@ -8,13 +8,14 @@ from rest_framework import exceptions, mixins, status
 from rest_framework.decorators import action
 from rest_framework.response import Response
 
-from evaluation import upstream_files
-from evaluation.comparison import compare
+from evaluation import exports, upstream_files
+from evaluation.comparison import compare, compare_all
 from evaluation.models import EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
 from evaluation.serializers import (
     ComparisonSerializer,
     EvaluationRunSerializer,
+    ManyComparedSerializer,
     NewEvaluationSerializer,
     PredictionSerializer,
 )
@@ -92,6 +93,38 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
         with rules_as_400():
             return Response(compare(run, other))
 
+    @extend_schema(
+        parameters=[
+            OpenApiParameter("baseline", int, required=True),
+            OpenApiParameter(
+                "runs", str, required=True, description="Ids of evaluations, comma separated."
+            ),
+        ],
+        responses=ManyComparedSerializer,
+    )
+    @action(detail=False, pagination_class=None)
+    def comparison(self, request):
+        """Several evaluations beside one, of the same rows; p-values corrected after Holm, metric
+        by metric.
+        """
+        texts = [text for text in request.query_params.get("runs", "").split(",") if text.strip()]
+        numbers = [whole_number(text.strip()) for text in texts]
+        baseline = whole_number(request.query_params.get("baseline"))
+        problems = {}
+        if baseline is None:
+            problems["baseline"] = [_("The id of an evaluation.")]
+        if not numbers or None in numbers:
+            problems["runs"] = [_("Ids of evaluations, separated by commas.")]
+        if problems:
+            raise exceptions.ValidationError(problems)
+        found = EvaluationRun.objects
+        base = get_visible(found, request.user, pk=baseline)
+        runs = [get_visible(found, request.user, pk=number) for number in dict.fromkeys(numbers)]
+        with rules_as_400():
+            compared = compare_all(base, runs)
+        told = [{"id": run.pk, **each} for run, each in zip(runs, compared, strict=True)]
+        return Response({"baseline": base.pk, "comparisons": told})
+
     @extend_schema(request=None, responses=EvaluationRunSerializer)
     @action(detail=True, methods=["post"])
     def cancel(self, request, pk=None):
@@ -142,6 +175,28 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
         return _attachment(
             HttpResponse(content, content_type="application/json"), upstream_files.RESULTS
         )
+
+    @extend_schema(responses={(200, "text/csv"): OpenApiResponse(OpenApiTypes.STR, "A line a row")})
+    @action(
+        detail=True,
+        url_path=exports.CSV,
+        pagination_class=None,
+        content_negotiation_class=AnyAccept,
+    )
+    def predictions_csv(self, request, pk=None):
+        """Rows with every score, for a spreadsheet; what looks like a formula is text."""
+        lines = exports.csv_lines(self._scored())
+        response = StreamingHttpResponse(lines, content_type="text/csv; charset=utf-8")
+        return _attachment(response, exports.CSV)
+
+    @extend_schema(responses={200: OpenApiTypes.OBJECT})
+    @action(detail=True, url_path=exports.JSON, pagination_class=None)
+    def evaluation_json(self, request, pk=None):
+        """All of it: scores, differences, recipe, general answers, rows."""
+        run = self._scored()
+        parts = exports.as_json(run, self._told(run))
+        response = StreamingHttpResponse(parts, content_type="application/json")
+        return _attachment(response, exports.JSON)
 
 
 def _attachment(response, name: str):

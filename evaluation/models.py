@@ -4,9 +4,9 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from chat.models import Adapter, Checkpoint
-from evaluation.intervals import METRICS
+from evaluation.metrics import METRICS
 from portal.access import AccessQuerySet
-from portal.models import Run
+from portal.models import Run, User
 from tuning.models import DatasetVersion
 
 
@@ -18,6 +18,11 @@ class EvaluationRun(Run):
     class Decoding(models.TextChoices):
         GREEDY = "greedy", _("greedy")
         UPSTREAM = "upstream", _("upstream (sampled, as ChatGLM-6B's evaluate.sh)")
+
+    class Review(models.TextChoices):
+        NONE = "", _("not reviewed")
+        APPROVED = "approved", _("approved")
+        REJECTED = "rejected", _("rejected")
 
     dataset_version = models.ForeignKey(
         DatasetVersion, models.PROTECT, related_name="evaluation_runs"
@@ -38,7 +43,8 @@ class EvaluationRun(Run):
         _("decoding"), max_length=10, choices=Decoding.choices, default=Decoding.GREEDY
     )
     max_examples = models.PositiveIntegerField(null=True, blank=True)
-    # {"rouge-1": {"value", "low", "high"}, ...} in percent; low and high bound the 95 % interval
+    # {"rouge-1": {"value", "low", "high"}, ...}; low and high bound the 95 % interval, null for one
+    # row (evaluation/intervals.py)
     scores = models.JSONField(null=True, editable=False)
     # rows that the model refused or broke on; they count as empty predictions
     failed_rows = models.PositiveIntegerField(
@@ -55,9 +61,27 @@ class EvaluationRun(Run):
         related_name="compared",
         verbose_name=_("evaluation of the base"),
     )
-    # this run's scores minus the baseline's, paired by row, in the form of `scores`; null until
-    # both have ended
+    # this run's scores minus the baseline's, paired by row, in the form of `scores`, with "p"; null
+    # until both have ended
     difference = models.JSONField(null=True, editable=False)
+    # what the prefix cost of general ability (evaluation/forgetting.py); {} without an adapter,
+    # null until it has been asked
+    general = models.JSONField(null=True, editable=False)
+
+    review = models.CharField(
+        _("review"), max_length=10, choices=Review.choices, blank=True, editable=False
+    )
+    review_note = models.TextField(_("note"), blank=True, editable=False)
+    reviewed_by = models.ForeignKey(
+        User,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="+",
+        verbose_name=_("reviewed by"),
+    )
+    reviewed_at = models.DateTimeField(_("reviewed"), null=True, blank=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
 
@@ -82,7 +106,11 @@ class Prediction(models.Model):
     prompt = models.TextField()
     reference = models.TextField()
     text = models.TextField(blank=True)
-    scores = models.JSONField()  # {"rouge-1": 31.2, ...} in percent
+    scores = models.JSONField()  # {"rouge-1": 31.2, ...}
+    # {"sacrebleu": [...], ...}: figures of the metrics that are combined over all rows
+    counts = models.JSONField(default=dict)
+    # somebody wants it looked at again
+    flagged = models.BooleanField(_("noted for review"), default=False)
 
     class Meta:
         ordering = ["row"]
@@ -96,4 +124,36 @@ class Prediction(models.Model):
     @property
     def score_list(self) -> list[float]:
         """In the order of METRICS; JSON columns keep no order."""
-        return [self.scores[metric] for metric in METRICS]
+        return [self.scores.get(metric) for metric in METRICS]
+
+
+class BlindVote(models.Model):
+    """Which of two evaluations' answers to one row somebody prefers, who did not see whose they
+    are. `judge`: the name of the model that was asked in place of a person.
+    """
+
+    class Choice(models.TextChoices):
+        RUN = "run", _("this one")
+        OTHER = "other", _("the other")
+        TIE = "tie", _("equal")
+
+    run = models.ForeignKey(EvaluationRun, models.CASCADE, related_name="votes")
+    other = models.ForeignKey(EvaluationRun, models.CASCADE, related_name="votes_against")
+    row = models.PositiveIntegerField()
+    by = models.ForeignKey(User, models.CASCADE, related_name="+", verbose_name=_("by"))
+    judge = models.CharField(max_length=120, blank=True)
+    choice = models.CharField(max_length=5, choices=Choice.choices)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("blind vote")
+        verbose_name_plural = _("blind votes")
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["run", "other", "row", "by", "judge"], name="one_vote_per_person_and_row"
+            )
+        ]
+
+    def __str__(self):
+        return f"{self.run_id}:{self.other_id} row {self.row}"

@@ -1,28 +1,44 @@
 """Evaluations and predictions as JSON."""
 
+from typing import Any
+
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from chat.models import Adapter, Checkpoint
-from evaluation.intervals import METRICS
+from evaluation.metrics import known
 from evaluation.models import EvaluationRun, Prediction
 from portal.rest.conventions import RunSerializer
 from tuning.models import Dataset
 
-_INTERVAL = {
+_INTERVAL: dict[str, Any] = {
     "type": "object",
     "properties": {
         "value": {"type": "number"},
-        "low": {"type": "number"},
-        "high": {"type": "number"},
+        "low": {"type": "number", "nullable": True},
+        "high": {"type": "number", "nullable": True},
     },
 }
-_SCORES = {"type": "object", "nullable": True, "properties": dict.fromkeys(METRICS, _INTERVAL)}
+_DIFFERENCE = {
+    **_INTERVAL,
+    "properties": {**_INTERVAL["properties"], "p": {"type": "number", "nullable": True}},
+}
 
 
-@extend_schema_field(_SCORES)
+def _by_metric(schema: dict) -> dict:
+    return {"type": "object", "nullable": True, "properties": dict.fromkeys(known(), schema)}
+
+
+@extend_schema_field(_by_metric(_INTERVAL))
 class ScoresField(serializers.JSONField):
-    """Percent; low and high bound the 95 % interval."""
+    """By metric, percent where the metric has no unit of its own; low and high bound the 95 %
+    interval, null for a single row.
+    """
+
+
+@extend_schema_field(_by_metric(_DIFFERENCE))
+class DifferenceField(serializers.JSONField):
+    """By metric; p is two-sided and of this comparison alone."""
 
 
 class EvaluationRunSerializer(RunSerializer):
@@ -33,9 +49,13 @@ class EvaluationRunSerializer(RunSerializer):
     adapter_name = serializers.CharField(allow_null=True, read_only=True)
     scores = ScoresField(read_only=True)
     baseline_scores = ScoresField(source="baseline.scores", allow_null=True, read_only=True)
-    difference = ScoresField(
+    difference = DifferenceField(
         read_only=True, help_text="Scores minus the baseline's, paired by row."
     )
+    general = serializers.SerializerMethodField(
+        help_text="What the prefix cost of general ability; null without an adapter."
+    )
+    review = serializers.CharField(read_only=True, help_text="approved, rejected or blank")
 
     class Meta(RunSerializer.Meta):
         model = EvaluationRun
@@ -56,8 +76,17 @@ class EvaluationRunSerializer(RunSerializer):
             "baseline",
             "baseline_scores",
             "difference",
+            "general",
+            "review",
+            "review_note",
         ]
         read_only_fields = fields
+
+    @extend_schema_field({"type": "object", "nullable": True})
+    def get_general(self, run) -> dict | None:
+        """Without the answers, which the page shows."""
+        found = {name: value for name, value in (run.general or {}).items() if name != "answers"}
+        return found or None
 
 
 class PredictionSerializer(serializers.ModelSerializer):
@@ -73,7 +102,26 @@ class ComparisonSerializer(serializers.Serializer):
     rows = serializers.IntegerField(help_text="How many rows both predicted.")
     scores = ScoresField()
     other_scores = ScoresField()
-    difference = ScoresField()
+    difference = DifferenceField()
+    verdicts = serializers.JSONField(
+        help_text="By metric: verdict (better, worse, higher, lower, cannot_tell, one_row), label "
+        "and sentence."
+    )
+    other_references = serializers.IntegerField(
+        help_text="Rows whose references differ: cut by another tokenizer or limit."
+    )
+    other_decoding = serializers.BooleanField(help_text="The two were decoded differently.")
+
+
+class OneOfManySerializer(ComparisonSerializer):
+    id = serializers.IntegerField(help_text="The evaluation that is compared.")
+
+
+class ManyComparedSerializer(serializers.Serializer):
+    """Several evaluations beside one; p_corrected of each difference is Holm's."""
+
+    baseline = serializers.IntegerField()
+    comparisons = OneOfManySerializer(many=True)
 
 
 class _Visible(serializers.PrimaryKeyRelatedField):

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from evaluation.intervals import METRICS
+from evaluation.metrics import METRICS
 
 PREDICTIONS, RESULTS = "generated_predictions.txt", "predict_results.json"
 

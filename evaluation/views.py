@@ -1,23 +1,20 @@
 """Pages of evaluations: base beside tuned, with intervals, down to the single row."""
 
-import difflib
-
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
-from django.db.models import F, FloatField, OuterRef, Subquery
-from django.db.models.fields.json import KT
-from django.db.models.functions import Cast
+from django.http import Http404, QueryDict
 from django.shortcuts import redirect, render
-from django.utils.html import conditional_escape, format_html
-from django.utils.safestring import mark_safe
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
 from chat.models import Adapter
+from evaluation import charts, exports, fixing, reading, reviewing, upstream_files, verdicts
 from evaluation.forms import EvaluationForm
-from evaluation.intervals import METRICS, ROUGE_L
-from evaluation.models import EvaluationRun, Prediction
+from evaluation.intervals import ROUGE_L
+from evaluation.metrics import in_order, known
+from evaluation.models import EvaluationRun
 from evaluation.plan import create_evaluation
 from portal.access import get_visible
 from portal.forms import add_errors
@@ -25,9 +22,15 @@ from portal.numbers import whole_number
 from portal.runs import lifecycle
 from portal.runs.once import once_per_form
 
+FILES = (
+    upstream_files.PREDICTIONS,
+    upstream_files.RESULTS,
+    exports.CSV,
+    exports.JSON,
+)
 PER_PAGE = 20
+REPORT_ROWS = 200  # most changed first; all rows are in the CSV
 ROWS_PER_PAGE = 10
-LONGEST_COMPARED = 2000  # characters; difflib is quadratic
 
 
 @require_GET
@@ -35,7 +38,7 @@ def run_list(request):
     found = EvaluationRun.objects.visible_to(request.user)
     found = found.select_related(
         "owner", "adapter", "checkpoint", "baseline", "dataset_version__dataset"
-    )
+    ).defer("general", "baseline__general")
     page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
     live = 3 if any(run.is_active for run in page) else None
     return render(
@@ -75,140 +78,122 @@ def _initial(request) -> dict:
 @require_GET
 def detail(request, pk):
     found = EvaluationRun.objects.select_related(
-        "owner", "adapter", "checkpoint", "dataset_version__dataset"
+        "owner", "adapter", "checkpoint", "dataset_version__dataset", "reviewed_by", "baseline"
     )
     run = get_visible(found, request.user, pk=pk)
     # Whoever may see the tuned side may see the base beside it; its owner can be somebody else.
     baseline = run.baseline
     compared = run.difference
-    order = request.GET.get("order", "worst" if compared else "row")
-    page = Paginator(_predictions(run, baseline, order), ROWS_PER_PAGE).get_page(
+    orders = reading.ORDERS if baseline else reading.PLAIN_ORDERS
+    order = request.GET.get("order", "")
+    order = order if order in orders else "worst" if compared else "row"
+    show = request.GET.get("show", "")
+    show = show if show in reading.FILTERS else ""
+    changes = request.GET.get("marks") == "changes"
+    page = Paginator(reading.rows(run, order, show), ROWS_PER_PAGE).get_page(
         request.GET.get("page")
     )
+    mine = EvaluationRun.objects.changeable_by(request.user).filter(pk=pk).exists()
     context = {
         "run": run,
         "baseline": baseline,
-        "scale": _scale(run, baseline, compared),
-        "verdict": _verdict(compared),
+        "scale": charts.score_chart([baseline, run], compared),
+        "verdict": verdicts.overall(compared),
+        "metrics": _metric_table(run, baseline, compared),
+        "few": verdicts.few_rows(run.total) if run.scores else "",
+        "general": _general(run),
+        "distributions": charts.distributions(run) if run.scores else [],
         "page": page,
-        "rows": [_row(prediction) for prediction in page],
+        "rows": [reading.told(prediction, changes) for prediction in page],
         "order": order,
-        "mine": EvaluationRun.objects.changeable_by(request.user).filter(pk=pk).exists(),
+        "orders": orders,
+        "show": show,
+        "filters": {
+            name: label
+            for name, label in reading.FILTERS.items()
+            if baseline or name != "regressions"
+        },
+        "changes": changes,
+        "mine": mine,
+        "files": FILES,
+        "may_review": reviewing.may_review(request.user),
         "page_is_live": 2 if run.is_active or (baseline and baseline.is_active) else None,
     }
     return render(request, "evaluation/evaluationrun_detail.html", context)
 
 
-def _verdict(compared: dict | None) -> dict | None:
-    """What the differences to the base say together: {"tone", "label", "sentence"}, or None.
-
-    Better or worse when none of their intervals holds 0, else nobody can tell.
+@require_GET
+def report(request, pk):
+    """One page to print or to send: scores, verdicts, what was forgotten, the rows that lost most
+    and gained most.
     """
-    if not compared:
-        return None
-    if all(found["low"] > 0 for found in compared.values()):
-        return {
-            "tone": "good",
-            "label": "↑ " + _("better than the base"),
-            "sentence": _("Every interval of the differences lies above zero."),
-        }
-    if all(found["high"] < 0 for found in compared.values()):
-        return {
-            "tone": "bad",
-            "label": "↓ " + _("worse than the base"),
-            "sentence": _("Every interval of the differences lies below zero."),
-        }
-    return {
-        "tone": "",
-        "label": "≈ " + _("cannot tell"),
-        "sentence": _(
-            "At least one interval of the differences holds zero or they point different ways."
-        ),
-    }
-
-
-def _scale(run, baseline, compared) -> dict | None:
-    """The chart of the scores: positions in percent of an axis from 0 to a round number above the
-    largest interval.
-    """
-    sides = [side for side in (baseline, run) if side is not None and side.scores]
-    if not sides:
-        return None
-    highest = max(side.scores[metric]["high"] for side in sides for metric in METRICS)
-    step = next((step for step in (1, 2, 5, 10, 20) if highest / step <= 5), 25)
-    top = min(100, step * (int(highest // step) + 1))
-    lines = []
-    for metric in METRICS:
-        marks = []
-        for side in sides:
-            score = side.scores[metric]
-            marks.append(
-                {
-                    "tuned": side.adapter_id is not None,
-                    "x": 100 * score["value"] / top,
-                    "from": 100 * score["low"] / top,
-                    "width": max(0.4, 100 * (score["high"] - score["low"]) / top),
-                    **score,
-                }
-            )
-        lines.append(
-            {"name": metric.upper(), "marks": marks, "difference": (compared or {}).get(metric)}
-        )
-    return {
-        "lines": lines,
-        "ticks": [(100 * tick / top, tick) for tick in range(0, int(top) + 1, step)],
-    }
-
-
-def _predictions(run, baseline, order):
-    """The rows with the base's text and score beside them; `worst`: where tuning lost most ROUGE-L
-    first.
-    """
-    found = run.predictions.annotate(rouge_l=Cast(KT(f"scores__{ROUGE_L}"), FloatField()))
-    if baseline is None:
-        return found.order_by("rouge_l" if order == "worst" else "row")
-    beside = Prediction.objects.filter(run=baseline, row=OuterRef("row"))
-    found = found.annotate(
-        base_text=Subquery(beside.values("text")[:1]),
-        base_rouge_l=Subquery(
-            beside.annotate(value=Cast(KT(f"scores__{ROUGE_L}"), FloatField())).values("value")[:1]
-        ),
+    found = EvaluationRun.objects.select_related(
+        "owner", "adapter", "checkpoint", "dataset_version__dataset", "reviewed_by", "baseline"
     )
-    if order == "worst":
-        return found.annotate(gain=F("rouge_l") - F("base_rouge_l")).order_by("gain", "row")
-    return found.order_by("row")
-
-
-def _row(prediction) -> dict:
-    base = getattr(prediction, "base_text", None)
-    return {
-        "number": prediction.row + 1,
-        "prompt": prediction.prompt,
-        "reference": prediction.reference,
-        "text": marked(prediction.reference, prediction.text),
-        "base": None if base is None else marked(prediction.reference, base),
-        "rouge_l": prediction.rouge_l,
-        "base_rouge_l": getattr(prediction, "base_rouge_l", None),
+    run = get_visible(found, request.user, pk=pk)
+    if not run.scores:
+        raise Http404
+    shown = reading.rows(run, "worst")[:REPORT_ROWS]
+    context = {
+        "run": run,
+        "verdict": verdicts.overall(run.difference),
+        "metrics": _metric_table(run, run.baseline, run.difference),
+        "few": verdicts.few_rows(run.total),
+        "general": _general(run),
+        "rows": [reading.told(prediction, changes=True) for prediction in shown],
     }
+    return render(request, "evaluation/report.html", context)
 
 
-def marked(reference: str, text: str, least: int = 2):
-    """`text` as HTML, the runs of at least `least` characters that it shares with the reference, in
-    order, in <mark>.
+def _metric_table(run, baseline, compared) -> list[dict]:
+    """Every metric of the run: value, the base's, the difference and what it says, and what the
+    metric means.
     """
-    if len(text) > LONGEST_COMPARED or len(reference) > LONGEST_COMPARED:
-        return conditional_escape(text)
-    pieces, at = [], 0
-    for block in difflib.SequenceMatcher(
-        None, reference, text, autojunk=False
-    ).get_matching_blocks():
-        if block.size < least:
-            continue
-        pieces.append(conditional_escape(text[at : block.b]))
-        at = block.b + block.size
-        pieces.append(format_html('<mark class="same">{}</mark>', text[block.b : at]))
-    pieces.append(conditional_escape(text[at:]))
-    return mark_safe("".join(pieces))  # every piece has been escaped
+    if not run.scores:
+        return []
+    lines = []
+    for name in in_order(list(run.scores)):
+        metric, told = known().get(name), (compared or {}).get(name)
+        beside = (baseline.scores or {}).get(name) if baseline else None
+        lines.append(
+            {
+                "name": name,
+                "label": verdicts.label_of(name),
+                "score": run.scores[name],
+                "interval": verdicts.interval(run.scores[name]),
+                "base": beside,
+                "told": told and verdicts.said(told["value"], signed=True),
+                "told_interval": told and verdicts.interval(told),
+                "verdict": told and verdicts.of_metric(name, told, run.total),
+                "explanation": _(metric.explanation) if metric and metric.explanation else "",
+                "published": metric.published if metric else (),
+            }
+        )
+    return lines
+
+
+def _general(run) -> dict | None:
+    """The forgetting card: {"kept_percent", "gain", "rise", "lost", ...} beside what the run keeps,
+    or None.
+    """
+    found = run.general
+    if not found:
+        return None
+    knew = found["base_right"]
+    baseline = run.baseline.scores if run.baseline else None
+    before = (baseline or {}).get(ROUGE_L, {}).get("value")
+    after = (run.scores or {}).get(ROUGE_L, {}).get("value")
+    loss = found.get("loss")
+    return {
+        **found,
+        "kept_percent": round(100 * found["kept"] / knew) if knew else None,
+        "gain": after / before if before and after is not None else None,
+        "rise": loss["tuned"] - loss["base"] if loss else None,
+        "lost": [
+            answer for answer in found["answers"] if answer["base_right"] and not answer["right"]
+        ],
+        "learnt": found["right"] - found["kept"],
+    }
 
 
 @require_POST
@@ -233,3 +218,48 @@ def resume(request, pk):
     else:
         messages.warning(request, _("Only a failed or cancelled run can go on."))
     return redirect("evaluation_run", pk=pk)
+
+
+@require_POST
+def review(request, pk):
+    run = get_visible(EvaluationRun.objects, request.user, pk=pk)
+    try:
+        reviewing.review(
+            request.user, run, request.POST.get("decision", ""), request.POST.get("note", "")
+        )
+    except ValidationError as refused:
+        messages.warning(request, " ".join(refused.messages))
+    else:
+        messages.success(request, _("The decision is noted."))
+    return redirect("evaluation_run", pk=pk)
+
+
+@require_POST
+def note_row(request, pk, row):
+    """Notes a row for review, or takes the note back; `exclude` leaves it out of the dataset's next
+    version.
+    """
+    run = get_visible(EvaluationRun.objects.changeable_by(request.user), request.user, pk=pk)
+    if "exclude" in request.POST:
+        try:
+            version = fixing.exclude(request.user, run, row)
+        except ValidationError as refused:
+            messages.warning(request, refused.messages[0])
+        else:
+            told = _("Row %(row)s is left out of %(version)s; earlier versions stay as they are.")
+            messages.success(request, told % {"row": row + 1, "version": version})
+        return redirect(_rows_address(request, pk, row))
+    changed = run.predictions.filter(row=row).update(flagged=request.POST.get("flagged") == "1")
+    if not changed:
+        raise Http404
+    return redirect(_rows_address(request, pk, row))
+
+
+def _rows_address(request, pk, row) -> str:
+    """Back to where the row was, in the same order and filter."""
+    kept = QueryDict(mutable=True)
+    for name in ("order", "show", "marks", "page"):
+        if request.POST.get(name):
+            kept[name] = request.POST[name]
+    query = f"?{kept.urlencode()}" if kept else ""
+    return f"{reverse('evaluation_run', args=[pk])}{query}#row-{row}"

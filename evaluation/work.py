@@ -7,6 +7,7 @@ to stop (portal/runs/heartbeat.py), costs only what was in flight.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from django.db.models import F
 
 from chat.model_work import ModelWork
 from evaluation.comparison import update_differences
+from evaluation.metrics import PERPLEXITY, measured
 from evaluation.models import EvaluationRun, Prediction
 from portal.models import Run
 from portal.runs.heartbeat import STEP_ASIDE, Heartbeat, RunFailed, StopRequested
@@ -23,10 +25,15 @@ from tuning.datasets.examples import messages_of
 from tuning.datasets.store import Split, open_split
 
 if TYPE_CHECKING:
+    import torch
+
     from chat.engine.engine import Engine
     from chat.remote_engine import RemoteEngine
-    from evaluation.metrics import Scorer
+    from evaluation.metrics.original import Scorer
     from evaluation.predict import Predicted
+
+
+ROWS_AT_ONCE = 64  # between two looks at whether somebody wants the run to stop
 
 
 class EvaluationWork(ModelWork):
@@ -60,10 +67,12 @@ class EvaluationWork(ModelWork):
             done = set(run.predictions.values_list("row", flat=True))
             waiting = [row for row in range(min(recipe["rows"], len(split))) if row not in done]
             heartbeat.tell(progress=len(done))
-            if waiting:
+            if waiting or run.general is None:
                 plan = f"{run.adapter_name or 'no adapter'}, {len(waiting)} rows, {run.decoding}"
                 with self._engine(heartbeat, plan) as engine:
                     self._predict(heartbeat, split, waiting, engine)
+                    heartbeat.flush()
+                    self._look_closer(heartbeat, split, engine)
         heartbeat.flush()
 
         scores = self._scores()
@@ -76,7 +85,7 @@ class EvaluationWork(ModelWork):
         process.
         """
         from chat.remote_engine import RemoteEngine
-        from evaluation import predict
+        from evaluation import forgetting, predict
 
         run, recipe = self.run, self.run.recipe
         lengths = recipe["max_source_length"], recipe["max_target_length"]
@@ -95,6 +104,9 @@ class EvaluationWork(ModelWork):
         quantization = recipe["quantization_bit"]
         with self.loaded_model(heartbeat, plan, quantization_bit=quantization) as loaded:
             pre_seq_len = recipe["adapter"]["pre_seq_len"] if run.adapter is not None else 0
+            if run.adapter is not None:  # the general questions must fit too
+                room = forgetting.SOURCE, forgetting.TARGET
+                lengths = max(lengths[0], room[0]), max(lengths[1], room[1])
             yield predict.engine_for(loaded, *lengths, pre_seq_len=pre_seq_len)
 
     def _predict(
@@ -106,7 +118,7 @@ class EvaluationWork(ModelWork):
     ) -> None:
         """Raises StopRequested before the end when somebody wants the run to stop."""
         from evaluation import predict
-        from evaluation.metrics import Scorer
+        from evaluation.metrics.original import Scorer
 
         run, recipe = self.run, self.run.recipe
         lengths = recipe["max_source_length"], recipe["max_target_length"]
@@ -127,6 +139,7 @@ class EvaluationWork(ModelWork):
             max_target_length=lengths[1],
             seed=recipe["seed"],
             should_stop=lambda: heartbeat.stop_requested is not None,
+            resembles=self._base_predictions(),
         )
         finished = recipe["rows"] - len(waiting)
         for predicted in predictions:
@@ -144,9 +157,77 @@ class EvaluationWork(ModelWork):
         if finished < recipe["rows"]:
             raise StopRequested(heartbeat.stop_requested or STEP_ASIDE)
 
+    def _look_closer(
+        self, heartbeat: Heartbeat, split: Split, engine: Engine | RemoteEngine
+    ) -> None:
+        """What the rows' texts do not tell: how likely the references were, and what the prefix
+        cost of everything else.
+        """
+        from chat.engine import adapters
+        from chat.engine.engine import Engine
+        from evaluation import forgetting
+
+        run, recipe = self.run, self.run.recipe
+        here = isinstance(engine, Engine)
+        prefix = adapters.load(run.adapter.path).tensor if run.adapter is not None else None
+        if here:
+            self._measure_likelihood(heartbeat, split, engine, prefix)
+        told = EvaluationRun.objects.filter(pk=run.pk)
+        if run.adapter is None:
+            heartbeat.tell(lambda: told.update(general={}))
+            return
+        precision = str(engine.loaded.dtype) if isinstance(engine, Engine) else "elsewhere"
+        found = forgetting.card(
+            engine,
+            run.adapter.ref(),
+            prefix,
+            kept_as=f"{run.checkpoint.fingerprint} {precision} {recipe['quantization_bit']}",
+            folder=settings.DATA_DIR / "general",
+            should_stop=lambda: heartbeat.stop_requested is not None,
+        )
+        if found is None:
+            raise StopRequested(heartbeat.stop_requested or STEP_ASIDE)
+        kept = f"{found['kept']} of {found['base_right']} general answers kept"
+        self.log(f"{kept}, {found['right']} of {found['questions']} right")
+        heartbeat.tell(lambda: told.update(general=found))
+
+    def _measure_likelihood(
+        self, heartbeat: Heartbeat, split: Split, engine: Engine, prefix: torch.Tensor | None
+    ) -> None:
+        """The references' perplexity, for the rows that do not have it yet."""
+        from evaluation.likelihood import losses
+
+        recipe = self.run.recipe
+        lengths = recipe["max_source_length"], recipe["max_target_length"]
+        name = PERPLEXITY.name
+        left = [row for row in self.run.predictions.order_by("row") if name not in row.counts]
+        for start in range(0, len(left), ROWS_AT_ONCE):
+            heartbeat.check()
+            some = left[start : start + ROWS_AT_ONCE]
+            rows = [
+                engine.prompter.training_ids(
+                    messages_of(split[each.row]["prompt"], split[each.row]["history"]),
+                    split[each.row]["response"],
+                    *lengths,
+                )
+                for each in some
+            ]
+            for each, (nats, tokens) in zip(some, losses(engine.loaded, rows, prefix), strict=True):
+                if tokens and math.isfinite(nats):
+                    each.counts[name] = [round(nats, 4), tokens]
+                    each.scores[name] = round(math.exp(min(nats / tokens, 50.0)), 4)
+            heartbeat.tell(partial(_update, some))
+
+    def _base_predictions(self) -> dict[int, str]:
+        """What the base alone said about the rows, if that is known."""
+        run = self.run
+        if run.adapter is None or run.baseline is None or run.decoding != run.Decoding.GREEDY:
+            return {}
+        return dict(run.baseline.predictions.values_list("row", "text"))
+
     def _scores(self) -> dict:
         """Over all rows."""
-        from evaluation.metrics import average
+        from evaluation.intervals import average
 
         run = self.run
         run.refresh_from_db(fields=["failed_rows"])
@@ -155,7 +236,8 @@ class EvaluationWork(ModelWork):
                 "all_rows_failed",
                 "The model gave no answer to any row; the log names the reasons.",
             )
-        return average(list(run.predictions.order_by("row").values_list("scores", flat=True)))
+        rows = list(run.predictions.order_by("row").values_list("scores", "counts"))
+        return average([scores for scores, _ in rows], [counts for _, counts in rows])
 
     def after_success(self) -> None:
         update_differences(self.run.pk)
@@ -168,14 +250,20 @@ def _prediction(
     prompt, reference, text = (
         part.replace("\0", "") for part in (prompt, reference, predicted.text)
     )
+    found = measured(scorer, text, reference)
     return Prediction(
         run=run,
         row=predicted.row,
         prompt=prompt,
         reference=reference,
         text=text,
-        scores=scorer.score(text, reference),
+        scores=found.scores,
+        counts=found.counts,
     )
+
+
+def _update(predictions: list[Prediction]) -> None:
+    Prediction.objects.bulk_update(predictions, ["scores", "counts"])
 
 
 def _write(prediction: Prediction, failed: bool) -> None:

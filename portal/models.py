@@ -142,8 +142,8 @@ def new_run_key() -> str:
 
 
 class Run(Owned, models.Model):
-    """One piece of long work: a tuning, an evaluation or a download. The queue is a doorbell; this
-    row is the truth.
+    """One piece of long work: a tuning, an evaluation, a download or a check. The queue is a
+    doorbell; this row is the truth.
 
     Status is written only in portal/runs/lifecycle.py. `token` is the fencing token: a process may
     write to the row only while it holds the current one. Statuses, error and times explain the run
@@ -163,6 +163,7 @@ class Run(Owned, models.Model):
         TUNING = "tuning", _("Tuning")
         EVALUATION = "evaluation", _("Evaluation")
         FETCH = "fetch", _("Download")
+        CHECK = "check", _("Check of a dataset")
 
     class Priority(models.IntegerChoices):
         NORMAL = 0, _("normal")
@@ -202,6 +203,8 @@ class Run(Owned, models.Model):
         default=3, validators=[MinValueValidator(1)], editable=False
     )
     cancel_requested = models.BooleanField(default=False, editable=False)
+    # stopped by somebody who means to go on with it
+    paused = models.BooleanField(default=False, editable=False)
     priority = models.PositiveSmallIntegerField(
         _("priority"), choices=Priority.choices, default=Priority.NORMAL, editable=False
     )
@@ -291,7 +294,7 @@ class Run(Owned, models.Model):
 class QueueHold(models.Model):
     """A queue that takes no new run until an admin releases it; what runs goes on to its end."""
 
-    queue = models.CharField(max_length=20, unique=True)
+    queue = models.CharField(max_length=20, primary_key=True)
     reason = models.CharField(_("reason"), max_length=200, blank=True)
     by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     since = models.DateTimeField(auto_now_add=True)

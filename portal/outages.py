@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError
 from django.utils.translation import gettext as _
+from safetensors import SafetensorError
 
 RETRY_AFTER = 5  # seconds
 NEARLY_FULL = 64 << 20  # bytes of room below which writing is expected to fail
@@ -28,7 +29,7 @@ def outage_of(fault: BaseException | None) -> Outage | None:
     while fault is not None:
         if isinstance(fault, OSError) and fault.errno in _FULL:
             return disk_full()
-        if isinstance(fault, DatabaseError) and _says_full(fault):
+        if isinstance(fault, DatabaseError | SafetensorError) and _says_full(fault):
             return disk_full()
         if isinstance(fault, OperationalError | InterfaceError) and not _of_the_schema(fault):
             return Outage(
@@ -47,7 +48,7 @@ def room() -> int:
     return shutil.disk_usage(settings.DATA_DIR).free
 
 
-def _says_full(fault: DatabaseError) -> bool:
+def _says_full(fault: Exception) -> bool:
     said = str(fault).lower()
     if "disk i/o error" in said:  # SQLite, where its memory file does not grow
         return room() < NEARLY_FULL

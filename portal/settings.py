@@ -259,6 +259,9 @@ METRICS_FROM = _parsed(
 # Queued runs that one member may have; more are refused (429).
 QUEUED_RUNS = _parsed("PORTAL_QUEUED_RUNS", "20", int)
 
+# Whether an adapter needs an approved evaluation before it can be shared with the team.
+APPROVAL_NEEDED = _flag("PORTAL_APPROVAL")
+
 # What `up` calls after the migrations; each may be called again at any time.
 FIRST_RUN = [
     "chat.registry.ensure_starter",

@@ -43,7 +43,11 @@ urlpatterns = [
     path("api/v1/", include("evaluation.api_urls")),
     path("v1/", include("chat.api.openai_urls")),
     path("v1/", include("tuning.openai_urls")),
-    path("api/schema/", login_not_required(SpectacularAPIView.as_view()), name="api-schema"),
+    path(
+        "api/schema/",
+        login_not_required(SpectacularAPIView.as_view(http_method_names=["get", "head"])),
+        name="api-schema",
+    ),
     path(
         "api/docs/",
         # its scripts come from files; swagger-ui writes styles into the page
@@ -67,4 +71,5 @@ urlpatterns = [
         ),
     ),
 ]
+handler404 = "portal.errors.not_found"
 handler500 = "portal.errors.server_error"

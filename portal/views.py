@@ -55,7 +55,7 @@ def home(request):
             "next_step": any("next" in step for step in steps),
             "starter": starter,
             "catalogue": catalogue() if starter else [],
-            "conversations": Conversation.objects.filter(owner=user)[:RECENT],
+            "conversations": Conversation.objects.visible_to(user)[:RECENT],
             "adapters": Adapter.objects.visible_to(user).select_related("checkpoint")[:RECENT],
             "runs": Run.objects.filter(owner=user)[:RECENT],
         },

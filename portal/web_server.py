@@ -29,22 +29,20 @@ HEADERS_WITHIN = 20.0  # seconds for a request's head, from its first byte
 # seconds in which the rest of a refused body is thrown away, so that its reason is read
 LINGER = 3.0
 LARGEST_FRAME = 2 * 1024 * 1024  # bytes of one websocket message
-AHEAD = 256 * 1024  # bytes of a body that may wait for the application
+AHEAD = 256 * 1024  # bytes of a body, or of frames, that may wait for the application
+FRAME = 1024  # bytes that a websocket's frame counts for, beside its own
 BACKLOG = 1024  # a room that reconnects at once
 
 
-class Body(asyncio.Queue):
+class Received(asyncio.Queue):
     """What an application receives: the transport is paused while it has not caught up."""
 
     def __init__(self, transport):
         super().__init__()
-        self.open = False  # until then: daphne's own message, of a body that it would have read
         self._transport, self._ahead, self._paused = transport, 0, False
 
     def put_nowait(self, message) -> None:
-        if not self.open:
-            return
-        self._ahead += len(message.get("body", b""))
+        self._ahead += _size(message)
         super().put_nowait(message)
         if self._ahead > AHEAD and not self._paused:
             self._paused = True
@@ -52,11 +50,25 @@ class Body(asyncio.Queue):
 
     async def get(self):
         message = await super().get()
-        self._ahead -= len(message.get("body", b""))
+        self._ahead -= _size(message)
         if self._paused and self._ahead <= AHEAD // 2:
             self._paused = False
             self._transport.resumeProducing()
         return message
+
+
+class Body(Received):
+    open = False  # until then: daphne's own message, of a body that it would have read
+
+    def put_nowait(self, message) -> None:
+        if self.open:
+            super().put_nowait(message)
+
+
+def _size(message) -> int:
+    if message["type"] == "websocket.receive":
+        return FRAME + len(message.get("text") or message.get("bytes") or "")
+    return len(message.get("body", b""))
 
 
 @implementer(IPushProducer)
@@ -160,17 +172,20 @@ class WebServer(daphne_server.Server):
     def create_application(self, protocol, scope):
         if "client" in scope:
             behind_proxy(scope)
-        if not getattr(protocol, "_streamed", False):
+        if scope["type"] == "websocket":
+            received = Received(protocol.transport)
+        elif protocol._streamed:
+            received = Body(protocol.channel._networkProducer)
+        else:
             return super().create_application(protocol, scope)
-        body = Body(protocol.channel._networkProducer)
         scope.setdefault("asgi", {"version": "3.0"})
         application = self.application(
-            scope=scope, receive=body.get, send=partial(self.handle_reply, protocol)
+            scope=scope, receive=received.get, send=partial(self.handle_reply, protocol)
         )
         if protocol not in self.connections:
             return None
         self.connections[protocol]["application_instance"] = asyncio.ensure_future(application)
-        return body
+        return received
 
     async def handle_reply(self, protocol, message):
         await super().handle_reply(protocol, message)

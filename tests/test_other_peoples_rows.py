@@ -9,7 +9,7 @@ from chat.models import Adapter, FetchRun
 from portal.models import ApiKey
 from tests.support.page_fixtures import *  # noqa: F403 - a member's rows
 from tests.support.urls import routes
-from tuning.models import CollectedExample
+from tuning.models import CheckRun, CollectedExample
 
 pytestmark = pytest.mark.django_db
 METHODS = ["get", "post", "put", "patch", "delete"]
@@ -38,7 +38,17 @@ def theirs(conversation, dataset, tuning_run, evaluated, adapter, member):
     collected = CollectedExample.objects.create(
         dataset=dataset, by=member, prompt="q", response=MARK, message=answer
     )
+    check = CheckRun.objects.create(
+        owner=member,
+        kind="check",
+        name=MARK,
+        dataset_version=dataset.current,
+        checkpoint=adapter.checkpoint,
+        recipe={"dataset": {"split": "train"}},
+    )
     return {
+        "/checks/": check.pk,
+        "/api/v1/check-runs/": check.pk,
         "/downloads/": fetch.pk,
         "/api/v1/fetch-runs/": fetch.pk,
         "/api/v1/queue/runs/": tuning_run.pk,

@@ -2,10 +2,12 @@
 TuningMetric.
 """
 
+from pathlib import Path
+
 from django.db import models
 from django.utils.translation import gettext_lazy as _
 
-from chat.models import Checkpoint, Message
+from chat.models import Adapter, Checkpoint, Message
 from portal.access import AccessQuerySet, Owned
 from portal.models import Run, User
 
@@ -181,10 +183,15 @@ class TuningRun(Run):
         Checkpoint, models.PROTECT, related_name="tuning_runs", verbose_name=_("checkpoint")
     )
     loss = models.FloatField(null=True, editable=False)  # mean over the last logging interval
+    validation_loss = models.FloatField(null=True, editable=False)  # the last one measured
     samples_per_second = models.FloatField(_("examples per second"), null=True, editable=False)
     trainable_parameters = models.BigIntegerField(
         _("trainable parameters"), null=True, editable=False
     )
+    # the step that was published as the run's own; others may be published beside it
+    result_step = models.PositiveIntegerField(null=True, editable=False)
+    # whether the served prefix answers as the trained one (tuning.ptuning.proof.Proof.as_dict)
+    proof = models.JSONField(null=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
 
@@ -202,6 +209,43 @@ class TuningRun(Run):
         )
         return (self.total - self.progress) * per_step / self.samples_per_second
 
+    @property
+    def steps_folder(self) -> Path:
+        """Adapters of the steps that were saved on the way, `step-N` each."""
+        return self.folder / "steps"
+
+    def saved_steps(self) -> list[int]:
+        """Steps whose prefix can be published, newest first."""
+        names = (entry.name for entry in self.steps_folder.glob("step-*"))
+        return sorted((int(name.removeprefix("step-")) for name in names), reverse=True)
+
+    def result(self) -> Adapter | None:
+        """What the run has made, of its adapters (prefetched in lists)."""
+        made = sorted(self.adapters.all(), key=lambda adapter: adapter.pk)
+        own = [adapter for adapter in made if adapter.step == self.result_step]
+        return next(iter(own or made[-1:]), None)
+
+
+class CheckRun(Run):
+    """What a checkpoint makes of a dataset version, counted before a run is paid for
+    (tuning/datasets/checks.py).
+    """
+
+    dataset_version = models.ForeignKey(DatasetVersion, models.CASCADE, related_name="check_runs")
+    checkpoint = models.ForeignKey(
+        Checkpoint, models.CASCADE, related_name="check_runs", verbose_name=_("checkpoint")
+    )
+    # {"rows", "near_duplicates": {"count", "pairs"}, "prompt" and "response": {"lengths":
+    # [[tokens, rows], ...], "longest": [[line, tokens], ...]}}
+    report = models.JSONField(default=dict, editable=False)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("check of a dataset")
+        verbose_name_plural = _("checks of datasets")
+        ordering = ["-id"]
+
 
 class TuningMetric(models.Model):
     """One logged step of a tuning run."""
@@ -213,6 +257,7 @@ class TuningMetric(models.Model):
     samples_per_second = models.FloatField(null=True)
     # KL(base || prefixed) on general prompts, where the recipe has a kl_weight
     divergence = models.FloatField(null=True)
+    validation_loss = models.FloatField(null=True)  # on rows that are not learnt from
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

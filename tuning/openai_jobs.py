@@ -52,6 +52,35 @@ def cancel(request, user, name: str) -> HttpResponseBase:
     return _job(_run(user, name))
 
 
+@for_scripts_in_thread("POST", scope="tuning")
+def pause(request, user, name: str) -> HttpResponseBase:
+    """It stops after its step with its state saved."""
+    run = _run(user, name)
+    if not TuningRun.objects.changeable_by(user).filter(pk=run.pk).exists():
+        return json_error(403, _("Only the owner may change this."), code="permission_denied")
+    if run.status not in Run.ACTIVE:
+        message = _("The job has ended: %(status)s.") % {"status": status_of(run)}
+        return json_error(400, message, code="invalid_state")
+    lifecycle.cancel(run, to_go_on=True)
+    return _job(_run(user, name))
+
+
+@for_scripts_in_thread("POST", scope="tuning")
+def resume(request, user, name: str) -> HttpResponseBase:
+    run = _run(user, name)
+    if not TuningRun.objects.changeable_by(user).filter(pk=run.pk).exists():
+        return json_error(403, _("Only the owner may change this."), code="permission_denied")
+    if status_of(run) != "paused" or not lifecycle.resume(run):
+        message = _("The job is not paused: %(status)s.") % {"status": status_of(run)}
+        return json_error(400, message, code="invalid_state")
+    return _job(_run(user, name))
+
+
+def status_of(run: TuningRun) -> str:
+    """Our words are OpenAI's; a run that was stopped in order to go on is `paused` there."""
+    return "paused" if run.paused and run.status == Run.Status.CANCELLED else str(run.status)
+
+
 @for_scripts_in_thread("GET", "HEAD", scope="tuning")
 def events(request, user, name: str) -> HttpResponseBase:
     """Newest first."""
@@ -210,7 +239,7 @@ def told(run: TuningRun) -> dict:
         "organization_id": "portal",
         "result_files": [],
         "seed": recipe.seed,
-        "status": run.status,  # our words are OpenAI's
+        "status": status_of(run),
         "trained_tokens": None,
         "training_file": f"file-{run.dataset_version.dataset_id}",
         "validation_file": run.recipe.get("validation_file"),
@@ -253,6 +282,8 @@ def _events(run: TuningRun) -> list[dict]:
     elif run.finished_at and run.status == Run.Status.FAILED:
         reason = (run.error or {}).get("message", "")
         happened(run.finished_at, f"The job failed: {reason}", "error")
+    elif run.finished_at and run.paused:
+        happened(run.finished_at, "The job was paused", "info")
     elif run.finished_at:
         happened(run.finished_at, "The job was cancelled", "warn")
     return found

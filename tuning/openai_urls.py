@@ -9,6 +9,8 @@ urlpatterns = [
     path("fine_tuning/jobs", openai_jobs.jobs, name="openai-jobs"),
     path("fine_tuning/jobs/<str:name>", openai_jobs.job, name="openai-job"),
     path("fine_tuning/jobs/<str:name>/cancel", openai_jobs.cancel, name="openai-job-cancel"),
+    path("fine_tuning/jobs/<str:name>/pause", openai_jobs.pause, name="openai-job-pause"),
+    path("fine_tuning/jobs/<str:name>/resume", openai_jobs.resume, name="openai-job-resume"),
     path("fine_tuning/jobs/<str:name>/events", openai_jobs.events, name="openai-job-events"),
     path(
         "fine_tuning/jobs/<str:name>/checkpoints",

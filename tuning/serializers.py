@@ -20,6 +20,17 @@ class TuningRunSerializer(RunSerializer):
     progress = serializers.SerializerMethodField(help_text="0 to 1")
     eta_seconds = serializers.FloatField(read_only=True, allow_null=True)
     adapter = serializers.SerializerMethodField(help_text="id of what the run has made")
+    saved_steps = serializers.ListField(
+        child=serializers.IntegerField(),
+        read_only=True,
+        help_text="steps that can be published beside it, newest first",
+    )
+    proof = serializers.JSONField(
+        read_only=True,
+        allow_null=True,
+        help_text="validation prompts answered as served and held against the trainer's logits: "
+        "prompts, tokens, same, gap, tolerance, holds",
+    )
 
     class Meta(RunSerializer.Meta):
         model = TuningRun
@@ -32,10 +43,13 @@ class TuningRunSerializer(RunSerializer):
             "step",
             "max_steps",
             "loss",
+            "validation_loss",
             "samples_per_second",
             "eta_seconds",
             "trainable_parameters",
             "adapter",
+            "saved_steps",
+            "proof",
         ]
         read_only_fields = fields
 
@@ -43,15 +57,22 @@ class TuningRunSerializer(RunSerializer):
         return run.recipe["method"]
 
     def get_adapter(self, run) -> int | None:
-        # prefetched in lists
-        made = max(run.adapters.all(), key=lambda adapter: adapter.pk, default=None)
+        made = run.result()
         return made.pk if made else None
 
 
 class TuningMetricSerializer(serializers.ModelSerializer):
     class Meta:
         model = TuningMetric
-        fields = ["step", "loss", "learning_rate", "samples_per_second", "divergence", "created_at"]
+        fields = [
+            "step",
+            "loss",
+            "learning_rate",
+            "samples_per_second",
+            "divergence",
+            "validation_loss",
+            "created_at",
+        ]
 
 
 def _hyper_fields() -> dict[str, serializers.Field]:

@@ -3,7 +3,10 @@
 from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
+from django.http import JsonResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils.http import content_disposition_header
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
@@ -16,7 +19,9 @@ from portal.runs import lifecycle
 from portal.runs.once import once_per_form
 from tuning.forms import LABELS, TuningRunForm, as_shown
 from tuning.models import Dataset, TuningRun
-from tuning.plan import PRESETS, create_run, default_preset
+from tuning.plan import PRESETS, create_run, recommended_preset
+from tuning.ptuning.recipe import Recipe
+from tuning.steps import publish_saved_step
 
 PER_PAGE = 20
 CHART_POINTS = 600  # more than the chart has pixels to show
@@ -37,7 +42,10 @@ def run_list(request):
 def detail(request, pk):
     found = TuningRun.objects.select_related("owner", "checkpoint", "dataset_version__dataset")
     run = get_visible(found, request.user, pk=pk)
-    points = list(run.metrics.values_list("step", "loss"))
+    points = _points(run)
+    other = found.visible_to(request.user).filter(pk=whole_number(request.GET.get("with"))).first()
+    if other == run:
+        other = None
     context = {
         "run": run,
         "mine": TuningRun.objects.changeable_by(request.user).filter(pk=pk).exists(),
@@ -50,17 +58,41 @@ def detail(request, pk):
             )
             for adapter in run.adapters.visible_to(request.user)
         ],
-        "hyper": [
-            (label, name, as_shown(name, run.recipe[name]))
-            for name, label in LABELS.items()
-            if name in run.recipe
-        ],
-        "chart": {"total": run.total or run.recipe.get("max_steps", 0), "points": _thinned(points)},
+        "hyper": _hyper(run, other),
+        "other": other,
+        "comparable": found.visible_to(request.user).exclude(pk=pk).filter(loss__isnull=False)[:20],
+        "saved_steps": run.saved_steps(),
+        "chart": {
+            "total": max(
+                one.total or one.recipe.get("max_steps", 0) for one in (run, other) if one
+            ),
+            "points": _thinned(points),
+            "other": _thinned(_points(other)) if other else None,
+        },
         "first": points[0] if points else None,
         "log": run.log_tail(LOG_BYTES),
         "page_is_live": 2 if run.is_active else None,
     }
     return render(request, "tuning/tuningrun_detail.html", context)
+
+
+def _points(run: TuningRun) -> list[tuple[int, float, float | None]]:
+    """(step, loss, loss on validation rows or None)"""
+    return list(run.metrics.values_list("step", "loss", "validation_loss"))
+
+
+def _hyper(run: TuningRun, other: TuningRun | None) -> list[tuple]:
+    """(label, name, value, the other run's value if that differs) of each hyper-parameter."""
+    theirs = Recipe.from_dict(other.recipe).as_dict() if other else {}
+    found = []
+    for name, label in LABELS.items():
+        if name in run.recipe:
+            value = run.recipe[name]
+            differs = bool(other) and theirs[name] != value
+            found.append(
+                (label, name, as_shown(name, value), differs, as_shown(name, theirs.get(name)))
+            )
+    return found
 
 
 def _thinned(points: list) -> list:
@@ -132,11 +164,33 @@ def _initial(request, presets: dict) -> dict:
         }
         return initial | {name: earlier.recipe.get(name) for name in LABELS}
     if initial["preset"] not in presets:
-        initial["preset"] = default_preset(checkpoint) if checkpoint else next(iter(presets))
+        initial["preset"] = recommended_preset(checkpoint) if checkpoint else next(iter(presets))
     values = dict(presets[initial["preset"]])
     if not (checkpoint and checkpoint.family.can_quantize):
         values["quantization_bit"] = None  # of the presets' base alone
     return initial | values
+
+
+@require_POST
+def publish_step(request, pk, step):
+    """A step that was saved on the way becomes a tuned model of its own, to be talked to."""
+    run = get_visible(TuningRun.objects.changeable_by(request.user), request.user, pk=pk)
+    try:
+        adapter = publish_saved_step(run, step)
+    except ValidationError as refused:
+        messages.warning(request, refused.message)
+        return redirect("tuning_run", pk=pk)
+    return redirect(f"{reverse('chat')}?adapter={adapter.pk}")
+
+
+@require_GET
+def recipe_file(request, pk):
+    """The frozen recipe, to be kept, or sent to the REST API elsewhere."""
+    run = get_visible(TuningRun.objects, request.user, pk=pk)
+    response = JsonResponse(run.recipe, json_dumps_params={"ensure_ascii": False, "indent": 2})
+    disposition = content_disposition_header(True, f"recipe-{run.pk}.json")
+    response["Content-Disposition"] = disposition
+    return response
 
 
 @require_POST

@@ -6,6 +6,8 @@ who asks how).
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from functools import partial
 
 from django.conf import settings
@@ -13,11 +15,14 @@ from django.conf import settings
 from chat.model_work import ModelWork
 from chat.registry import publish_adapter
 from portal.models import Run
-from portal.runs.heartbeat import STEP_ASIDE, Heartbeat, StopRequested
-from tuning.datasets.store import open_split
+from portal.runs.heartbeat import STEP_ASIDE, Heartbeat, RunFailed, StopRequested
+from tuning.datasets.examples import messages_of
+from tuning.datasets.store import VALIDATION, examples, open_split
 from tuning.methods import METHODS
 from tuning.models import TuningMetric, TuningRun
 from tuning.ptuning.recipe import Recipe
+
+KEPT_STEPS = 20  # saved steps of a run that can be published
 
 
 class TuningWork(ModelWork):
@@ -41,6 +46,7 @@ class TuningWork(ModelWork):
         import torch
 
         from chat.engine import adapters
+        from chat.engine.request import AdapterRef
 
         run, recipe = self.run, Recipe.from_dict(self.run.recipe)
         plan = (
@@ -51,23 +57,78 @@ class TuningWork(ModelWork):
         with self.loaded_model(
             heartbeat, plan, quantization_bit=recipe.quantization_bit, dtype=dtype
         ) as loaded:
-            prefix = self._trained(loaded, recipe, heartbeat)
-            heartbeat.tell(phase=Run.Phase.SAVING)
-            prefix.metadata |= {"run": run.pk, "name": run.name, "checkpoint": run.checkpoint.name}
-            with open_split(run.dataset_version, run.recipe["dataset"]["split"]) as examples:
+            with open_split(run.dataset_version, run.recipe["dataset"]["split"]) as rows:
                 # how it wants to be asked travels with its files
-                prefix.metadata["with_history"] = examples.has_history()
+                self._told = {"with_history": rows.has_history()}
+            self._told |= {"run": run.pk, "name": run.name, "checkpoint": run.checkpoint.name}
+            prefix = self._trained(loaded, recipe, heartbeat)
+            step = prefix.metadata["step"]
+            heartbeat.tell(phase=Run.Phase.SAVING)
+            prefix.metadata |= self._told
             folder = run.folder / "adapter"
-            adapters.save(prefix, folder)
+            served = AdapterRef(adapters.save(prefix, folder), str(folder))
+            self._prove(loaded, recipe, prefix, served, heartbeat)
+            TuningRun.objects.filter(pk=run.pk).update(result_step=step)
             adapter = publish_adapter(
                 folder,
                 name=run.name,
                 checkpoint=run.checkpoint,
                 owner=run.owner,
                 run=run,
-                step=recipe.max_steps,
+                step=step,
             )
             self.log(f"adapter “{adapter.name}”: {adapter.sha256}")
+
+    def _prove(self, loaded, recipe, prefix, served, heartbeat: Heartbeat) -> None:
+        """What will be served answers as what was trained; RunFailed when it does not. Nothing is
+        published then.
+        """
+        from tuning.ptuning.proof import PROMPTS, prove
+
+        run = self.run
+        rows = examples(run.dataset_version, run.dataset_version.split_for_evaluation(), 0, PROMPTS)
+        prompts = [
+            loaded.prompter.prompt_ids(
+                messages_of(row["prompt"], row.get("history") or ()), recipe.max_source_length
+            )
+            for row in rows
+            if row["prompt"].strip()
+        ]
+        if not prompts:
+            return
+        proof = prove(loaded, prefix.tensor, served, prompts)
+        heartbeat.tell(lambda: TuningRun.objects.filter(pk=run.pk).update(proof=proof.as_dict()))
+        self.log(
+            f"served and trained prefix: {proof.same} of {proof.prompts} prompts answered with the "
+            f"same {proof.tokens} tokens, largest gap {proof.gap:.2g} of {proof.tolerance:g}"
+        )
+        if not proof.holds:
+            raise RunFailed(
+                "not_proven",
+                f"the served prefix answers otherwise than the trained one: its token is "
+                f"{proof.gap:.3g} logits behind, {proof.tolerance:g} would be rounding",
+            )
+
+    def _before(self, recipe):
+        """The prefix that the run goes on from; None where it begins otherwise."""
+        if recipe.init != "adapter":
+            return None
+        from chat.engine import adapters
+
+        try:
+            return adapters.load(settings.DATA_DIR / "adapters" / recipe.init_adapter).tensor
+        except adapters.AdapterInvalid as fault:
+            raise RunFailed("file_missing", str(fault)) from fault
+
+    def _keep(self, step: int, prefix) -> None:
+        """One saved step as an adapter that may be published; the oldest give way."""
+        from chat.engine import adapters
+
+        folder = self.run.steps_folder
+        prefix.metadata |= {**self._told, "step": step}
+        adapters.save(prefix, folder / f"step-{step}")
+        for older in self.run.saved_steps()[KEPT_STEPS:]:
+            shutil.rmtree(folder / f"step-{older}", ignore_errors=True)
 
     def _trained(self, loaded, recipe, heartbeat: Heartbeat):
         """The prefix after the last step; goes on from the newest saved state."""
@@ -77,26 +138,36 @@ class TuningWork(ModelWork):
 
         def report(progress: Progress) -> bool:
             heartbeat.tell(progress=progress.step, phase=Run.Phase.TRAINING)
-            if progress.logged is not None:
+            if progress.logged is not None or progress.validation is not None:
                 self.log(_line(progress))
                 heartbeat.tell(partial(_write, _metric(run, progress)))
             if progress.step % recipe.save_steps == 0:
                 heartbeat.flush()  # a saved state makes sure that it is never told again
             return heartbeat.stop_requested is not None
 
-        with open_split(run.dataset_version, run.recipe["dataset"]["split"]) as examples:
+        version = run.dataset_version
+        with contextlib.ExitStack() as opened:
+            rows = opened.enter_context(open_split(version, run.recipe["dataset"]["split"]))
+            held_out = ()
+            if recipe.eval_steps and VALIDATION in version.splits:
+                held_out = opened.enter_context(open_split(version, VALIDATION))
             method = METHODS[run.recipe["method"]]
             trainer = method.trainer(
                 loaded,
                 recipe,
-                examples,
+                rows,
                 run.state_folder,
                 report,
+                initial=self._before(recipe),
+                validation=held_out,
+                keep=self._keep,
                 general_folder=settings.DATA_DIR / "general",
             )
             self.log(
                 f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen"
             )
+            if trainer.dropped:
+                self.log(f"{trainer.dropped:,} examples longer than the lengths are left out")
             if trainer.step:
                 self.log(f"going on after step {trainer.step}")
             planned = TuningRun.objects.filter(pk=run.pk)
@@ -123,10 +194,12 @@ def _metric(run: TuningRun, progress) -> TuningMetric:
     return TuningMetric(
         run_id=run.pk,
         step=progress.step,
-        loss=progress.logged,
+        # a step that was only validated tells its own loss
+        loss=progress.loss if progress.logged is None else progress.logged,
         learning_rate=progress.learning_rate,
         samples_per_second=progress.samples_per_second,
         divergence=progress.divergence,
+        validation_loss=progress.validation,
     )
 
 
@@ -136,19 +209,28 @@ def _write(metric: TuningMetric) -> None:
         [metric],
         update_conflicts=True,
         unique_fields=["run", "step"],
-        update_fields=["loss", "learning_rate", "samples_per_second", "divergence"],
+        update_fields=[
+            "loss",
+            "learning_rate",
+            "samples_per_second",
+            "divergence",
+            "validation_loss",
+        ],
     )
-    TuningRun.objects.filter(pk=metric.run_id).update(
-        loss=metric.loss, samples_per_second=metric.samples_per_second
-    )
+    told = {"loss": metric.loss, "samples_per_second": metric.samples_per_second}
+    if metric.validation_loss is not None:
+        told["validation_loss"] = metric.validation_loss
+    TuningRun.objects.filter(pk=metric.run_id).update(**told)
 
 
 def _line(progress) -> str:
     """One logged step, for the run's log."""
     speed = progress.samples_per_second
     return (
-        f"step {progress.step}/{progress.max_steps}  loss {progress.logged:.4f}  lr "
+        f"step {progress.step}/{progress.max_steps}  loss "
+        f"{progress.loss if progress.logged is None else progress.logged:.4f}  lr "
         f"{progress.learning_rate:.3e}  "
+        + (f"validation {progress.validation:.4f}  " if progress.validation is not None else "")
         + (f"kl {progress.divergence:.4f}  " if progress.divergence is not None else "")
         + f"{speed:.1f} examples/s"
     )

@@ -1,7 +1,8 @@
 """POST /: what ChatGLM-6B's api.py answered, so that its clients and tutorials work with one more
 header, the key.
 
-`{"prompt", "history"?, "max_length"?, "top_p"?, "temperature"?, "model"?}` -> `{"response",
+`{"prompt", "history"?, "max_length"?, "top_p"?, "temperature"?, "model"?,
+"prefix_strength"?}` -> `{"response",
 "history", "status", "time"}`. As there, a value that is false in Python (0, "", null) means its
 default (or what the checkpoint wishes), and max_length counts prompt and answer together.
 """
@@ -25,6 +26,7 @@ from portal.rest.conventions import READABLE
 from portal.text import check_content, is_storable
 
 PARAMETERS = ("max_length", "top_p", "temperature")
+OWN_PARAMETERS = ("prefix_strength",)  # where a 0 means 0
 MAX_LENGTH = 2048  # unless the request has another; the rest is as everywhere
 
 
@@ -97,6 +99,7 @@ def _wanted(body) -> tuple[list[dict], dict]:
     if body.get("model") and not isinstance(body["model"], str):
         problems["model"] = ValidationError(_("Must be a text."), "invalid_value")
     values = {name: body[name] for name in PARAMETERS if body.get(name)}
+    values |= {name: body[name] for name in OWN_PARAMETERS if body.get(name) is not None}
     for name, value in values.items():
         problem = number_problem(name, value)
         if problem:

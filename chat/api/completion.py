@@ -10,13 +10,16 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, field
 
 from asgiref.sync import sync_to_async
+from django.utils.translation import gettext as _
 
 from chat.engine.request import Event, Request, interrupted
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling
 from chat.worker import router
 from chat.worker.router import coalesced
+from portal.logins import ended, login_of
 from portal.models import User
+from portal.rest.conventions import error
 
 FRAME_INTERVAL = 0.05  # seconds between two deltas to one client; the first one goes out at once
 
@@ -49,11 +52,15 @@ async def stream(
     together are one.
 
     RequestRefused or WorkerUnavailable before the first event when the worker takes none of them or
-    goes away.
+    goes away. LoginOver when the user's key ends (portal/logins.py), before or after it.
     """
     workers = router.get_router()
     needed = checkpoint.ref()
     arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
+
+    async def watch() -> None:
+        await ended(login_of(user))
+        arrived.put_nowait((0, LoginOver()))
 
     async def read(index: int, request: Request) -> None:
         try:
@@ -67,6 +74,7 @@ async def stream(
     readers: list[asyncio.Task] = []
     left = len(requests)
     prompt = written = 0  # tokens, which the user's key pays for
+    watching = asyncio.create_task(watch())
     try:
         for request in requests:
             running.append(request)
@@ -97,7 +105,7 @@ async def stream(
         running.clear()  # nobody there to tell
         raise
     finally:
-        for reader in readers:
+        for reader in [watching, *readers]:
             reader.cancel()
         key = getattr(user, "api_key", None)
         if key is not None and key.tokens_per_day is not None and prompt + written:
@@ -136,6 +144,16 @@ class GenerationFailed(Exception):
     def __init__(self, error: dict):
         super().__init__(error.get("message"))
         self.error = error
+
+
+class LoginOver(GenerationFailed):
+    """The key was revoked, or its owner's account closed, while the answer was written."""
+
+    def __init__(self):
+        message = _("The API key is unknown or has been revoked.")
+        super().__init__(
+            error(message, type="authentication_error", code="invalid_api_key")["error"]
+        )
 
 
 async def collect(

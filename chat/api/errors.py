@@ -5,7 +5,7 @@ from django.http import JsonResponse
 from django.utils.translation import gettext as _
 from rest_framework import exceptions
 
-from chat.api.completion import GenerationFailed
+from chat.api.completion import GenerationFailed, LoginOver
 from chat.engine.request import GenerationRefused
 from chat.worker.router import WorkerUnavailable
 from portal.explanations import explained
@@ -63,6 +63,8 @@ def response_of(refusal: Exception) -> JsonResponse:
     if isinstance(refusal, GenerationRefused) and refusal.later:
         status = 503
         headers["Retry-After"] = str(refusal.retry_after or RETRY_AFTER)
+    elif isinstance(refusal, LoginOver):
+        status = 401
     elif isinstance(refusal, GenerationFailed) and refusal.error.get("code") in NO_MODEL:
         status = 503
         headers["Retry-After"] = str(RETRY_AFTER)

@@ -186,6 +186,7 @@ class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
                 adapter=body.get("adapter", turns.KEEP),
                 sampling=body.get("sampling"),
                 with_history=body.get("with_history"),
+                system=body.get("system"),
             )
         try:
             async_to_sync(live.start)(answer)

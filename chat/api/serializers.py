@@ -13,7 +13,11 @@ from chat.models import Adapter, Checkpoint, Conversation, Message, Precision, S
 from chat.sampling import NUMBERS
 from portal.explanations import explained
 
-NOTES = {"temperature": "; 0 is greedy", "top_k": "; 0 is off"}
+NOTES = {
+    "temperature": "; 0 is greedy",
+    "top_k": "; 0 is off",
+    "prefix_strength": "; 1 is as trained",
+}
 
 
 class CheckpointSerializer(serializers.ModelSerializer):
@@ -138,6 +142,10 @@ class ConversationSerializer(serializers.ModelSerializer):
 
 class MessageSerializer(serializers.ModelSerializer):
     model = serializers.CharField(source="model_label", read_only=True)
+    thoughts = serializers.CharField(
+        read_only=True, help_text="what the model thought before it answered"
+    )
+    answer = serializers.CharField(read_only=True, help_text="`content` without the thoughts")
 
     class Meta:
         model = Message
@@ -146,12 +154,18 @@ class MessageSerializer(serializers.ModelSerializer):
             "conversation",
             "role",
             "content",
+            "thoughts",
+            "answer",
             "status",
             "checkpoint",
             "adapter",
             "model",
             "sampling",
             "with_history",
+            "system",
+            "left_out",
+            "parent",
+            "thumb",
             "seq",
             "finish_reason",
             "usage",
@@ -172,6 +186,10 @@ class SamplingSerializer(serializers.Serializer):
     """For the schema; chat/sampling.py does the checking."""
 
     do_sample = serializers.BooleanField(required=False)
+    thinking = serializers.BooleanField(
+        required=False,
+        help_text="whether a model that can think before it answers does; as its template has it",
+    )
 
     def get_fields(self):
         fields = super().get_fields()
@@ -197,6 +215,9 @@ class SendSerializer(serializers.Serializer):
         required=False,
         allow_null=True,
         help_text="whether the model is shown the earlier turns; absent: as it was trained",
+    )
+    system = serializers.CharField(
+        required=False, help_text="the system prompt; absent: as in the last turn"
     )
 
 

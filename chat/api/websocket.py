@@ -72,6 +72,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         self.conversation_id = self.scope["url_route"]["kwargs"]["pk"]
         self.watch: asyncio.Task | None = None
         self.bucket, self.acknowledgeable = TokenBucket(BURST, RATE), 0
+        self.closing = False
         await self.accept()  # a close code reaches the page only after accepting
         if self.user is None or not self.user.is_authenticated:
             return await self.close(NOT_LOGGED_IN)
@@ -92,7 +93,10 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         await self.close(NOT_LOGGED_IN)
 
     async def close(self, code=None, reason=None) -> None:
-        """Nothing may be sent after it."""
+        """Nothing may be sent after it, and nothing is heard."""
+        if self.closing:
+            return
+        self.closing = True
         for task in self.followed.values():
             if task is not asyncio.current_task():
                 task.cancel()
@@ -139,6 +143,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             adapter=frame.get("adapter", turns.KEEP),
             sampling=frame.get("sampling"),
             with_history=frame.get("with_history"),
+            system=frame.get("system"),
         )
         return answer
 
@@ -157,10 +162,10 @@ class ConversationConsumer(AsyncWebsocketConsumer):
         return found
 
     async def receive(self, text_data=None, bytes_data=None):
+        if self.closing:
+            return
         if text_data is not None and len(text_data) > LARGEST_FRAME:
             return await self.close(TOO_LARGE)
-        if self.watch is None:  # closing
-            return
         if not self.may_say(text_data or ""):
             return await self.close(TOO_OFTEN)
         try:

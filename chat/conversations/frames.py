@@ -44,6 +44,7 @@ class LiveAnswer:
     usage: dict[str, Any] | None = None
     timings: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    left_out: int = 0  # earlier turns that did not fit
     html: str = ""
     # for readers who asked for it
     rendered: StreamedMarkdown = field(default_factory=StreamedMarkdown)
@@ -60,10 +61,12 @@ class LiveAnswer:
             str(message.sequence),
             message.content,
             message.status,
+            _replayed=message.content[: message.begun],
             finish_reason=message.finish_reason,
             usage=message.usage,
             timings=message.timings,
             error=message.error,
+            left_out=message.left_out,
             html=to_html(message.content) if ended else "",
             ended=ended,
         )
@@ -73,7 +76,7 @@ class LiveAnswer:
         """Of the newest frame: what the row keeps."""
         if self.status not in Message.IN_FLIGHT:
             return TEXT + len(self.content) + 1
-        if self.content:
+        if self.content and self.status != Status.QUEUED:
             return TEXT + len(self.content)
         return STARTED if self.status == Status.STREAMING else self.position_offset
 
@@ -132,6 +135,8 @@ class LiveAnswer:
         The end is repeated for whoever asks, so that every reading of an ended answer ends with it.
         """
         ended, content = self.ended, self.content  # the end first: its text is complete
+        if self.status == Status.QUEUED:  # what it goes on with is told when it does
+            content = ""
         found = []
         common = {"message": self.message_id}
         queued = self.status == Status.QUEUED and after < self.position_offset
@@ -148,7 +153,8 @@ class LiveAnswer:
                 }
             )
         if after < STARTED and (content or self.status == Status.STREAMING):
-            found.append({"type": "message.started", "seq": STARTED, **common})
+            told = {"left_out": self.left_out} if self.left_out else {}
+            found.append({"type": "message.started", "seq": STARTED, **common, **told})
         if view is not None and view.version != self.rendered.version:
             return [*found, self._rendered_frame(common, view, content)]
         begin = max(0, after - TEXT)

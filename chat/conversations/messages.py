@@ -6,15 +6,17 @@ from django.db import transaction
 from django.utils import timezone
 
 from chat.conversations.frames import LiveAnswer
+from chat.conversations.tree import Tree
 from chat.engine.request import CheckpointRef, Request
+from chat.engine.thoughts import apart
 from chat.models import Checkpoint, Message
 from chat.sampling import as_sampling
 from chat.worker.router import WorkerUnavailable
 
 
-def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
+def request_for(message_id: int, leave_out: int = 0) -> tuple[Request, CheckpointRef]:
     """What to ask a worker for: the turns before this answer, questions with the answers that they
-    got.
+    got; without the oldest `leave_out` of them.
     """
     message = Message.objects.select_related("conversation", "checkpoint", "adapter").get(
         pk=message_id
@@ -23,10 +25,13 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
     if checkpoint is None:
         raise WorkerUnavailable("there is no checkpoint", "no_worker_for_checkpoint")
     turns = turns_before(message)
+    first = 1 if turns and turns[0]["role"] == "system" else 0
+    del turns[first : first + leave_out]
     adapter = message.adapter
     request = Request(
         id=str(message.sequence),
         messages=tuple(turns),
+        begun=message.content[: message.begun],
         adapter=adapter.ref() if adapter else None,
         sampling=as_sampling(message.sampling),
         user=str(message.conversation.owner_id),
@@ -35,16 +40,28 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
 
 
 def turns_before(answer: Message) -> list[dict[str, str]]:
-    """What the model was shown for this answer: {"role", "content"} of each turn."""
+    """What the model is shown for this answer, {"role", "content"} of each: the branch that leads
+    to it, its question last.
+    """
+    conversation = answer.conversation
+    path = Tree(conversation).path(answer.pk)[:-1]
+    rows = {
+        pk: (role, content)
+        for pk, role, content in conversation.messages.filter(pk__lt=answer.pk).values_list(
+            "pk", "role", "content"
+        )
+    }
     turns: list[dict[str, str]] = []
-    for role, content in answer.conversation.messages.filter(pk__lt=answer.pk).values_list(
-        "role", "content"
-    ):
+    for role, content in (rows[pk] for pk in path):
         if role == Message.Role.USER and turns and turns[-1]["role"] == "user":
             turns.pop()  # it got no answer
+        if role == Message.Role.ASSISTANT:
+            content = apart(content)[1]  # nobody is shown earlier thoughts
         if content:
             turns.append({"role": role, "content": content})
-    return turns if answer.with_history else without_history(turns)
+    if not answer.with_history:
+        turns = without_history(turns)
+    return [{"role": "system", "content": answer.system}, *turns] if answer.system else turns
 
 
 def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
@@ -52,6 +69,15 @@ def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     asked.
     """
     return [turn for turn in turns[:-1] if turn["role"] == "system"] + list(turns[-1:])
+
+
+def earlier_turns(request: Request) -> int:
+    """How many turns a request has that it could do without: all but the system's and the last."""
+    return sum(turn["role"] != "system" for turn in request.messages[:-1])
+
+
+def save_left_out(message_id: int, left_out: int) -> None:
+    Message.objects.filter(pk=message_id).update(left_out=left_out)
 
 
 def save_progress(rows: list[tuple[int, str, int, str]]) -> None:

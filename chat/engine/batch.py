@@ -71,14 +71,14 @@ class RunningBatch:
         if self.prompts is None:
             return 0
         adapter, wanted, first = (
-            sequence.adapter_name,
+            sequence.before_prompt,
             sequence.prompt[:-1],
             sequence.prefix_columns,
         )
         source, length = None, self.prompts.shortest - 1
         for row in self._rows:
             if (
-                row.adapter_name == adapter
+                row.before_prompt == adapter
                 and row.prompt[: self.prompts.shortest] == wanted[: self.prompts.shortest]
             ):
                 shared = common_length(row.computed, wanted)
@@ -140,7 +140,7 @@ class RunningBatch:
     def _store_prompt(self, sequence: Sequence) -> None:
         assert self.prompts is not None
         ids, first = sequence.computed, sequence.prefix_columns
-        if self.prompts.wants(sequence.adapter_name, ids):
+        if self.prompts.wants(sequence.before_prompt, ids):
             self.prompts.keep(
-                sequence.adapter_name, ids, self.cache.take(sequence.slot, first, first + len(ids))
+                sequence.before_prompt, ids, self.cache.take(sequence.slot, first, first + len(ids))
             )

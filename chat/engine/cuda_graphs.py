@@ -19,7 +19,7 @@ import torch
 from chat.engine.attention import rows_of_similar_length
 from chat.engine.kv_cache import KVCache
 from chat.engine.loading import Loaded
-from chat.engine.masks import decode_mask
+from chat.engine.masks import PrefixBias, decode_mask
 from chat.engine.positions import PositionPlan, Positions
 from chat.engine.sequence import Sequence
 
@@ -61,7 +61,15 @@ class EagerDecoder:
         positions = torch.tensor(self.positions.decode(plans, indices), device=device)
         rows = torch.arange(first, first + len(ids), device=device)
         with rows_of_similar_length(self.loaded, [column + 1 for column in columns]):
-            return self._forward(numbers[0], numbers[1], positions, rows, max(columns) + 1, first)
+            return self._forward(
+                numbers[0],
+                numbers[1],
+                positions,
+                rows,
+                max(columns) + 1,
+                first,
+                PrefixBias.of(plans, device),
+            )
 
     def _forward(
         self,
@@ -71,12 +79,15 @@ class EagerDecoder:
         rows: torch.Tensor,
         width: int,
         first: int,
+        bias: PrefixBias | None,
     ) -> torch.Tensor:
         self.cache.set_decode_target(rows, columns, width, first)
         output = self.loaded.model(
             input_ids=ids[:, None],
             position_ids=self.positions.shape(positions, ids.shape[0]),
-            attention_mask=decode_mask(columns, width, self.loaded.dtype),
+            attention_mask=decode_mask(
+                columns, width, self.loaded.dtype, self.loaded.windows, bias
+            ),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=1,
@@ -86,14 +97,16 @@ class EagerDecoder:
 
 @dataclass
 class _Buffers:
-    """Fixed inputs of one row bucket. ids, columns: [bucket]; positions: [bucket] or [bucket,
-    2].
+    """Fixed inputs of one row bucket. ids, columns, prefixes, biases (as PrefixBias): [bucket];
+    positions: [bucket] or [bucket, 2].
     """
 
     ids: torch.Tensor
     columns: torch.Tensor
     positions: torch.Tensor
     rows: torch.Tensor
+    prefixes: torch.Tensor
+    biases: torch.Tensor
 
 
 class StaticDecoder(EagerDecoder):
@@ -146,19 +159,27 @@ class StaticDecoder(EagerDecoder):
             torch.tensor([*columns, *[self.cache.trash_column] * padding]),
             torch.tensor(positions),
             torch.arange(bucket),
+            torch.tensor([*(plan.prefix for plan in plans), *[0] * padding]),
+            torch.tensor([*(plan.prefix_bias for plan in plans), *[0.0] * padding]),
         )
         if bucket not in self._buffers:
             self._buffers[bucket] = _Buffers(
                 *(tensor.to(device, copy=True) for tensor in vars(host).values())
             )
         buffers = self._buffers[bucket]
-        for name in ("ids", "columns", "positions"):
+        for name in ("ids", "columns", "positions", "prefixes", "biases"):
             getattr(buffers, name).copy_(getattr(host, name), non_blocking=True)
         return buffers
 
     def _static_forward(self, buffers: _Buffers, width: int) -> torch.Tensor:
         return self._forward(
-            buffers.ids, buffers.columns, buffers.positions, buffers.rows, width, 0
+            buffers.ids,
+            buffers.columns,
+            buffers.positions,
+            buffers.rows,
+            width,
+            0,
+            PrefixBias(buffers.prefixes, buffers.biases),
         )
 
     def _captured(self, buffers: _Buffers, width: int) -> tuple[Any, torch.Tensor]:

@@ -34,6 +34,7 @@ from chat.engine.request import LONGEST_PREFIX, Request, Sink
 from chat.engine.sampler import SampledToken, sample
 from chat.engine.scheduler import Scheduler
 from chat.engine.sequence import OnEnd, Sequence
+from chat.engine.speculation import Speculation
 from chat.engine.validation import RequestValidator
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class EngineConfig:
     take when rows are sized from it. queue_limit: requests waiting beyond which `submit` refuses.
     prefill_tokens: prompt tokens computed in one step. prefix_room: columns kept for an adapter's
     prefix. reuse_prompts: keep the keys and values of earlier prompts. compiled: use the forward of
-    our own where there is one for the model (flat_forward.py).
+    our own where there is one for the model (flat_forward.py). drafts: guess greedy answers' next
+    tokens where it pays (drafts.py; with the forward of our own alone).
     """
 
     max_rows: int | None = None
@@ -56,13 +58,14 @@ class EngineConfig:
     prefix_room: int = LONGEST_PREFIX
     cache_share: float = CACHE_SHARE
     reuse_prompts: bool = True
+    drafts: bool = True
     compiled: bool = True
 
 
 @dataclass(frozen=True)
 class Work:
-    """One forward: `rows` are neighbours in the cache. counts: prompt tokens of each, None in a
-    decode step.
+    """One forward: `rows` are neighbours in the cache. counts: prompt tokens of each (0: it is past
+    its prompt and decodes one), None in a decode step.
     """
 
     rows: list[Sequence]
@@ -104,8 +107,12 @@ class Engine:
             self.prompts = PromptCache(self.capacity.prompt_cache_bytes)
         self.decoder: FlatSteps | EagerDecoder
         self._prefiller: FlatSteps | Prefiller
+        self._speculation: Speculation | None = None
         if flat:
-            self.decoder = self._prefiller = FlatSteps(flat, self.cache, self.positions)
+            steps = FlatSteps(flat, self.cache, self.positions)
+            self.decoder = self._prefiller = steps
+            if config.drafts:
+                self._speculation = Speculation(steps, loaded.prompter)
         else:
             self.decoder = decoder_for(loaded, self.cache, self.positions)
             self._prefiller = Prefiller(loaded, self.cache, self.positions)
@@ -210,6 +217,9 @@ class Engine:
         """
         self._end_aborted()
         counts = self._admit()
+        if counts and self._batch.decoding and isinstance(self.decoder, FlatSteps):
+            yield from self._schedule_together(counts)
+            return
         if counts:
             rows, started = self._batch.prefilling_rows, time.perf_counter()
             for start, end in pairwise(groups(counts, self._prefiller.slack)):
@@ -223,6 +233,15 @@ class Engine:
             yield Work(self._batch.decoding_rows)
             self.scheduler.budget.decoded(time.perf_counter() - started)
             self._release_finished()
+
+    def _schedule_together(self, counts: list[int]) -> Iterator[Work]:
+        """The flat forward takes prompts and running answers at once: weights are read once."""
+        started, decoding = time.perf_counter(), self._batch.decoding_rows
+        yield Work([*decoding, *self._batch.prefilling_rows], [0] * len(decoding) + counts)
+        self.scheduler.budget.shared(sum(counts), time.perf_counter() - started)
+        self._batch.promote()
+        self._release_finished()
+        self.scheduler.report_queue_positions()
 
     def _end_aborted(self) -> None:
         for sequence in self.scheduler.take_aborted():
@@ -270,10 +289,12 @@ class Engine:
         sampled = sample(logits[ends], [row.sampler_state for row in ready]) if ready else []
         for row, count in zip(work.rows, work.counts, strict=True):
             row.num_computed_tokens += count
-            row.kv_length += count
+            row.kv_length += count or 1
         return list(zip(ready, sampled, strict=True))
 
     def _decode(self, rows: list[Sequence]) -> list[tuple[Sequence, SampledToken]]:
+        if self._speculation is not None and (checked := self._speculation.decode(rows)):
+            return checked
         logits = self.decoder.decode(rows)
         sampled = sample(logits, [row.sampler_state for row in rows])
         for row in rows:
@@ -284,6 +305,8 @@ class Engine:
 
     def _deliver(self, sampled: list[tuple[Sequence, SampledToken]]) -> None:
         for row, token in sampled:
+            if row.finished:
+                continue  # guesses behind its end
             try:
                 row.append_token(token)
             except Exception as error:

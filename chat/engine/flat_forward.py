@@ -88,10 +88,12 @@ class FlatForward:
         columns: Several[int],
         prefixes: Several[Tensor | None],
         wanted: Several[int],
+        biases: Several[float] = (),
     ) -> Tensor:
         """Token ids[i] stands at positions[i] and takes columns[i] of the cache's row rows[i],
         behind prefixes[i] ([layers, 2, kv_heads, length, head_dim] in the model's dtype).
 
+        biases[i] (none: 0) is added to the scores of its prefix (PositionPlan.prefix_bias).
         Tokens of one row stand together, in order; those of one prefix too. Logits
         [len(wanted), vocabulary] of the tokens with the indices `wanted`.
         """
@@ -103,12 +105,14 @@ class FlatForward:
         )
         lengths = torch.tensor([0 if each is None else each.shape[3] for each in prefixes])
         addresses = torch.tensor([0 if each is None else each.data_ptr() for each in prefixes])
+        bias = torch.tensor(biases) if any(biases) else None
         scratch = torch.empty(count * self._heads * (2 * self._dim + 2))
         threads = torch.get_num_threads()
         forward = cpu_kernels.Forward(
             count, self._heads, self._kv_heads, self._dim, threads,
             numbers[2].data_ptr(), numbers[3].data_ptr(), lengths.data_ptr(), addresses.data_ptr(),
-            cosine.data_ptr(), sine.data_ptr(), scratch.data_ptr(),
+            cosine.data_ptr(), sine.data_ptr(), None if bias is None else bias.data_ptr(),
+            scratch.data_ptr(),
             scratch.data_ptr() + 4 * count * self._heads * self._dim, self._dim**-0.5,
         )  # fmt: skip
         here = ctypes.addressof(forward)
@@ -191,13 +195,11 @@ def _made(loaded: Loaded) -> FlatForward | None:
 
 def _usual(loaded: Loaded) -> bool:
     model, config = loaded.model, loaded.model.config
-    kinds = getattr(config, "layer_types", None) or ["full_attention"]
     return (
         loaded.device.type == "cpu"
         and type(model).__name__ in ARCHITECTURES
         and getattr(config, "hidden_act", "") == "silu"
-        and set(kinds) == {"full_attention"}
-        and not (type(model).__name__ == "MistralForCausalLM" and config.sliding_window)
+        and loaded.windows is None
         and loaded.head_dim % 2 == 0
         and loaded.head_dim <= cpu_kernels.LARGEST_HEAD
         and all(parameter.dtype == loaded.dtype for parameter in model.parameters())

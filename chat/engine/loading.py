@@ -21,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint, read_config
 from chat.engine.capacity import free_memory
 from chat.engine.families import Family, family_of
+from chat.engine.masks import Windows, windows_of
 from chat.engine.prompts import Prompter
 from chat.ops import weight_only
 from chat.ops.cpu_linear import accelerate_linear
@@ -45,8 +46,8 @@ UNKNOWN = object()
 class Loaded:
     """A frozen base model and what belongs to it.
 
-    context_length: tokens of prompt and answer together. flat: see flat_forward.py; made when an
-    engine first asks for it.
+    context_length: tokens of prompt and answer together. windows: what its layers see of them
+    (chat.engine.masks). flat: see flat_forward.py; made when an engine first asks for it.
     """
 
     model: PreTrainedModel
@@ -61,6 +62,7 @@ class Loaded:
     kv_heads: int
     head_dim: int
     family: Family
+    windows: Windows = None
     flat: Any = field(default=UNKNOWN, repr=False, compare=False)
 
     @property
@@ -212,6 +214,7 @@ def from_parts(
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         family=family,
+        windows=windows_of(config),
     )
 
 
@@ -225,17 +228,14 @@ def _known_family(config: dict[str, Any]) -> Family:
 
 
 def _context_length(config: Any) -> int:
-    """Tokens of prompt and answer together. A sliding window ends it: the slot cache keeps no ring
-    buffer.
+    """Tokens of prompt and answer together. Chunked attention (Llama 4) ends it: a chunk is served,
+    not what lies beyond.
     """
     length = (
         getattr(config, "max_sequence_length", None)
         or getattr(config, "max_position_embeddings", None)
         or 2048
     )
-    if {"sliding_attention", "chunked_attention"} & set(getattr(config, "layer_types", None) or []):
-        windows = [
-            getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")
-        ]
-        length = min([length, *[window for window in windows if window]])
+    if "chunked_attention" in (getattr(config, "layer_types", None) or []):
+        length = min(length, getattr(config, "attention_chunk_size", None) or length)
     return int(length)

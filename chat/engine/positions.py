@@ -17,13 +17,15 @@ class PositionPlan:
 
     offset: position of the first prompt token. context: prompt tokens that every token of the row
     sees (0: causal). mask_position: ChatGLM's position of [gMASK], which every token behind the
-    prompt shares.
+    prompt shares. prefix_bias: added to every attention score of the prefix's columns; it is the
+    logarithm of SamplingParams.prefix_strength, so each column's weight is multiplied by that.
     """
 
     prefix: int
     offset: int = 0
     context: int = 0
     mask_position: int = 0
+    prefix_bias: float = 0.0
 
 
 class Positions(Protocol):

@@ -45,7 +45,9 @@ class Prefiller:
         output = self._loaded.model(
             input_ids=torch.tensor(ids, device=device).view(len(rows), queries),
             position_ids=self._positions.shape(torch.tensor(positions, device=device), len(rows)),
-            attention_mask=prefill_mask(plans, starts, counts, width, self._loaded.dtype, device),
+            attention_mask=prefill_mask(
+                plans, starts, counts, width, self._loaded.dtype, device, self._loaded.windows
+            ),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,

@@ -67,10 +67,15 @@ class SamplingParams:
     max_new_tokens: int | None = _limited(None, int, 1, 1_000_000)
     # prompt and answer together (ChatGLM api.py), cut to the context; without max_new_tokens
     max_length: int | None = _limited(None, int, 1, 1_000_000)
+    # whether a model that can think before it answers does; None: as its template has it
+    thinking: bool | None = None
     json_schema: str | None = None  # a JSON schema, as text, that the answer satisfies
     stop: tuple[str, ...] = ()  # at most MOST_STOPS, none empty
     # None: drawn by the engine; same seed, same prompt, same tokens, whatever shares the batch
     seed: int | None = _limited(None, int, 0, 2**63 - 1)
+    # of the adapter: what attention gives to the prefix's columns is multiplied by it; 1: as it was
+    # trained, 0: prefix off
+    prefix_strength: float = _limited(1.0, float, 0, 2)
     # number of alternatives to report with each token; None: no logprobs
     logprobs: int | None = _limited(None, int, 0, 20)
 
@@ -160,9 +165,13 @@ class Request:
     messages: tuple[dict[str, str], ...] = ()
     prompt_ids: tuple[int, ...] | None = None
     text: str | None = None
+    begun: str = ""  # the answer's beginning, which is there already; with `messages`
     adapter: AdapterRef | None = None  # None: prefix off
     sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users
+    # what the answer may resemble (another model's answer): makes a greedy one quicker where it
+    # does, and never another
+    resembles: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,8 @@ class Event:
     queued      {"position": int}                        0: next to be admitted
     started     {"prompt_tokens": int}
     delta       {"text": str, "tokens": int, "logprobs"?: [...]}
-                text may be several tokens, never half a character
+                text may be several tokens, never half a character; what a model thinks stands at
+                the answer's beginning (chat/engine/thoughts.py)
     finished    {"finish_reason": FinishReason,
                  "usage": {"prompt_tokens", "completion_tokens", "total_tokens",
                            "max_tokens"? (fewer than asked for: all that the context left)},
@@ -236,7 +246,7 @@ class RequestRefused(GenerationRefused):
     """The engine will not take the request; nothing was computed.
 
     `code`: context_length_exceeded | queue_full | invalid_adapter | invalid_value | empty_prompt |
-    unavailable (an upstream server's word)
+    template_refused | unavailable (an upstream server's word)
     """
 
     def __init__(

@@ -29,6 +29,10 @@ class TokenBudget:
     def decoded(self, seconds: float) -> None:
         self._decode_cost = _mean(self._decode_cost, seconds)
 
+    def shared(self, tokens: int, seconds: float) -> None:
+        """A forward of `tokens` prompt tokens that decoded one of every row as well."""
+        self.prefilled(tokens, max(seconds - (self._decode_cost or 0.0), 0.1 * seconds))
+
     def produced(self, tokens: int) -> None:
         """Answer tokens that have just been handed out."""
         now = time.monotonic()

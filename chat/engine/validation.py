@@ -4,6 +4,7 @@ computed here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from secrets import randbits
 from typing import Any
@@ -43,6 +44,9 @@ class RequestValidator:
         request.sampling.check(self._loaded.vocabulary)
         prompt = self._prompt(request)
         prefix = self._adapters.fetch(request.adapter) if request.adapter else None
+        strength = request.sampling.prefix_strength
+        if prefix is None or strength == 0:
+            request, prefix, strength = replace(request, adapter=None), None, 1.0
         pre_seq_len = prefix.shape[3] if prefix is not None else 0
         if pre_seq_len > self._prefix_room:
             raise RequestRefused(
@@ -51,7 +55,7 @@ class RequestValidator:
                 f"{self._prefix_room}",
                 param="adapter",
             )
-        plan = self._positions.plan(prompt, pre_seq_len)
+        plan = replace(self._positions.plan(prompt, pre_seq_len), prefix_bias=math.log(strength))
         room = min(self._max_length, self._loaded.context_length - plan.offset)
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
@@ -82,8 +86,11 @@ class RequestValidator:
             self._check_size([{"role": "user", "content": request.text}])
             prompt = self._loaded.prompter.plain_ids(request.text)
         elif request.prompt_ids is None:
-            self._check_size(request.messages)
-            prompt = self._loaded.prompter.prompt_ids(request.messages)
+            begun = {"role": "assistant", "content": request.begun}
+            self._check_size([*request.messages, begun])
+            prompt = self._loaded.prompter.prompt_ids(
+                request.messages, begun=request.begun, thinking=request.sampling.thinking
+            )
         else:
             prompt = list(request.prompt_ids)
             vocabulary = self._loaded.vocabulary

@@ -11,6 +11,7 @@ from rest_framework.response import Response
 from chat.fetching.plan import create_fetch
 from chat.fetching.serializers import FetchRunSerializer, NewFetchRunSerializer
 from chat.models import FetchRun
+from portal.models import ApiKey
 from portal.rest.conventions import Conflict
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 from portal.runs import lifecycle
@@ -19,6 +20,7 @@ from portal.runs import lifecycle
 class FetchRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
     """Downloads of checkpoints. Starting one is for staff."""
 
+    key_scope = ApiKey.Scope.ADMIN
     queryset = FetchRun.objects.select_related("owner")
     serializer_class = FetchRunSerializer
     permission_classes = [permissions.IsAuthenticated]

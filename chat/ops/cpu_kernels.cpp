@@ -49,10 +49,27 @@ inline wide load(const bfloat *x) {
     memcpy(&bits, x, sizeof bits);
     return (wide)(__builtin_convertvector(bits, wide_bits) << 16);
 }
-inline float sum(wide x) {
-    float total = 0;
-    for (int i = 0; i < WIDE; i++) total += x[i];
-    return total;
+inline void store(float *to, wide x) { memcpy(to, &x, sizeof x); }
+inline void store(bfloat *to, wide x) {
+    const wide_bits bits = (wide_bits)x;
+    const wide_bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const half_bits half = __builtin_convertvector(x != x ? wide_bits{} + 0x7fc0 : rounded, half_bits);
+    memcpy(to, &half, sizeof half);
+}
+inline float sum(wide x) {  // by halves
+    float eight[8], four[4];
+    const auto *part = reinterpret_cast<const char *>(&x);
+    typedef float v8 __attribute__((vector_size(32)));
+    typedef float v4 __attribute__((vector_size(16)));
+    v8 a, b;
+    memcpy(&a, part, 32), memcpy(&b, part + 32, 32);
+    a += b;
+    memcpy(eight, &a, 32);
+    v4 c, d;
+    memcpy(&c, eight, 16), memcpy(&d, eight + 4, 16);
+    c += d;
+    memcpy(four, &c, 16);
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 // e^x for x <= 0, to two units in the last place (Cephes' polynomial). NaN stays NaN.
@@ -84,7 +101,7 @@ struct Forward {
     int64_t tokens, heads, kv_heads, dim, threads;
     const int64_t *row, *column, *prefix_length;
     const void *const *prefix;
-    const float *cosine, *sine;
+    const float *cosine, *sine, *prefix_bias;
     float *queries, *state;
     float scale;
 };
@@ -126,7 +143,7 @@ void gate(int64_t tokens, int64_t width, int64_t threads, const T *x, T *out) {
         for (; i + WIDE <= width; i += WIDE) {
             wide g = load(gates + i), e = exponential(g < 0 ? g : -g);
             wide y = g * (g < 0 ? e : wide{} + 1) / (1 + e) * load(ups + i);
-            for (int k = 0; k < WIDE; k++) store(to + i + k, y[k]);
+            store(to + i, y);
         }
         for (; i < width; i++) {
             float g = value_of(gates[i]);
@@ -154,6 +171,103 @@ void turn(const T *x, int64_t dim, const float *weight, float epsilon, const flo
     }
 }
 
+// Scores of G queries [dim] for the first `columns` keys: scores[g * BLOCK + j]. `turned` [dim,
+// BLOCK] are the keys with dimensions first; null: as they lie.
+template <int G, typename T>
+inline __attribute__((always_inline)) void score(const T *keys, const float *turned,
+                                                 int64_t columns, const int64_t dim,
+                                                 const float *queries, float *scores) {
+    if (turned) {
+        for (int64_t from = 0; from < columns; from += 2 * WIDE) {
+            wide part[G][2] = {};
+            for (int64_t d = 0; d < dim; d++)
+                for (int g = 0; g < G; g++)
+                    for (int k = 0; k < 2; k++)
+                        part[g][k] += queries[g * dim + d] * load(turned + d * BLOCK + from + k * WIDE);
+            for (int g = 0; g < G; g++) memcpy(scores + g * BLOCK + from, part[g], sizeof part[g]);
+        }
+    } else if (dim % WIDE == 0) {
+        for (int64_t j = 0; j < columns; j++) {
+            wide part[G] = {};
+            for (int64_t d = 0; d < dim; d += WIDE) {
+                const wide key = load(keys + j * dim + d);
+                for (int g = 0; g < G; g++) part[g] += load(queries + g * dim + d) * key;
+            }
+            for (int g = 0; g < G; g++) scores[g * BLOCK + j] = sum(part[g]);
+        }
+    } else {
+        for (int64_t j = 0; j < columns; j++)
+            for (int g = 0; g < G; g++) {
+                float total = 0;
+                for (int64_t d = 0; d < dim; d++)
+                    total += queries[g * dim + d] * value_of(keys[j * dim + d]);
+                scores[g * BLOCK + j] = total;
+            }
+    }
+}
+
+// Scores become weights e^(score - largest so far); returns how much what was summed before fades.
+inline float weigh(float *scores, int64_t columns, float *largest_so_far, float *sum_of_weights) {
+    float largest = *largest_so_far, weights = 0;
+#pragma omp simd reduction(max : largest)
+    for (int64_t j = 0; j < columns; j++) largest = scores[j] > largest ? scores[j] : largest;
+    for (int64_t j = columns; j % WIDE; j++) scores[j] = largest;
+    const float faded = std::exp(*largest_so_far - largest);
+    for (int64_t j = 0; j < columns; j += WIDE) {
+        const wide e = exponential(load(scores + j) - largest);
+        memcpy(scores + j, &e, sizeof e);
+    }
+#pragma omp simd reduction(+ : weights)
+    for (int64_t j = 0; j < columns; j++) weights += scores[j];
+    *largest_so_far = largest;
+    *sum_of_weights = *sum_of_weights * faded + weights;
+    return faded;
+}
+
+// out[g] [dim], states apart, = faded[g] * out[g] + sum of weights[g * BLOCK + j] * values[j].
+template <int G, typename V>
+inline __attribute__((always_inline)) void mix(const V *values, int64_t columns, const int64_t dim,
+                                               const float *weights, const float *faded,
+                                               float *out) {
+    int64_t d = 0;
+    for (; d + 4 * WIDE <= dim; d += 4 * WIDE) {  // sums stay in registers
+        wide part[G][4];
+        for (int g = 0; g < G; g++)
+            for (int k = 0; k < 4; k++)
+                part[g][k] = load(out + g * (dim + 2) + d + k * WIDE) * faded[g];
+        for (int64_t j = 0; j < columns; j++)
+            for (int k = 0; k < 4; k++) {
+                const wide value = load(values + j * dim + d + k * WIDE);
+                for (int g = 0; g < G; g++) part[g][k] += weights[g * BLOCK + j] * value;
+            }
+        for (int g = 0; g < G; g++) memcpy(out + g * (dim + 2) + d, part[g], sizeof part[g]);
+    }
+    for (; d < dim; d++)
+        for (int g = 0; g < G; g++) {
+            float total = out[g * (dim + 2) + d] * faded[g];
+            for (int64_t j = 0; j < columns; j++)
+                total += weights[g * BLOCK + j] * value_of(values[j * dim + d]);
+            out[g * (dim + 2) + d] = total;
+        }
+}
+
+template <int G, typename T>
+inline __attribute__((always_inline)) void look_with(const T *keys, const T *values,
+                                                     const float *turned, const float *plain,
+                                                     int64_t columns, const int64_t dim,
+                                                     const float *queries, float *states) {
+    alignas(64) float scores[G * BLOCK], faded[G];
+    score<G>(keys, turned, columns, dim, queries, scores);
+    for (int g = 0; g < G; g++) {
+        float *state = states + g * (dim + 2);
+        faded[g] = weigh(scores + g * BLOCK, columns, state + dim, state + dim + 1);
+    }
+    if (turned)
+        mix<G>(plain, columns, dim, scores, faded, states);
+    else
+        mix<G>(values, columns, dim, scores, faded, states);
+}
+
 // `count` queries of one key head look at `columns` keys and values [.., dim], of which query i sees
 // the first seen[i] (null: all). Query i of the group's head h: queries[(i * heads + h) * dim]. Its
 // state, likewise, is the weighted sum so far [dim], the largest score and the sum of weights.
@@ -161,73 +275,35 @@ template <typename T>
 inline __attribute__((always_inline)) void look(
     const T *keys, const T *values, int64_t columns, const int64_t *seen, int64_t count,
     int64_t heads, int64_t group, const int64_t dim, const float *queries, float *states) {
-    alignas(64) float turned[LARGEST * BLOCK], plain[LARGEST * BLOCK], scores[BLOCK];
-    const bool together = count * group >= MANY;
+    alignas(64) float turned[LARGEST * BLOCK], plain[LARGEST * BLOCK];
+    const bool together = count * group >= MANY;  // then it pays to turn a block of keys
     for (int64_t from = 0; from < columns; from += BLOCK) {
         const int64_t size = columns - from < BLOCK ? columns - from : BLOCK;
         const T *key = keys + from * dim, *value = values + from * dim;
         if (together) {
-            for (int64_t j = 0; j < size; j++)
-                for (int64_t d = 0; d < dim; d++) turned[d * BLOCK + j] = value_of(key[j * dim + d]);
-            for (int64_t d = 0; d < dim && size < BLOCK; d++)
+            for (int64_t d = 0; d < dim; d++) {
+                for (int64_t j = 0; j < size; j++) turned[d * BLOCK + j] = value_of(key[j * dim + d]);
                 for (int64_t j = size; j < BLOCK; j++) turned[d * BLOCK + j] = 0;
+            }
             for (int64_t i = 0; i < size * dim; i++) plain[i] = value_of(value[i]);
         }
+        const float *other = together ? turned : nullptr;
         for (int64_t i = 0; i < count; i++) {
             int64_t visible = seen ? seen[i] - from : size;
             if (visible <= 0) continue;
             if (visible > size) visible = size;
-            for (int64_t h = 0; h < group; h++) {
+            for (int64_t h = 0; h < group;) {
                 const float *query = queries + (i * heads + h) * dim;
                 float *state = states + (i * heads + h) * (dim + 2);
-                if (together) {
-                    wide part[BLOCK / WIDE] = {};
-                    for (int64_t d = 0; d < dim; d++)
-                        for (int k = 0; k < BLOCK / WIDE; k++)
-                            part[k] += query[d] * load(turned + d * BLOCK + k * WIDE);
-                    memcpy(scores, part, sizeof part);
+                const int64_t left = group - h;
+                if (left >= 4) {
+                    look_with<4>(key, value, other, plain, visible, dim, query, state), h += 4;
+                } else if (left == 3) {
+                    look_with<3>(key, value, other, plain, visible, dim, query, state), h += 3;
+                } else if (left == 2) {
+                    look_with<2>(key, value, other, plain, visible, dim, query, state), h += 2;
                 } else {
-                    for (int64_t j = 0; j < visible; j++) {
-                        float score = 0;
-                        int64_t d = 0;
-                        if (dim >= WIDE) {
-                            wide part = {};
-                            for (; d + WIDE <= dim; d += WIDE)
-                                part += load(query + d) * load(key + j * dim + d);
-                            score = sum(part);
-                        }
-                        for (; d < dim; d++) score += query[d] * value_of(key[j * dim + d]);
-                        scores[j] = score;
-                    }
-                }
-                float largest = state[dim], weights = 0;
-#pragma omp simd reduction(max : largest)
-                for (int64_t j = 0; j < visible; j++)
-                    largest = scores[j] > largest ? scores[j] : largest;
-                for (int64_t j = visible; j < BLOCK; j++) scores[j] = largest;
-                const float faded = std::exp(state[dim] - largest);
-                for (int64_t j = 0; j < visible; j += WIDE) {
-                    wide e = exponential(load(scores + j) - largest);
-                    memcpy(scores + j, &e, sizeof e);
-                }
-#pragma omp simd reduction(+ : weights)
-                for (int64_t j = 0; j < visible; j++) weights += scores[j];
-                state[dim] = largest;
-                state[dim + 1] = state[dim + 1] * faded + weights;
-                if (dim % WIDE == 0 && dim <= 128) {  // sums stay in registers
-                    wide out[128 / WIDE];
-                    for (int64_t d = 0; d < dim / WIDE; d++)
-                        out[d] = load(state + d * WIDE) * faded;
-                    for (int64_t j = 0; j < visible; j++)
-                        for (int64_t d = 0; d < dim / WIDE; d++)
-                            out[d] += scores[j] * (together ? load(plain + j * dim + d * WIDE)
-                                                            : load(value + j * dim + d * WIDE));
-                    memcpy(state, out, dim * sizeof(float));
-                } else {
-                    for (int64_t d = 0; d < dim; d++) state[d] *= faded;
-                    for (int64_t j = 0; j < visible; j++)
-                        for (int64_t d = 0; d < dim; d++)
-                            state[d] += scores[j] * value_of(value[j * dim + d]);
+                    look_with<1>(key, value, other, plain, visible, dim, query, state), h += 1;
                 }
             }
         }
@@ -298,6 +374,10 @@ void attend(const Forward &f, const Layer &layer, const T *qkv, T *out) {
                      (layer.number * 2 * kv_heads + h) * size;
         share(k, k + kv_heads * size, columns, nullptr, h, from, end);
     });
+    // a prefix is looked at first: what is added to all of its scores is added to their largest
+    for (int64_t t = 0; f.prefix_bias && t < f.tokens; t++)
+        for (int64_t h = 0; h < heads && f.prefix_length[t]; h++)
+            f.state[(t * heads + h) * (dim + 2) + dim] += f.prefix_bias[t];
     each(rows, [&](int64_t h, int64_t from, int64_t end) {
         const int64_t at = f.row[from] * layer.row_stride + h * layer.head_stride;
         share(keys + at, values + at, seen[end - 1], seen.data() + from, h, from, end);

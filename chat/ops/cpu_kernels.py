@@ -34,7 +34,10 @@ class Forward(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_int64) for name in ("tokens", "heads", "kv_heads", "dim", "threads")],
         *[(name, ctypes.c_void_p) for name in ("row", "column", "prefix_length", "prefix")],
-        *[(name, ctypes.c_void_p) for name in ("cosine", "sine", "queries", "state")],
+        *[
+            (name, ctypes.c_void_p)
+            for name in ("cosine", "sine", "prefix_bias", "queries", "state")
+        ],
         ("scale", ctypes.c_float),
     ]
 

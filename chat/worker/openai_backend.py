@@ -17,6 +17,9 @@ from chat.worker.sse_backend import UNREACHABLE, SSEBackend
 EXTRAS = (
     "top_k",
     "repetition_penalty",
+    "continue_final_message",
+    "add_generation_prompt",
+    "chat_template_kwargs",
 )
 
 
@@ -76,9 +79,12 @@ class OpenAIBackend(SSEBackend):
         """OpenAI's fields, and the EXTRAS where the server takes them."""
         sampling = request.sampling
         greedy = not sampling.do_sample or sampling.temperature == 0
+        messages = list(request.messages)
+        if request.begun:  # servers that do not know the extras still see what there is
+            messages.append({"role": "assistant", "content": request.begun})
         body = {
             "model": self.model,
-            "messages": list(request.messages),
+            "messages": messages,
             "stream": True,
             "stream_options": {"include_usage": True},
             "temperature": 0.0 if greedy else sampling.temperature,
@@ -96,6 +102,11 @@ class OpenAIBackend(SSEBackend):
             body |= {
                 "top_k": sampling.top_k or None,
                 "repetition_penalty": penalty if penalty != 1.0 else None,
+                "chat_template_kwargs": None
+                if sampling.thinking is None
+                else {"enable_thinking": sampling.thinking},
+                "continue_final_message": True if request.begun else None,
+                "add_generation_prompt": False if request.begun else None,
             }
         if sampling.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}

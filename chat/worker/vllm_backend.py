@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,19 @@ class VllmBackend(SSEBackend):
         if checkpoint is None:
             raise WorkerUnavailable(f"{self.name} has not been asked what it serves")
         sampling.check()
-        rendered = await self._renderer.render(checkpoint.folder, request.messages, request.text)
+        rendered = await self._renderer.render(
+            checkpoint.folder, request.messages, request.text, request.begun, sampling.thinking
+        )
         ids = rendered.ids if request.prompt_ids is None else list(request.prompt_ids)
         if not ids:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
         placeholders = 0
         fields: dict[str, Any] = {}
+        if request.adapter is not None and sampling.prefix_strength != 1:
+            if sampling.prefix_strength:
+                message = f"{self.name} knows prefixes as they were trained only, or none (0)"
+                raise RequestRefused("invalid_value", message, param="prefix_strength")
+            request = replace(request, adapter=None)
         if request.adapter is not None:
             placeholders = await self._pre_seq_len(request.adapter, checkpoint)
             name = request.adapter.name

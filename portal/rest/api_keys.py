@@ -50,14 +50,14 @@ class KeyRefused(Exception):
         self.status, self.code, self.message, self.wait = status, code, message, wait
 
 
-def check_key(user, scope: str) -> None:
+def check_key(user, scope: str | None) -> None:
     """Raises KeyRefused unless the key that `user` came with (if any) has the scope, and requests
-    and tokens left. Counts a request. The same at every door.
+    and tokens left. Counts a request. The same at every door. Scope None: what anybody may read.
     """
     key = getattr(user, "api_key", None)
     if key is None:
         return
-    if scope not in key.scopes:
+    if scope is not None and scope not in key.scopes:
         message = _("This key may not be used for: %(scope)s.")
         label = ApiKey.Scope(scope).label
         raise KeyRefused(403, "insufficient_scope", message % {"scope": label})
@@ -84,7 +84,7 @@ class KeyLimits(BaseThrottle):
         if getattr(user, "api_key", None) is None:
             return True
         try:
-            check_key(user, view.key_scope)
+            check_key(user, getattr(view, "key_scope", None))
         except KeyRefused as refusal:
             if refusal.status == 403:
                 raise PermissionDenied(refusal.message, refusal.code) from refusal

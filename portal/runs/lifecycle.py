@@ -214,10 +214,11 @@ def lost(run_id: int, token: str, reason: str) -> None:
         logger.error("run %s failed: %s", run_id, reason)
 
 
-def cancel(run: Run) -> None:
+def cancel(run: Run, *, to_go_on: bool = False) -> None:
     """A queued run ends here; a running one is told with its next heartbeat. Ended runs stay as
-    they are.
+    they are. to_go_on: it is paused, and said to be.
     """
+    Run.objects.filter(pk=run.pk, status__in=Run.ACTIVE).update(paused=to_go_on)
     if Run.objects.filter(pk=run.pk, status=Status.QUEUED).update(
         status=Status.CANCELLED, finished_at=timezone.now(), cancel_requested=False
     ):
@@ -234,6 +235,7 @@ def resume(run: Run) -> bool:
         status=Status.QUEUED,
         attempt=0,
         cancel_requested=False,
+        paused=False,
         error=None,
         finished_at=None,
         rung_at=None,

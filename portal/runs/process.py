@@ -5,7 +5,6 @@ whichever kind. Its output is the run's log.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -23,6 +22,7 @@ from django.db import close_old_connections
 from django.utils import timezone
 
 from portal.models import Run
+from portal.outages import outage_of
 from portal.runs import lifecycle
 from portal.runs.heartbeat import CANCEL, STEP_ASIDE, Heartbeat, Log, StopRequested
 from portal.runs.work import RunWork, work_of
@@ -99,8 +99,9 @@ def _code_and_message(fault: Exception) -> tuple[str, str]:
         return "invalid", "; ".join(fault.messages)
     if isinstance(fault, FileNotFoundError):
         return "file_missing", f"{fault.strerror}: {fault.filename}"
-    if isinstance(fault, OSError) and fault.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "disk_full", str(fault)
+    outage = outage_of(fault)
+    if outage is not None and outage.code == "disk_full":
+        return outage.code, str(fault)
     if type(fault).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         return "out_of_memory", str(fault)
     code = getattr(fault, "code", None)

@@ -75,8 +75,10 @@ class Neighbour:
     `with Neighbour(url) as other: ...`, then `other.longest` (seconds), `.answers` and `.errors`.
     """
 
-    def __init__(self, url: str, headers: dict | None = None, pause: float = 0.02):
-        self.request = urllib.request.Request(url, headers=headers or {})
+    def __init__(
+        self, url: str, headers: dict | None = None, pause: float = 0.02, body: bytes | None = None
+    ):
+        self.request = urllib.request.Request(url, body, headers or {})
         self.pause, self.longest, self.answers, self.errors = pause, 0.0, 0, []
         self.ended = threading.Event()
 

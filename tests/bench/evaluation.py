@@ -26,7 +26,7 @@ from chat.engine.loading import load
 from chat.starter import sample
 from chat.starter.build import FOLDER
 from evaluation.intervals import METRICS, average, difference
-from evaluation.metrics import Scorer
+from evaluation.metrics.original import Scorer
 from evaluation.predict import engine_for, messages_of, predict
 from tests.bench import report
 
@@ -86,7 +86,7 @@ def false_alarm_rate(experiments: int, rows: int = 100) -> float:
     for seed in range(experiments):
         signs = draw.choice([-1, 1], rows)
         null = [dict.fromkeys(METRICS, gap * sign) for gap, sign in zip(gaps, signs, strict=True)]
-        found = difference(null, zero, seed)["rouge-l"]
+        found = difference(null, zero, seed=seed)["rouge-l"]
         alarms += not found["low"] <= 0 <= found["high"]
     return alarms / experiments
 

@@ -31,7 +31,8 @@ from chat.engine.request import AdapterRef, Request, SamplingParams
 from chat.starter import sample
 from chat.starter.build import FOLDER
 from chat.starter.small_talk import INTENTS
-from evaluation.metrics import Scorer, average
+from evaluation.intervals import average
+from evaluation.metrics.original import Scorer
 from evaluation.predict import engine_for, messages_of, predict, reference_of
 from tests.bench import report
 from tuning.ptuning.recipe import Recipe

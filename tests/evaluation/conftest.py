@@ -6,7 +6,7 @@ import torch
 from chat.checkpoints import describe
 from chat.engine import adapters
 from chat.models import Adapter, Checkpoint
-from evaluation.metrics import Scorer
+from evaluation.metrics.original import Scorer
 from tests.support import tiny_training as tiny
 from tests.support.uploads import lines, upload
 from tuning.datasets.store import add_split, ingest

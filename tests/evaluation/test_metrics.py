@@ -1,13 +1,18 @@
 """Scores against values worked out by hand and against the libraries that upstream uses."""
 
 import math
+from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_chinese import Rouge
+from sacrebleu.metrics import BLEU, CHRF
 
-from evaluation.metrics import METRICS, Scorer, common_subsequence_length
+from evaluation import metrics
+from evaluation.intervals import average
+from evaluation.metrics import METRICS, measured
+from evaluation.metrics.original import Scorer, common_subsequence_length
 
 ZERO = dict.fromkeys(METRICS, 0.0)
 
@@ -91,3 +96,55 @@ def test_the_cache_goes_to_its_own_folder(tmp_path, scorer):
     own = Scorer(tmp_path / "cache")
     assert own.cut("红色裙子") == scorer.cut("红色裙子")
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["jieba.cache"]
+
+
+class Nothing:
+    def score(self, prediction, reference):
+        return {}
+
+
+def test_second_opinions_are_sacrebleus_own_corpus_scores():
+    random = Random(1)
+
+    def texts():
+        lengths = [random.randint(0, 30) for _ in range(80)]
+        return ["".join(random.choices("裙子很好看红色。ab 1,", k=length)) for length in lengths]
+
+    predictions, references = texts(), texts()
+    rows = [measured(Nothing(), *pair) for pair in zip(predictions, references, strict=True)]
+    found = average([row.scores for row in rows], [row.counts for row in rows])
+    theirs = {
+        "sacrebleu": BLEU(tokenize="zh").corpus_score(predictions, [references]).score,
+        "chrf": CHRF().corpus_score(predictions, [references]).score,
+    }
+    assert {name: found[name]["value"] for name in theirs} == pytest.approx(theirs, abs=1e-3)
+
+
+def test_length_repetition_and_exact_match_by_hand():
+    row = measured(Nothing(), "红裙子红裙子", "红裙子")
+    assert row.scores["length-ratio"] == 2.0 and row.counts["length-ratio"] == [6, 3]
+    # runs of 4: 红裙子红, 裙子红裙, 子红裙子: none twice
+    assert row.scores["repetition"] == 0.0
+    assert measured(Nothing(), "好好好好好好", "好").scores["repetition"] == pytest.approx(66.6667)
+    assert measured(Nothing(), " 红 ", "红").scores["exact-match"] == 100.0
+    assert measured(Nothing(), "红色", "红").scores["exact-match"] == 0.0
+
+
+def test_a_module_with_one_function_is_a_metric(monkeypatch, tmp_path, caplog):
+    (tmp_path / "ends_well.py").write_text(
+        "from evaluation.metrics.metric import metric\n"
+        "@metric('ends-well', label='Ends well')\n"
+        "def ends_well(prediction, reference):\n"
+        "    return 100.0 * (prediction[-1] == '。')\n"
+    )
+    monkeypatch.setattr(metrics, "__path__", [*metrics.__path__, str(tmp_path)])
+    metrics.known.cache_clear()
+    try:
+        assert measured(Nothing(), "好。", "好").scores["ends-well"] == 100.0
+        broken = measured(Nothing(), "", "好")  # an index out of range
+        assert "ends-well" not in broken.scores and "ends-well broke" in caplog.text
+        told = average([{"ends-well": 100.0}, {}], [{}, {}])
+        assert told == {}  # no number is made up for the row that lacks it
+    finally:
+        monkeypatch.undo()
+        metrics.known.cache_clear()

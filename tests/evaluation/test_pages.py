@@ -3,7 +3,7 @@
 import pytest
 
 from evaluation.models import METRICS, EvaluationRun, Prediction
-from evaluation.views import marked
+from evaluation.reading import marked
 from tests.support.page_fixtures import *  # noqa: F403  this page's rows
 from tests.support.page_rows import text_of
 

@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 
 from chat.models import Adapter
-from evaluation import metrics
 from evaluation import predict as predicting
 from evaluation.comparison import compare, update_differences
-from evaluation.models import METRICS, EvaluationRun, Prediction
+from evaluation.metrics import known, original
+from evaluation.models import EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
 from evaluation.work import EvaluationWork
 from portal.models import Run
@@ -57,7 +57,7 @@ class QuietHeartbeat:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, scorer):
     """jieba's dictionary is loaded once for all tests."""
-    monkeypatch.setattr(metrics, "Scorer", lambda folder: scorer)
+    monkeypatch.setattr(original, "Scorer", lambda folder: scorer)
 
 
 def evaluate(run, heartbeat=None) -> None:
@@ -84,7 +84,7 @@ def test_base_and_tuned_are_scored_and_compared(member, dataset, checkpoint, ada
     base = carry_out(tuned.baseline)
     assert base.status == Run.Status.SUCCEEDED and base.difference is None
     tuned = carry_out(tuned)
-    assert set(tuned.scores) == set(METRICS) == set(tuned.difference)
+    assert set(tuned.scores) == set(known()) == set(tuned.difference)
     assert set(tuned.scores["rouge-l"]) == {"value", "low", "high"}
     rows = list(tuned.predictions.all())
     assert [row.row for row in rows] == list(range(8))
@@ -105,7 +105,7 @@ def test_a_baseline_that_ends_later_fills_the_difference_in(member, dataset, che
     assert carry_out(tuned).difference is None
     carry_out(base)
     tuned.refresh_from_db()
-    assert set(tuned.difference) == set(METRICS)
+    assert set(tuned.difference) == set(known())
 
 
 def test_a_stopped_run_goes_on_behind_its_rows(member, dataset, checkpoint, monkeypatch):

@@ -29,6 +29,7 @@ DOORS = {
     "chat": ["/api/v1/conversations/", "/api/v1/checkpoints/", "/api/v1/adapters/", "/v1/models"],
     "data": ["/api/v1/datasets/"],
     "tuning": ["/api/v1/tuning-runs/", "/api/v1/evaluation-runs/"],
+    "admin": ["/api/v1/fetch-runs/"],
 }
 
 
@@ -65,6 +66,14 @@ def test_a_key_opens_the_doors_of_its_scope_alone(member, scope):
                 error = answer.json()["error"]
                 assert (answer.status_code, error["code"]) == (403, "insufficient_scope"), path
                 assert error["type"] == "permission_error"
+
+
+def test_what_anybody_may_read_a_key_may_read_too(member):
+    for scope in DOORS:
+        client = client_of(member, scopes=[scope])
+        for path in ("/api/schema/", "/api/docs/", "/healthz"):
+            assert client.get(path).status_code == 200, path
+        assert client.post("/api/schema/").status_code == 405
 
 
 def test_without_the_admin_scope_a_chiefs_key_is_a_members(staff, member, tmp_path):

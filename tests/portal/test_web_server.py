@@ -117,6 +117,17 @@ def test_chunks_are_read_at_every_door_as_a_body_with_a_length_is(web):
         assert status in (200, 201) and told in answer, path
 
 
+def test_a_portal_whose_broker_is_redis_starts():
+    """`up` does not need Redis to be there; what is missing is said when it is asked for."""
+    from tests.support.live_portal import free_port
+
+    with Web(PORTAL_REDIS_URL=f"redis://127.0.0.1:{free_port()}/0") as running:
+        status, _answer, _taken = send(
+            running.port, head("GET", "/v1/models", key_of(running), port=running.port)
+        )
+        assert status == 200
+
+
 def test_what_is_no_http_is_answered_and_ends(web):
     assert send(web.port, b"\0\1\2\r\n\r\n")[0] == 400
     assert send(web.port, head("GET", "/healthz", "Content-Length: x", port=web.port))[0] == 400

@@ -3,6 +3,7 @@
 Folders and files, made in a temporary folder:
     tiny_models.py       a tiny random model of each architecture, its prefixes, and the plain
                          generation that the engine must equal
+    chat_families.py     a tiny random checkpoint of each family with its own chat template
     tiny_training.py     a tiny random checkpoint that can be trained: folder, model, rows
     tiny_chatglm.py      ChatGLM folders in the official layout; where golden files may lie
     folders.py           checkpoint and adapter folders to register: the right files, nothing to run
@@ -16,6 +17,7 @@ Processes, started for real so that they can be killed for real:
     pretend_engine.py    an engine without a model: the last message says what it does
     openai_server.py     a small OpenAI-compatible server, for the backend that asks one
     completions_server.py   one that speaks vLLM's completions, for the backend of vLLM servers
+    earlier_portal.py    a database as the first version left it
     launcher.py          what a cluster puts before a run's process: delays, kills, forwards signals
 
 Rows of the database:

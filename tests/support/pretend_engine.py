@@ -3,7 +3,8 @@ tests.support.pretend_engine URL TOKEN`.
 
 The last message steers it: "words N" writes N words; "every S words N" pauses S seconds after each;
 "write TEXT" writes that text, three characters at a time; "hang" writes one word and waits for the
-abort; "die" kills the engine's thread; "refuse CODE" refuses.
+abort; "die" kills the engine's thread; "refuse CODE" refuses; "fits N" refuses more than N
+messages as too long for the context.
 """
 
 import asyncio
@@ -30,6 +31,8 @@ class PretendEngine:
         text = _asked(request)
         if text.startswith("refuse "):
             raise RequestRefused(text.split()[1], "refused as asked", "messages", 7)
+        if text.startswith("fits ") and len(request.messages) > int(text.split()[1]):
+            raise RequestRefused("context_length_exceeded", "too many", "messages")
         with self.lock:
             self.waiting.append(_Row(request, sink, text.split()))
             self.lock.notify_all()

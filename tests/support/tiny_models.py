@@ -15,8 +15,11 @@ from peft import PrefixTuningConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     GlmConfig,
     LlamaConfig,
+    MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -30,7 +33,10 @@ from chat.engine.request import AdapterRef, Request, SamplingParams
 
 VOCABULARY = 320
 CONTEXT = 256
-ARCHITECTURES = ("qwen2", "qwen3", "llama", "glm", "chatglm")
+# whose layers see the last WINDOW tokens: all of Mistral's, some of the others'
+WINDOWED = ("gemma3", "gemma2", "mistral", "qwen2-window")
+WINDOW = 16
+ARCHITECTURES = ("qwen2", "qwen3", "llama", "glm", "chatglm", *WINDOWED)
 END = 0
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + "
@@ -62,7 +68,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _config(architecture: str) -> PretrainedConfig:
+def tiny_config(architecture: str) -> PretrainedConfig:
     shape = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -90,6 +96,23 @@ def _config(architecture: str) -> PretrainedConfig:
             partial_rotary_factor=0.5,
             attention_bias=True,
         )
+    if architecture == "mistral":
+        return MistralConfig(**shape, num_key_value_heads=2, head_dim=8, sliding_window=WINDOW)
+    if architecture == "qwen2-window":
+        window = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+        return Qwen2Config(**shape, num_key_value_heads=2, **window)
+    if architecture in ("gemma2", "gemma3"):
+        local, whole = "sliding_attention", "full_attention"
+        shape |= {"num_key_value_heads": 1, "head_dim": 8, "query_pre_attn_scalar": 8}
+        shape |= {"sliding_window": WINDOW, "layer_types": [local, whole, local]}
+        shape |= {"tie_word_embeddings": False}  # tied, so scaled, it would repeat its last token
+        if architecture == "gemma2":
+            return Gemma2Config(**shape)
+        rotary = {  # near tokens turn faster in the layers that see only those
+            local: {"rope_type": "default", "rope_theta": 1e4},
+            whole: {"rope_type": "default", "rope_theta": 1e6},
+        }
+        return Gemma3TextConfig(**shape, rope_parameters=rotary)
     from chat.chatglm import ChatGLMConfig
 
     return ChatGLMConfig(
@@ -112,7 +135,7 @@ def _config(architecture: str) -> PretrainedConfig:
 def plain_model(architecture: str) -> PreTrainedModel:
     """As transformers has it, for reference."""
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(_config(architecture)).eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_config(tiny_config(architecture)).eval().requires_grad_(False)
     if architecture == "chatglm":
         # Its residual weighs 7.5 times: with small layers a model that shares its embedding repeats
         # its last token.

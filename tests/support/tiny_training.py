@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -40,15 +42,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def model(kind: str = "qwen2", seed: int = 0, **changes):
-    """Grouped-query attention for Qwen2, one key head per query head for Llama. Vocabulary: 261 of
-    272 rows are used.
+    """Grouped-query attention for Qwen2, one key head per query head for Llama, for Gemma 3 layers
+    that see the last 12 tokens around one that sees all. Vocabulary: 261 of 272 rows are used.
     """
     shape = {
         "vocab_size": 272,
         "hidden_size": 32,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2 if kind == "qwen2" else 4,
+        "num_key_value_heads": 4 if kind == "llama" else 2,
         "intermediate_size": 64,
         "max_position_embeddings": 256,
         "eos_token_id": 256,
@@ -59,6 +61,11 @@ def model(kind: str = "qwen2", seed: int = 0, **changes):
     torch.manual_seed(seed)
     if kind == "qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**shape))
+    if kind == "gemma3":
+        local = "sliding_attention"
+        shape |= {"layer_types": [local, "full_attention", local], "sliding_window": 12}
+        shape |= {"head_dim": 8, "query_pre_attn_scalar": 8, "tie_word_embeddings": False}
+        return Gemma3ForCausalLM(Gemma3TextConfig(**shape))
     return LlamaForCausalLM(LlamaConfig(**shape))
 
 

@@ -1,5 +1,6 @@
 """The web process as people run it, in front of a worker process that needs no model."""
 
+import json
 import os
 import subprocess
 import sys
@@ -86,6 +87,19 @@ class Web:
         return subprocess.run(
             command, cwd=ROOT, env=self.environment, check=True, stdout=subprocess.PIPE, text=True
         ).stdout
+
+    def call(self, method: str, path: str, body=None, headers=None) -> tuple[int, dict]:
+        """(status, parsed JSON) with the member's key. `body`: bytes, or what becomes JSON."""
+        sent = {"Authorization": f"Bearer {self.key}", **(headers or {})}
+        if body is not None and not isinstance(body, bytes):
+            body, sent["Content-Type"] = json.dumps(body).encode(), "application/json"
+        request = urllib.request.Request(self.url + path, body, sent, method=method)
+        try:
+            answer = urllib.request.urlopen(request, timeout=60)
+        except urllib.error.HTTPError as refused:
+            answer = refused
+        with answer:
+            return answer.status, json.loads(answer.read() or b"null")
 
     def answers(self) -> bool:
         """The web answers and its worker has taken its first look at its engine."""

@@ -83,7 +83,9 @@ def test_a_run_in_the_foreground_makes_an_adapter(tmp_path):
         "--logging_steps",
         "2",
         "--save_steps",
-        "1000",
+        "4",
+        "--eval_steps",
+        "4",
         "--learning_rate",
         "5e-2",
         "--pre_seq_len",
@@ -113,7 +115,10 @@ def test_a_run_in_the_foreground_makes_an_adapter(tmp_path):
         "step 4/6",
         "step 6/6",
     ]
-    assert log in done.stderr and "Loading weights" not in done.stderr
+    assert [line for line in log.splitlines() if "validation" in line and "step 4/6" in line]
+    # the engine that proves the prefix says its own line in between
+    assert set(log.splitlines()) <= set(done.stderr.splitlines())
+    assert "Loading weights" not in done.stderr
     assert not list((data / "runs").glob("*/state")), "nothing left that is not needed"
     with contextlib.closing(sqlite3.connect(data / "portal.sqlite3")) as database:
         rows = database.execute(
@@ -125,6 +130,14 @@ def test_a_run_in_the_foreground_makes_an_adapter(tmp_path):
         assert database.execute("SELECT attempt, status FROM portal_run").fetchall() == [
             (1, "succeeded")
         ]
+        validated = database.execute(
+            "SELECT step FROM tuning_tuningmetric WHERE validation_loss IS NOT NULL ORDER BY step"
+        ).fetchall()
+        last, proof = database.execute("SELECT result_step, proof FROM tuning_tuningrun").fetchone()
+    assert [step for (step,) in validated] == [4, 6] and last == 6
+    assert json.loads(proof)["holds"] and json.loads(proof)["prompts"] == 3
+    steps = sorted(path.name for path in (data / "runs").glob("*/steps/*"))
+    assert steps == ["step-4", "step-6"]
     assert [step for step, _ in rows] == [2, 4, 6] and rows[-1][1] == result["loss"] < rows[0][1]
     assert {name: split["rows"] for name, split in splits.items()} == {"train": 12, "validation": 3}
 

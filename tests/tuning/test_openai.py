@@ -219,3 +219,22 @@ async def test_a_training_file_may_be_larger_than_a_body(member, checkpoint, dat
     content = "\n".join([json.dumps(row, ensure_ascii=False)] * 600).encode()
     assert len(content) > 7_000_000
     assert (await upload(client, content)).status == "processed"
+
+
+async def test_a_job_is_paused_and_goes_on(client, other_client):
+    file = await upload(client)
+    job = await client.fine_tuning.jobs.create(model="base", training_file=file.id)
+    with pytest.raises(openai.BadRequestError, match="queued"):
+        await client.fine_tuning.jobs.resume(job.id)
+    with pytest.raises(openai.NotFoundError):
+        await other_client.fine_tuning.jobs.pause(job.id)
+    paused = await client.fine_tuning.jobs.pause(job.id)
+    assert paused.status == "paused"
+    events = [event.message async for event in client.fine_tuning.jobs.list_events(job.id)]
+    assert events[0] == "The job was paused"
+    with pytest.raises(openai.BadRequestError, match="paused"):
+        await client.fine_tuning.jobs.pause(job.id)
+    assert (await client.fine_tuning.jobs.resume(job.id)).status == "queued"
+    assert (await client.fine_tuning.jobs.cancel(job.id)).status == "cancelled"
+    with pytest.raises(openai.BadRequestError, match="cancelled"):
+        await client.fine_tuning.jobs.resume(job.id)

@@ -5,6 +5,7 @@ from django.utils import translation
 
 from chat.models import Checkpoint
 from portal.models import Run
+from tests.support.folders import adapter_folder
 from tests.support.page_fixtures import *  # noqa: F403  this page's rows
 from tests.support.page_rows import text_of
 from tuning.models import Dataset, TuningMetric, TuningRun
@@ -64,7 +65,7 @@ def test_a_running_run_shows_its_curve_and_refreshes_an_ended_one_does_not(
     client.force_login(member)
     path = f"/tuning/{tuning_run.pk}/"
     response = client.get(path)
-    assert response.context["chart"]["points"][-1] == (20, 3.0)
+    assert response.context["chart"]["points"][-1] == (20, 3.0, None)
     assert "data-live-every" in text_of(response)
     assert "<dd>auto</dd>" not in text_of(response)  # the form calls it automatic
     Run.objects.update(
@@ -113,3 +114,64 @@ def test_every_phase_is_told_in_the_readers_language(client, member, tuning_run,
     assert told.isascii() is False
     page = text_of(client.get(f"/tuning/{tuning_run.pk}/", headers={"Accept-Language": "zh-Hans"}))
     assert told in page
+
+
+PROOF = {"prompts": 8, "tokens": 90, "same": 8, "gap": 0.0, "tolerance": 0.001, "holds": True}
+
+
+def test_validation_and_the_proof_are_shown(client, member, tuning_run):
+    TuningMetric.objects.filter(step=10).update(validation_loss=2.25)
+    TuningRun.objects.update(validation_loss=2.25, proof=PROOF)
+    client.force_login(member)
+    response = client.get(f"/tuning/{tuning_run.pk}/")
+    assert response.context["chart"]["points"][9] == (10, 4.0, 2.25)
+    assert "8 条验证提示中有 8 条" in text_of(response)
+    TuningRun.objects.update(proof={**PROOF, "holds": False})
+    assert "不提供" in text_of(client.get(f"/tuning/{tuning_run.pk}/"))
+
+
+def test_two_runs_are_compared_with_their_differences_marked(
+    client, member, other_member, tuning_run
+):
+    other = TuningRun.objects.get(pk=tuning_run.pk)
+    other.pk = other.id = other.run_ptr_id = None
+    other.recipe = {**tuning_run.recipe, "pre_seq_len": 16}
+    other.name = "longer"
+    other._state.adding = True
+    other.save()
+    TuningMetric.objects.create(run=other, step=3, loss=1.5, learning_rate=0.1)
+    client.force_login(member)
+    response = client.get(f"/tuning/{tuning_run.pk}/?with={other.pk}")
+    assert response.context["chart"]["other"] == [(3, 1.5, None)]
+    assert text_of(response).count("<mark") == 1 and f"#{other.pk}: 16</mark>" in text_of(response)
+    TuningRun.objects.filter(pk=other.pk).update(owner=other_member)
+    response = client.get(f"/tuning/{tuning_run.pk}/?with={other.pk}")
+    assert response.context["other"] is None  # other people's runs are not there
+
+
+def test_a_saved_step_becomes_a_tuned_model_once(client, member, other_member, tuning_run):
+    saved = tuning_run.steps_folder / "step-20"
+    adapter_folder(saved, tuning_run.checkpoint.fingerprint)
+    client.force_login(member)
+    assert "与第 20 步对话" in text_of(client.get(f"/tuning/{tuning_run.pk}/"))
+    path = f"/tuning/{tuning_run.pk}/steps/20/"
+    first = client.post(path)
+    (adapter,) = tuning_run.adapters.all()
+    assert first["Location"] == f"/chat/?adapter={adapter.pk}"
+    assert (adapter.step, adapter.owner, adapter.name) == (20, member, "my run-20")
+    assert client.post(path)["Location"] == first["Location"] and saved.is_dir()
+    response = client.post(f"/tuning/{tuning_run.pk}/steps/21/", follow=True)
+    assert "没有保留第 21 步" in text_of(response)
+    api = f"/api/v1/tuning-runs/{tuning_run.pk}/steps/"
+    answer = client.post(f"{api}20/")
+    assert (answer.status_code, answer.json()["id"]) == (201, adapter.pk)
+    assert client.post(f"{api}21/").json()["error"]["code"] == "no_such_step"
+    client.force_login(other_member)
+    assert client.post(path).status_code == client.post(f"{api}20/").status_code == 404
+
+
+def test_the_recipe_is_a_file_to_keep(client, member, tuning_run):
+    client.force_login(member)
+    response = client.get(f"/tuning/{tuning_run.pk}/recipe.json")
+    assert response.json() == tuning_run.recipe
+    assert "attachment" in response["Content-Disposition"]

@@ -115,6 +115,8 @@ class PrefixLoss:
             hidden = self._base(**arguments).last_hidden_state
             some = hidden.flatten(0, 1)[batch.positions.to(hidden.device)]
             goal, weights = _Goal(batch, some.device), weights.to(some.device)
+            if not torch.is_grad_enabled():
+                return self._without_gradient(some, goal, weights)
             return _FrozenHeadLoss.apply(some, goal, weights, self._head, self._rows)
         length = batch.input_ids.shape[1]
         columns = (batch.positions % length).unique()
@@ -128,6 +130,15 @@ class PrefixLoss:
         )
         some = logits[rows.to(logits.device), where.to(logits.device)]
         return (_Goal(batch, some.device).losses(some) * weights.to(some.device)).sum()
+
+    def _without_gradient(
+        self, hidden: torch.Tensor, goal: _Goal, weights: torch.Tensor
+    ) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), self._rows):
+            part = slice(start, start + self._rows)
+            total += (goal.losses(self._head(hidden[part]), part) * weights[part]).sum()
+        return total
 
 
 def decoder_layers(model: nn.Module, count: int) -> nn.ModuleList:

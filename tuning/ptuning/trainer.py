@@ -7,70 +7,30 @@ uninterrupted run would have computed.
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from chat.engine.adapters import KVPrefix
-from chat.engine.capacity import free_memory
 from chat.engine.loading import Loaded
 from tuning.ptuning import training_state
-from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.batches import MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.encoded import Encoded, TooLong
 from tuning.ptuning.general_prompts import GENERAL_PROMPTS
 from tuning.ptuning.initial import TextTooLong, keys_and_values, text_ids
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
+from tuning.ptuning.memory import MicroBatchSize
 from tuning.ptuning.prefix import PrefixEncoder
+from tuning.ptuning.progress import Progress, Report, Stopped, TrainingFailed
 from tuning.ptuning.recipe import METHOD, Recipe
 from tuning.ptuning.teacher import Lesson, lessons
+from tuning.ptuning.validation import MOST_ROWS, BestStep, Validation
 
-logger = logging.getLogger(__name__)
-
-# On a CPU larger micro-batches than this hardly gain speed, only memory (tests/bench/tuning.py).
-_ENOUGH_BYTES = {"cpu": 256 << 20}
-
-
-class TrainingFailed(Exception):
-    """The run cannot go on and would fail again. `code`: loss_not_finite | no_examples |
-    does_not_fit | out_of_memory | state_mismatch | init_text_too_long | no_general_answers.
-    """
-
-    def __init__(self, code: str, message: str):
-        super().__init__(message)
-        self.code = code
-
-
-class Stopped(Exception):
-    """`report` asked to stop; the state after `step` is saved."""
-
-    def __init__(self, step: int):
-        super().__init__(f"stopped after step {step}")
-        self.step = step
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What `report` is told after each step. `logged` is the mean loss since the last logged step,
-    on logged steps only.
-    """
-
-    step: int  # updates done
-    max_steps: int
-    loss: float  # of this update
-    learning_rate: float  # used in this update
-    gradient_norm: float  # before clipping
-    samples_per_second: float | None  # over the logging interval; None until it can be told
-    logged: float | None = None
-    divergence: float | None = None  # KL(base || prefixed) of this update's general prompts
-
-
-# a true answer asks the trainer to save its state and stop
-Report = Callable[[Progress], object]
+__all__ = ["Progress", "Report", "Stopped", "Trainer", "TrainingFailed"]
 
 
 class Trainer:
@@ -79,6 +39,9 @@ class Trainer:
     examples: random access to rows {"prompt", "response", "history"}. state_folder: where the
     run resumes from and saves every `save_steps` steps; None: nowhere. micro_batch_tokens: padded
     tokens of one forward; None: from free memory. Changes speed and memory, not the mathematics.
+    initial: the prefix to go on from, where the recipe's init is an adapter.
+    validation: rows like the examples that are not learnt from; measured every `eval_steps` steps.
+    keep: given (step, prefix) of each saved step.
     general_prompts: what the base is asked when the recipe has a kl_weight; general_folder: where
     its answers are kept.
     """
@@ -91,15 +54,29 @@ class Trainer:
         state_folder: str | Path | None = None,
         report: Report | None = None,
         *,
+        initial: torch.Tensor | None = None,
+        validation: Sequence[dict[str, Any]] = (),
+        keep: Callable[[int, KVPrefix], object] | None = None,
         micro_batch_tokens: int | None = None,
         general_prompts: Sequence[str] = GENERAL_PROMPTS,
         general_folder: Path | None = None,
     ):
         self.loaded, self.recipe = loaded, recipe
         self._folder, self._report = state_folder, report or (lambda progress: None)
-        self._examples = Encoded(
-            examples, loaded.prompter, recipe.max_source_length, recipe.max_target_length
-        )
+        self._keep = keep or (lambda step, prefix: None)
+        try:
+            self._examples = Encoded(
+                examples,
+                loaded.prompter,
+                recipe.max_source_length,
+                recipe.max_target_length,
+                recipe.overlong,
+            )
+        except TooLong as fault:
+            raise TrainingFailed(fault.code, str(fault)) from fault
+        self.dropped = self._examples.dropped  # rows left out because they are too long
+        if not len(self._examples) and self.dropped:
+            raise TrainingFailed("rows_too_long", "every example is longer than the lengths")
         if not len(self._examples):
             raise TrainingFailed("no_examples", "no example has both a prompt and a response")
         if any(parameter.requires_grad for parameter in loaded.model.parameters()):
@@ -123,7 +100,7 @@ class Trainer:
             hidden_size=text_config.hidden_size,
             freeze_first=recipe.freeze_first,
         )
-        self._begin(examples)
+        self._begin(examples, initial)
         self.encoder.to(loaded.device)
         self._optimizer = torch.optim.AdamW(
             self.encoder.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -137,15 +114,21 @@ class Trainer:
         probe = torch.tensor([self._examples[0][0]], device=loaded.device)
         self._loss = PrefixLoss(loaded.model, probe)
         self._pad_id = loaded.tokenizer.pad_token_id or 0
-        self._replay = False  # gradient checkpointing, when memory asks for it
-        self._tokens = micro_batch_tokens or self._tokens_that_fit()
+        self._size = MicroBatchSize(
+            loaded,
+            recipe.max_source_length + recipe.max_target_length,
+            recipe.pre_seq_len,
+            micro_batch_tokens,
+        )
         self.step = 0
+        self._best = BestStep(recipe.early_stopping)
+        self._validation = self._held_out(validation) if recipe.eval_steps else None
         self._losses: list[float] = []  # since the last logged step
         self._lessons: list[Lesson] = []
         if recipe.kl_weight:
             self._lessons = lessons(
                 loaded,
-                general_prompts,
+                _spread(general_prompts, recipe.max_steps * recipe.general_prompts_per_step),
                 max_source_length=recipe.max_source_length,
                 max_target_length=recipe.max_target_length,
                 folder=general_folder,
@@ -155,11 +138,18 @@ class Trainer:
                 raise TrainingFailed("no_general_answers", message)
         self._resume()
 
-    def _begin(self, examples: Sequence[dict[str, Any]]) -> None:
+    def _begin(self, examples: Sequence[dict[str, Any]], initial: torch.Tensor | None) -> None:
         """The prefix before the first step, as the recipe's `init` says."""
         recipe, loaded = self.recipe, self.loaded
         if recipe.init == "zero":
             torch.nn.init.zeros_(self.encoder.embedding.weight)
+        elif recipe.init == "adapter":
+            wanted = self.encoder().shape
+            if initial is None or initial.shape != wanted:
+                found = "none" if initial is None else list(initial.shape)
+                message = f"the prefix to go on from is {found}, this run's is {list(wanted)}"
+                raise TrainingFailed("no_adapter_to_go_on_from", message)
+            self.encoder.begin_with(initial.float())
         elif recipe.init == "prompt":
             whole = (examples[number] for number in range(len(examples)))
             shown = (row for row in whole if row["prompt"].strip() and row["response"].strip())
@@ -169,14 +159,41 @@ class Trainer:
                 raise TrainingFailed("init_text_too_long", str(fault)) from fault
             self.encoder.begin_with(keys_and_values(loaded, ids))
 
+    def _held_out(self, rows: Sequence[dict[str, Any]]) -> Validation | None:
+        """None where there are no rows to hold out."""
+        recipe, loaded = self.recipe, self.loaded
+        some = Encoded(
+            [rows[number] for number in range(min(len(rows), MOST_ROWS))],
+            loaded.prompter,
+            recipe.max_source_length,
+            recipe.max_target_length,
+        )
+        if not len(some):
+            return None
+        return Validation(
+            self._loss,
+            [some[number] for number in range(len(some))],
+            self._pad_id,
+            loaded.device,
+            tokens=self._size.tokens,
+            overhead=self._size.overhead,
+        )
+
+    @property
+    def best_step(self) -> int:
+        """The step that `train` returns the prefix of."""
+        return self._best.step if self._best.patience and self._best.step else self.step
+
     @property
     def trainable_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.encoder.parameters())
 
     def train(self) -> KVPrefix:
-        """Runs from `step`, where the newest saved state left off, to max_steps."""
+        """Runs from `step`, where the newest saved state left off, to max_steps; or, with
+        early_stopping, until the validation loss gets no better, and returns the best step's.
+        """
         recipe, self._began, self._samples = self.recipe, time.monotonic(), 0
-        while self.step < recipe.max_steps:
+        while self.step < recipe.max_steps and not self._best.ends:
             learning_rate = recipe.learning_rate_at(self.step)
             loss, divergence, norm = self._update(learning_rate)
             self.step += 1
@@ -186,6 +203,7 @@ class Trainer:
             if self.step % recipe.logging_steps == 0 or self.step == recipe.max_steps:
                 logged = sum(self._losses) / len(self._losses)
                 self._losses = []
+            validation = self._validated()
             speed = self._samples / max(1e-9, time.monotonic() - self._began)
             stop = self._report(
                 Progress(
@@ -197,18 +215,36 @@ class Trainer:
                     speed,
                     logged,
                     divergence if self._lessons else None,
+                    validation,
                 )
             )
-            done = self.step == recipe.max_steps
+            done = self.step == recipe.max_steps or self._best.ends
             if logged is not None:
                 self._began, self._samples = time.monotonic(), 0
             if self._folder is not None and (stop or done or self.step % recipe.save_steps == 0):
                 began = time.monotonic()
                 self._save()
+                self._keep(self.step, self.kv_prefix())
                 self._began += time.monotonic() - began
             if stop and not done:
                 raise Stopped(self.step)
+        if self._best.patience and self._best.encoder is not None:
+            self.encoder.load_state_dict(self._best.encoder)
         return self.kv_prefix()
+
+    def _validated(self) -> float | None:
+        """The loss on held-out rows, on steps that measure it."""
+        recipe = self.recipe
+        last = self.step == recipe.max_steps
+        if self._validation is None or not (last or self.step % recipe.eval_steps == 0):
+            return None
+        began = time.monotonic()
+        with torch.no_grad():
+            loss = self._validation(self.encoder().to(self.loaded.dtype))
+        if recipe.early_stopping:
+            self._best.take(self.step, loss, self.encoder)
+        self._began += time.monotonic() - began  # speed is that of training
+        return loss
 
     @torch.no_grad()
     def kv_prefix(self) -> KVPrefix:
@@ -217,7 +253,7 @@ class Trainer:
             tensor=self.encoder().to(self.loaded.dtype).cpu().contiguous(),
             shifts_positions=self.loaded.shifts_positions,
             checkpoint_fingerprint=self.loaded.fingerprint,
-            metadata={"method": METHOD, "step": self.step, "recipe": self.recipe.as_dict()},
+            metadata={"method": METHOD, "step": self.best_step, "recipe": self.recipe.as_dict()},
         )
 
     def _update(self, learning_rate: float) -> tuple[float, float, float]:
@@ -240,7 +276,8 @@ class Trainer:
                 break
             except torch.OutOfMemoryError as error:
                 out_of_memory = str(error)
-            self._use_less_memory(rows, out_of_memory)
+            self._optimizer.zero_grad(set_to_none=True)
+            self._size.use_less(max(len(ids) for ids, _ in rows), len(rows), out_of_memory)
             _set_random_state(random_state, self.loaded.device)
         self._scaler.unscale_(self._optimizer)
         limit = recipe.max_grad_norm or math.inf
@@ -269,7 +306,9 @@ class Trainer:
         """The task's rows in groups of similar length, then the general ones."""
         recipe, device = self.recipe, self.loaded.device
         weights = token_weights([labels for _, labels in rows], recipe.per_device_train_batch_size)
-        for group in group_by_length([len(ids) for ids, _ in rows], self._tokens, self._overhead):
+        for group in group_by_length(
+            [len(ids) for ids, _ in rows], self._size.tokens, self._size.overhead
+        ):
             yield MicroBatch.of(
                 [rows[row] for row in group],
                 [weights[row] for row in group],
@@ -278,7 +317,7 @@ class Trainer:
             )
         weights = token_weights([lesson.labels for lesson in general], max(1, len(general)))
         lengths = [len(lesson.ids) for lesson in general]
-        for group in group_by_length(lengths, self._tokens, self._overhead):
+        for group in group_by_length(lengths, self._size.tokens, self._size.overhead):
             chosen = [general[row] for row in group]
             yield MicroBatch.of(
                 [(lesson.ids, lesson.labels) for lesson in chosen],
@@ -298,7 +337,7 @@ class Trainer:
         leaf = prefix.detach().to(self.loaded.dtype).requires_grad_()
         total = torch.zeros(2, device=self.loaded.device)
         leaf_gradient = torch.zeros_like(prefix)
-        with gradient_checkpointing(self._layers, self._replay):
+        with gradient_checkpointing(self._layers, self._size.replay):
             for batch in self._micro_batches(rows, general):
                 loss = self._loss(
                     batch, leaf, self._scaler.scale(batch.weights), self.recipe.prefix_dropout
@@ -309,63 +348,6 @@ class Trainer:
         prefix.backward(leaf_gradient)
         task, divergence = (total / self._scaler.get_scale()).tolist()
         return task, divergence / (self.recipe.kl_weight or 1.0)
-
-    @property
-    def _overhead(self) -> int:
-        """What one more micro-batch costs, in tokens: a GPU is idle on small ones, a CPU hardly
-        minds.
-        """
-        return 96 if self.loaded.device.type == "cpu" else 2048
-
-    def _tokens_that_fit(self) -> int:
-        """Padded tokens of one forward whose activations take about half of the free memory; never
-        less than one example.
-        """
-        config, device = self.loaded.model.config.get_text_config(), self.loaded.device
-        free = free_memory(device)
-        inner = getattr(config, "intermediate_size", None) or getattr(
-            config, "inner_hidden_size", None
-        )
-        inner = inner or 4 * config.hidden_size
-        # Kept for the backward pass, per token and layer: about 12 vectors of the hidden size and 4
-        # of the inner one.
-        per_token = (
-            self.loaded.layers * (12 * config.hidden_size + 4 * inner) * self.loaded.dtype.itemsize
-        )
-        keys = (
-            2
-            * self.loaded.layers
-            * self.loaded.kv_heads
-            * self.loaded.head_dim
-            * self.loaded.dtype.itemsize
-        )
-        longest = self.recipe.max_source_length + self.recipe.max_target_length
-        per_example = longest * per_token + self.recipe.pre_seq_len * keys
-        room = free // 2
-        self._replay = room < per_example
-        return int(max(1, min(room, _ENOUGH_BYTES.get(device.type, room)) / per_example) * longest)
-
-    def _use_less_memory(self, rows: list[tuple[list[int], list[int]]], reason: str) -> None:
-        """After running out of memory: smaller micro-batches, then gradient checkpointing, then
-        give up.
-        """
-        longest = max(len(ids) for ids, _ in rows)
-        self._optimizer.zero_grad(set_to_none=True)
-        if self.loaded.device.type == "cuda":
-            torch.cuda.empty_cache()
-        if self._tokens > longest:
-            self._tokens = max(longest, min(self._tokens, longest * len(rows)) // 2)
-        elif not self._replay:
-            self._replay = True
-        else:
-            raise TrainingFailed(
-                "out_of_memory", f"one example of {longest} tokens does not fit: {reason}"
-            )
-        logger.warning(
-            "out of memory: going on with micro-batches of %d tokens%s",
-            self._tokens,
-            " and gradient checkpointing" if self._replay else "",
-        )
 
     def _save(self) -> None:
         assert self._folder is not None
@@ -379,8 +361,9 @@ class Trainer:
                 "scaler": self._scaler.state_dict(),
                 "random": _random_state(self.loaded.device),
                 "losses": self._losses,
-                "micro_batch_tokens": self._tokens,
-                "replay": self._replay,
+                "micro_batch_tokens": self._size.tokens,
+                "replay": self._size.replay,
+                "best": self._best.state(),
                 "identity": self._identity(),
             },
         )
@@ -413,8 +396,18 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self._losses = state["losses"]
-        self._tokens, self._replay = state["micro_batch_tokens"], state["replay"]
+        self._size.tokens, self._size.replay = state["micro_batch_tokens"], state["replay"]
+        self._best.load(state.get("best") or {})
         _set_random_state(state["random"], self.loaded.device)
+
+
+def _spread(prompts: Sequence[str], most: int) -> Sequence[str]:
+    """At most `most` of the prompts, from all over the list: more than a short run will read need
+    no answers.
+    """
+    if most >= len(prompts):
+        return prompts
+    return [prompts[number * len(prompts) // most] for number in range(most)]
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -48,6 +48,9 @@ class Command(BaseCommand):
             choices=["yes", "no"],
             help="whether the model is shown the earlier turns (default: as it was trained)",
         )
+        parser.add_argument(
+            "--prefix-strength", type=float, help="0 to 2; 1 is as the adapter was trained"
+        )
         parser.add_argument("--temperature", type=float, help="default: what the checkpoint wishes")
         parser.add_argument("--top-p", type=float)
         parser.add_argument("--max-new-tokens", type=int, default=None)
@@ -62,6 +65,7 @@ class Command(BaseCommand):
         adapter,
         history,
         temperature,
+        prefix_strength,
         top_p,
         max_new_tokens,
         seed,
@@ -71,6 +75,7 @@ class Command(BaseCommand):
     ):
         wishes = {
             "temperature": temperature,
+            "prefix_strength": prefix_strength,
             "top_p": top_p,
             "max_new_tokens": max_new_tokens,
             "seed": seed,

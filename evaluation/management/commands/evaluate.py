@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from chat.adapter_import import import_adapter
 from chat.models import Adapter, Checkpoint
 from evaluation import upstream_files
-from evaluation.intervals import METRICS
+from evaluation.metrics import in_order
 from evaluation.models import EvaluationRun
 from evaluation.plan import SEED, create_evaluation
 from portal.models import Run
@@ -165,11 +165,12 @@ class Command(ForegroundCommand):
             }
             self.stdout.write(json.dumps(told, ensure_ascii=False))
         elif run.scores:
-            for metric in METRICS:
+            for metric in in_order(list(run.scores)):
                 score = run.scores[metric]
-                self.stdout.write(
-                    f"{metric:8} {score['value']:8.4f}   [{score['low']:.4f}, {score['high']:.4f}]"
+                ends = (
+                    "" if score["low"] is None else f"   [{score['low']:.4f}, {score['high']:.4f}]"
                 )
+                self.stdout.write(f"{metric:14} {score['value']:8.4f}{ends}")
         else:
             self.stderr.write(run.error["message"] if run.error else run.get_status_display())
 

@@ -68,6 +68,8 @@ function tellHistory() {
   const chip = document.querySelector("input[name=model]:checked");
   const known = { False: "false", unknown: "unknown" }[chip?.dataset.history] ?? "true";
   asTrained.textContent = asTrained.dataset[known];
+  composer.elements.thinking.hidden = chip?.dataset.thinking !== "switch";
+  document.getElementById("plain-note").hidden = !(chip && "plain" in chip.dataset);
 }
 
 // What differs from the defaults.
@@ -76,6 +78,8 @@ function sampling() {
   for (const field of composer.querySelectorAll("[data-sampling]")) {
     if (field.value !== "" && field.value !== field.dataset.default) values[field.name] = Number(field.value);
   }
+  const { thinking } = composer.elements;
+  if (!thinking.hidden && thinking.value) values.thinking = thinking.value === "yes";
   return values;
 }
 
@@ -95,6 +99,10 @@ function addAnswer(id) {
   const model = chosenModel();
   const turn = addTurn("answer-turn");
   turn.dataset.message = id;
+  turn.id = `turn-${id}`;
+  for (const button of turn.querySelectorAll("button[value='']")) button.value = id;
+  const edit = turn.previousElementSibling?.querySelector("[data-edit]");
+  if (edit) edit.href = `?edit=${id}`; // the question of that answer
   part(turn, "alone").hidden = withHistory() ?? model?.withHistory ?? true;
   turn.dataset.seq = 0;
   const now = new Date();
@@ -145,6 +153,10 @@ function showEnd(turn, frame) {
   if (tokens) part(turn, "tokens").textContent = tokens;
   const speed = frame.timings?.tokens_per_second;
   if (speed) part(turn, "speed").textContent = speed.toFixed(1);
+  const timings = frame.timings ?? {};
+  const first = (timings.queued_s ?? NaN) + (timings.prefill_s ?? NaN);
+  turn.querySelector("[data-first]").hidden = Number.isNaN(first);
+  part(turn, "first").textContent = first.toFixed(1);
   turn.dataset.figures = tokens ? (speed ? "all" : "tokens") : "";
 }
 
@@ -165,8 +177,10 @@ const show = {
     part(turn, "position").textContent = frame.position ?? 0;
     turn.dataset.next = (frame.position ?? 0) > 0 ? "false" : "true";
   },
-  "message.started"(turn) {
+  "message.started"(turn, frame) {
     setStatus(turn, "streaming");
+    part(turn, "left").hidden = !frame.left_out;
+    part(turn, "left-count").textContent = frame.left_out ?? 0;
   },
   "message.delta"(turn, frame) {
     setStatus(turn, "streaming");
@@ -298,11 +312,13 @@ composer.addEventListener("submit", (event) => {
   if (event.submitter?.hasAttribute("formaction")) return; // "answer again" is an ordinary form request
   const content = say.value.trim();
   if (content === "" || composer.dataset.busy === "true") return event.preventDefault();
+  if (composer.querySelectorAll("[name=models]:checked").length > 1) return; // several answers side by side: the form does it
   if (!page.dataset.socket || socket?.readyState !== WebSocket.OPEN) return; // a new conversation: the form does it
   event.preventDefault();
   const model = chosenModel();
   const frame = { type: "message.send", content, sampling: sampling(), render: true };
   if (model) Object.assign(frame, { checkpoint: model.checkpoint, adapter: model.adapter });
+  if (composer.elements.system) frame.system = composer.elements.system.value;
   if (withHistory() !== null) frame.with_history = withHistory();
   socket.send(JSON.stringify(frame));
   unanswered = content;
@@ -312,66 +328,14 @@ composer.addEventListener("submit", (event) => {
   toBottom(true);
 });
 
-// The list of all models: the search has the focus, Enter takes the first match, arrows walk the rest. What is chosen joins the
-// row above the conversation.
-const picker = document.getElementById("picker");
-const pickable = () => [...picker.querySelectorAll("[data-model]:not([hidden]) input")];
-
-function choose(model) {
-  const label = model.closest("[data-model]");
-  label.className = "chip";
-  document.querySelector(".chat-head .chips").prepend(label);
-  picker.open = false;
-  say.focus();
-}
-
-picker?.addEventListener("toggle", () => {
-  if (picker.open) picker.querySelector("[type=search]").focus();
-});
-picker?.addEventListener("keydown", (event) => {
-  if (event.isComposing || event.keyCode === 229) return;
-  const searching = event.target.type === "search";
-  if (event.key === "Escape") {
-    picker.open = false;
-    picker.querySelector("summary").focus();
-  } else if (event.key === "ArrowDown" && searching) {
-    pickable()[0]?.focus();
-  } else if (event.key === "Enter" && event.target.matches("input")) {
-    const model = searching ? pickable()[0] : event.target;
-    if (!model) return;
-    model.checked = true;
-    model.dispatchEvent(new Event("change", { bubbles: true }));
-    choose(model);
-  } else return;
-  event.preventDefault();
-});
-picker?.addEventListener("click", (event) => {
-  // an arrow key clicks too (detail is 0): it only walks
-  if (event.detail > 0 && event.target.closest("[data-model]")) setTimeout(() => choose(picker.querySelector("input[name=model]:checked")));
-});
-
 document.addEventListener("change", (event) => {
   if (event.target.name === "model") tellHistory();
 });
 tellHistory();
 
-say.addEventListener("keydown", (event) => {
-  // isComposing: Enter chooses a word in an input method and must not send half a sentence.
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
-  event.preventDefault();
-  if (composer.dataset.busy !== "true") composer.requestSubmit(document.getElementById("send"));
-});
-
 document.getElementById("stop").addEventListener("click", () => {
   for (const turn of inFlight()) {
     socket?.send(JSON.stringify({ type: "message.stop", message: Number(turn.dataset.message) }));
-  }
-});
-
-document.getElementById("sampling-reset")?.addEventListener("click", () => {
-  for (const field of composer.querySelectorAll("[data-sampling]")) {
-    field.value = field.dataset.default;
-    field.dispatchEvent(new Event("input", { bubbles: true }));
   }
 });
 
@@ -407,5 +371,11 @@ document.querySelector("input[name=model]:checked")?.closest(".chip").scrollInto
 dressCode(thread);
 if (page.dataset.socket) connect();
 busy();
-if (!thread.hidden) toBottom(true); // a conversation opens at its newest turn, the greeting at its beginning
-if (matchMedia("(min-width: 681px)").matches) say.focus();
+const named = location.hash.startsWith("#turn-") && document.querySelector(location.hash);
+if (named && named !== thread.lastElementChild) {
+  sticky = false;
+  named.scrollIntoView({ block: "center" });
+} else if (!thread.hidden) toBottom(true); // a conversation opens at its newest turn, the greeting at its beginning
+const edited = document.getElementById("edited");
+if (edited) edited.focus();
+else if (matchMedia("(min-width: 681px)").matches) say.focus();

@@ -27,14 +27,21 @@ function smooth(values) {
   });
 }
 
-function data(points) {
+// The steps of both runs on one axis; what was not measured at a step is bridged.
+function data({ points, other }) {
+  const steps = [...new Set([...points, ...(other ?? [])].map((point) => point[0]))].sort((a, b) => a - b);
+  const along = (found) => steps.map((step) => found.get(step) ?? null);
+  const of = (rows, values) => new Map(rows.map((point, at) => [point[0], values[at]]));
   const losses = points.map((point) => point[1]);
-  return [points.map((point) => point[0]), losses, smooth(losses)];
+  const series = [along(of(points, losses)), along(of(points, smooth(losses))), along(of(points, points.map((point) => point[2])))];
+  if (other) series.push(along(of(other, smooth(other.map((point) => point[1])))), along(of(other, other.map((point) => point[2]))));
+  return [steps, ...series];
 }
 
 function draw() {
-  const { total, points } = figures();
+  const { total, points, other } = figures();
   if (points.length === 0) return;
+  const line = (label, stroke, more) => ({ label, stroke, width: 2, spanGaps: true, points: { show: false }, value: number, ...more });
   plot?.destroy();
   box.replaceChildren();
   const accent = colour("--accent");
@@ -50,11 +57,13 @@ function draw() {
       axes: [{ ...axis, size: 30 }, { ...axis, size: 40 }],
       series: [
         { label: box.dataset.step },
-        { label: box.dataset.loss, stroke: accent, alpha: 0.32, width: 1, points: { show: false }, value: number },
-        { label: box.dataset.smooth, stroke: accent, width: 2, points: { show: points.length < 2 }, value: number },
+        { label: box.dataset.loss, stroke: accent, alpha: 0.32, width: 1, spanGaps: true, points: { show: false }, value: number },
+        line(box.dataset.smooth, accent, { points: { show: points.length < 2 } }),
+        line(box.dataset.validation, colour("--ink"), { dash: [5, 4], show: points.some((point) => point[2] !== null) }),
+        ...(other ? [line(box.dataset.other, colour("--ink-3")), line(box.dataset.otherValidation, colour("--ink-3"), { dash: [5, 4] })] : []),
       ],
     },
-    data(points),
+    data(figures()),
     box,
   );
 }
@@ -66,7 +75,7 @@ function number(_plot, value) {
 document.addEventListener("portal:live", (event) => {
   if (event.detail.id !== "loss-points") return;
   const { points } = figures();
-  if (plot && points.length > 1) plot.setData(data(points));
+  if (plot && points.length > 1) plot.setData(data(figures()));
   else draw();
 });
 document.addEventListener("portal:theme", draw);

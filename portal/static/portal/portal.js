@@ -31,6 +31,8 @@ async function copyText(text) {
   area.remove();
 }
 
+document.addEventListener("portal:copied", () => toast(toasts.dataset.copied));
+
 document.addEventListener("change", (event) => {
   if (event.target.name === "theme") applyTheme(event.target.value);
   if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();

@@ -214,3 +214,12 @@ async def test_a_page_of_another_origin_gets_in_where_a_setting_says_so(
 def test_what_is_no_interface_is_a_404_that_scripts_can_read(method, path):
     response = getattr(Client(enforce_csrf_checks=True), method)(path)
     assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/stream", "/generate/", "/openai/v2/x", "/chat/9999999/none"])
+async def test_an_address_that_nothing_is_at_answers_a_program_in_json(async_client, path):
+    """Every wrong address, not only those that end as one of ours."""
+    key = {"Authorization": "Bearer sk-none"}
+    answer = await async_client.post(path, {"prompt": "x"}, "application/json", headers=key)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "not_found"

@@ -28,6 +28,15 @@ async def test_the_tutorials_request(async_client, base, router):
     )
 
 
+async def test_how_strongly_the_prefix_acts(async_client, base, router):
+    await post(async_client, {"prompt": "你好", "prefix_strength": 0})
+    (request,) = router.requests.values()
+    assert request.sampling.prefix_strength == 0
+    response = await post(async_client, {"prompt": "你好", "prefix_strength": 3})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "prefix_strength"
+
+
 async def test_the_history_goes_along_and_grows(async_client, base, router):
     response = await post(async_client, {"prompt": "那么？", "history": [["q", "a"]]})
     assert response.json()["history"] == [["q", "a"], ["那么？", "你好"]]

@@ -138,7 +138,13 @@ def test_a_conversation_is_made_renamed_and_deleted(client, member):
 def test_a_message_gives_its_pending_answer(client, conversation, adapter, scripted):
     path = f"/api/v1/conversations/{conversation.pk}/messages/"
     sent = client.post(
-        path, {"content": "你好", "adapter": adapter.pk, "sampling": {"do_sample": False}}, JSON
+        path,
+        {
+            "content": "你好",
+            "adapter": adapter.pk,
+            "sampling": {"do_sample": False, "prefix_strength": 1.5},
+        },
+        JSON,
     )
     assert sent.status_code == 202
     message, answer = sent.json()["message"], sent.json()["answer"]
@@ -148,7 +154,10 @@ def test_a_message_gives_its_pending_answer(client, conversation, adapter, scrip
         "queued",
         adapter.pk,
     )
-    assert (answer["model"], answer["sampling"]) == ("base:tuned", {"do_sample": False})
+    assert (answer["model"], answer["sampling"]) == (
+        "base:tuned",
+        {"do_sample": False, "prefix_strength": 1.5},
+    )
     assert [started.pk for started in scripted.started] == [answer["id"]]
     listed = client.get(path).json()["results"]
     assert [row["id"] for row in listed] == [message["id"], answer["id"]]
@@ -168,13 +177,14 @@ def test_an_absent_adapter_is_the_last_one_and_null_is_none(
 
 def test_a_bad_message_names_every_problem(client, conversation, base, scripted):
     path = f"/api/v1/conversations/{conversation.pk}/messages/"
-    body = {"content": " ", "adapter": "none", "sampling": {"top_p": 7}}
+    body = {"content": " ", "adapter": "none", "sampling": {"top_p": 7, "prefix_strength": -1}}
     error = client.post(path, body, JSON)
     assert error.status_code == 400
     assert {p["param"] for p in error.json()["error"]["problems"]} == {
         "content",
         "adapter",
         "sampling.top_p",
+        "sampling.prefix_strength",
     }
     for nonsense in ("[1]", '"x"', "nonsense"):
         assert client.post(path, nonsense, JSON).status_code == 400
@@ -343,3 +353,11 @@ async def test_a_download_is_read_piece_by_piece(tmp_path):
     assert len(await anext(pieces)) < 100_000 and response.file_to_stream.tell() < 100_000
     response.close()
     assert ended == [1]
+
+
+def test_a_messages_thoughts_come_apart(client, answer):
+    answer.content = "<think>\nhm\n</think>\n\nyes"
+    answer.save()
+    message = client.get(f"/api/v1/messages/{answer.pk}/").json()
+    assert (message["thoughts"], message["answer"]) == ("hm", "yes")
+    assert message["content"] == answer.content

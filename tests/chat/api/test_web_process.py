@@ -4,9 +4,11 @@ streams and websockets.
 
 import http.client
 import json
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import openai
 import pytest
@@ -131,6 +133,35 @@ def test_a_client_that_leaves_aborts_its_generation(web, stream, words):
     wait_for(lambda: rows_of(web) == 1, 10, "the generation")
     connection.close()
     wait_for(lambda: rows_of(web) == 0, 10, "its end")
+
+
+def test_what_is_being_answered_ends_when_its_key_is_revoked(web):
+    """Also where nothing is streamed, and where the answer still waits."""
+    make = "from portal.models import *; print(ApiKey.create_for(User.objects.get())[1])"
+    key = web.manage("shell", "-v", "0", "-c", make).strip()
+    doors = {
+        "/": {"prompt": "hang"},
+        "/v1/chat/completions": ask("hang"),
+        "/v1/completions": {"model": "pretend", "prompt": "hang"},
+        "/v1/responses": {"model": "pretend", "input": "hang"},
+    }
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    asked = []
+    for path, body in doors.items():
+        connection = http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)
+        connection.request("POST", path, json.dumps(body), headers)
+        asked.append(connection)
+    wait_for(lambda: rows_of(web) == len(doors), 10, "the generations")
+    with closing(sqlite3.connect(f"{web.folder.name}/portal.sqlite3")) as database:
+        revoke = "UPDATE portal_apikey SET revoked_at = '2026-01-01' WHERE prefix = ?"
+        assert database.execute(revoke, [key[:9]]).rowcount == 1
+        database.commit()
+    for connection in asked:
+        answer = connection.getresponse()
+        told = json.load(answer)["error"]
+        assert (answer.status, told["code"]) == (401, "invalid_api_key")
+        connection.close()
+    wait_for(lambda: rows_of(web) == 0, 10, "their end")
 
 
 def test_the_tutorials_curl(web):

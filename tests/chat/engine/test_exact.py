@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import DynamicCache
 
 from chat.engine import attention
 from chat.engine.attention import groups_of
@@ -15,11 +16,14 @@ from chat.engine.engine import Engine, EngineConfig
 from chat.engine.request import SamplingParams
 from tests.support.tiny_models import (
     ARCHITECTURES,
+    WINDOW,
+    WINDOWED,
     Prefix,
     adapter,
     greedy,
     loaded_model,
     plain_model,
+    prefix_tensor,
     random_prompt,
     reference,
 )
@@ -75,7 +79,7 @@ def test_the_static_bucketed_step_equals_the_plain_one(architecture, tmp_path):
     check(architecture, engine.generate(requests), expected)
 
 
-@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama", "glm"])
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama", "glm", "gemma3", "mistral"])
 def test_rows_attended_in_groups_of_similar_length_equal_plain_generation(
     architecture, tmp_path, monkeypatch, caplog
 ):
@@ -122,23 +126,62 @@ def test_a_prompt_in_chunks_equals_the_prompt_in_one_piece(architecture, chunk, 
     check(architecture, engine.generate(requests), expected)
 
 
+@pytest.mark.parametrize("architecture", WINDOWED)
+def test_far_beyond_their_window_logits_are_those_of_the_plain_forward(architecture, tmp_path):
+    """A prefix wider than the window, a prompt of many windows in chunks, beside other rows."""
+    draw = random.Random(10)
+    prefix, ref = Prefix(40, 5), adapter(architecture, tmp_path, 40, 5)
+    prompts = [random_prompt(architecture, draw, 8 * WINDOW, 9 * WINDOW) for _ in range(4)]
+    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=4, prefill_tokens=100))
+    seen = {}
+    decode = engine.decoder.run
+
+    def watched(**arguments):
+        logits = decode(**arguments)
+        rows = engine._batch.decoding_rows
+        for row, some in zip(rows, logits, strict=True):
+            seen[row.id, len(row.output_ids)] = some
+        return logits
+
+    engine.decoder.run = watched
+    answers = engine.generate(
+        greedy(str(n), prompt, 3 * WINDOW, ref if n % 2 else None)
+        for n, prompt in enumerate(prompts)
+    )
+    for n, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        tuned = prefix if n % 2 else None
+        assert answer.token_ids == reference(architecture, prompt, 3 * WINDOW, tuned)
+        ids = torch.tensor([[*prompt, *answer.token_ids[:-1]]])
+        past = None
+        if tuned:
+            past = DynamicCache(
+                [(keys[None], values[None]) for keys, values in prefix_tensor(architecture, 40, 5)]
+            )
+        whole = plain_model(architecture)(ids, past_key_values=past).logits[0, len(prompt) :]
+        for at, expected in enumerate(whole, start=1):
+            torch.testing.assert_close(seen[str(n), at], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_chatglm_prompt_is_never_cut(tmp_path):
     requests, expected = mixed_requests("chatglm", tmp_path, 4, seed=4)
     engine = Engine(loaded_model("chatglm"), EngineConfig(max_rows=3, prefill_tokens=5))
     check("chatglm", engine.generate(requests), expected)
 
 
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
 @pytest.mark.parametrize("with_prefix", [False, True])
-def test_a_continued_conversation_reuses_its_keys_and_changes_nothing(with_prefix, tmp_path):
+def test_a_continued_conversation_reuses_its_keys_and_changes_nothing(
+    architecture, with_prefix, tmp_path
+):
     draw = random.Random(5)
     prefix = Prefix(9, 2) if with_prefix else None
-    ref = adapter("qwen2", tmp_path, 9, 2) if with_prefix else None
-    engine = Engine(loaded_model("qwen2"), EngineConfig(max_rows=2))
-    prompt = random_prompt("qwen2", draw, 30, 40)
+    ref = adapter(architecture, tmp_path, 9, 2) if with_prefix else None
+    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=2))
+    prompt = random_prompt(architecture, draw, 30, 40)
     for turn in range(3):
         (answer,) = engine.generate([greedy(f"turn {turn}", prompt, 10, ref)])
-        assert answer.token_ids == reference("qwen2", prompt, 10, prefix)
-        prompt = (*prompt, *answer.token_ids, *random_prompt("qwen2", draw, 5, 9))
+        assert answer.token_ids == reference(architecture, prompt, 10, prefix)
+        prompt = (*prompt, *answer.token_ids, *random_prompt(architecture, draw, 5, 9))
     assert engine.prompts.hits == 2
     assert engine.prompts.reused_tokens > 60
 

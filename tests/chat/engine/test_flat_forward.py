@@ -3,7 +3,9 @@ ordinary one.
 """
 
 import ctypes
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,15 +42,17 @@ def rotated(x, cosine, sine):
     return x * cosine[:, None] + turned * sine[:, None]
 
 
-def attended(kernels, qkv, cache, rows, columns, prefixes, cosine, sine, kv_heads, dim, threads):
-    """cache: [2, rows, kv_heads, columns, dim], written to."""
+def attended(
+    kernels, qkv, cache, rows, columns, prefixes, biases, cosine, sine, kv_heads, dim, threads
+):
+    """cache: [2, rows, kv_heads, columns, dim], written to; biases [tokens]."""
     count, heads = len(rows), qkv.shape[1] // dim - 2 * kv_heads
     scratch = torch.empty(count * heads * (2 * dim + 2))
     numbers = torch.tensor([rows, columns, [p.shape[3] if p is not None else 0 for p in prefixes],
                             [p.data_ptr() if p is not None else 0 for p in prefixes]])  # fmt: skip
     forward = cpu_kernels.Forward(
         count, heads, kv_heads, dim, threads, *(line.data_ptr() for line in numbers),
-        cosine.data_ptr(), sine.data_ptr(), scratch.data_ptr(),
+        cosine.data_ptr(), sine.data_ptr(), biases.data_ptr(), scratch.data_ptr(),
         scratch.data_ptr() + 4 * count * heads * dim, dim**-0.5,
     )  # fmt: skip
     layer = cpu_kernels.Layer(
@@ -79,8 +83,10 @@ def test_attention_is_torchs_over_prefix_and_own_columns(kernels, dim, heads, kv
     angle = torch.rand(len(rows), dim // 2).repeat(1, 2) * 6
     cosine, sine = angle.cos(), angle.sin()
     qkv = torch.randn(len(rows), (heads + 2 * kv_heads) * dim).to(dtype)
+    # the second row of the shared prefix feels it half as strongly, the third's half as much again
+    biases = torch.tensor([{4: math.log(0.5), 2: math.log(1.5)}.get(row, 0.0) for row in rows])
     out = attended(
-        kernels, qkv, cache, rows, columns, prefixes, cosine, sine, kv_heads, dim, threads
+        kernels, qkv, cache, rows, columns, prefixes, biases, cosine, sine, kv_heads, dim, threads
     )
 
     parts = qkv.float().view(len(rows), -1, dim)
@@ -93,8 +99,10 @@ def test_attention_is_torchs_over_prefix_and_own_columns(kernels, dim, heads, kv
         if prefixes[i] is not None:
             keys = torch.cat([prefixes[i][0, 0].float(), keys], 1)
             values = torch.cat([prefixes[i][0, 1].float(), values], 1)
+        mask = torch.zeros(1, keys.shape[1])
+        mask[:, : keys.shape[1] - column - 1] = biases[i]
         expected = torch.nn.functional.scaled_dot_product_attention(
-            query[i, :, None], keys, values, enable_gqa=True
+            query[i, :, None], keys, values, mask, enable_gqa=True
         )
         assert torch.allclose(
             out[i].float(), expected.flatten(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
@@ -165,6 +173,60 @@ def test_a_compiler_that_fails_is_no_compiler(monkeypatch, tmp_path):
     finally:
         monkeypatch.undo()
         cpu_kernels._library.cache_clear()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+def test_guessed_tokens_change_no_greedy_answer(architecture, rows, tmp_path):
+    draw = random.Random(rows)
+    ref = adapter(architecture, tmp_path, 9, 2)
+    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=rows))
+    requests, expected = [], {}
+    for number in range(6):
+        prompt = random_prompt(architecture, draw) * 3
+        prefix = Prefix(9, 2) if number % 2 else None
+        requests.append(greedy(str(number), prompt, 40, ref if prefix else None))
+        expected[str(number)] = reference(architecture, prompt, 40, prefix)
+    answers = engine.generate(requests)
+    assert {answer.id: answer.token_ids for answer in answers} == expected
+    tokens = sum(len(answer.token_ids) for answer in answers)
+    if cpu_kernels.load(torch.float32) is not None and rows == 1:
+        assert engine.status()["steps"] < 0.95 * tokens  # such models repeat themselves
+    assert all(answer.usage["completion_tokens"] == len(answer.token_ids) for answer in answers)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_text_that_the_answer_resembles_saves_steps_and_changes_nothing(rows, monkeypatch):
+    if cpu_kernels.load(torch.float32) is None:
+        pytest.skip("no C++ compiler")
+    draw, prompter = random.Random(4), loaded_model("qwen3").prompter
+    known, requests, expected = {}, [], {}
+    for number in range(8):
+        prompt = random_prompt("qwen3", draw)
+        expected[str(number)] = reference("qwen3", prompt, 32, None)
+        told = list(expected[str(number)])
+        told[20] = 5 if told[20] != 5 else 6  # and then differs
+        known[f"text {number}"] = [*told, 0]
+        requests.append(replace(greedy(str(number), prompt, 32, None), resembles=f"text {number}"))
+    monkeypatch.setattr(prompter, "response_ids", known.__getitem__)
+    engine = Engine(loaded_model("qwen3"), EngineConfig(max_rows=rows))
+    answers = engine.generate(requests)
+    assert {answer.id: answer.token_ids for answer in answers} == expected
+    assert engine.status()["steps"] < 0.6 * 8 * 32 / rows
+
+
+def test_sampled_rows_beside_guessed_ones_draw_as_they_do_alone():
+    draw = random.Random(6)
+    prompts = [random_prompt("llama", draw) * 3 for _ in range(4)]
+    requests = [greedy(str(number), prompt, 30) for number, prompt in enumerate(prompts)]
+    for number in (1, 3):
+        sampling = replace(requests[number].sampling, do_sample=True, temperature=0.8, seed=number)
+        requests[number] = replace(requests[number], sampling=sampling)
+    together = Engine(loaded_model("llama"), EngineConfig(max_rows=4)).generate(requests)
+    for request, answer in zip(requests, together, strict=True):
+        config = EngineConfig(max_rows=1, drafts=False, compiled=False)
+        (alone,) = Engine(loaded_model("llama"), config).generate([request])
+        assert alone.token_ids == answer.token_ids
 
 
 def test_rows_of_one_adapter_read_one_copy_of_its_prefix(tmp_path):

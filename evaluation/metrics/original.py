@@ -18,9 +18,7 @@ import jieba
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 from rouge_chinese import Rouge
 
-from evaluation.intervals import METRICS, average, difference
-
-__all__ = ["METRICS", "Scorer", "average", "common_subsequence_length", "difference"]
+from evaluation.metrics import METRICS
 
 NOTHING = {metric: 0.0 for metric in METRICS}
 

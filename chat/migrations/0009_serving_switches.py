@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('chat', '0006_message_api_key'),
+        ('chat', '0008_page'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

@@ -1,0 +1,76 @@
+"""How well a prefix predicts rows that it does not learn from, and when that gets no better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tuning.ptuning.batches import MicroBatch, group_by_length
+from tuning.ptuning.loss import PrefixLoss
+
+MOST_ROWS = 64  # the first of the split: a measurement is to cost about as much as a few steps
+
+
+class Validation:
+    """Mean loss per label token over held-out rows (ids, labels), all tokens counted alike."""
+
+    def __init__(
+        self,
+        loss: PrefixLoss,
+        rows: Sequence[tuple[list[int], list[int]]],
+        pad_id: int,
+        device: torch.device,
+        *,
+        tokens: int,
+        overhead: int,
+    ):
+        """tokens, overhead: as of batches.group_by_length."""
+        self._loss = loss
+        lengths = [len(ids) for ids, _ in rows]
+        self._batches = [
+            MicroBatch.of([rows[row] for row in group], [1.0] * len(group), pad_id, device)
+            for group in group_by_length(lengths, tokens, overhead)
+        ]
+        self._count = sum(len(batch.positions) for batch in self._batches)
+
+    @torch.no_grad()
+    def __call__(self, prefix: torch.Tensor) -> float:
+        """prefix [layers, 2, kv_heads, pre_seq_len, head_dim] in the model's dtype."""
+        total = sum(self._loss(batch, prefix, batch.weights).item() for batch in self._batches)
+        return total / max(1, self._count)
+
+
+class BestStep:
+    """The step with the lowest validation loss, and how often it has not been beaten since."""
+
+    def __init__(self, patience: int):
+        """patience: measurements without a better one after which a run ends; 0: never."""
+        self.patience = patience
+        self.step = self.waited = 0
+        self.loss = float("inf")
+        self.encoder: dict[str, torch.Tensor] | None = None
+
+    def take(self, step: int, loss: float, encoder: torch.nn.Module) -> None:
+        if loss < self.loss:
+            self.step, self.loss, self.waited = step, loss, 0
+            self.encoder = {name: t.detach().clone() for name, t in encoder.state_dict().items()}
+        else:
+            self.waited += 1
+
+    @property
+    def ends(self) -> bool:
+        return bool(self.patience) and self.waited >= self.patience
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "waited": self.waited,
+            "loss": self.loss,
+            "encoder": self.encoder,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
