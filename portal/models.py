@@ -321,3 +321,42 @@ class IdempotencyKey(models.Model):
 
     def __str__(self):
         return self.key
+
+
+class TokenUsage(models.Model):
+    """Tokens of one person on one day, by the way they were asked for."""
+
+    class Door(models.TextChoices):
+        CHAT = "chat", _("chat pages")
+        API = "api", _("programs")
+
+    user = models.ForeignKey(User, models.CASCADE, related_name="token_usage")
+    day = models.DateField()
+    door = models.CharField(max_length=4, choices=Door.choices)
+    prompt_tokens = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+    answers = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("token usage")
+        verbose_name_plural = _("token usage")
+        ordering = ["-day", "door"]
+        constraints = [
+            models.UniqueConstraint(fields=["user", "day", "door"], name="one_usage_a_day")
+        ]
+
+    def __str__(self):
+        return f"{self.user_id} {self.day} {self.door}"
+
+    @classmethod
+    def count(cls, user_id: int, door: str, prompt: int, completion: int) -> None:
+        """Adds an answer to today's; best effort."""
+        mine = {"user_id": user_id, "day": timezone.localdate(), "door": door}
+        more = {
+            "prompt_tokens": F("prompt_tokens") + prompt,
+            "completion_tokens": F("completion_tokens") + completion,
+            "answers": F("answers") + 1,
+        }
+        with contextlib.suppress(DatabaseError), transaction.atomic():
+            cls.objects.get_or_create(**mine)
+            cls.objects.filter(**mine).update(**more)

@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from chat.models import Adapter, Checkpoint
 from portal.forms import Styled
 from tuning.models import Dataset
-from tuning.ptuning.recipe import BOOLEANS
+from tuning.ptuning.recipe import BOOLEANS, TEXTS
 
 
 class ReadableEncoder(json.JSONEncoder):
@@ -49,7 +49,7 @@ LABELS = {
     "kl_weight": _("Hold to the base's own answers"),
     "kl_share": _("Share of general prompts"),
     "eval_steps": _("Validation interval in steps"),
-    "early_stopping": _("End after so many validations without a better one"),
+    "early_stopping": _("Validations to wait for a better one"),
 }
 # how a prefix begins and what it must not forget: a card of its own
 START = ("init", "kl_weight", "kl_share", "init_text", "init_adapter")
@@ -154,7 +154,7 @@ class TuningRunForm(Styled, forms.Form):
                     attrs={"class": "input num", "inputmode": "decimal", "data-recipe": ""}
                 )
             else:
-                field.widget.attrs["data-recipe"] = ""
+                field.widget.attrs["data-recipe"] = "text" if name in TEXTS else ""
 
     def hyper(self) -> dict:
         """The recipe's fields, typed."""

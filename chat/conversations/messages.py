@@ -12,6 +12,7 @@ from chat.engine.thoughts import apart
 from chat.models import Checkpoint, Message
 from chat.sampling import as_sampling
 from chat.worker.router import WorkerUnavailable
+from portal.models import TokenUsage
 
 
 def request_for(message_id: int, leave_out: int = 0) -> tuple[Request, CheckpointRef]:
@@ -102,6 +103,11 @@ def save_end(answer: LiveAnswer) -> None:
         finished_at=timezone.now(),
     )
     if ended and answer.usage:
-        message = Message.objects.select_related("api_key").get(pk=answer.message_id)
+        message = Message.objects.select_related("api_key", "conversation").get(
+            pk=answer.message_id
+        )
+        door = TokenUsage.Door.API if message.api_key_id else TokenUsage.Door.CHAT
+        spent = [answer.usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
+        TokenUsage.count(message.conversation.owner_id, door, *spent)
         if message.api_key and message.api_key.tokens_per_day is not None:
             message.api_key.spend(answer.usage.get("total_tokens") or 0)

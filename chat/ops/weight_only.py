@@ -9,8 +9,6 @@ is a prototype.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,11 +88,12 @@ def _int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     return numbers.reshape(weight.shape), both.transpose(0, 1).contiguous()
 
 
-def pack(model: Any, precision: str) -> int:
+def pack(model: nn.Module, precision: str) -> int:
     """Replaces the linear layers of a frozen model by packed ones; returns how many. They have no
     gradient: a packed model only answers.
     """
-    output = model.get_output_embeddings()
+    head = getattr(model, "get_output_embeddings", None)
+    output = head() if callable(head) else None
     packed = 0
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):

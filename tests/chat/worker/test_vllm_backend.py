@@ -366,6 +366,6 @@ def test_a_folder_that_cannot_be_loaded_here_has_its_command_too(db, tmp_path, s
     words = shlex.split(out.getvalue())
     assert words[words.index("--model") + 1] == str(folder)
     assert "--kv-transfer-config" not in words
-    entry = shlex.split(err.getvalue())[-1].removeprefix("PORTAL_UPSTREAMS=")
+    entry = shlex.split(err.getvalue())[-1].partition("PORTAL_UPSTREAMS=")[2]
     backend = OpenAIBackend.parse(entry, "")
-    assert (backend.name, backend.url) == ("qwen3-next", "http://127.0.0.1:8001/v1")
+    assert (backend.checkpoint, backend.url) == ("qwen3-next", "http://127.0.0.1:8001/v1")
