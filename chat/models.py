@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from chat.engine.families import Family, family_named
 from chat.engine.request import AdapterRef, CheckpointRef
-from portal.access import AccessQuerySet, Owned, Private, TeamWide
+from portal.access import AccessQuerySet, Private, Shared, TeamWide
 from portal.models import Run, User
 
 
@@ -63,7 +63,7 @@ class Checkpoint(TeamWide, models.Model):
         return cls.objects.order_by("-is_default", "id").first()
 
 
-class Adapter(Owned, models.Model):
+class Adapter(Shared, models.Model):
     """A tuned artefact: a KV prefix in a folder (chat/engine/adapters.py). Its name is an OpenAI
     model id, so it is unique.
     """
@@ -105,11 +105,8 @@ class Adapter(Owned, models.Model):
 
     @classmethod
     def visibility(cls, user) -> Q:
-        return (
-            super().visibility(user)
-            if user.is_staff
-            else Q(owner=user) | Q(owner=None) | Q(shared=True)
-        )
+        seen = super().visibility(user)
+        return seen if user.is_staff else seen | Q(shared=True)
 
     @property
     def path(self) -> Path:
