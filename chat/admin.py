@@ -17,6 +17,12 @@ class Named(forms.ModelForm):
         longest = self._meta.model._meta.get_field("name").max_length
         return registry.check_name(self.cleaned_data["name"], longest, except_row=self.instance)
 
+    def clean_shared(self):
+        shared = self.cleaned_data["shared"]
+        if shared and not self.instance.shared:
+            registry.check_may_be_shared(self.instance)
+        return shared
+
 
 @admin.register(Checkpoint)
 class CheckpointAdmin(admin.ModelAdmin):
@@ -67,7 +73,7 @@ class CheckpointAdmin(admin.ModelAdmin):
         if queryset.count() != 1:
             self.message_user(request, _("Select exactly one checkpoint."), messages.ERROR)
             return
-        registry.make_default(queryset.get())
+        registry.make_default(queryset.get(), request.user)
         self.message_user(request, _("The worker serves it as soon as it has loaded it."))
 
 

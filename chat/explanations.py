@@ -7,6 +7,14 @@ EXPLANATIONS = {
         "The model does not answer at the moment. It is started again by itself: try again soon."
     ),
     "worker_loading": _("The model is still loading: try again in a moment."),
+    "loading_failed": _("The model could not be loaded. What was served before is served again."),
+    "memory_too_small": _("The model needs more memory than is free at the moment."),
+    "try_out_failed": _("The model was loaded, but could not write a sentence: it is damaged."),
+    "checkpoint_changed": _(
+        "The model's files have changed since it was added. Add the folder again."
+    ),
+    "worker_died": _("The model's process ended while it was loading: perhaps for want of memory."),
+    "superseded": _("Another model was chosen before this one was loaded."),
     "no_worker_for_checkpoint": _(
         "Nothing serves this base at the moment. Choose another, or ask an administrator."
     ),
@@ -14,6 +22,10 @@ EXPLANATIONS = {
     "context_length_exceeded": _(
         "This does not fit into the model's context. Begin a new conversation, shorten the "
         "message or lower the longest answer."
+    ),
+    "template_refused": _(
+        "The model's chat form does not take this conversation. Begin a new one, or choose another "
+        "model."
     ),
     "invalid_adapter": _("This tuned model does not fit the base."),
 }
@@ -28,9 +40,12 @@ UNUSABLE_CHECKPOINT = {
     ),
     "remote_code_only": _(
         "“%(model_type)s” needs code from the model's folder to run; the portal never runs "
-        "such code."
+        "such code. A version of the model in the format of Llama or Qwen can be added."
     ),
-    "unsupported_attention": _("Layers of the kind %(layers)s cannot take a prefix."),
+    "unsupported_attention": _(
+        "“%(model_type)s” has layers that take no prefix (%(layers)s), so it cannot be tuned here. "
+        "To chat with it, serve it with vLLM: manage.py vllm_command prints the command."
+    ),
     "weights_missing": _("%(folder)s lacks weight files."),
     "weights_invalid": _(
         "%(file)s is not a readable weight file; if it is a Git LFS pointer, run git lfs pull."

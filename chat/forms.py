@@ -64,6 +64,14 @@ class SayForm(forms.Form):
         required=False,
     )
 
+    # whether a model that can think before it answers does; empty: as its template has it
+    thinking = forms.TypedChoiceField(
+        choices=[("", ""), ("yes", ""), ("no", "")],
+        coerce=lambda value: value == "yes",
+        empty_value=None,
+        required=False,
+    )
+
     def __init__(self, data, *, user, needs_text=True):
         super().__init__(data)
         self.user = user
@@ -86,9 +94,11 @@ class SayForm(forms.Form):
         model = self.cleaned_data.get("model")
         defaults = panel_of(model[0] if model else Checkpoint.default())
         chosen = {name: self.cleaned_data.get(name) for name in PANEL}
-        return {
+        found = {
             name: value for name, value in chosen.items() if value not in (None, defaults[name])
         }
+        thinking = self.cleaned_data["thinking"]
+        return found if thinking is None else {**found, "thinking": thinking}
 
     def asked(self) -> dict:
         """What `create_turn` takes besides the text."""

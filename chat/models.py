@@ -1,17 +1,29 @@
 """Checkpoint (base weights), Adapter (tuned artefact), Conversation and Message."""
 
+import logging
+import secrets
 import uuid
 from pathlib import Path
 
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from chat.checkpoints.system_prompts import takes_system
 from chat.engine.families import Family, family_named
 from chat.engine.request import AdapterRef, CheckpointRef
+from chat.engine.thoughts import apart
 from portal.access import AccessQuerySet, Private, Shared, TeamWide
 from portal.models import Run, User
+
+logger = logging.getLogger(__name__)
+
+
+class Precision(models.TextChoices):
+    INT8 = "int8", "int8"
+    INT4 = "int4", "int4"
 
 
 class Checkpoint(TeamWide, models.Model):
@@ -23,6 +35,10 @@ class Checkpoint(TeamWide, models.Model):
     fingerprint = models.CharField(_("fingerprint"), max_length=64, editable=False)
     # architecture, parameters ... (checkpoints/describe.py)
     description = models.JSONField(_("description"), default=dict, editable=False)
+    # weights packed when they are loaded; "": as they are stored, float32 on a processor
+    precision = models.CharField(
+        _("precision"), max_length=8, blank=True, default="", choices=Precision.choices
+    )
     is_starter = models.BooleanField(_("built-in starter model"), default=False, editable=False)
     # what the worker serves and forms offer first
     is_default = models.BooleanField(_("default"), default=False)
@@ -49,11 +65,16 @@ class Checkpoint(TeamWide, models.Model):
         return self.description.get("sampling") or {}
 
     @property
+    def takes_system(self) -> bool:
+        """Whether its prompt has a place for a system prompt."""
+        return takes_system(self.path, self.fingerprint, self.description)
+
+    @property
     def family(self) -> Family:
         return family_named(self.description.get("family"))
 
     def ref(self) -> CheckpointRef:
-        return CheckpointRef(self.name, self.fingerprint, self.path)
+        return CheckpointRef(self.name, self.fingerprint, self.path, self.is_default)
 
     @classmethod
     def default(cls):
@@ -169,6 +190,81 @@ class Hub(models.Model):
         return self.name
 
 
+class ServingSwitch(TeamWide, models.Model):
+    """A change of what the workers serve: who wanted it, how far it is, what became of it."""
+
+    class Status(models.TextChoices):
+        WAITING = "waiting", _("Waiting for the worker")
+        DRAINING = "draining", _("Running answers end")
+        LOADING = "loading", _("Loading")
+        CHECKING = "checking", _("Trying it out")
+        SUCCEEDED = "succeeded", _("Succeeded")
+        FAILED = "failed", _("Failed")
+
+    ACTIVE = (Status.WAITING, Status.DRAINING, Status.LOADING, Status.CHECKING)
+
+    checkpoint = models.ForeignKey(
+        Checkpoint, models.CASCADE, related_name="switches", verbose_name=_("checkpoint")
+    )
+    precision = models.CharField(_("precision"), max_length=8, blank=True, default="")
+    # what was served before, and is again when this fails
+    previous = models.ForeignKey(
+        Checkpoint, models.SET_NULL, null=True, related_name="+", verbose_name=_("before")
+    )
+    previous_precision = models.CharField(max_length=8, blank=True, default="")
+    # None: from the command line, or the worker noticed it
+    requested_by = models.ForeignKey(
+        User, models.SET_NULL, null=True, related_name="+", verbose_name=_("by")
+    )
+    status = models.CharField(
+        _("status"), max_length=10, choices=Status.choices, default=Status.WAITING
+    )
+    worker = models.CharField(max_length=200, blank=True)  # host and process that took it
+    sentence = models.TextField(blank=True)  # what it said when it was tried out
+    seconds = models.FloatField(null=True)  # until it was ready
+    error = models.JSONField(null=True)  # {"message", "type", "param", "code"}
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    finished_at = models.DateTimeField(null=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("change of the served model")
+        verbose_name_plural = _("changes of the served model")
+        ordering = ["-id"]
+
+    def __str__(self):
+        return f"{self.checkpoint} {self.status}"
+
+    @property
+    def is_active(self) -> bool:
+        return self.status in self.ACTIVE
+
+    @classmethod
+    def record(cls, checkpoint, previous, previous_precision: str, user=None) -> None:
+        """A change that a worker has to make; earlier ones that nobody has begun are void."""
+        cls.objects.filter(status=cls.Status.WAITING).update(
+            status=cls.Status.FAILED,
+            error={"code": "superseded", "message": f"{checkpoint.name} was chosen instead"},
+            finished_at=timezone.now(),
+        )
+        switch = cls.objects.create(
+            checkpoint=checkpoint,
+            precision=checkpoint.precision,
+            previous=previous,
+            previous_precision=previous_precision,
+            requested_by=user,
+        )
+        logger.info(
+            "switch %s: serve %s %s in place of %s, wanted by %s",
+            switch.pk,
+            checkpoint.name,
+            checkpoint.precision,
+            previous.name,
+            user.username if user else "a command or another rule",
+        )
+
+
 class Conversation(Private, models.Model):
     owner = models.ForeignKey(User, models.CASCADE, related_name="conversations")
     title = models.CharField(_("title"), max_length=120, blank=True)
@@ -183,6 +279,8 @@ class Conversation(Private, models.Model):
     system = models.TextField(_("system prompt"), blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     updated_at = models.DateTimeField(auto_now=True)
+    # seen by nobody from then on; can be taken back until it is deleted for good
+    deleted_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     objects = AccessQuerySet.as_manager()
 
@@ -193,6 +291,10 @@ class Conversation(Private, models.Model):
 
     def __str__(self):
         return self.title or f"#{self.pk}"
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return super().visibility(user) & Q(deleted_at=None)
 
 
 class Message(models.Model):
@@ -251,6 +353,10 @@ class Message(models.Model):
     # {"queued_s", "prefill_s", "decode_s", "tokens_per_second"}
     timings = models.JSONField(null=True, blank=True)
     error = models.JSONField(null=True, blank=True)  # {"message", "type", "param", "code"}
+    # earlier turns that the prompt is without because they did not fit into the context
+    left_out = models.PositiveIntegerField(default=0, editable=False)
+    # what the reader thinks of an answer: 1 or -1
+    thumb = models.SmallIntegerField(_("rating"), null=True, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
     finished_at = models.DateTimeField(null=True, blank=True)
 
@@ -273,13 +379,30 @@ class Message(models.Model):
 
     @classmethod
     def visibility(cls, user) -> Q:
-        return Q(conversation__owner=user)
+        return Q(conversation__owner=user, conversation__deleted_at=None)
 
     ownership = visibility
 
     @property
+    def first_token_s(self) -> float | None:
+        """Seconds from the question to the answer's first token."""
+        told = self.timings or {}
+        if told.get("queued_s") is None or told.get("prefill_s") is None:
+            return None
+        return told["queued_s"] + told["prefill_s"]
+
+    @property
     def is_in_flight(self) -> bool:
         return self.status in self.IN_FLIGHT
+
+    @property
+    def thoughts(self) -> str:
+        """What a model thought before it answered; `content` is both, as they were written."""
+        return apart(self.content)[0] if self.role == self.Role.ASSISTANT else ""
+
+    @property
+    def answer(self) -> str:
+        return apart(self.content)[1] if self.role == self.Role.ASSISTANT else ""
 
 
 class Comparison(models.Model):
@@ -309,6 +432,41 @@ class Comparison(models.Model):
 
     @classmethod
     def visibility(cls, user) -> Q:
-        return Q(conversation__owner=user)
+        return Q(conversation__owner=user, conversation__deleted_at=None)
 
     ownership = visibility
+
+
+class ShareLink(models.Model):
+    """An address under which the team's members read a conversation as it was when it was shared:
+    the branch that ended with `leaf`.
+    """
+
+    conversation = models.ForeignKey(Conversation, models.CASCADE, related_name="share_links")
+    leaf = models.ForeignKey(Message, models.CASCADE, related_name="+")
+    token = models.CharField(max_length=43, unique=True, default=secrets.token_urlsafe)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("share link")
+        verbose_name_plural = _("share links")
+        ordering = ["-id"]
+
+    def __str__(self):
+        return f"#{self.pk}"
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return Q(conversation__owner=user, conversation__deleted_at=None)
+
+    ownership = visibility
+
+    @classmethod
+    def open_ones(cls):
+        return cls.objects.filter(
+            revoked_at=None, expires_at__gt=timezone.now(), conversation__deleted_at=None
+        )

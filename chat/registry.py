@@ -21,7 +21,7 @@ from django.utils.translation import gettext as _
 from chat.checkpoints import adapter_files
 from chat.checkpoints.describe import CheckpointInvalid, describe, fingerprint
 from chat.explanations import UNUSABLE_CHECKPOINT
-from chat.models import Adapter, Checkpoint
+from chat.models import Adapter, Checkpoint, ServingSwitch
 from chat.worker.addresses import RemoteAddress
 from portal.explanations import sentence
 from portal.rest.conventions import Conflict
@@ -147,11 +147,14 @@ def _saved(checkpoint: Checkpoint, default: bool) -> Checkpoint:
 
 
 @transaction.atomic
-def make_default(checkpoint: Checkpoint) -> None:
-    """The one that the worker serves from its next start, and that forms offer first."""
+def make_default(checkpoint: Checkpoint, user=None) -> None:
+    """The one that workers change over to, and that forms offer first (chat/serving.py)."""
+    before = Checkpoint.objects.filter(is_default=True).exclude(pk=checkpoint.pk).first()
     Checkpoint.objects.filter(is_default=True).exclude(pk=checkpoint.pk).update(is_default=False)
     Checkpoint.objects.filter(pk=checkpoint.pk).update(is_default=True)
     checkpoint.is_default = True
+    if before is not None and checkpoint.path:
+        ServingSwitch.record(checkpoint, before, before.precision, user)
 
 
 @transaction.atomic
@@ -291,6 +294,17 @@ def _inspected(folder: Path, checkpoint) -> tuple[str, int, dict]:
 
 # Apps above say here what they use an adapter for, as a sentence, or None (AppConfig.ready).
 USES_OF_ADAPTERS: list[Callable[[Adapter], str | None]] = []
+
+
+# ... and why an adapter may not be shared with the team yet, as a sentence, or None.
+BEFORE_SHARING: list[Callable[[Adapter], str | None]] = []
+
+
+def check_may_be_shared(adapter: Adapter) -> None:
+    """ValidationError with the reason when the team may not have it yet."""
+    for why_not in BEFORE_SHARING:
+        if message := why_not(adapter):
+            raise ValidationError(message, "approval_needed")
 
 
 def remove_adapter(adapter: Adapter) -> None:

@@ -127,7 +127,12 @@ class _OwnPrompts:
         self._prompter = prompter
 
     async def render(
-        self, folder: str, messages: Sequence[dict[str, str]], text: str | None = None
+        self,
+        folder: str,
+        messages: Sequence[dict[str, str]],
+        text: str | None = None,
+        begun: str = "",
+        thinking: bool | None = None,
     ) -> Rendered:
-        ids = prompt_ids(self._prompter, messages, text)
+        ids = prompt_ids(self._prompter, messages, text, begun, thinking)
         return Rendered(ids, sorted(self._prompter.end_ids))

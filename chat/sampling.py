@@ -20,6 +20,7 @@ NUMBERS = (
     "seed",
     "prefix_strength",
 )
+FLAGS = ("do_sample", "thinking")
 
 
 def as_whole(value):
@@ -53,11 +54,11 @@ def checked(values) -> dict:
         raise ValidationError({"sampling": ValidationError(_("Must be an object."), "invalid")})
     problems, kept = {}, {}
     for name, value in values.items():
-        if name not in NUMBERS and name != "do_sample":
+        if name not in NUMBERS and name not in FLAGS:
             problem = _("There is no such parameter.")
         elif value is None:
             continue
-        elif name == "do_sample":
+        elif name in FLAGS:
             problem = None if isinstance(value, bool) else _("Must be true or false.")
         else:
             problem = number_problem(name, value)

@@ -4,6 +4,7 @@ works without it.
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib import messages
@@ -12,10 +13,12 @@ from django.core.paginator import Paginator
 from django.db import transaction
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import content_disposition_header
 from django.utils.text import slugify
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET, require_POST
 from rest_framework.exceptions import APIException
 
@@ -30,11 +33,17 @@ from chat.conversations.turns import (
     create_turn,
     go_on,
 )
+from chat.conversations.views import SHARE_DAYS
 from chat.engine.request import GenerationRefused
 from chat.fetching.plan import catalogue, endpoints
 from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
-from chat.models import Adapter, Checkpoint, Conversation, Message
-from chat.registry import check_name, register_checkpoint, remove_adapter
+from chat.models import Adapter, Checkpoint, Conversation, Message, ShareLink
+from chat.registry import (
+    check_may_be_shared,
+    check_name,
+    register_checkpoint,
+    remove_adapter,
+)
 from chat.sampling import as_whole
 from chat.worker import router
 from chat.worker.router import WorkerUnavailable
@@ -49,6 +58,12 @@ EXAMPLES = [
     "你能做什么？",
     "类型#裤*版型#宽松*颜色#米白",
     "Who are you?",
+]
+# of the sampling panel; what they leave open is the checkpoint's
+PRESETS: list[tuple[Any, dict[str, float]]] = [
+    (gettext_lazy("Exact"), {"temperature": 0, "top_p": 1}),
+    (gettext_lazy("Balanced"), {"temperature": 0.7, "top_p": 0.9}),
+    (gettext_lazy("Free"), {"temperature": 1.1, "top_p": 0.95}),
 ]
 CHIPS = 5  # models that are all shown side by side
 BESIDE = 3  # of more than these: the chosen one, its base, the newest
@@ -69,7 +84,11 @@ def conversation(request, pk):
 
 
 def _context(request, conversation) -> dict:
-    shown = thread(conversation, whole_number(request.GET.get("before")))
+    shown = thread(
+        conversation,
+        before=whole_number(request.GET.get("before")),
+        at=whole_number(request.GET.get("at")),
+    )
     turns = shown.turns
     last = next((turn for turn in reversed(turns) if turn.role == Message.Role.ASSISTANT), None)
     starter = Checkpoint.objects.filter(is_starter=True, is_default=True).first()
@@ -82,11 +101,19 @@ def _context(request, conversation) -> dict:
         "earlier": shown.earlier,
         "edited": _edited(turns, whole_number(request.GET.get("edit"))),
         "most_compared": MOST_COMPARED,
-        "newest": "before" not in request.GET,
+        "newest": shown.newest,
+        "deleted": whole_number(request.GET.get("deleted")),
+        "share_links": list(ShareLink.open_ones().filter(conversation=conversation))
+        if conversation
+        else [],
+        "share_days": SHARE_DAYS,
+        "share_opened": "shared" in request.GET,
         "picker": picker,
         "starter": starter,
         "examples": EXAMPLES,
         "explanations": {code: str(text) for code, text in EXPLANATIONS.items()},
+        "presets": [{"name": name, **values} for name, values in PRESETS],
+        "takes_system": bool(chosen) and chosen["checkpoint"].takes_system,
         "sampling": _sampling_fields(
             last.sampling if last else {}, panel_of(chosen and chosen["checkpoint"])
         ),
@@ -160,7 +187,9 @@ def _not_loaded(checkpoints) -> set[int]:
         status = router.status_sync(timeout=0.3)
     except WorkerUnavailable:
         return set()
-    loaded = {worker.get("fingerprint") for worker in status.get("workers", [status])}
+    workers = status.get("workers", [status])
+    loaded = {worker.get("fingerprint") for worker in workers}
+    loaded |= {(worker.get("coming") or {}).get("fingerprint") for worker in workers}
     return {
         c.pk
         for c in checkpoints
@@ -247,9 +276,9 @@ async def _say(request, compose, pk=None, needs_text=True):
     # All at once, so that they share the model's steps. Of one that nobody took the row says so,
     # failed and with the reason.
     begun = await asyncio.gather(*map(live.start, answers), return_exceptions=True)
-    for error in begun:
-        if error is not None and not isinstance(error, GenerationRefused):
-            raise error
+    for fault in begun:
+        if fault is not None and not isinstance(fault, GenerationRefused):
+            raise fault
     return redirect("conversation", pk=answers[0].conversation_id)
 
 
@@ -314,9 +343,9 @@ def rename(request, pk):
 
 @require_POST
 def delete(request, pk):
-    live.discard(get_visible(Conversation.objects, request.user, pk=pk))
-    messages.success(request, _("The conversation has been deleted."))
-    return redirect("chat")
+    found = get_visible(Conversation.objects, request.user, pk=pk)
+    live.put_away(found)
+    return redirect(f"{reverse('chat')}?deleted={found.pk}")
 
 
 def new_checkpoint(request):
@@ -371,6 +400,8 @@ def change_adapter(request, pk):
             adapter.with_history = {"yes": True, "no": False}.get(request.POST.get("history"))
             adapter.save(update_fields=["with_history"])
         elif action in ("share", "unshare"):
+            if action == "share":
+                check_may_be_shared(adapter)
             adapter.shared = action == "share"
             adapter.save(update_fields=["shared"])
     except (ValidationError, APIException) as error:

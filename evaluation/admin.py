@@ -4,12 +4,19 @@ predictions page by page.
 
 from django.contrib import admin
 from django.core.paginator import Paginator
+from django.db.models import IntegerField
+from django.db.models.fields.json import KT
+from django.db.models.functions import Cast
+from django.http import HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.translation import gettext_lazy as _
 
-from evaluation.intervals import METRICS
+from evaluation.comparison import MOST
+from evaluation.metrics import METRICS
 from evaluation.models import EvaluationRun
+from evaluation.reviewing import may_review
+from evaluation.verdicts import interval, overall, said
 from portal.admin import RunAdmin
 from tuning.admin import ReadOnly
 
@@ -18,15 +25,18 @@ NOTHING = "–"
 
 
 def _score(scores: dict | None, metric: str) -> str:
-    return f"{scores[metric]['value']:.2f}" if scores else NOTHING
+    return said(scores[metric]["value"]) if scores and metric in scores else NOTHING
 
 
 def _difference(run: EvaluationRun, metric: str) -> str:
     """+12.30 [+10.10, +14.50]: the tuned model's gain and its 95 % interval."""
-    if not run.difference:
+    told = (run.difference or {}).get(metric)
+    if not told:
         return NOTHING
-    told = run.difference[metric]
-    return f"{told['value']:+.2f} [{told['low']:+.2f}, {told['high']:+.2f}]"
+    if told["low"] is None:
+        return f"{said(told['value'], signed=True)} ({interval(told)})"
+    ends = ", ".join(said(told[end], signed=True) for end in ("low", "high"))
+    return f"{said(told['value'], signed=True)} [{ends}]"
 
 
 def _metric_column(metric: str):
@@ -36,7 +46,7 @@ def _metric_column(metric: str):
             return _score(run.scores, metric)
         base = _score(run.baseline.scores if run.baseline else None, metric)
         return format_html(
-            "{} → <strong>{}</strong><br><small>{}</small>",
+            '{} → <strong>{}</strong><br><small class="delta">{}</small>',
             base,
             _score(run.scores, metric),
             _difference(run, metric),
@@ -51,16 +61,19 @@ class EvaluationRunAdmin(ReadOnly, RunAdmin):
         "id",
         "name",
         "status",
+        "verdict",
         *METRICS,
+        "kept",
+        "reviewed",
         "dataset",
         "answered_by",
-        "decoding",
         "predictions_link",
         "owner",
         "created_at",
     ]
     list_display_links = ["id", "name"]
-    list_filter = ["status", "decoding", "checkpoint", "adapter", "owner"]
+    list_filter = ["status", "review", "decoding", "checkpoint", "owner"]
+    actions = ["compare", *RunAdmin.actions]
     list_select_related = ["owner", "checkpoint", "adapter", "baseline", "dataset_version__dataset"]
     search_fields = ["name", "owner__username", "dataset_version__dataset__name", "adapter__name"]
     date_hierarchy = "created_at"
@@ -78,6 +91,12 @@ class EvaluationRunAdmin(ReadOnly, RunAdmin):
         "decoding",
         *METRICS,
         "intervals",
+        "verdict",
+        "kept",
+        "reviewed",
+        "review_note",
+        "reviewed_by",
+        "reviewed_at",
         "baseline",
         "recipe_lines",
         "error_line",
@@ -117,8 +136,50 @@ class EvaluationRunAdmin(ReadOnly, RunAdmin):
         if not run.scores:
             return NOTHING
         return "; ".join(
-            f"{metric.upper()} {run.scores[metric]['low']:.2f}–{run.scores[metric]['high']:.2f}"
+            f"{metric.upper()} {interval(run.scores[metric])}"
             for metric in METRICS
+            if metric in run.scores
+        )
+
+    @admin.display(description=_("verdict"))
+    def verdict(self, run):
+        found = overall(run.difference)
+        if found is None:
+            return NOTHING
+        return format_html(
+            '<span class="verdict" data-tone="{}" title="{}">{}</span>',
+            found["tone"],
+            found["sentence"],
+            found["label"],
+        )
+
+    @admin.display(description=_("kept"))
+    def kept(self, run):
+        """Of what the base knew; the answers themselves are not read for a list."""
+        if not run.general_knew:
+            return NOTHING
+        return f"{round(100 * run.general_kept / run.general_knew)} %"
+
+    @admin.display(description=_("review"), ordering="review")
+    def reviewed(self, run):
+        address = reverse("evaluation_run", args=[run.pk])
+        return format_html('<a href="{}#review">{}</a>', address, run.get_review_display())
+
+    @admin.action(description=_("Compare the selected evaluations"))
+    def compare(self, request, queryset):
+        numbers = list(queryset.order_by("pk").values_list("pk", flat=True)[: MOST + 1])
+        query = "&".join(f"run={number}" for number in numbers)
+        return HttpResponseRedirect(f"{reverse('evaluation_compare')}?{query}")
+
+    def get_queryset(self, request):
+        return (
+            super()
+            .get_queryset(request)
+            .defer("general", "baseline__general")
+            .annotate(
+                general_kept=Cast(KT("general__kept"), IntegerField()),
+                general_knew=Cast(KT("general__base_right"), IntegerField()),
+            )
         )
 
     def change_view(self, request, object_id, form_url="", extra_context=None):
@@ -134,7 +195,12 @@ class EvaluationRunAdmin(ReadOnly, RunAdmin):
             request,
             object_id,
             form_url,
-            {**(extra_context or {}), "predictions": page, "metrics": METRICS},
+            {
+                **(extra_context or {}),
+                "predictions": page,
+                "metrics": METRICS,
+                "may_review": may_review(request.user),
+            },
         )
 
 

@@ -10,13 +10,15 @@ class EvaluationConfig(AppConfig):
     verbose_name = _("Evaluation")
 
     def ready(self):
-        from chat.registry import USES_OF_ADAPTERS
+        from chat.registry import BEFORE_SHARING, USES_OF_ADAPTERS
+        from evaluation.reviewing import needs_approval
         from evaluation.work import EvaluationWork
         from portal.runs.work import register
 
         register(EvaluationWork)
         explain(EXPLANATIONS)
         USES_OF_ADAPTERS.append(_evaluating)
+        BEFORE_SHARING.append(needs_approval)
 
 
 def _evaluating(adapter) -> str | None:

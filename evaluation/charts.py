@@ -131,6 +131,11 @@ def _histogram(
         "sides": [
             {
                 "tuned": _is_tuned(side),
+                "told": "; ".join(
+                    f"{number * width}–{(number + 1) * width}: {rows}"
+                    for number, rows in enumerate(bars)
+                    if rows
+                ),
                 "bars": [
                     {
                         "x": 100 * number / count,

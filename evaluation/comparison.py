@@ -40,7 +40,7 @@ def compare_all(baseline: EvaluationRun, runs: Sequence[EvaluationRun]) -> list[
             code="too_many",
         )
     for run in runs:
-        _check(run, baseline)
+        check_comparable(run, baseline)
     theirs = _rows(baseline)
     found = [_compared(run, _rows(run), baseline, theirs) for run in runs]
     _correct([each["difference"] for each in found])
@@ -52,7 +52,8 @@ def compare_all(baseline: EvaluationRun, runs: Sequence[EvaluationRun]) -> list[
     return found
 
 
-def _check(run: EvaluationRun, other: EvaluationRun) -> None:
+def check_comparable(run: EvaluationRun, other: EvaluationRun) -> None:
+    """ValidationError when they read different rows or either has no scores."""
     if run.scores is None or other.scores is None:
         raise ValidationError(_("Both evaluations must have ended with scores."), code="no_scores")
     if _read(run) != _read(other):

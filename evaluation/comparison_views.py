@@ -1,5 +1,7 @@
 """The page that puts any evaluations of the same rows beside one of them."""
 
+from urllib.parse import urlencode
+
 from django.core.exceptions import ValidationError
 from django.http import Http404
 from django.shortcuts import render
@@ -13,8 +15,10 @@ from evaluation.models import EvaluationRun
 from evaluation.verdicts import LEVEL, few_rows, interval, label_of, said
 from portal.access import get_visible
 from portal.numbers import whole_number
+from tuning.models import Dataset
 
-CHOICES = 50  # evaluations that are offered
+CHOICES = 50  # evaluations, and datasets, that are offered
+LISTED = 1000  # newest evaluations of a dataset that a leaderboard looks at
 
 
 @require_GET
@@ -108,3 +112,59 @@ def _told(baseline, runs, compared) -> dict:
             for run, each in zip(runs, compared, strict=True)
         ],
     }
+
+
+@require_GET
+def leaderboard(request):
+    """`?dataset=ID`: for each set of rows of a dataset the newest evaluation of every model, best
+    ROUGE-L first.
+    """
+    datasets = Dataset.objects.visible_to(request.user).filter(
+        versions__evaluation_runs__scores__isnull=False
+    )
+    datasets = list(datasets.distinct()[:CHOICES])
+    wanted = whole_number(request.GET.get("dataset"))
+    chosen = next((each for each in datasets if each.pk == wanted), None)
+    if request.GET.get("dataset") and chosen is None:
+        raise Http404
+    chosen = chosen or next(iter(datasets), None)
+    boards = _boards(request.user, chosen) if chosen else []
+    context = {"datasets": datasets, "chosen": chosen, "boards": boards}
+    return render(request, "evaluation/leaderboard.html", context)
+
+
+def _boards(user, dataset) -> list[dict]:
+    """One for each (version, split, decoding), the newest first: scores of other rows or another
+    decoding do not stand in one list.
+    """
+    runs = (
+        EvaluationRun.objects.visible_to(user)
+        .filter(dataset_version__dataset=dataset, scores__isnull=False, status="succeeded")
+        .select_related("owner", "adapter", "checkpoint", "dataset_version__dataset")
+        .defer("general")[:LISTED]
+    )
+    boards: dict[tuple, dict[tuple, EvaluationRun]] = {}
+    for run in runs:  # the newest first
+        rows = run.recipe.get("rows", run.total)
+        board = boards.setdefault((run.dataset_version, run.split, run.decoding, rows), {})
+        board.setdefault((run.checkpoint_id, run.adapter_id, run.adapter_name), run)
+    found = []
+    for (version, split, _decoding, rows), board in boards.items():
+        ranked = sorted(
+            board.values(), key=lambda run: -run.scores.get(ROUGE_L, {}).get("value", 0.0)
+        )
+        chart = charts.metric_chart(ranked, ROUGE_L)
+        if chart:
+            found.append(
+                {
+                    "version": version,
+                    "split": split,
+                    "decoding": ranked[0].get_decoding_display(),
+                    "rows": rows,
+                    "few": few_rows(rows),
+                    "runs": ranked,
+                    "query": urlencode([("run", run.pk) for run in ranked[:MOST]]),
+                    "chart": {"label": label_of(ROUGE_L), **chart},
+                }
+            )
+    return found

@@ -9,9 +9,9 @@ from typing import Any
 
 from evaluation.metrics import in_order
 from evaluation.models import EvaluationRun
+from portal.text import safe_cell
 
-CSV, JSON, REPORT = "predictions.csv", "evaluation.json", "report.html"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # which spreadsheets compute when a cell begins so
+CSV, JSON = "predictions.csv", "run.json"
 ROWS_AT_ONCE = 500
 
 
@@ -20,11 +20,6 @@ class _Echo:
 
     def write(self, text: str) -> str:
         return text
-
-
-def inert(text: str) -> str:
-    """A text that a spreadsheet shows and does not compute (OWASP, "CSV Injection")."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def csv_lines(run: EvaluationRun) -> Iterator[str]:
@@ -37,13 +32,13 @@ def csv_lines(run: EvaluationRun) -> Iterator[str]:
         beside = dict(run.baseline.predictions.values_list("row", "text"))
     writer = csv.writer(_Echo())
     header = ["row", "prompt", "reference", "prediction", *(["base"] if beside else []), *metrics]
-    yield "\ufeff" + writer.writerow(header)  # type: ignore[operator]
+    yield "\ufeff" + writer.writerow(header)
     for each in run.predictions.order_by("row").iterator(ROWS_AT_ONCE):
         texts = [each.prompt, each.reference, each.text]
         if beside:
             texts.append(beside.get(each.row, ""))
         scores = [each.scores.get(metric, "") for metric in metrics]
-        yield writer.writerow([each.row + 1, *map(inert, texts), *scores])  # type: ignore[misc]
+        yield writer.writerow([each.row + 1, *map(safe_cell, texts), *scores])
 
 
 def as_json(run: EvaluationRun, told: dict[str, Any]) -> Iterator[str]:

@@ -124,4 +124,36 @@ class Prediction(models.Model):
     @property
     def score_list(self) -> list[float]:
         """In the order of METRICS; JSON columns keep no order."""
-        return [self.scores[metric] for metric in METRICS]
+        return [self.scores.get(metric) for metric in METRICS]
+
+
+class BlindVote(models.Model):
+    """Which of two evaluations' answers to one row somebody prefers, who did not see whose they
+    are. `judge`: the name of the model that was asked in place of a person.
+    """
+
+    class Choice(models.TextChoices):
+        RUN = "run", _("this one")
+        OTHER = "other", _("the other")
+        TIE = "tie", _("equal")
+
+    run = models.ForeignKey(EvaluationRun, models.CASCADE, related_name="votes")
+    other = models.ForeignKey(EvaluationRun, models.CASCADE, related_name="votes_against")
+    row = models.PositiveIntegerField()
+    by = models.ForeignKey(User, models.CASCADE, related_name="+", verbose_name=_("by"))
+    judge = models.CharField(max_length=120, blank=True)
+    choice = models.CharField(max_length=5, choices=Choice.choices)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("blind vote")
+        verbose_name_plural = _("blind votes")
+        ordering = ["id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["run", "other", "row", "by", "judge"], name="one_vote_per_person_and_row"
+            )
+        ]
+
+    def __str__(self):
+        return f"{self.run_id}:{self.other_id} row {self.row}"

@@ -118,13 +118,32 @@ def _enqueued(run: EvaluationRun, in_queue: bool = True) -> EvaluationRun:
 
 
 def _baseline(owner, recipe: dict) -> EvaluationRun | None:
-    """A run of the bare checkpoint that does, or did, exactly this and that `owner` may see."""
-    candidates = EvaluationRun.objects.visible_to(owner).filter(
-        adapter=None,
-        status__in=(*Run.ACTIVE, Run.Status.SUCCEEDED),
-        checkpoint__name=recipe["checkpoint"]["name"],
+    """A run of the bare checkpoint that does, or did, exactly this and that `owner` may see: the
+    same weights, rows and decoding, whatever checkpoint and dataset are called by now.
+    """
+    candidates = (
+        EvaluationRun.objects.visible_to(owner)
+        .filter(
+            adapter=None,
+            status__in=(*Run.ACTIVE, Run.Status.SUCCEEDED),
+            recipe__checkpoint__fingerprint=recipe["checkpoint"]["fingerprint"],
+            recipe__dataset__sha256=recipe["dataset"]["sha256"],
+        )
+        .defer("general")
     )
-    return next((run for run in candidates if run.recipe == recipe), None)
+    wanted = _computed(recipe)
+    return next((run for run in candidates if _computed(run.recipe) == wanted), None)
+
+
+def _computed(recipe: dict) -> dict:
+    """What of a recipe decides the predictions; names and numbers of rows of the database do
+    not.
+    """
+    return {
+        **{name: value for name, value in recipe.items() if name not in ("dataset", "checkpoint")},
+        "weights": recipe["checkpoint"]["fingerprint"],
+        "rows_of": (recipe["dataset"]["split"], recipe["dataset"]["sha256"]),
+    }
 
 
 def _problems(

@@ -8,7 +8,7 @@ goes on and ends with the same predictions.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ GREEDY, UPSTREAM = "greedy", "upstream"
 # rows given to the engine at once; it runs as many of them as fit and keeps the rest queued
 IN_FLIGHT = 64
 IN_FLIGHT_ELSEWHERE = 512  # rows given to servers elsewhere, of which there may be several
+
+NOTHING: Mapping[int, str] = {}
 
 Messages = tuple[dict[str, str], ...]
 
@@ -97,11 +99,15 @@ def predict(
     seed: int = 42,
     should_stop: Callable[[], bool] = lambda: False,
     in_flight: int | None = None,
+    resembles: Mapping[int, str] = NOTHING,
 ) -> Iterator[Predicted]:
     """Yields each row when it is finished, in any order; steps the engine itself (its own thread
     must not run).
 
     Prompts are shortened to `max_source_length` tokens by the prompter that also prepares training.
+    resembles: by row, a text that its prediction may resemble: another model's, which greedy
+    decoding then only checks where it agrees.
+
     When `should_stop` turns true (asked between engine steps) what is in flight is aborted and the
     rest is left out. Raises RequestRefused when the adapter does not fit the checkpoint; any other
     refusal or fault ends its row alone.
@@ -139,6 +145,7 @@ def predict(
                         prompt_ids=tuple(prompter.prompt_ids(messages, max_source_length)),
                         adapter=adapter,
                         sampling=sampling_of(decoding, max_target_length, seed + row),
+                        resembles=resembles.get(row, ""),
                     )
                     engine.submit(request, sink)
                 except RequestRefused as refusal:

@@ -4,6 +4,9 @@ log.
 
 from __future__ import annotations
 
+from typing import Any
+
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -12,7 +15,7 @@ from django.utils.translation import gettext_noop
 from evaluation.models import EvaluationRun
 from portal import audit
 
-NOTED = {
+NOTED: dict[Any, str] = {
     EvaluationRun.Review.APPROVED: gettext_noop("approved"),
     EvaluationRun.Review.REJECTED: gettext_noop("rejected"),
     EvaluationRun.Review.NONE: gettext_noop("review taken back"),
@@ -57,11 +60,9 @@ def is_approved(adapter) -> bool:
 
 
 def needs_approval(adapter) -> str | None:
-    """Why the adapter may not become the team's default yet (chat.registry), or None."""
-    from django.conf import settings
-
+    """Why the adapter may not be shared with the team yet (chat/registry.py), or None."""
     if settings.APPROVAL_NEEDED and not is_approved(adapter):
-        return _("“%(name)s” needs an approved evaluation before it can be the team's default.") % {
+        return _("“%(name)s” needs an approved evaluation before the team can have it.") % {
             "name": adapter.name
         }
     return None

@@ -1,5 +1,7 @@
 """Evaluations and predictions as JSON."""
 
+from typing import Any
+
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -9,7 +11,7 @@ from evaluation.models import EvaluationRun, Prediction
 from portal.rest.conventions import RunSerializer
 from tuning.models import Dataset
 
-_INTERVAL = {
+_INTERVAL: dict[str, Any] = {
     "type": "object",
     "properties": {
         "value": {"type": "number"},

@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
 from chat.models import Adapter
-from evaluation import charts, exports, reading, reviewing, upstream_files, verdicts
+from evaluation import charts, exports, fixing, reading, reviewing, upstream_files, verdicts
 from evaluation.forms import EvaluationForm
 from evaluation.intervals import ROUGE_L
 from evaluation.metrics import in_order, known
@@ -38,7 +38,7 @@ def run_list(request):
     found = EvaluationRun.objects.visible_to(request.user)
     found = found.select_related(
         "owner", "adapter", "checkpoint", "baseline", "dataset_version__dataset"
-    )
+    ).defer("general", "baseline__general")
     page = Paginator(found, PER_PAGE).get_page(request.GET.get("page"))
     live = 3 if any(run.is_active for run in page) else None
     return render(
@@ -236,8 +236,19 @@ def review(request, pk):
 
 @require_POST
 def note_row(request, pk, row):
-    """Notes a row for review, or takes the note back."""
+    """Notes a row for review, or takes the note back; `exclude` leaves it out of the dataset's next
+    version.
+    """
     run = get_visible(EvaluationRun.objects.changeable_by(request.user), request.user, pk=pk)
+    if "exclude" in request.POST:
+        try:
+            version = fixing.exclude(request.user, run, row)
+        except ValidationError as refused:
+            messages.warning(request, refused.messages[0])
+        else:
+            told = _("Row %(row)s is left out of %(version)s; earlier versions stay as they are.")
+            messages.success(request, told % {"row": row + 1, "version": version})
+        return redirect(_rows_address(request, pk, row))
     changed = run.predictions.filter(row=row).update(flagged=request.POST.get("flagged") == "1")
     if not changed:
         raise Http404

@@ -139,6 +139,7 @@ class EvaluationWork(ModelWork):
             max_target_length=lengths[1],
             seed=recipe["seed"],
             should_stop=lambda: heartbeat.stop_requested is not None,
+            resembles=self._base_predictions(),
         )
         finished = recipe["rows"] - len(waiting)
         for predicted in predictions:
@@ -175,7 +176,7 @@ class EvaluationWork(ModelWork):
         if run.adapter is None:
             heartbeat.tell(lambda: told.update(general={}))
             return
-        precision = str(engine.loaded.dtype) if here else "elsewhere"
+        precision = str(engine.loaded.dtype) if isinstance(engine, Engine) else "elsewhere"
         found = forgetting.card(
             engine,
             run.adapter.ref(),
@@ -216,6 +217,13 @@ class EvaluationWork(ModelWork):
                     each.counts[name] = [round(nats, 4), tokens]
                     each.scores[name] = round(math.exp(min(nats / tokens, 50.0)), 4)
             heartbeat.tell(partial(_update, some))
+
+    def _base_predictions(self) -> dict[int, str]:
+        """What the base alone said about the rows, if that is known."""
+        run = self.run
+        if run.adapter is None or run.baseline is None or run.decoding != run.Decoding.GREEDY:
+            return {}
+        return dict(run.baseline.predictions.values_list("row", "text"))
 
     def _scores(self) -> dict:
         """Over all rows."""

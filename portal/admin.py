@@ -56,12 +56,19 @@ class TeamAdmin(admin.ModelAdmin):
 
 @admin.register(LogEntry)
 class AuditLogAdmin(admin.ModelAdmin):
-    """Who decided what, when; nobody changes it."""
+    """Who did or decided what, and when (portal/audit.py); to look at."""
 
-    list_display = ["action_time", "user", "content_type", "object_repr", "change_message"]
+    list_display = ["action_time", "user", "content_type", "object_repr", "change"]
+    list_display_links = None
     list_filter = ["user", "content_type"]
     list_select_related = ["user", "content_type"]
+    search_fields = ["object_repr", "change_message", "user__username"]
     date_hierarchy = "action_time"
+    show_full_result_count = False
+
+    @admin.display(description=_("change"))
+    def change(self, entry):
+        return entry.get_change_message() or entry.get_action_flag_display()
 
     def has_add_permission(self, request):
         return False
@@ -100,6 +107,8 @@ class RunAdmin(admin.ModelAdmin):
     """
 
     actions = ["cancel", "resume"]
+    show_full_result_count = False  # of thousands of runs
+    list_per_page = 50
 
     @admin.display(description=_("recipe"))
     def recipe_lines(self, run):

@@ -32,7 +32,16 @@ WORKER_FIGURES = {
     "queue": "Answers that wait.",
     "tokens_per_second": "Tokens of all answers together.",
 }
-PUBLIC = ("state", "checkpoint", "device", "active_rows", "max_rows", "queue", "tokens_per_second")
+PUBLIC = (
+    "state",
+    "checkpoint",
+    "coming",
+    "device",
+    "active_rows",
+    "max_rows",
+    "queue",
+    "tokens_per_second",
+)
 
 
 @csrf_exempt  # a wrong method is to be told as that
@@ -49,7 +58,7 @@ def healthz(request):
         worker = {"state": "unavailable", "reason": str(error)}
     # No paths, process numbers or names of others: anybody may read this.
     worker = {field: worker[field] for field in PUBLIC if field in worker}
-    if worker.get("state") != "ready":
+    if worker.get("state") not in ("ready", "resting"):
         problems.append("worker_unavailable")
     try:
         counts = dict(
@@ -131,7 +140,7 @@ class _Figures(Collector):
             status = router.status_sync(timeout=1.0)
         except router.WorkerUnavailable:
             status = {}
-        ready = status.get("state") == "ready"
+        ready = status.get("state") in ("ready", "resting")
         yield GaugeMetricFamily("portal_worker_up", "1 when the model answers.", int(ready))
         for field, text in WORKER_FIGURES.items():
             if isinstance(status.get(field), int | float):

@@ -163,8 +163,8 @@ def new_run_key() -> str:
 
 
 class Run(Shared, models.Model):
-    """One piece of long work: a tuning, an evaluation or a download. The queue is a doorbell; this
-    row is the truth.
+    """One piece of long work: a tuning, an evaluation, a download or a check. The queue is a
+    doorbell; this row is the truth.
 
     Status is written only in portal/runs/lifecycle.py. `token` is the fencing token: a process may
     write to the row only while it holds the current one. Statuses, error and times explain the run
@@ -184,6 +184,7 @@ class Run(Shared, models.Model):
         TUNING = "tuning", _("Tuning")
         EVALUATION = "evaluation", _("Evaluation")
         FETCH = "fetch", _("Download")
+        CHECK = "check", _("Check of a dataset")
 
     class Priority(models.IntegerChoices):
         NORMAL = 0, _("normal")
@@ -321,7 +322,7 @@ class Run(Shared, models.Model):
 class QueueHold(models.Model):
     """A queue that takes no new run until an admin releases it; what runs goes on to its end."""
 
-    queue = models.CharField(max_length=20, unique=True)
+    queue = models.CharField(max_length=20, primary_key=True)
     reason = models.CharField(_("reason"), max_length=200, blank=True)
     by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     since = models.DateTimeField(auto_now_add=True)
@@ -348,3 +349,42 @@ class IdempotencyKey(models.Model):
 
     def __str__(self):
         return self.key
+
+
+class TokenUsage(models.Model):
+    """Tokens of one person on one day, by the way they were asked for."""
+
+    class Door(models.TextChoices):
+        CHAT = "chat", _("chat pages")
+        API = "api", _("programs")
+
+    user = models.ForeignKey(User, models.CASCADE, related_name="token_usage")
+    day = models.DateField()
+    door = models.CharField(max_length=4, choices=Door.choices)
+    prompt_tokens = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+    answers = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("token usage")
+        verbose_name_plural = _("token usage")
+        ordering = ["-day", "door"]
+        constraints = [
+            models.UniqueConstraint(fields=["user", "day", "door"], name="one_usage_a_day")
+        ]
+
+    def __str__(self):
+        return f"{self.user_id} {self.day} {self.door}"
+
+    @classmethod
+    def count(cls, user_id: int, door: str, prompt: int, completion: int) -> None:
+        """Adds an answer to today's; best effort."""
+        mine = {"user_id": user_id, "day": timezone.localdate(), "door": door}
+        more = {
+            "prompt_tokens": F("prompt_tokens") + prompt,
+            "completion_tokens": F("completion_tokens") + completion,
+            "answers": F("answers") + 1,
+        }
+        with contextlib.suppress(DatabaseError), transaction.atomic():
+            cls.objects.get_or_create(**mine)
+            cls.objects.filter(**mine).update(**more)

@@ -259,7 +259,7 @@ METRICS_FROM = _parsed(
 # Queued runs that one member may have; more are refused (429).
 QUEUED_RUNS = _parsed("PORTAL_QUEUED_RUNS", "20", int)
 
-# Whether an adapter needs an approved evaluation before it can be the team's default.
+# Whether an adapter needs an approved evaluation before it can be shared with the team.
 APPROVAL_NEEDED = _flag("PORTAL_APPROVAL")
 
 # What `up` calls after the migrations; each may be called again at any time.
@@ -357,6 +357,10 @@ LAUNCHER = shlex.split(os.environ.get("PORTAL_LAUNCHER", ""))
 # Part of the free memory that a worker's key-value cache may take; what is left is for training
 # beside it.
 CACHE_SHARE = _parsed("PORTAL_CACHE_SHARE", "0.4", float)
+# Minutes without a request after which a worker takes its checkpoint out of memory; 0: never.
+IDLE_UNLOAD = _parsed("PORTAL_IDLE_UNLOAD", "0", float)
+# Seconds that a request waits for a model that is being loaded.
+LOADING_WAIT = _parsed("PORTAL_LOADING_WAIT", "300", float)
 
 LOGGING = {
     "version": 1,

@@ -1,10 +1,14 @@
 """Which texts can be kept and sent on."""
 
+import re
+
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
 # characters of one message, at every door; what fits into the context is the worker's decision
 LONGEST_CONTENT = 200_000
+# how a cell begins that spreadsheets compute, full-width forms included
+_FORMULA = re.compile(r"\s*[=+\-@\t\r＝＋－＠]")
 
 
 def is_storable(text: str) -> bool:
@@ -35,3 +39,10 @@ def check_content(content) -> str:
     if not is_storable(content):
         raise ValidationError(_("The text contains a NUL or half a character."), "invalid")
     return content
+
+
+def safe_cell(text: str) -> str:
+    """Of a CSV file: what could begin a formula in a spreadsheet begins with an apostrophe, as
+    OWASP advises.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text

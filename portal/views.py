@@ -1,5 +1,7 @@
 """Home, tasks and account: the pages that look at all apps."""
 
+from datetime import timedelta
+
 from asgiref.sync import sync_to_async
 from django.contrib import messages
 from django.contrib.auth import update_session_auth_hash
@@ -7,7 +9,7 @@ from django.contrib.auth.decorators import login_not_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
-from django.db.models import F
+from django.db.models import F, Sum
 from django.http import Http404
 from django.shortcuts import redirect, render
 from django.utils import timezone
@@ -23,12 +25,13 @@ from chat.worker import router
 from evaluation.models import EvaluationRun
 from portal.access import get_visible
 from portal.forms import KeyForm, PasswordChangeForm
-from portal.models import ApiKey, Run
+from portal.models import ApiKey, Run, TokenUsage
 from portal.runs import board, work
 from tuning.models import Dataset, TuningRun
 
 PER_PAGE = 20
 RECENT = 5
+USAGE_DAYS = 30  # that the account's page adds up
 
 
 @csrf_exempt  # a POST is a script's, which proves itself with a key; the GET changes nothing
@@ -55,7 +58,7 @@ def home(request):
             "next_step": any("next" in step for step in steps),
             "starter": starter,
             "catalogue": catalogue() if starter else [],
-            "conversations": Conversation.objects.filter(owner=user)[:RECENT],
+            "conversations": Conversation.objects.visible_to(user)[:RECENT],
             "adapters": Adapter.objects.visible_to(user).select_related("checkpoint")[:RECENT],
             "runs": Run.objects.filter(owner=user)[:RECENT],
         },
@@ -183,6 +186,20 @@ def worker_state() -> dict:
         return {"state": "unavailable", "reason": str(error)}
 
 
+def usage_of(user) -> list[dict]:
+    """Tokens of the last USAGE_DAYS by the way they were asked for; unused ways too."""
+    since = timezone.localdate() - timedelta(days=USAGE_DAYS - 1)
+    sums = TokenUsage.objects.filter(user=user, day__gte=since).order_by().values("door")
+    found = {
+        row["door"]: row
+        for row in sums.annotate(
+            prompt=Sum("prompt_tokens"), completion=Sum("completion_tokens"), count=Sum("answers")
+        )
+    }
+    none = {"prompt": 0, "completion": 0, "count": 0}
+    return [{**none, **found.get(door, {}), "name": name} for door, name in TokenUsage.Door.choices]
+
+
 @never_cache  # it may show a new key
 def account(request):
     """Keys and password; each form says by its `action` what it does."""
@@ -217,5 +234,7 @@ def account(request):
         "key_form": key_form,
         "password_form": password_form,
         "secret": secret,
+        "usage": usage_of(request.user),
+        "usage_days": USAGE_DAYS,
     }
     return render(request, "portal/account.html", context)

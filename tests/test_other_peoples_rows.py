@@ -11,7 +11,7 @@ from evaluation.models import EvaluationRun
 from portal.models import ApiKey, Team
 from tests.support.page_fixtures import *  # noqa: F403 - a member's rows
 from tests.support.urls import routes
-from tuning.models import CollectedExample, Dataset, TuningRun
+from tuning.models import CheckRun, CollectedExample, Dataset, TuningRun
 
 pytestmark = pytest.mark.django_db
 METHODS = ["get", "post", "put", "patch", "delete"]
@@ -40,7 +40,17 @@ def theirs(conversation, dataset, tuning_run, evaluated, adapter, member):
     collected = CollectedExample.objects.create(
         dataset=dataset, by=member, prompt="q", response=MARK, message=answer
     )
+    check = CheckRun.objects.create(
+        owner=member,
+        kind="check",
+        name=MARK,
+        dataset_version=dataset.current,
+        checkpoint=adapter.checkpoint,
+        recipe={"dataset": {"split": "train"}},
+    )
     return {
+        "/checks/": check.pk,
+        "/api/v1/check-runs/": check.pk,
         "/downloads/": fetch.pk,
         "/api/v1/fetch-runs/": fetch.pk,
         "/api/v1/queue/runs/": tuning_run.pk,

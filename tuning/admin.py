@@ -3,12 +3,15 @@ by the portal alone.
 """
 
 from django.contrib import admin
-from django.utils.html import format_html_join
+from django.urls import reverse
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import mark_safe
 from django.utils.translation import gettext_lazy as _
 
 from portal.admin import RunAdmin
 from tuning.models import Dataset, DatasetVersion, TuningRun
+
+MOST_POINTS = 300  # of a curve
 
 
 class ReadOnly:
@@ -116,6 +119,7 @@ class TuningRunAdmin(ReadOnly, RunAdmin):
         "phase",
         "steps",
         "last_loss",
+        "curve",
         "speed",
         "trainable_parameters",
         "checkpoint",
@@ -132,6 +136,35 @@ class TuningRunAdmin(ReadOnly, RunAdmin):
     @admin.display(description=_("dataset"), ordering="dataset_version__dataset__name")
     def dataset(self, run):
         return str(run.dataset_version)
+
+    @admin.display(description=_("loss curve"))
+    def curve(self, run):
+        """Drawn from the logged steps, MOST_POINTS of them; the portal's own page has it live."""
+        points = list(run.metrics.values_list("step", "loss"))
+        if len(points) < 2:
+            return "–"
+        points = points[:: max(1, len(points) // MOST_POINTS)]
+        highest, lowest = max(loss for _step, loss in points), min(loss for _step, loss in points)
+        first, last = points[0][0], points[-1][0]
+        tall = highest - lowest or 1.0
+        line = " ".join(
+            f"{1000 * (step - first) / (last - first):.1f},{100 - 100 * (loss - lowest) / tall:.1f}"
+            for step, loss in points
+        )
+        return format_html(
+            '<svg class="loss-line" viewBox="0 0 1000 100" preserveAspectRatio="none" role="img" '
+            'aria-label="{} → {}"><polyline points="{}"/></svg>'
+            '<span class="delta">{} – {}: {} – {}</span> <a href="{}">{}</a>',
+            f"{points[0][1]:.4f}",
+            f"{points[-1][1]:.4f}",
+            line,
+            first,
+            last,
+            f"{lowest:.4f}",
+            f"{highest:.4f}",
+            reverse("tuning_run", args=[run.pk]),
+            _("Charts, log and model"),
+        )
 
     @admin.display(description=_("steps"), ordering="progress")
     def steps(self, run):

@@ -12,6 +12,7 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
+from chat.api.serializers import AdapterSerializer
 from portal.models import ApiKey, Run
 from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, Pages
@@ -21,6 +22,7 @@ from portal.runs.once import once
 from tuning.models import TuningRun
 from tuning.plan import create_run
 from tuning.serializers import NewTuningRunSerializer, TuningMetricSerializer, TuningRunSerializer
+from tuning.steps import publish_saved_step
 
 MOST_LOG_LINES = 100_000
 
@@ -125,6 +127,16 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         if not resumed:
             raise Conflict(_("Only a failed or cancelled run can go on."), "not_resumable")
         return self._answer(run)
+
+    @extend_schema(request=None, responses={201: AdapterSerializer})
+    @action(detail=True, methods=["post"], url_path=r"steps/(?P<step>[0-9]{1,7})")
+    def steps(self, request, pk=None, step=None):
+        """A step that the run saved becomes a tuned model of its own; the same one again when it
+        has been published.
+        """
+        with rules_as_400():
+            adapter = publish_saved_step(self.get_changeable(), int(step))
+        return Response(AdapterSerializer(adapter).data, status=status.HTTP_201_CREATED)
 
 
 _router = SimpleRouter()

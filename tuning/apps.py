@@ -10,8 +10,23 @@ class TuningConfig(AppConfig):
     verbose_name = _("Tuning")
 
     def ready(self):
+        from chat.registry import USES_OF_ADAPTERS
         from portal.runs.work import register
+        from tuning.datasets.check_work import CheckWork
         from tuning.work import TuningWork
 
         register(TuningWork)
+        register(CheckWork)
         explain(EXPLANATIONS)
+        USES_OF_ADAPTERS.append(_going_on_from)
+
+
+def _going_on_from(adapter) -> str | None:
+    """What keeps an adapter from being deleted (chat.registry)."""
+    from portal.models import Run
+    from tuning.models import TuningRun
+
+    active = TuningRun.objects.filter(status__in=Run.ACTIVE)
+    if active.filter(recipe__init="adapter", recipe__init_adapter=adapter.sha256).exists():
+        return str(_("A tuning run goes on from this adapter. Wait for it or cancel it first."))
+    return None

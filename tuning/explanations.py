@@ -9,6 +9,10 @@ EXPLANATIONS = {
         "The loss is no longer a number. Lower the learning rate and start a new run."
     ),
     "no_examples": _("No row has both a prompt and a response."),
+    "rows_too_long": _(
+        "Some rows are longer than the lengths of the recipe, which says not to start then. Raise "
+        "the lengths, or let such rows be cut off or left out."
+    ),
     "does_not_fit": _(
         "Prefix, prompt and response do not fit into the model's context. Lower their limits."
     ),
@@ -32,6 +36,7 @@ UNUSABLE_RECIPE = {
     "too_many_samples": _("Batch size times accumulation may be at most %(most)s."),
     "warmup_too_long": _("There must be fewer warm-up steps than steps."),
     "no_init_text": _("Describe the task in a sentence or two."),
+    "no_init_adapter": _("Choose a tuned model of the same base to go on from."),
     "text_too_long": _("At most %(most)s characters."),
     "init_with_projection": _("A prefix behind a projection can only begin at random."),
     "no_general_prompts": _("Holding forgetting needs a share of general prompts."),

@@ -3,13 +3,23 @@ tuning/datasets/store.py; forms only read the types, so that pages and REST refu
 with the same words.
 """
 
+import json
+
 from django import forms
 from django.utils.translation import gettext_lazy as _
 
-from chat.models import Checkpoint
+from chat.models import Adapter, Checkpoint
 from portal.forms import Styled
 from tuning.models import Dataset
-from tuning.ptuning.recipe import BOOLEANS
+from tuning.ptuning.recipe import BOOLEANS, TEXTS
+
+
+class ReadableEncoder(json.JSONEncoder):
+    """Chinese as it is."""
+
+    def __init__(self, **options):
+        super().__init__(**{**options, "ensure_ascii": False})
+
 
 # field of the recipe -> its name for people
 LABELS = {
@@ -18,6 +28,7 @@ LABELS = {
     "max_steps": _("Steps"),
     "max_source_length": _("Longest prompt"),
     "max_target_length": _("Longest response"),
+    "overlong": _("Longer rows"),
     "save_steps": _("Save interval in steps"),
     "per_device_train_batch_size": _("Batch size"),
     "gradient_accumulation_steps": _("Gradient accumulation"),
@@ -33,20 +44,22 @@ LABELS = {
     "prefix_projection": _("Project the prefix through a layer"),
     "init": _("The prefix begins"),
     "init_text": _("The task in a sentence or two"),
+    "init_adapter": _("The tuned model to go on from"),
     "freeze_first": _("Keep its first position as it begins"),
     "kl_weight": _("Hold to the base's own answers"),
     "kl_share": _("Share of general prompts"),
     "eval_steps": _("Validation interval in steps"),
-    "early_stopping": _("End after so many validations without a better one"),
+    "early_stopping": _("Validations to wait for a better one"),
 }
 # how a prefix begins and what it must not forget: a card of its own
-START = ("init", "kl_weight", "kl_share", "init_text")
+START = ("init", "kl_weight", "kl_share", "init_text", "init_adapter")
 MAIN = (
     "pre_seq_len",
     "learning_rate",
     "max_steps",
     "max_source_length",
     "max_target_length",
+    "overlong",
     "save_steps",
 )
 
@@ -69,6 +82,13 @@ class TuningRunForm(Styled, forms.Form):
     max_steps = forms.IntegerField()
     max_source_length = forms.IntegerField()
     max_target_length = forms.IntegerField()
+    overlong = forms.ChoiceField(
+        choices=[
+            ("truncate", _("cut them off")),
+            ("drop", _("leave them out")),
+            ("refuse", _("do not start")),
+        ]
+    )
     save_steps = forms.IntegerField()
     per_device_train_batch_size = forms.IntegerField()
     gradient_accumulation_steps = forms.IntegerField()
@@ -101,6 +121,7 @@ class TuningRunForm(Styled, forms.Form):
             ("prompt", _("as a text: the task and examples")),
             ("zero", _("at zero")),
             ("random", _("at random, as the original")),
+            ("adapter", _("as a tuned model, learning on")),
         ]
     )
     init_text = forms.CharField(
@@ -109,6 +130,7 @@ class TuningRunForm(Styled, forms.Form):
         widget=forms.Textarea(attrs={"rows": 2}),
         help_text=_("Empty: from the dataset's columns. Examples of the task follow it."),
     )
+    init_adapter = forms.ChoiceField(required=False)
     freeze_first = forms.BooleanField(required=False)
     kl_weight = forms.FloatField()
     kl_share = forms.FloatField()
@@ -117,6 +139,10 @@ class TuningRunForm(Styled, forms.Form):
 
     def __init__(self, *args, user, **kwargs):
         super().__init__(*args, **kwargs)
+        self.fields["init_adapter"].choices = [("", _("none"))] + [
+            (adapter.sha256, f"{adapter.checkpoint.name}:{adapter.name}")
+            for adapter in Adapter.objects.visible_to(user).select_related("checkpoint")
+        ]
         self.fields["dataset"].queryset = Dataset.objects.visible_to(user)
         self.fields["checkpoint"].queryset = Checkpoint.objects.visible_to(user)
         for name, label in LABELS.items():
@@ -128,7 +154,7 @@ class TuningRunForm(Styled, forms.Form):
                     attrs={"class": "input num", "inputmode": "decimal", "data-recipe": ""}
                 )
             else:
-                field.widget.attrs["data-recipe"] = ""
+                field.widget.attrs["data-recipe"] = "text" if name in TEXTS else ""
 
     def hyper(self) -> dict:
         """The recipe's fields, typed."""
@@ -181,7 +207,33 @@ class UploadForm(Styled, forms.Form):
         for name in ("prompt_column", "response_column", "history_column"):
             self.fields[name].widget.attrs["list"] = "column-names"
         for name in ("file", "validation"):
-            self.fields[name].widget.attrs["accept"] = ".json,.jsonl,.csv,.tsv,.xlsx,.gz,.zip,.tgz"
+            self.fields[name].widget.attrs["accept"] = (
+                ".json,.jsonl,.ndjson,.csv,.tsv,.txt,.xlsx,.gz,.zip,.tgz"
+            )
+
+
+class HistoryField(forms.JSONField):
+    """Earlier turns as JSON text; none is empty."""
+
+    def prepare_value(self, value):
+        return super().prepare_value(value) if value else ""
+
+
+class RowForm(Styled, forms.Form):
+    version = forms.IntegerField(widget=forms.HiddenInput)  # that was looked at
+    prompt = forms.CharField(
+        label=_("Prompt"), strip=False, widget=forms.Textarea(attrs={"rows": 5})
+    )
+    response = forms.CharField(
+        label=_("Response"), strip=False, widget=forms.Textarea(attrs={"rows": 7})
+    )
+    history = HistoryField(
+        label=_("Earlier turns"),
+        required=False,
+        encoder=ReadableEncoder,
+        widget=forms.Textarea(attrs={"rows": 2}),
+        help_text=_('Only for conversations: [["question", "answer"], …].'),
+    )
 
 
 class SplitForm(Styled, forms.Form):

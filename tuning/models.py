@@ -226,6 +226,27 @@ class TuningRun(Run):
         return next(iter(own or made[-1:]), None)
 
 
+class CheckRun(Run):
+    """What a checkpoint makes of a dataset version, counted before a run is paid for
+    (tuning/datasets/checks.py).
+    """
+
+    dataset_version = models.ForeignKey(DatasetVersion, models.CASCADE, related_name="check_runs")
+    checkpoint = models.ForeignKey(
+        Checkpoint, models.CASCADE, related_name="check_runs", verbose_name=_("checkpoint")
+    )
+    # {"rows", "near_duplicates": {"count", "pairs"}, "prompt" and "response": {"lengths":
+    # [[tokens, rows], ...], "longest": [[line, tokens], ...]}}
+    report = models.JSONField(default=dict, editable=False)
+
+    objects = AccessQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("check of a dataset")
+        verbose_name_plural = _("checks of datasets")
+        ordering = ["-id"]
+
+
 class TuningMetric(models.Model):
     """One logged step of a tuning run."""
 

@@ -16,14 +16,17 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils.translation import gettext as _
 
-from chat.models import Checkpoint
+from chat.models import Adapter, Checkpoint
 from portal.explanations import sentence
 from portal.models import Run
 from portal.runs import lifecycle
+from portal.text import shown
 from tuning import methods
+from tuning.datasets import checks
 from tuning.datasets.store import TRAIN, VALIDATION, examples
 from tuning.explanations import UNUSABLE_RECIPE
 from tuning.models import Dataset, DatasetVersion, TuningRun
+from tuning.ptuning.encoded import REFUSE
 from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
 
 # name -> hyper-parameters. The first two, for the embedded model and for real ones, are measured
@@ -40,7 +43,7 @@ PRESETS: dict[str, Recipe] = {
         max_source_length=128,
         max_target_length=128,
         save_steps=100,
-        kl_weight=0.5,
+        kl_weight=1.5,
         kl_share=1.0,
         eval_steps=50,
     ),
@@ -51,8 +54,8 @@ PRESETS: dict[str, Recipe] = {
         max_steps=500,
         per_device_train_batch_size=16,
         gradient_accumulation_steps=1,
-        max_source_length=256,
-        max_target_length=256,
+        max_source_length=128,
+        max_target_length=128,
         save_steps=100,
         init="prompt",
         freeze_first=True,
@@ -185,6 +188,13 @@ def create_run(
     planned = PRESETS.get(preset or default_preset(checkpoint), Recipe())
     if hyper.get("init", planned.init) == "prompt" and version is not None:
         hyper["init_text"] = hyper.get("init_text") or default_init_text(version)
+    if hyper.get("init", planned.init) == "adapter" and hyper.get("init_adapter"):
+        try:
+            before = _to_go_on_from(owner, hyper["init_adapter"], checkpoint)
+        except ValidationError as error:
+            problems["init_adapter"] = [error]
+        else:
+            hyper |= {"init_adapter": before.sha256, "pre_seq_len": before.pre_seq_len}
     try:
         recipe = recipe_for(checkpoint, preset, **hyper)
     except ValidationError as error:
@@ -193,6 +203,8 @@ def create_run(
         if recipe.early_stopping and version and VALIDATION not in version.splits:
             message = _("The dataset has no validation rows to stop by.")
             problems["early_stopping"] = [ValidationError(message, "no_validation_rows")]
+        if recipe.overlong == REFUSE and version is not None:
+            problems |= _too_long(version, checkpoint, recipe)
     name = str(name or "").strip()
     if len(name) > 120:
         problems["name"] = [ValidationError(_("A name has at most 120 characters."), "too_long")]
@@ -215,6 +227,30 @@ def create_run(
     with transaction.atomic():
         lifecycle.enqueue(run, ring_bell=in_queue)
     return run
+
+
+def _too_long(version: DatasetVersion, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, list]:
+    """Rows that the lengths would cut, where a check has counted them; else the trainer does."""
+    report = checks.report_of(version, checkpoint)
+    lengths = recipe.max_source_length, recipe.max_target_length
+    told = checks.told_of_cuts(report, *lengths) if report else []
+    return {"overlong": [ValidationError(line, "rows_too_long") for line in told]} if told else {}
+
+
+def _to_go_on_from(owner, wish, checkpoint: Checkpoint) -> Adapter:
+    """The adapter that a new run begins as, by its sha256, name or id; ValidationError."""
+    visible = Adapter.objects.visible_to(owner)
+    found = visible.filter(sha256=wish).first() or visible.named(wish)
+    if found is None:
+        message = _("“%(value)s” does not exist.")
+        raise ValidationError(message % {"value": shown(wish)}, "does_not_exist")
+    if found.checkpoint_id != checkpoint.pk:
+        message = _(
+            "The adapter “%(adapter)s” belongs to the checkpoint “%(its)s”, not to “%(chosen)s”."
+        )
+        names = {"adapter": found.name, "its": found.checkpoint.name, "chosen": checkpoint.name}
+        raise ValidationError(message % names, "invalid_adapter")
+    return found
 
 
 def default_init_text(version: DatasetVersion) -> str:

@@ -35,7 +35,6 @@ VALUES = (
     "dataloader_num_workers",
     "ignore_pad_token_for_loss",
     "save_total_limit",
-    "eval_steps",
     "evaluation_strategy",
     "logging_dir",
     "report_to",

@@ -109,6 +109,17 @@ class TuningWork(ModelWork):
                 f"{proof.gap:.3g} logits behind, {proof.tolerance:g} would be rounding",
             )
 
+    def _before(self, recipe):
+        """The prefix that the run goes on from; None where it begins otherwise."""
+        if recipe.init != "adapter":
+            return None
+        from chat.engine import adapters
+
+        try:
+            return adapters.load(settings.DATA_DIR / "adapters" / recipe.init_adapter).tensor
+        except adapters.AdapterInvalid as fault:
+            raise RunFailed("file_missing", str(fault)) from fault
+
     def _keep(self, step: int, prefix) -> None:
         """One saved step as an adapter that may be published; the oldest give way."""
         from chat.engine import adapters
@@ -147,6 +158,7 @@ class TuningWork(ModelWork):
                 rows,
                 run.state_folder,
                 report,
+                initial=self._before(recipe),
                 validation=held_out,
                 keep=self._keep,
                 general_folder=settings.DATA_DIR / "general",
@@ -154,6 +166,8 @@ class TuningWork(ModelWork):
             self.log(
                 f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen"
             )
+            if trainer.dropped:
+                self.log(f"{trainer.dropped:,} examples longer than the lengths are left out")
             if trainer.step:
                 self.log(f"going on after step {trainer.step}")
             planned = TuningRun.objects.filter(pk=run.pk)

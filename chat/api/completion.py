@@ -18,7 +18,7 @@ from chat.sampling import as_sampling
 from chat.worker import router
 from chat.worker.router import coalesced
 from portal.logins import ended, login_of
-from portal.models import User
+from portal.models import TokenUsage, User
 from portal.rest.conventions import error
 
 FRAME_INTERVAL = 0.05  # seconds between two deltas to one client; the first one goes out at once
@@ -110,6 +110,9 @@ async def stream(
         key = getattr(user, "api_key", None)
         if key is not None and key.tokens_per_day is not None and prompt + written:
             await asyncio.shield(sync_to_async(key.spend)(prompt + written))
+        if prompt + written:
+            count = sync_to_async(TokenUsage.count)
+            await asyncio.shield(count(user.pk, str(TokenUsage.Door.API), prompt, written))
         if left:
             await asyncio.shield(
                 asyncio.gather(*(workers.abort(r.id) for r in running), return_exceptions=True)

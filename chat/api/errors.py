@@ -8,11 +8,14 @@ from rest_framework import exceptions
 from chat.api.completion import GenerationFailed, LoginOver
 from chat.engine.request import GenerationRefused
 from chat.worker.router import WorkerUnavailable
+from portal.explanations import explained
 from portal.rest.api_keys import KeyRefused, why_no_key
 from portal.rest.conventions import READABLE, Unavailable, error, json_error
 from portal.text import shown
 
 RETRY_AFTER = 5  # seconds, where nobody knows better
+# an answer was taken and waited for its model, which did not come
+NO_MODEL = ("worker_loading", "loading_failed", "no_worker_for_checkpoint")
 REFUSALS = (ValidationError, GenerationRefused, GenerationFailed)
 
 
@@ -32,6 +35,8 @@ def object_of(refusal: Exception) -> dict:
         problems = problems_of(refusal)
         return error(**problems[0], problems=problems)["error"]
     if isinstance(refusal, GenerationFailed):
+        if refusal.error.get("code") in NO_MODEL:
+            return {**refusal.error, "message": explained(refusal.error)}
         return refusal.error
     assert isinstance(refusal, GenerationRefused)
     told = refusal.as_error()
@@ -60,6 +65,9 @@ def response_of(refusal: Exception) -> JsonResponse:
         headers["Retry-After"] = str(refusal.retry_after or RETRY_AFTER)
     elif isinstance(refusal, LoginOver):
         status = 401
+    elif isinstance(refusal, GenerationFailed) and refusal.error.get("code") in NO_MODEL:
+        status = 503
+        headers["Retry-After"] = str(RETRY_AFTER)
     elif isinstance(refusal, GenerationFailed):
         status = 400 if refusal.error.get("type") == "invalid_request_error" else 500
     else:

@@ -20,6 +20,7 @@ from chat import registry
 from chat.api import completion, errors, sse
 from chat.api.completion import CollectedCompletion
 from chat.api.openai_request import ChatRequest, chat_request
+from chat.engine.thoughts import Thoughts, apart
 from chat.models import Adapter, Checkpoint
 from portal.logins import login_of
 from portal.rest.api_keys import KeyRefused, check_key, user_of_request
@@ -145,9 +146,13 @@ async def chat_completions(request, user) -> HttpResponseBase:
 
 
 def _choice(index: int, answer: CollectedCompletion, wanted: ChatRequest) -> dict:
+    thought, text = apart(answer.text)
+    message = {"role": "assistant", "content": text, "refusal": None}
+    if thought:
+        message["reasoning_content"] = thought
     return {
         "index": index,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None},
+        "message": message,
         "logprobs": _logprobs(answer.logprobs, wanted),
         "finish_reason": answer.finish_reason,
     }
@@ -178,6 +183,7 @@ def usage_of(answers: list[CollectedCompletion], prompts: int = 1) -> dict:
 async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenerator[str, None]:
     head = {**head, "object": "chat.completion.chunk"}
     answers = [CollectedCompletion() for _sampling in wanted.samplings]
+    thoughts = [Thoughts() for _sampling in wanted.samplings]
 
     def chunk(
         index: int, delta: dict, finish_reason: str | None = None, entries: list | None = None
@@ -193,11 +199,17 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenera
         for index in range(len(answers)):
             yield chunk(index, {"role": "assistant", "content": ""})
         async for index, event in completion.resumed(first, events, answers):
-            if event.type == "delta":
-                yield chunk(
-                    index, {"content": event.data["text"]}, entries=event.data.get("logprobs")
-                )
+            if event.type == "loading":
+                yield sse.loading(event)
+            elif event.type == "delta":
+                delta = _said(*thoughts[index].feed(event.data["text"]))
+                entries = event.data.get("logprobs")
+                if delta or entries:
+                    yield chunk(index, delta, entries=entries)
             elif event.type == "finished":
+                rest = _said(*thoughts[index].flush())
+                if rest:
+                    yield chunk(index, rest)
                 yield chunk(index, {}, answers[index].finish_reason)
         if wanted.include_usage:
             yield sse.data({**head, "choices": [], "usage": usage_of(answers)})
@@ -206,6 +218,12 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenera
     finally:
         await events.aclose()
     yield "data: [DONE]\n\n"
+
+
+def _said(thought: str, text: str) -> dict:
+    """A delta, with thoughts under the name that vLLM and DeepSeek gave them."""
+    told = {"reasoning_content": thought, "content": text}
+    return {name: value for name, value in told.items() if value}
 
 
 @for_scripts("GET", "HEAD")

@@ -134,7 +134,9 @@ async def _chunks(
             if echo:
                 yield chunk(index, echo)
         async for index, event in completion.resumed(first, events, answers):
-            if event.type == "delta":
+            if event.type == "loading":
+                yield sse.loading(event)
+            elif event.type == "delta":
                 yield chunk(index, event.data["text"], logprobs=event.data.get("logprobs"))
             elif event.type == "finished":
                 yield chunk(index, "", answers[index].finish_reason)

@@ -213,12 +213,34 @@ def chat_request(fields) -> ChatRequest:
     messages = turns_of(body.get("messages"), body.refuse)
     if body.get("with_history") is not None and not body.flag("with_history"):
         messages = without_history(messages)
-    logprobs = _logprobs(body)
+    logprobs, thinking = _logprobs(body), _thinking(body)
     schema = body.json_schema("response_format", body.get("response_format"))
-    samplings = [{**each, "logprobs": logprobs, "json_schema": schema} for each in body.samplings()]
+    more = {"logprobs": logprobs, "json_schema": schema, "thinking": thinking}
+    samplings = [{**each, **more} for each in body.samplings()]
     stream, include_usage = body.stream()
     body.check()
     return ChatRequest(model, messages, samplings, stream, include_usage)
+
+
+def _thinking(body: Body) -> bool | None:
+    """`enable_thinking`, as vLLM and SGLang take it (chat_template_kwargs) or by itself."""
+    container = body.get("chat_template_kwargs")
+    if container is not None and not isinstance(container, dict):
+        body.refuse("chat_template_kwargs", _("Must be an object."))
+        container = None
+    container = container or {}
+    others = sorted(container.keys() - {"enable_thinking", "thinking"})
+    if others:
+        body.unsupported(f"chat_template_kwargs.{others[0]}")
+    found = None
+    for param, place in (
+        ("enable_thinking", body.fields),
+        ("chat_template_kwargs.thinking", container),
+        ("chat_template_kwargs.enable_thinking", container),
+    ):
+        if place.get(param.rpartition(".")[2]) is not None:
+            found = body.flag(param, place)
+    return found
 
 
 def _logprobs(body: Body) -> int | None:

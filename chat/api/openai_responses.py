@@ -185,7 +185,9 @@ async def _events(told: Told, first, events) -> AsyncGenerator[str, None]:
         yield told.event("response.output_item.added", output_index=0, item=message)
         yield told.of_part("response.content_part.added", part=told.part(""))
         async for _index, event in completion.resumed(first, events, [answer]):
-            if event.type == "delta":
+            if event.type == "loading":
+                yield sse.loading(event)
+            elif event.type == "delta":
                 pieces.append(event.data["text"])
                 yield told.of_part(
                     "response.output_text.delta", delta=event.data["text"], logprobs=[]

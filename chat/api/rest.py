@@ -9,7 +9,7 @@ from rest_framework import exceptions, mixins, permissions, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.response import Response
 
-from chat import inventory, registry
+from chat import inventory, registry, serving
 from chat.api import errors, sse
 from chat.api.adapter_export import AdapterUnreadable, Download, archive, downloads
 from chat.api.serializers import (
@@ -20,13 +20,15 @@ from chat.api.serializers import (
     EstimateSerializer,
     MessageSerializer,
     NewCheckpointSerializer,
+    PrecisionSerializer,
     SendSerializer,
+    ServingSwitchSerializer,
     TurnSerializer,
 )
 from chat.checkpoints.memory import estimates
 from chat.conversations import live, turns
 from chat.engine.request import GenerationRefused
-from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.models import Adapter, Checkpoint, Conversation, Message, ServingSwitch
 from portal.logins import login_of
 from portal.models import ApiKey
 from portal.numbers import whole_number
@@ -65,6 +67,23 @@ class CheckpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visibl
         inventory.remove(self.get_changeable())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
+    @extend_schema(request=PrecisionSerializer, responses=CheckpointSerializer)
+    def partial_update(self, request, pk=None):
+        """How its weights are held in memory, from the next load on; of the served one at once."""
+        checkpoint = self.get_changeable()
+        body = PrecisionSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        serving.set_precision(checkpoint, body.validated_data["precision"], request.user)
+        checkpoint.refresh_from_db()
+        return Response(CheckpointSerializer(checkpoint).data)
+
+    @extend_schema(request=None, responses={202: ServingSwitchSerializer})
+    @action(detail=True, methods=["post"], pagination_class=None)
+    def serve(self, request, pk=None):
+        """The worker changes over to it; how that goes is at /api/v1/serving-switches/{id}/."""
+        switch = serving.serve(self.get_changeable(), request.user)
+        return Response(ServingSwitchSerializer(switch).data, status=status.HTTP_202_ACCEPTED)
+
     @extend_schema(responses=EstimateSerializer(many=True))
     @action(detail=True, pagination_class=None)
     def memory(self, request, pk=None):
@@ -73,6 +92,13 @@ class CheckpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visibl
         """
         found = estimates(self.get_object().description)
         return Response(EstimateSerializer([one.as_dict() for one in found], many=True).data)
+
+
+class ServingSwitchViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
+    """Changes of what the workers serve: who wanted them, how far they are, what became of them."""
+
+    queryset = ServingSwitch.objects.select_related("checkpoint", "previous", "requested_by")
+    serializer_class = ServingSwitchSerializer
 
 
 class AdapterViewSet(
@@ -160,6 +186,7 @@ class ConversationViewSet(viewsets.ModelViewSet, VisibleRows):
                 adapter=body.get("adapter", turns.KEEP),
                 sampling=body.get("sampling"),
                 with_history=body.get("with_history"),
+                system=body.get("system"),
             )
         try:
             async_to_sync(live.start)(answer)

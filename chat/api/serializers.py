@@ -9,8 +9,9 @@ from rest_framework import serializers
 from chat import registry
 from chat.checkpoints.memory import PRECISIONS
 from chat.engine.request import LIMITS
-from chat.models import Adapter, Checkpoint, Conversation, Message
+from chat.models import Adapter, Checkpoint, Conversation, Message, Precision, ServingSwitch
 from chat.sampling import NUMBERS
+from portal.explanations import explained
 
 NOTES = {
     "temperature": "; 0 is greedy",
@@ -33,9 +34,48 @@ class CheckpointSerializer(serializers.ModelSerializer):
             "description",
             "is_default",
             "is_starter",
+            "precision",
             "created_at",
         ]
         read_only_fields = fields
+
+
+class PrecisionSerializer(serializers.Serializer):
+    precision = serializers.ChoiceField(
+        Precision.choices,
+        allow_blank=True,
+        help_text="weights packed to this when they are loaded; empty: as they are stored",
+    )
+
+
+class ServingSwitchSerializer(serializers.ModelSerializer):
+    checkpoint = serializers.CharField(source="checkpoint.name", read_only=True)
+    previous = serializers.CharField(source="previous.name", read_only=True, default=None)
+    requested_by = serializers.CharField(
+        source="requested_by.username", read_only=True, default=None
+    )
+    explanation = serializers.SerializerMethodField(help_text="of a failure, for people")
+
+    class Meta:
+        model = ServingSwitch
+        fields = [
+            "id",
+            "checkpoint",
+            "precision",
+            "previous",
+            "requested_by",
+            "status",
+            "sentence",
+            "seconds",
+            "error",
+            "explanation",
+            "created_at",
+            "finished_at",
+        ]
+        read_only_fields = fields
+
+    def get_explanation(self, switch) -> str:
+        return explained(switch.error)
 
 
 class NewCheckpointSerializer(serializers.Serializer):
@@ -102,6 +142,10 @@ class ConversationSerializer(serializers.ModelSerializer):
 
 class MessageSerializer(serializers.ModelSerializer):
     model = serializers.CharField(source="model_label", read_only=True)
+    thoughts = serializers.CharField(
+        read_only=True, help_text="what the model thought before it answered"
+    )
+    answer = serializers.CharField(read_only=True, help_text="`content` without the thoughts")
 
     class Meta:
         model = Message
@@ -110,12 +154,18 @@ class MessageSerializer(serializers.ModelSerializer):
             "conversation",
             "role",
             "content",
+            "thoughts",
+            "answer",
             "status",
             "checkpoint",
             "adapter",
             "model",
             "sampling",
             "with_history",
+            "system",
+            "left_out",
+            "parent",
+            "thumb",
             "seq",
             "finish_reason",
             "usage",
@@ -136,6 +186,10 @@ class SamplingSerializer(serializers.Serializer):
     """For the schema; chat/sampling.py does the checking."""
 
     do_sample = serializers.BooleanField(required=False)
+    thinking = serializers.BooleanField(
+        required=False,
+        help_text="whether a model that can think before it answers does; as its template has it",
+    )
 
     def get_fields(self):
         fields = super().get_fields()
@@ -161,6 +215,9 @@ class SendSerializer(serializers.Serializer):
         required=False,
         allow_null=True,
         help_text="whether the model is shown the earlier turns; absent: as it was trained",
+    )
+    system = serializers.CharField(
+        required=False, help_text="the system prompt; absent: as in the last turn"
     )
 
 

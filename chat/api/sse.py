@@ -44,6 +44,19 @@ async def kept_alive(chunks: AsyncGenerator[str, None], login: Login) -> AsyncGe
         await chunks.aclose()
 
 
+def comment(text: str) -> str:
+    """What clients skip, and people who read along see."""
+    return f": {text}\n\n"
+
+
+def loading(event) -> str:
+    """How far the model is that an answer waits for."""
+    told = event.data
+    name, usual = told.get("checkpoint", ""), told.get("usual_seconds")
+    usually = f" of about {usual:.0f}" if usual else ""
+    return comment(f"{told['phase']} {name} {told['seconds']}{usually} s")
+
+
 def data(payload) -> str:
     return f"data: {json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}\n\n"
 

@@ -1,10 +1,17 @@
 from rest_framework.routers import SimpleRouter
 
-from chat.api.rest import AdapterViewSet, CheckpointViewSet, ConversationViewSet, MessageViewSet
+from chat.api.rest import (
+    AdapterViewSet,
+    CheckpointViewSet,
+    ConversationViewSet,
+    MessageViewSet,
+    ServingSwitchViewSet,
+)
 from chat.fetching.api import FetchRunViewSet
 
 router = SimpleRouter()
 router.register("checkpoints", CheckpointViewSet)
+router.register("serving-switches", ServingSwitchViewSet, basename="api-serving-switch")
 router.register("adapters", AdapterViewSet)
 router.register("conversations", ConversationViewSet)
 router.register("messages", MessageViewSet)

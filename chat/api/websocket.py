@@ -143,6 +143,7 @@ class ConversationConsumer(AsyncWebsocketConsumer):
             adapter=frame.get("adapter", turns.KEEP),
             sampling=frame.get("sampling"),
             with_history=frame.get("with_history"),
+            system=frame.get("system"),
         )
         return answer
 

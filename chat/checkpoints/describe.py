@@ -7,6 +7,7 @@ shows.
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import hashlib
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from chat.checkpoints import adapter_files, provenance
+from chat.checkpoints.layers import unusual_layers
 from chat.checkpoints.safe_files import (
     UnsafeFile,
     file_sizes,
@@ -54,8 +56,6 @@ SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "repetition_penalty")
 SAMPLES, SAMPLE_BYTES = 16, 1 << 16
 # Largest files of each kind in bytes, far above any real one, low enough to be read in a second.
 CONFIG_BYTES, JSON_BYTES, TOKENIZER_BYTES = 4 << 20, 16 << 20, 64 << 20
-# KV caches that are not plain keys and values per token cannot take a prefix.
-PLAIN_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class CheckpointInvalid(Exception):
@@ -177,8 +177,8 @@ def _family(config: dict[str, Any]) -> Family:
             raise CheckpointInvalid(
                 "remote_code_only",
                 f"model type {model_type!r} can only be loaded by running code from the "
-                "checkpoint's folder, "
-                "which is never done here",
+                "checkpoint's folder, which is never done here; a version of it in the format of "
+                "Llama, Qwen or another architecture of transformers loads",
                 model_type=model_type,
             )
         raise CheckpointInvalid(
@@ -186,13 +186,14 @@ def _family(config: dict[str, Any]) -> Family:
             f"{model_type!r} is not a text generation architecture that is known here",
             model_type=model_type,
         )
-    unusual = set(config.get("layer_types") or []) - PLAIN_LAYERS
+    unusual = unusual_layers(config)
     if unusual:
         raise CheckpointInvalid(
             "unsupported_attention",
-            f"layers of kind {', '.join(sorted(unusual))} keep no keys and values per token, so "
-            "no prefix fits before them",
-            layers=", ".join(sorted(unusual)),
+            f"{model_type!r} has layers of a kind that takes no prefix ({', '.join(unusual)}): it "
+            "cannot be tuned here; a vLLM server serves it untuned (manage.py vllm_command)",
+            layers=", ".join(unusual),
+            model_type=model_type,
         )
     return family
 
@@ -241,7 +242,8 @@ def _parameters(files: list[Path], dtype: str) -> int | None:
 def describe(folder: str | Path) -> dict[str, Any]:
     """family, architecture, layers, hidden_size, intermediate_size, heads, kv_heads, head_dim,
     vocabulary, context_length, parameters, dtype, quantization_bit, bytes, sampling, note,
-    chat_template (whether it has one), licence ("" = not said), source (source.json, or {}).
+    chat_template (whether it has one), thinking ("switch": may be asked to, or not to, think before
+    it answers; "always"; ""), licence ("" = not said), source (source.json, or {}).
 
     `parameters` counts stored numbers (packed ones as stored), `None` if unknown. Raises
     CheckpointInvalid.
@@ -273,7 +275,7 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "bits"
     )
     contexts = (config.get(name) for name in CONTEXT_NAMES)
-    source = provenance.source(folder)
+    source, template = provenance.source(folder), _chat_template(folder)
     return {
         "family": family.name,
         "architecture": (config.get("architectures") or [config["model_type"]])[0],
@@ -291,7 +293,8 @@ def describe(folder: str | Path) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in files),
         "sampling": _sampling(folder),
         **_attention_shape(config),
-        "chat_template": family.name == "chatglm" or _has_chat_template(folder),
+        "chat_template": family.name == "chatglm" or bool(template),
+        "thinking": _thinking(template),
         "source": source,
         "licence": str(source.get("licence") or "") or provenance.licence(folder),
         "note": str(config.get("portal_note", "")),
@@ -366,11 +369,24 @@ def _attention_shape(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _has_chat_template(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
-        return True
-    try:
-        told = read_json_inside(folder, "tokenizer_config.json", JSON_BYTES)
-        return bool(told.get("chat_template"))
-    except (OSError, ValueError, AttributeError, UnsafeFile):
-        return False
+def _chat_template(folder: Path) -> str:
+    """The text of its chat template, or of several; empty: none."""
+    with (
+        contextlib.suppress(OSError, UnsafeFile),
+        open_inside(folder, "chat_template.jinja") as file,
+    ):
+        return file.read(JSON_BYTES).decode("utf-8", "replace")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        try:
+            told = read_json_inside(folder, name, JSON_BYTES).get("chat_template")
+        except (OSError, ValueError, AttributeError, UnsafeFile):
+            continue
+        if told:
+            return told if isinstance(told, str) else json.dumps(told)
+    return ""
+
+
+def _thinking(template: str) -> str:
+    if "enable_thinking" in template:
+        return "switch"
+    return "always" if "<think>" in template else ""

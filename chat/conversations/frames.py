@@ -4,7 +4,7 @@ Readers hold on to the offset of the last frame they saw (`seq` in the frame and
 seq of the worker's events). Offsets mean the same before and after a restart, in every web process,
 and when nothing but the row is left: a frame's offset says how much of the text it ends.
 
-    1 ... 998        queued, rising with each change of the position
+    1 ... 998        its model is loaded, then queued: rising with each news of it
     999              started
     1000 + n         text up to its n-th character
     1001 + n         the end, after n characters
@@ -38,11 +38,13 @@ class LiveAnswer:
     content: str = ""
     status: str = Status.QUEUED
     position: int | None = None  # in the queue; 0 is next
+    loading: dict[str, Any] | None = None  # what it waits for: data of the newest loading event
     position_offset: int = 0  # of the frame that told it
     finish_reason: str = ""
     usage: dict[str, Any] | None = None
     timings: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
+    left_out: int = 0  # earlier turns that did not fit
     html: str = ""
     # for readers who asked for it
     rendered: StreamedMarkdown = field(default_factory=StreamedMarkdown)
@@ -64,6 +66,7 @@ class LiveAnswer:
             usage=message.usage,
             timings=message.timings,
             error=message.error,
+            left_out=message.left_out,
             html=to_html(message.content) if ended else "",
             ended=ended,
         )
@@ -79,8 +82,11 @@ class LiveAnswer:
 
     def take(self, event: Event) -> None:
         """The next event of the worker's log."""
-        if event.type == "queued" and event.data["position"] != self.position:
-            self.position = event.data["position"]
+        if event.type == "loading":
+            self.loading = event.data
+            self.position_offset = min(self.position_offset + 1, STARTED - 1)
+        elif event.type == "queued" and event.data["position"] != self.position:
+            self.position, self.loading = event.data["position"], None
             self.position_offset = min(self.position_offset + 1, STARTED - 1)
         elif event.type == "started":
             self.status = Status.STREAMING
@@ -133,8 +139,11 @@ class LiveAnswer:
             content = ""
         found = []
         common = {"message": self.message_id}
-        waiting = self.status == Status.QUEUED and self.position is not None
-        if waiting and after < self.position_offset:
+        queued = self.status == Status.QUEUED and after < self.position_offset
+        if queued and self.loading is not None:
+            told = {"seq": self.position_offset, **common, **self.loading}
+            found.append({"type": "message.loading", **told})
+        elif queued and self.position is not None:
             found.append(
                 {
                     "type": "message.queued",
@@ -144,7 +153,8 @@ class LiveAnswer:
                 }
             )
         if after < STARTED and (content or self.status == Status.STREAMING):
-            found.append({"type": "message.started", "seq": STARTED, **common})
+            told = {"left_out": self.left_out} if self.left_out else {}
+            found.append({"type": "message.started", "seq": STARTED, **common, **told})
         if view is not None and view.version != self.rendered.version:
             return [*found, self._rendered_frame(common, view, content)]
         begin = max(0, after - TEXT)

@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import async_to_sync, sync_to_async
 from django.db import DatabaseError
+from django.utils import timezone
 
 from chat.conversations.frames import ENDINGS, LiveAnswer, Reader, View
 from chat.conversations.loop import GenerationLoop, current, forget, on_loop
@@ -25,12 +27,13 @@ from chat.models import Conversation, Message
 
 logger = logging.getLogger(__name__)
 
+KEEP_DELETED = timedelta(days=1)
 FRAME_INTERVAL = 0.05  # seconds between two frames of an answer to one reader
 
 
 async def start(message: Message) -> None:
     """Has the queued answer `message` written, from its conversation's history. Returns when a
-    worker has taken it.
+    worker has taken it, where it may wait for its model to be loaded.
 
     GenerationRefused: nobody took it; the row is saved as failed with the error.
     """
@@ -98,12 +101,27 @@ async def recover() -> int:
 
 
 def discard(conversation: Conversation) -> None:
-    """Deletes a conversation; answers in flight are stopped first, so that the model does not write
-    for nobody. Sync.
+    """Deletes a conversation for good; answers in flight are stopped first, so that the model does
+    not write for nobody. Sync.
     """
+    _stop_all(conversation)
+    conversation.delete()
+
+
+def put_away(conversation: Conversation) -> None:
+    """Deletes a conversation so that it can be taken back for KEEP_DELETED; what was deleted before
+    that goes for good. Sync.
+    """
+    _stop_all(conversation)
+    now = timezone.now()
+    Conversation.objects.filter(pk=conversation.pk).update(deleted_at=now)
+    for old in Conversation.objects.filter(deleted_at__lt=now - KEEP_DELETED):
+        discard(old)
+
+
+def _stop_all(conversation: Conversation) -> None:
     for message in conversation.messages.filter(status__in=Message.IN_FLIGHT):
         async_to_sync(stop)(message.pk)
-    conversation.delete()
 
 
 def recover_in_background() -> None:

@@ -19,8 +19,14 @@ from django.db import DatabaseError, close_old_connections, connections
 from django.utils import timezone
 
 from chat.conversations.frames import LiveAnswer, Reader
-from chat.conversations.messages import request_for, save_end, save_progress
-from chat.engine.request import GenerationRefused, error_object
+from chat.conversations.messages import (
+    earlier_turns,
+    request_for,
+    save_end,
+    save_left_out,
+    save_progress,
+)
+from chat.engine.request import GenerationRefused, RequestRefused, error_object
 from chat.models import Message
 from chat.worker.router import Router, SequenceLost, WorkerUnavailable, get_router
 
@@ -88,14 +94,33 @@ class GenerationLoop:
         answer = self._enter(LiveAnswer.of_row(message))
         router = get_router()
         try:
-            request, checkpoint = await self._in_database(request_for, message.pk)
-            await router.submit(request, checkpoint)
+            answer.left_out = await self._submit(message, router)
         except BaseException as error:
             told = error.as_error() if isinstance(error, GenerationRefused) else _fault(error)
             answer.fail(told)
             await self._end(answer)
             raise
         self._spawn(self._write_down(answer, router))
+
+    async def _submit(self, message: Message, router: Router) -> int:
+        """Has a worker take the answer; of a conversation that outgrew the context without its
+        oldest turns. Returns how many those are.
+        """
+        left_out = 0
+        while True:
+            request, checkpoint = await self._in_database(request_for, message.pk, left_out)
+            try:
+                await router.submit(request, checkpoint)
+            except RequestRefused as refusal:
+                earlier = earlier_turns(request)
+                if refusal.code != "context_length_exceeded" or not earlier:
+                    raise
+                # whole rounds, twice as many each time; only the worker can count tokens
+                left_out += min(max(2, left_out), earlier)
+                continue
+            if left_out:
+                await self._in_database(save_left_out, message.pk, left_out)
+            return left_out
 
     async def resume(self, row: Message) -> LiveAnswer:
         answer = self.answers.get(row.pk)

@@ -8,14 +8,16 @@ from django.utils import timezone
 from chat.conversations.frames import LiveAnswer
 from chat.conversations.tree import Tree
 from chat.engine.request import CheckpointRef, Request
+from chat.engine.thoughts import apart
 from chat.models import Checkpoint, Message
 from chat.sampling import as_sampling
 from chat.worker.router import WorkerUnavailable
+from portal.models import TokenUsage
 
 
-def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
+def request_for(message_id: int, leave_out: int = 0) -> tuple[Request, CheckpointRef]:
     """What to ask a worker for: the turns before this answer, questions with the answers that they
-    got.
+    got; without the oldest `leave_out` of them.
     """
     message = Message.objects.select_related("conversation", "checkpoint", "adapter").get(
         pk=message_id
@@ -24,6 +26,8 @@ def request_for(message_id: int) -> tuple[Request, CheckpointRef]:
     if checkpoint is None:
         raise WorkerUnavailable("there is no checkpoint", "no_worker_for_checkpoint")
     turns = turns_before(message)
+    first = 1 if turns and turns[0]["role"] == "system" else 0
+    del turns[first : first + leave_out]
     adapter = message.adapter
     request = Request(
         id=str(message.sequence),
@@ -52,6 +56,8 @@ def turns_before(answer: Message) -> list[dict[str, str]]:
     for role, content in (rows[pk] for pk in path):
         if role == Message.Role.USER and turns and turns[-1]["role"] == "user":
             turns.pop()  # it got no answer
+        if role == Message.Role.ASSISTANT:
+            content = apart(content)[1]  # nobody is shown earlier thoughts
         if content:
             turns.append({"role": role, "content": content})
     if not answer.with_history:
@@ -64,6 +70,15 @@ def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     asked.
     """
     return [turn for turn in turns[:-1] if turn["role"] == "system"] + list(turns[-1:])
+
+
+def earlier_turns(request: Request) -> int:
+    """How many turns a request has that it could do without: all but the system's and the last."""
+    return sum(turn["role"] != "system" for turn in request.messages[:-1])
+
+
+def save_left_out(message_id: int, left_out: int) -> None:
+    Message.objects.filter(pk=message_id).update(left_out=left_out)
 
 
 def save_progress(rows: list[tuple[int, str, int, str]]) -> None:
@@ -88,6 +103,11 @@ def save_end(answer: LiveAnswer) -> None:
         finished_at=timezone.now(),
     )
     if ended and answer.usage:
-        message = Message.objects.select_related("api_key").get(pk=answer.message_id)
+        message = Message.objects.select_related("api_key", "conversation").get(
+            pk=answer.message_id
+        )
+        door = TokenUsage.Door.API if message.api_key_id else TokenUsage.Door.CHAT
+        spent = [answer.usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
+        TokenUsage.count(message.conversation.owner_id, door, *spent)
         if message.api_key and message.api_key.tokens_per_day is not None:
             message.api_key.spend(answer.usage.get("total_tokens") or 0)

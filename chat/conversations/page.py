@@ -6,7 +6,7 @@ from django.utils.safestring import mark_safe
 
 from chat.conversations.rendering import to_html
 from chat.conversations.streaming import StreamedMarkdown
-from chat.conversations.tree import Tree
+from chat.conversations.tree import Tree, show
 from chat.models import Conversation, Message
 
 SHOWN = 60  # messages of a conversation at once; even, so that questions stay with their answers
@@ -16,13 +16,17 @@ SHOWN = 60  # messages of a conversation at once; even, so that questions stay w
 class Thread:
     turns: list[Message] = field(default_factory=list)
     earlier: int | None = None  # the id that asks for the turns before these; None: there are none
+    newest: bool = True  # whether nothing follows
 
 
 def thread(
-    conversation: Conversation | None, before: int | None = None, leaf: int | None = None
+    conversation: Conversation | None,
+    before: int | None = None,
+    leaf: int | None = None,
+    at: int | None = None,
 ) -> Thread:
-    """The newest turns of the branch that is shown (or that ends with `leaf`), or those before the
-    one of the id `before`.
+    """The newest turns of the branch that is shown (or that ends with `leaf`), those before the
+    one of the id `before`, or those around the one `at`, whose branch is shown from then on.
 
     Each turn has `branch` (where it stands among its branches; None: it is the only one); an answer
     also `html` and `text`; the last one, when it is being compared, `compared`: all answers.
@@ -30,22 +34,28 @@ def thread(
     if conversation is None:
         return Thread()
     tree = Tree(conversation)
-    path = tree.path(leaf)
+    if at in tree.parent and at not in tree.path():
+        show(conversation, at)
+        tree = Tree(conversation)
+    path = whole = tree.path(leaf)
     if before is not None:
         path = [pk for pk in path if pk < before]
+    elif at in path:
+        path = path[: path.index(at) + SHOWN // 2]
     shown = path[-SHOWN:]
     rows = conversation.messages.select_related("comparison").in_bulk(shown)
     turns = [rows[pk] for pk in shown if pk in rows]
     for turn in turns:
         turn.branch = _branch(tree, turn)
-    if turns and before is None and turns[-1].comparison_id:
+    newest = len(path) == len(whole)
+    if turns and newest and turns[-1].comparison_id:
         last = turns[-1]
         last.compared = list(conversation.messages.filter(comparison=last.comparison_id))
     for turn in turns:
         for answer in getattr(turn, "compared", [turn]):
             if answer.role == Message.Role.ASSISTANT:
                 answer.html, answer.text = rendered(answer)
-    return Thread(turns, shown[0] if len(path) > SHOWN else None)
+    return Thread(turns, shown[0] if len(path) > SHOWN else None, newest)
 
 
 def _branch(tree: Tree, turn: Message) -> dict | None:

@@ -16,6 +16,9 @@ from chat.conversations.emphasis import befriend_chinese
 from chat.conversations.formulas import ATTRIBUTES as FORMULA_ATTRIBUTES
 from chat.conversations.formulas import TAGS as FORMULA_TAGS
 from chat.conversations.formulas import add_formulas
+from chat.conversations.thought_blocks import CLASSES as THOUGHT_CLASSES
+from chat.conversations.thought_blocks import TAGS as THOUGHT_TAGS
+from chat.conversations.thought_blocks import add_thoughts
 
 # Markdown of this size takes about a second to parse; anything longer is shown as it was written.
 LONGEST = 100_000
@@ -78,6 +81,7 @@ def _parser() -> MarkdownIt:
     parser.core.ruler.before("inline", "tasks", _tasks)
     befriend_chinese(parser)
     add_formulas(parser)
+    add_thoughts(parser)
     parser.add_render_rule("fence", _code_block)
     parser.add_render_rule("code_block", _code_block)
     parser.add_render_rule("table_open", lambda *_: '<div class="table-wrap"><table>\n')
@@ -91,7 +95,7 @@ _TAGS = (
     "table thead tbody tr th td"
 )
 _sanitiser = nh3.Cleaner(
-    tags={*_TAGS.split(), *FORMULA_TAGS.split()},
+    tags={*_TAGS.split(), *FORMULA_TAGS.split(), *THOUGHT_TAGS},
     attributes={
         "a": {"href", "title"},
         "ol": {"start"},
@@ -99,7 +103,7 @@ _sanitiser = nh3.Cleaner(
         "code": {"class"},
         **FORMULA_ATTRIBUTES,
     },
-    allowed_classes={"div": {"code", "code-head", "table-wrap", "formula"}},
+    allowed_classes={"div": {"code", "code-head", "table-wrap", "formula"}, **THOUGHT_CLASSES},
     url_schemes={"http", "https", "mailto"},
     url_relative="deny",  # a link within the portal would be the model's wish, not the portal's
     link_rel="noopener noreferrer nofollow",

@@ -17,6 +17,7 @@ from markdown_it.token import Token
 
 from chat.conversations import rendering
 from chat.conversations.formulas import opens_unclosed
+from chat.conversations.thought_blocks import CONTINUED
 
 SMALL = 2048  # characters of an open block that is rendered anew with every line
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)")
@@ -29,6 +30,7 @@ _CONTAINERS = (
     "table_open",
     "blockquote_open",
     "code_block",
+    "thought",
 )
 _END_WITH_THEIR_LINE = ("heading_open", "hr", "formula")
 _END_WITH_A_BLANK_LINE = ("paragraph_open", "table_open", "blockquote_open")
@@ -103,6 +105,7 @@ class StreamedMarkdown:
         lines = _LINE.findall(content[begin:end])
         waiting = opens_unclosed(lines)  # no formula yet: its lines could be taken for a list's
         lines = lines[:waiting]
+        self._environment[CONTINUED] = begin > 0
         tokens = rendering.parse("".join(lines), self._environment)
         spans = _spans(tokens)
         offsets = [begin]
@@ -156,6 +159,8 @@ def _is_closed(span: _Span, tokens: list[Token], lines: list[str]) -> bool:
     if span.kind == "fence":
         last = lines[min(span.stop, len(lines)) - 1]
         return span.stop - span.line > 1 and _closes_fence(last, tokens[span.first].markup)
+    if span.kind == "thought":
+        return bool(tokens[span.first].meta["closed"])
     if span.kind in _END_WITH_THEIR_LINE:
         return True
     follows_blank = any(not line.strip() for line in lines[span.stop : span.stop + 1])

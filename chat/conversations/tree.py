@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from chat.models import Conversation, Message
+from chat.models import Conversation
 
 
 class Tree:
@@ -49,8 +49,8 @@ class Tree:
         return pk
 
 
-def show(conversation: Conversation, message: Message) -> None:
-    """Makes the branch through `message` the one that is shown and gone on with."""
-    leaf = Tree(conversation).newest_below(message.pk)
+def show(conversation: Conversation, message: int) -> None:
+    """Makes the branch through the message of that id the one that is shown and gone on with."""
+    leaf = Tree(conversation).newest_below(message)
     Conversation.objects.filter(pk=conversation.pk).update(leaf=leaf)  # `updated_at` stays
     conversation.leaf_id = leaf

@@ -69,7 +69,10 @@ def create_comparison(
         problems["models"] = ValidationError(
             _("Choose two to %(most)s models to compare.") % {"most": MOST_COMPARED}, "invalid"
         )
-    asked = [_asked(conversation, user, *model, told, problems) for model in models]
+    asked = [
+        _asked(conversation, user, checkpoint, adapter, told, problems)
+        for checkpoint, adapter in models
+    ]
     if len({one["model_label"] for one in asked}) < len(asked):
         raise ValidationError({"models": ValidationError(_("Each model once, please."), "invalid")})
     return _written(conversation, asked, content=content, beside=edited, compare=True)
@@ -218,7 +221,7 @@ def judge(comparison: Comparison, verdict: str, chosen: Message | None) -> None:
     comparison.verdict, comparison.chosen, comparison.judged_at = found, chosen, timezone.now()
     comparison.save(update_fields=["verdict", "chosen", "judged_at"])
     if chosen is not None:
-        show(comparison.conversation, chosen)
+        show(comparison.conversation, chosen.pk)
         Conversation.objects.filter(pk=comparison.conversation_id).update(
             checkpoint=chosen.checkpoint, adapter=chosen.adapter
         )

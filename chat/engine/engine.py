@@ -34,6 +34,7 @@ from chat.engine.request import LONGEST_PREFIX, Request, Sink
 from chat.engine.sampler import SampledToken, sample
 from chat.engine.scheduler import Scheduler
 from chat.engine.sequence import OnEnd, Sequence
+from chat.engine.speculation import Speculation
 from chat.engine.validation import RequestValidator
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,8 @@ class EngineConfig:
     take when rows are sized from it. queue_limit: requests waiting beyond which `submit` refuses.
     prefill_tokens: prompt tokens computed in one step. prefix_room: columns kept for an adapter's
     prefix. reuse_prompts: keep the keys and values of earlier prompts. compiled: use the forward of
-    our own where there is one for the model (flat_forward.py).
+    our own where there is one for the model (flat_forward.py). drafts: guess greedy answers' next
+    tokens where it pays (drafts.py; with the forward of our own alone).
     """
 
     max_rows: int | None = None
@@ -56,6 +58,7 @@ class EngineConfig:
     prefix_room: int = LONGEST_PREFIX
     cache_share: float = CACHE_SHARE
     reuse_prompts: bool = True
+    drafts: bool = True
     compiled: bool = True
 
 
@@ -104,8 +107,12 @@ class Engine:
             self.prompts = PromptCache(self.capacity.prompt_cache_bytes)
         self.decoder: FlatSteps | EagerDecoder
         self._prefiller: FlatSteps | Prefiller
+        self._speculation: Speculation | None = None
         if flat:
-            self.decoder = self._prefiller = FlatSteps(flat, self.cache, self.positions)
+            steps = FlatSteps(flat, self.cache, self.positions)
+            self.decoder = self._prefiller = steps
+            if config.drafts:
+                self._speculation = Speculation(steps, loaded.prompter)
         else:
             self.decoder = decoder_for(loaded, self.cache, self.positions)
             self._prefiller = Prefiller(loaded, self.cache, self.positions)
@@ -286,6 +293,8 @@ class Engine:
         return list(zip(ready, sampled, strict=True))
 
     def _decode(self, rows: list[Sequence]) -> list[tuple[Sequence, SampledToken]]:
+        if self._speculation is not None and (checked := self._speculation.decode(rows)):
+            return checked
         logits = self.decoder.decode(rows)
         sampled = sample(logits, [row.sampler_state for row in rows])
         for row in rows:
@@ -296,6 +305,8 @@ class Engine:
 
     def _deliver(self, sampled: list[tuple[Sequence, SampledToken]]) -> None:
         for row, token in sampled:
+            if row.finished:
+                continue  # guesses behind its end
             try:
                 row.append_token(token)
             except Exception as error:

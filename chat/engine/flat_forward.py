@@ -24,6 +24,7 @@ from chat.engine.kv_cache import KVCache
 from chat.engine.loading import UNKNOWN, Loaded
 from chat.ops import cpu_kernels
 from chat.ops.cpu_linear import PackedProduct, plainly, products_work
+from chat.ops.weight_only import is_packed
 
 log = logging.getLogger(__name__)
 
@@ -203,6 +204,7 @@ def _usual(loaded: Loaded) -> bool:
         and loaded.head_dim <= cpu_kernels.LARGEST_HEAD
         and all(parameter.dtype == loaded.dtype for parameter in model.parameters())
         and not any(parameter.requires_grad for parameter in model.parameters())
+        and not is_packed(model)
     )
 
 

@@ -41,11 +41,26 @@ class FlatSteps:
         """Feed each row its last token; logits [rows, vocabulary]."""
         return self._run(rows, [row.output_ids[-1:] for row in rows])
 
-    def _run(self, rows: Several[Sequence], tokens: Several[list[int]]) -> torch.Tensor:
-        """tokens[i] follow what rows[i] has in the cache; logits of the last one of each."""
+    def check(self, rows: Several[Sequence], guesses: Several[list[int]]) -> torch.Tensor:
+        """Feed each row its last token and the guesses behind it; logits [tokens, vocabulary] of
+        all of them, row by row. The cache holds them all then: the row's length decides.
+        """
+        tokens = [[row.output_ids[-1], *guess] for row, guess in zip(rows, guesses, strict=True)]
+        return self._run(rows, tokens, [len(each) for each in tokens])
+
+    def _run(
+        self,
+        rows: Several[Sequence],
+        tokens: Several[list[int]],
+        wanted: Several[int] | None = None,
+    ) -> torch.Tensor:
+        """tokens[i] follow what rows[i] has in the cache; logits of the last wanted[i] (one) of
+        each, row by row.
+        """
+        wanted = wanted or [1] * len(rows)
         order = sorted(range(len(rows)), key=lambda i: id(rows[i].shared_prefix))
         ids, positions, slots, columns = [], [], [], []  # type: ignore[var-annotated]
-        prefixes, biases, last = [], [], [0] * len(rows)
+        prefixes, biases, ends = [], [], [0] * len(rows)
         for i in order:
             row, count = rows[i], len(tokens[i])
             ids += tokens[i]
@@ -54,5 +69,7 @@ class FlatSteps:
             columns += range(row.kv_length, row.kv_length + count)
             prefixes += [row.shared_prefix] * count
             biases += [row.positions.prefix_bias] * count
-            last[i] = len(ids) - 1
+            ends[i] = len(ids)
+        kept = [range(end - count, end) for end, count in zip(ends, wanted, strict=True)]
+        last = [at for each in kept for at in each]
         return self._flat.run(self._cache, ids, positions, slots, columns, prefixes, last, biases)

@@ -23,6 +23,7 @@ from chat.engine.capacity import free_memory
 from chat.engine.families import Family, family_of
 from chat.engine.masks import Windows, windows_of
 from chat.engine.prompts import Prompter
+from chat.ops import weight_only
 from chat.ops.cpu_linear import accelerate_linear
 
 # What transformers, torch, safetensors and tokenizers raise on files that are damaged or belong to
@@ -85,11 +86,13 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     quantization_bit: int | None = None,
+    precision: str | None = None,
 ) -> Loaded:
     """Load a local checkpoint folder for inference: evaluation mode, no gradients.
 
     dtype: default float32 on a CPU, the checkpoint's own (float16 if it says none) elsewhere.
-    quantization_bit: 4 or 8 packs a ChatGLM-6B's weights on loading. Raises CheckpointInvalid.
+    quantization_bit: 4 or 8 packs a ChatGLM-6B's weights on loading. precision: "int8" or "int4"
+    packs any family's, each with what it has for that. Raises CheckpointInvalid.
     """
     folder = str(folder)
     describe(folder)
@@ -104,6 +107,10 @@ def load(
             torch, str(raw.get("dtype") or raw.get("torch_dtype") or "float16"), torch.float16
         )
         dtype = torch.float32 if device.type == "cpu" else own
+    if precision and family.can_quantize:
+        quantization_bit = int(precision.removeprefix("int"))
+    elif precision:
+        dtype = weight_only.compute_dtype(precision, device) or dtype
     if quantization_bit:
         if not family.can_quantize:
             raise CheckpointInvalid(
@@ -132,6 +139,9 @@ def load(
         ) from error
     if not placement:
         model.to(device)
+    if precision and not family.can_quantize:
+        model.requires_grad_(False)
+        weight_only.pack(model, precision)
     return from_parts(
         model,
         tokenizer,

@@ -1,7 +1,7 @@
 """`python -m chat.engine.prompt_process`: renders prompts until its input ends.
 
-One JSON object a line: {"call", "folder", "messages", "text", "begun"} in, {"call", "ids",
-"end_ids"} or {"call", "refused": {...}} or {"call", "error"} out.
+One JSON object a line: {"call", "folder", "messages", "text", "begun", "thinking"} in, {"call",
+"ids", "end_ids"} or {"call", "refused": {...}} or {"call", "error"} out.
 """
 
 from __future__ import annotations
@@ -39,26 +39,33 @@ def load_prompter(folder: str | Path) -> Prompter:
     )
 
 
+PROMPT = ("messages", "text", "begun", "thinking")  # of a call
+
+
 @lru_cache(maxsize=16)
 def _prompter(folder: str) -> Prompter:
     return load_prompter(folder)
 
 
 def prompt_ids(
-    prompter: Prompter, messages: Sequence[dict[str, str]], text: str | None, begun: str = ""
+    prompter: Prompter,
+    messages: Sequence[dict[str, str]],
+    text: str | None,
+    begun: str = "",
+    thinking: bool | None = None,
 ) -> list[int]:
     """Of messages and what there is of the answer, or of a text to be gone on with; of neither,
     none.
     """
     if text is not None:
         return prompter.plain_ids(text)
-    return prompter.prompt_ids(messages, begun=begun) if messages else []
+    return prompter.prompt_ids(messages, begun=begun, thinking=thinking) if messages else []
 
 
 def answer(call: dict[str, Any]) -> dict[str, Any]:
     try:
         prompter = _prompter(call["folder"])
-        ids = prompt_ids(prompter, call["messages"], call["text"], call["begun"])
+        ids = prompt_ids(prompter, *(call[name] for name in PROMPT))
         return {"ids": ids, "end_ids": sorted(prompter.end_ids)}
     except RequestRefused as refusal:
         fields = ("code", "message", "param")

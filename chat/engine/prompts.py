@@ -17,6 +17,7 @@ from chat.engine.request import RequestRefused
 
 ROLES = ("system", "user", "assistant")
 IGNORED = -100  # label that the loss leaves out
+UNCUT = 1 << 30  # a length in tokens that nothing reaches
 
 Messages = Sequence[dict[str, str]]
 
@@ -56,8 +57,14 @@ class Prompter(ABC):
         self._lock = threading.RLock()
 
     @abstractmethod
-    def _render(self, messages: list[dict[str, str]]) -> list[int]:
-        """Tokens of the whole prompt, up to where the answer begins."""
+    def _render(self, messages: list[dict[str, str]], thinking: bool | None = None) -> list[int]:
+        """Tokens of the whole prompt, up to where the answer begins. thinking: whether the model
+        shall think first, where its template leaves that open.
+        """
+
+    def opening(self, prompt: Sequence[int]) -> str:
+        """What the prompt has begun of the answer and its reader must see."""
+        return ""
 
     @abstractmethod
     def response_ids(self, text: str) -> list[int]:
@@ -70,6 +77,17 @@ class Prompter(ABC):
         """(input_ids, labels) of one example, equally long, not padded; labels are IGNORED before
         the answer.
         """
+
+    def training_lengths(self, examples: Sequence[tuple[Messages, str]]) -> list[tuple[int, int]]:
+        """(tokens of the prompt, of the answer) that `training_ids` makes of each example uncut,
+        all that the template and the end of the answer add with them.
+        """
+        found = []
+        for messages, response in examples:
+            ids, labels = self.training_ids(messages, response, UNCUT, UNCUT)
+            prompt = labels.count(IGNORED)
+            found.append((prompt, len(ids) - prompt))
+        return found
 
     def context_ids(self, instruction: str, answered: Sequence[tuple[str, str]]) -> list[int]:
         """Tokens of a text that may stand before any prompt: an instruction and answered examples
@@ -85,14 +103,18 @@ class Prompter(ABC):
         return ids
 
     def prompt_ids(
-        self, messages: Messages, max_length: int | None = None, begun: str = ""
+        self,
+        messages: Messages,
+        max_length: int | None = None,
+        begun: str = "",
+        thinking: bool | None = None,
     ) -> list[int]:
         """Tokens of the prompt. With `max_length` the text is shortened to fit, as in training.
         begun: of the answer, what is there already.
         """
         messages = checked(messages)
         with self._lock:
-            ids = self._render(messages)
+            ids = self._render(messages, thinking)
             if max_length is not None and len(ids) > max_length:
                 ids = self._fit(messages, max_length)
             if begun:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
-EventType = Literal["queued", "started", "delta", "finished", "failed"]
+EventType = Literal["loading", "queued", "started", "delta", "finished", "failed"]
 
 # tokens of an adapter: room the engine keeps in each row, so nothing longer is trained
 LONGEST_PREFIX = 256
@@ -67,6 +67,8 @@ class SamplingParams:
     max_new_tokens: int | None = _limited(None, int, 1, 1_000_000)
     # prompt and answer together (ChatGLM api.py), cut to the context; without max_new_tokens
     max_length: int | None = _limited(None, int, 1, 1_000_000)
+    # whether a model that can think before it answers does; None: as its template has it
+    thinking: bool | None = None
     json_schema: str | None = None  # a JSON schema, as text, that the answer satisfies
     stop: tuple[str, ...] = ()  # at most MOST_STOPS, none empty
     # None: drawn by the engine; same seed, same prompt, same tokens, whatever shares the batch
@@ -140,11 +142,14 @@ class AdapterRef:
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """Which base weights a request needs. folder: where they lie on this machine, if they do."""
+    """Which base weights a request needs. folder: where they lie on this machine, if they do.
+    chosen: they are what workers are to serve, though one may not have noticed yet.
+    """
 
     name: str
     fingerprint: str
     folder: str = ""
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,9 @@ class Request:
     adapter: AdapterRef | None = None  # None: prefix off
     sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users
+    # what the answer may resemble (another model's answer): makes a greedy one quicker where it
+    # does, and never another
+    resembles: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,10 +179,12 @@ class Event:
     """One entry of a sequence's log. `seq` starts at 1 and rises by 1 per event of that sequence.
 
     type        data
+    loading     {"checkpoint", "phase", "seconds", "usual_seconds"}     waits for its model
     queued      {"position": int}                        0: next to be admitted
     started     {"prompt_tokens": int}
     delta       {"text": str, "tokens": int, "logprobs"?: [...]}
-                text may be several tokens, never half a character
+                text may be several tokens, never half a character; what a model thinks stands at
+                the answer's beginning (chat/engine/thoughts.py)
     finished    {"finish_reason": FinishReason,
                  "usage": {"prompt_tokens", "completion_tokens", "total_tokens",
                            "max_tokens"? (fewer than asked for: all that the context left)},
@@ -236,7 +246,7 @@ class RequestRefused(GenerationRefused):
     """The engine will not take the request; nothing was computed.
 
     `code`: context_length_exceeded | queue_full | invalid_adapter | invalid_value | empty_prompt |
-    unavailable (an upstream server's word)
+    template_refused | unavailable (an upstream server's word)
     """
 
     def __init__(

@@ -46,6 +46,18 @@ class SamplerState:
             self.grammar.take(token)
 
     @property
+    def plain(self) -> bool:
+        """Is its next token the one with the highest score, and nothing else asked for?"""
+        wishes = self.sampling
+        return (
+            self.greedy
+            and self.grammar is None
+            and wishes.logprobs is None
+            and wishes.repetition_penalty == 1.0
+            and not (wishes.presence_penalty or wishes.frequency_penalty or wishes.logit_bias)
+        )
+
+    @property
     def greedy(self) -> bool:
         return (
             not self.sampling.do_sample

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from chat.engine.drafts import Drafter
 from chat.engine.positions import PositionPlan
 from chat.engine.prompts import Prompter
 from chat.engine.request import Event, EventType, FinishReason, Request, Sink, error_object
@@ -60,6 +61,7 @@ class Sequence:
     num_computed_tokens: prompt tokens whose keys and values are in the slot. positions: where its
     tokens stand. prefix: of its adapter, until it has been copied into the slot; shared_prefix:
     the same where it is read from where it lies. prefix_columns: those of the slot that it fills.
+    drafter: guesses at the answer, made when they are first of use.
     """
 
     request: Request
@@ -78,6 +80,7 @@ class Sequence:
     kv_length: int = 0
     num_computed_tokens: int = 0
     output_ids: list[int] = field(default_factory=list)
+    drafter: Drafter | None = None
     aborted: bool = False
     finished: bool = False
     finish_reason: FinishReason | None = None
@@ -98,6 +101,8 @@ class Sequence:
             StopStrings(self.request.sampling.stop) if self.request.sampling.stop else None
         )
         self._cleaner = self.prompter.cleaner()
+        goes_on = not self.request.messages or self.request.begun
+        self._opening = "" if goes_on else self.prompter.opening(self.prompt)
 
     @property
     def id(self) -> str:
@@ -194,6 +199,7 @@ class Sequence:
                 text += self._cleaner.flush()
         if not text and not (final and self._undelivered):
             return
+        text, self._opening = self._opening + text, ""
         self.text_pieces.append(text)
         data: dict[str, Any] = {"text": text, "tokens": self._silent_tokens}
         if self._undelivered:

@@ -9,7 +9,7 @@ from collections import deque
 
 from chat.engine.request import DEFAULT_NEW_TOKENS
 
-PREFILL_SHARE = 1.25  # while rows decode, a step's prefill may take this many decode steps' time
+PREFILL_SHARE = 1.75  # while rows decode, a step's prefill may take this many decode steps' time
 SMALLEST_CHUNK = 48  # tokens
 RATE_WINDOW = 10.0  # seconds over which tokens/s is reported
 
@@ -44,10 +44,10 @@ class TokenBudget:
         """Prompt tokens of the next step.
 
         While rows decode, so few that no stream stalls: inter-token times stay below about three
-        times the usual. Unless more people wait than are being answered: in a burst the first token
-        matters more.
+        times the usual. Unless half as many people wait as are being answered: in a burst the first
+        token matters more, and a batch that fills slowly is slow for all.
         """
-        if waiting > decoding or not self._prefill_cost or not self._decode_cost:
+        if 2 * waiting > decoding or not self._prefill_cost or not self._decode_cost:
             return self._most
         affordable = int(PREFILL_SHARE * self._decode_cost / self._prefill_cost)
         return max(SMALLEST_CHUNK, min(self._most, affordable))

@@ -88,7 +88,9 @@ class RequestValidator:
         elif request.prompt_ids is None:
             begun = {"role": "assistant", "content": request.begun}
             self._check_size([*request.messages, begun])
-            prompt = self._loaded.prompter.prompt_ids(request.messages, begun=request.begun)
+            prompt = self._loaded.prompter.prompt_ids(
+                request.messages, begun=request.begun, thinking=request.sampling.thinking
+            )
         else:
             prompt = list(request.prompt_ids)
             vocabulary = self._loaded.vocabulary

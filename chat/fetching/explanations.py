@@ -45,7 +45,7 @@ EXPLANATIONS = {
     "remote_code_only": _("It needs code of its own to run; the portal never runs such code."),
     "unsupported_attention": _(
         "Some of its layers keep no keys and values per token, so it cannot be tuned here; serve "
-        "it elsewhere and name that server in PORTAL_UPSTREAMS."
+        "it with vLLM (manage.py vllm_command) or name another server in PORTAL_UPSTREAMS."
     ),
     "weights_missing": _("Weight files are missing."),
     "weights_invalid": _("Its weights cannot be read."),

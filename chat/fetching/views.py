@@ -7,11 +7,10 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 from rest_framework.exceptions import APIException
 
-from chat import inventory
+from chat import inventory, serving
 from chat.checkpoints.memory import estimates, machine
 from chat.fetching.plan import create_fetch, set_endpoints
-from chat.models import Checkpoint, FetchRun
-from chat.registry import make_default
+from chat.models import Checkpoint, FetchRun, Precision
 from portal.access import get_visible
 from portal.page import reason
 from portal.runs import lifecycle
@@ -44,13 +43,22 @@ def checkpoint(request, pk):
     for estimate in estimates(found.description):
         rows.setdefault(estimate.use, []).append(estimate)
     stored = next(one for one in inventory.stored(request.user) if one.checkpoint.pk == found.pk)
-    context = {"checkpoint": found, "stored": stored, "estimates": rows, "machine": machine()}
+    switch = serving.latest(found)
+    context = {
+        "checkpoint": found,
+        "stored": stored,
+        "estimates": rows,
+        "machine": machine(),
+        "switch": switch,
+        "precisions": Precision.choices,
+        "page_is_live": 2 if switch and switch.is_active else None,
+    }
     return render(request, "chat/checkpoint_detail.html", context)
 
 
 @require_POST
 def change_checkpoint(request, pk):
-    """`action`: default, delete."""
+    """`action`: default, precision, delete."""
     _staff_only(request)
     found = get_visible(Checkpoint.objects, request.user, pk=pk)
     action = request.POST.get("action")
@@ -60,8 +68,11 @@ def change_checkpoint(request, pk):
             messages.success(request, _("%(name)s has been deleted.") % {"name": found.name})
             return redirect("checkpoint_list")
         if action == "default":
-            make_default(found)
+            serving.serve(found, request.user)
             messages.success(request, _("The worker serves it as soon as it has loaded it."))
+        if action == "precision":
+            serving.set_precision(found, request.POST.get("precision", ""), request.user)
+            messages.success(request, _("The precision has been saved."))
     except APIException as error:
         messages.error(request, reason(error))
     return redirect("checkpoint", pk=pk)

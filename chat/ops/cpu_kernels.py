@@ -23,6 +23,7 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_suffix(".cpp")
+TEMPORARY = "portal-kernels-"  # folders, where the user has no cache folder that can be trusted
 LARGEST_HEAD = 256  # floats; the kernels' buffers are made for it
 TYPES = {torch.float32: "float", torch.bfloat16: "bfloat"}
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
@@ -83,7 +84,10 @@ def _library() -> ctypes.CDLL | None:
         target = _place(compiler)
         if not target.is_file():
             _compile(compiler, target)
-        return ctypes.CDLL(str(target))
+        library = ctypes.CDLL(str(target))
+        if target.parent.name.startswith(TEMPORARY):  # it stays mapped
+            shutil.rmtree(target.parent, ignore_errors=True)
+        return library
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         log.warning("decoding without kernels of our own: %s", str(said).strip()[-500:])
@@ -110,7 +114,7 @@ def _place(compiler: str) -> Path:
             return home / f"kernels-{name}.so"
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="kernels-")) / f"kernels-{name}.so"
+    return Path(tempfile.mkdtemp(prefix=TEMPORARY)) / f"kernels-{name}.so"
 
 
 def _compile(compiler: str, target: Path) -> None:

@@ -112,9 +112,10 @@ class WorkerClient:
         self._status: dict[str, Any] = {}
         self._submitted_since_status = 0
 
-    async def submit(self, request: Request) -> None:
+    async def submit(self, request: Request, checkpoint: CheckpointRef | None = None) -> None:
         """Returns when the worker has taken the request; RequestRefused when it will not. Read its
-        `events` or `abort` it.
+        `events` or `abort` it. checkpoint: which it is for (None: whatever is served); a request
+        for one that is being loaded waits there.
 
         Repeating an id that was taken is harmless.
         """
@@ -125,8 +126,10 @@ class WorkerClient:
         self._readings[call] = reading = _Reading(call, request.id, 0)
         taken = False
         try:
+            fields = wire.request_as_dict(request)
+            fingerprint = checkpoint.fingerprint if checkpoint is not None else ""
             await self._send(
-                {"op": "submit", "call": call, "request": wire.request_as_dict(request)}
+                {"op": "submit", "call": call, "request": fields, "fingerprint": fingerprint}
             )
             async with asyncio.timeout(SUBMIT_TIMEOUT):
                 await future
@@ -202,6 +205,18 @@ class WorkerClient:
             self._status.get("state") == "ready"
             and self._status.get("fingerprint") == checkpoint.fingerprint
         )
+
+    async def may_serve(self, checkpoint: CheckpointRef) -> bool:
+        """Would a request for it wait there: because it is on its way, or out of memory until
+        somebody asks, or because the worker might have been told to serve it just now?
+        """
+        await self._connection()
+        coming, state = self._status.get("coming") or {}, self._status.get("state")
+        if coming.get("fingerprint") == checkpoint.fingerprint:
+            return True
+        if state == "resting" and self._status.get("fingerprint") == checkpoint.fingerprint:
+            return True
+        return checkpoint.chosen or (state == "loading" and not coming)
 
     def load(self) -> int:
         """Sequences that run or wait there, as far as is known."""
@@ -348,6 +363,8 @@ class WorkerClient:
             reading.fail(SequenceLost(f"the worker {self.name} does not know the sequence"))
 
     def _refusal(self, error: dict[str, Any]) -> Exception:
+        if error["code"] == "no_worker_for_checkpoint":
+            return WorkerUnavailable(error["message"], error["code"])
         if error["code"] == "unavailable":
             loading = self._status.get("state") == "loading"
             return WorkerUnavailable(

@@ -19,6 +19,7 @@ EXTRAS = (
     "repetition_penalty",
     "continue_final_message",
     "add_generation_prompt",
+    "chat_template_kwargs",
 )
 
 
@@ -39,7 +40,7 @@ class OpenAIBackend(SSEBackend):
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
         return checkpoint.name == self.checkpoint and not with_adapter
 
-    async def submit(self, request: Request) -> None:
+    async def submit(self, request: Request, checkpoint: CheckpointRef | None = None) -> None:
         """Returns when the server has begun to answer; RequestRefused, WorkerUnavailable."""
         if not request.messages:
             raise RequestRefused("invalid_value", f"{self.name} takes messages only", "prompt")
@@ -101,6 +102,9 @@ class OpenAIBackend(SSEBackend):
             body |= {
                 "top_k": sampling.top_k or None,
                 "repetition_penalty": penalty if penalty != 1.0 else None,
+                "chat_template_kwargs": None
+                if sampling.thinking is None
+                else {"enable_thinking": sampling.thinking},
                 "continue_final_message": True if request.begun else None,
                 "add_generation_prompt": False if request.begun else None,
             }

@@ -41,6 +41,7 @@ class Renderer(Protocol):
         messages: Sequence[dict[str, str]],
         text: str | None = None,
         begun: str = "",
+        thinking: bool | None = None,
     ) -> Rendered:
         """The prompt of a checkpoint: of messages and what there is of the answer, or of a text to
         be gone on with; of neither, `ids` is empty.
@@ -66,13 +67,14 @@ class PromptRenderer:
         messages: Sequence[dict[str, str]],
         text: str | None = None,
         begun: str = "",
+        thinking: bool | None = None,
     ) -> Rendered:
         pipe = (await self._running()).stdin
         assert pipe is not None
         number, future = next(self._numbers), asyncio.get_running_loop().create_future()
         self._calls[number] = future
         call = {"call": number, "folder": folder, "messages": list(messages), "text": text}
-        call["begun"] = begun
+        call |= {"begun": begun, "thinking": thinking}
         try:
             pipe.write(json.dumps(call).encode() + b"\n")
             async with asyncio.timeout(PATIENCE):

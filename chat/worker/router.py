@@ -59,7 +59,7 @@ class Backend(Protocol):
 
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool: ...
     def load(self) -> int: ...
-    async def submit(self, request: Request) -> None: ...
+    async def submit(self, request: Request, checkpoint: CheckpointRef | None = None) -> None: ...
     def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]: ...
     async def abort(self, id: str) -> None: ...
     async def status(self) -> dict[str, Any]: ...
@@ -92,14 +92,14 @@ class Router:
         self._backends_by_id: dict[str, Backend] = {}
 
     async def submit(self, request: Request, checkpoint: CheckpointRef) -> None:
-        """Gives the request to the least loaded backend that serves `checkpoint`; RequestRefused,
-        WorkerUnavailable.
+        """Gives the request to the least loaded backend that serves `checkpoint`, or to a worker
+        that is loading it, where it waits; RequestRefused, WorkerUnavailable.
         """
         candidates = await self._candidates(checkpoint, with_adapter=request.adapter is not None)
         for i, backend in enumerate(candidates):
             self._backends_by_id[request.id] = backend
             try:
-                return await backend.submit(request)
+                return await backend.submit(request, checkpoint)
             except GenerationRefused as error:
                 del self._backends_by_id[request.id]
                 full = isinstance(error, WorkerUnavailable) or error.code == "queue_full"
@@ -168,6 +168,8 @@ class Router:
         ]
         if fitting:
             return sorted(fitting, key=lambda backend: backend.load())
+        if coming := await self._where_it_waits(checkpoint):
+            return coming
         for answer in answers:
             if isinstance(answer, WorkerUnavailable) and answer.code == "no_worker_for_checkpoint":
                 raise answer  # it says why, of this very checkpoint
@@ -185,6 +187,15 @@ class Router:
         raise WorkerUnavailable(
             "; ".join(str(state.get("reason") or state["state"]) for state in states) or "no worker"
         )
+
+    async def _where_it_waits(self, checkpoint: CheckpointRef) -> list[Backend]:
+        """Workers that are loading it, or would."""
+        workers = [backend for backend in self.backends if isinstance(backend, WorkerClient)]
+        answers = await asyncio.gather(
+            *(worker.may_serve(checkpoint) for worker in workers), return_exceptions=True
+        )
+        found = zip(workers, answers, strict=True)
+        return sorted((w for w, answer in found if answer is True), key=lambda w: w.load())
 
 
 async def _status_or_reason(backend: Backend) -> dict[str, Any]:

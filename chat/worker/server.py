@@ -15,17 +15,19 @@ import hmac
 import json
 import logging
 import os
-import threading
 import time
+from collections.abc import Coroutine
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import WSMsgType, web
 from aiohttp.typedefs import Handler
 
-from chat.engine.request import Event, Request, RequestRefused, Sink
+from chat.engine.request import Event, Request, RequestRefused
 from chat.worker import wire
 from chat.worker.event_log import Doorbell
+from chat.worker.held import Held, Waiting
+from chat.worker.serving import DRAIN, Running, Serving, Supply, Target
 from chat.worker.submissions import Submissions
 from chat.worker.subscriptions import Client, SequenceState, Subscription
 
@@ -35,19 +37,10 @@ GRACE = 30.0  # seconds that a sequence goes on without a reader
 KEEP_ENDED = 300.0  # seconds that an ended log can still be read
 KEEP_CHARACTERS = 64_000_000  # of text in ended logs; the oldest go first
 STATUS_INTERVAL = 1.0
+LOADING_WAIT = 300.0  # seconds that a sequence waits for its checkpoint
 
 # Exit codes of the worker's process; the supervisor starts it again after each.
 EXIT_STOPPED, EXIT_FAILED, EXIT_REPLACED = 0, 1, 3
-
-
-class EngineLike(Protocol):
-    """What the server needs of chat.engine.engine.Engine."""
-
-    def submit(self, request: Request, sink: Sink) -> None: ...
-    def abort(self, request_id: str) -> None: ...
-    def status(self) -> dict[str, Any]: ...
-    def run_forever(self, stop_event: threading.Event) -> None: ...
-    def close(self) -> None: ...
 
 
 class Server:
@@ -56,25 +49,34 @@ class Server:
     """
 
     def __init__(
-        self, token: str, *, name: str = "", grace: float = GRACE, keep_ended: float = KEEP_ENDED
+        self,
+        token: str,
+        supply: Supply,
+        *,
+        grace: float = GRACE,
+        keep_ended: float = KEEP_ENDED,
+        loading_wait: float = LOADING_WAIT,
+        idle_after: float = 0.0,
     ):
-        self.token, self.name, self.grace, self.keep_ended = token, name, grace, keep_ended
-        self.state = "loading"  # -> ready | failed | closing
+        """idle_after: seconds without a request after which the checkpoint leaves memory; 0: it
+        stays.
+        """
+        self.token, self.grace, self.keep_ended = token, grace, keep_ended
+        self.idle_after = idle_after
         self.reason = ""
-        self.fingerprint = ""
-        self.engine: EngineLike | None = None
         self.boot = os.urandom(8).hex()  # another boot, another memory: no sequence survives
         self.ended = asyncio.Event()  # set when the worker should stop
         self.exit_code = EXIT_STOPPED
-        self._loop = asyncio.get_running_loop()
+        self.serving = Serving(supply, self)
+        self._closing = ""  # why nothing is taken any more
         self._sequences: dict[str, SequenceState] = {}
         self._ended_characters = 0
+        self._busy_at = time.monotonic()  # when there last was something to do
         self._clients: set[Client] = set()
         self._doorbell: Doorbell[SequenceState] = Doorbell(self._tell_readers)
-        self._stop_engine = threading.Event()
-        self._engine_thread: threading.Thread | None = None
+        self._waiting = Waiting(loading_wait, self._tell_readers)
         self._submissions = Submissions()
-        self._supervision: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def application(self) -> web.Application:
         application = web.Application(
@@ -85,20 +87,19 @@ class Server:
         return application
 
     def begin(self) -> None:
-        self._supervision = asyncio.create_task(self._supervise())
+        self._keep(self._supervise())
+        self._keep(self._follow())
 
-    def ready(self, engine: EngineLike, fingerprint: str) -> None:
-        """The model is loaded: take requests."""
-        self.engine, self.fingerprint, self.state = engine, fingerprint, "ready"
-        self._engine_thread = threading.Thread(
-            target=self._run_engine, args=(engine,), name="engine", daemon=True
-        )
-        self._engine_thread.start()
-        self._tell_status()
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    def failed(self, reason: str) -> None:
-        self.state, self.reason = "failed", reason
-        self.end(EXIT_FAILED)
+    async def _follow(self) -> None:
+        if await self.serving.follow():
+            log.warning("the checkpoint is no longer registered; ending after the running answers")
+            await self.drain(DRAIN)
+            self.end(EXIT_REPLACED)
 
     def end(self, exit_code: int = EXIT_STOPPED) -> None:
         if not self.ended.is_set():
@@ -107,7 +108,7 @@ class Server:
 
     async def drain(self, seconds: float) -> None:
         """Takes nothing more and waits for the running sequences."""
-        self.state, self.reason = "closing", "the worker is about to serve another checkpoint"
+        self._closing = "the worker is about to end"
         self._tell_status()
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and any(
@@ -117,16 +118,14 @@ class Server:
 
     async def close(self) -> None:
         """Ends what runs (its readers are told), then the connections."""
-        self.state = "closing"
-        if self._supervision is not None:
-            self._supervision.cancel()
+        self._closing = self._closing or "the worker ends"
+        for task in self._tasks:
+            task.cancel()
         for sequence in self._sequences.values():
             if not sequence.ended:
                 sequence.cause = sequence.cause or "shutdown"
-        if self.engine is not None and self._engine_thread is not None:
-            self._stop_engine.set()
-            await asyncio.to_thread(self._engine_thread.join)
-            await asyncio.to_thread(self.engine.close)
+        self._waiting.abort_all()
+        await self.serving.close()
         self._doorbell.look()
         self._submissions.shutdown()
         with contextlib.suppress(TimeoutError):
@@ -140,26 +139,53 @@ class Server:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(client.socket.close(code=1001, message=b"closing"), 1.0)
 
-    # -- the engine's side
+    # -- what Serving needs
 
-    def _run_engine(self, engine: EngineLike) -> None:
-        try:
-            engine.run_forever(self._stop_engine)
-        except BaseException:
-            log.exception("the engine's thread has died; ending the worker")
-            self._loop.call_soon_threadsafe(self.failed, "the engine's thread has died")
+    def tell_change(self) -> None:
+        for held in self._waiting.take(self.serving.takes):
+            self._hand_over(held)
+        for held in self._waiting.take(lambda wanted: not self.serving.is_due(wanted)):
+            self._waiting.fail(
+                held, "no_worker_for_checkpoint", "another checkpoint is served instead"
+            )
+        self._waiting.tell(self.serving.coming)
+        self._tell_status()
+
+    def is_busy(self, running: Running) -> bool:
+        return any(each.running is running for each in self._sequences.values() if not each.ended)
+
+    def blame(self, running: Running, cause: str) -> None:
+        for sequence in self._sequences.values():
+            if sequence.running is running and not sequence.ended:
+                sequence.cause = sequence.cause or cause
+
+    def refuse_waiting(self, target: Target, error: Exception) -> None:
+        for held in self._waiting.take(
+            lambda wanted: wanted == target.fingerprint and not self.serving.takes(wanted)
+        ):
+            message = f"the model {target.name} could not be loaded: {error}"
+            self._waiting.fail(held, "loading_failed", message)
+
+    def give_up(self, reason: str) -> None:
+        self.reason = reason
+        self.end(EXIT_FAILED)
+
+    # -- the engine's side
 
     def _sink(self, sequence: SequenceState, event: Event) -> None:
         """On the engine's thread."""
         if event.terminal and sequence.cause:
             event = replace(event, data={**event.data, "cause": sequence.cause})
+        if sequence.notices:
+            event = replace(event, seq=event.seq + sequence.notices)
         sequence.append(event)
         self._doorbell.ring(sequence)
 
     def _tell_readers(self, sequence: SequenceState) -> None:
         sequence.notify()
         if sequence.ended and sequence.ended_at is None:
-            sequence.ended_at = time.monotonic()
+            sequence.ended_at = self._busy_at = time.monotonic()
+            sequence.running = None  # an engine is not kept in memory by what is read later
             self._ended_characters += sequence.characters
 
     # -- the clients' side
@@ -176,25 +202,39 @@ class Server:
     async def _get_status(self, _request: web.Request) -> web.Response:
         return web.json_response(self.status())
 
+    @property
+    def state(self) -> str:
+        """loading | ready | resting (out of memory until somebody asks) | failed | closing."""
+        if self.ended.is_set() and self.exit_code == EXIT_FAILED:
+            return "failed"
+        if self._closing:
+            return "closing"
+        serving = self.serving
+        if serving.current is not None and serving.current.accepting:
+            return "ready"
+        return "resting" if serving.resting is not None and serving.coming is None else "loading"
+
     def status(self) -> dict[str, Any]:
-        """The engine's figures, and who this worker is. state: loading | ready | failed |
-        closing.
+        """The engine's figures, and who this worker is. coming: what is being loaded, perhaps
+        beside what is served.
         """
-        figures = (
-            self.engine.status()
-            if self.engine is not None and self.state in ("ready", "closing")
-            else {}
-        )
+        serving = self.serving
+        running, coming = serving.current, serving.coming
+        figures = running.engine.status() if running is not None else {}
+        target = running.target if running is not None else serving.resting
+        shown = target or (coming and coming.target)
         return {
             **figures,
             "state": self.state,
-            "reason": self.reason,
-            "checkpoint": self.name,
-            "fingerprint": self.fingerprint,
+            "reason": self.reason or self._closing,
+            "checkpoint": shown.name if shown else "",
+            "fingerprint": target.fingerprint if target else "",
+            "coming": coming and {"fingerprint": coming.target.fingerprint, **coming.told()},
             "pid": os.getpid(),
             "boot": self.boot,
             "clients": len(self._clients),
             "sequences": sum(not sequence.ended for sequence in self._sequences.values()),
+            "waiting_for_model": len(self._waiting),
         }
 
     def _tell_status(self) -> None:
@@ -243,7 +283,8 @@ class Server:
             frame = json.loads(text)
             operation = frame["op"]
             if operation == "submit":
-                self._accept(client, frame["call"], frame["request"])
+                fingerprint = str(frame.get("fingerprint") or "")
+                self._accept(client, frame["call"], frame["request"], fingerprint)
             elif operation == "attach":
                 self._attach(client, frame["reading"], frame["id"], int(frame.get("after", 0)))
             elif operation == "detach":
@@ -258,7 +299,7 @@ class Server:
             return False
         return True
 
-    def _accept(self, client: Client, call: int, fields: dict[str, Any]) -> None:
+    def _accept(self, client: Client, call: int, fields: dict[str, Any], fingerprint: str) -> None:
         """Starts a sequence with `client` as its reader. Sending the same id again only attaches: a
         lost reply can be repeated.
         """
@@ -267,27 +308,78 @@ class Server:
         except (KeyError, TypeError, ValueError) as error:
             client.tell(_reply(call, RequestRefused("invalid_value", f"not a request: {error}")))
             return
-        if self.engine is None or self.state != "ready":
-            reason = f": {self.reason}" if self.reason else ""
-            client.tell(
-                _reply(
-                    call,
-                    RequestRefused("unavailable", f"the worker is {self.state}{reason}", None, 5),
-                )
-            )
+        if self._closing or self.ended.is_set():
+            refusal = RequestRefused("unavailable", f"the worker is {self.state}", None, 5)
+            client.tell(_reply(call, refusal))
             return
         if request.id in self._sequences:
             self._attach(client, call, request.id, 0)
             client.tell(_reply(call, None))
             return
+        self._busy_at = time.monotonic()
+        if self.serving.takes(fingerprint):
+            self._begin(client, call, request)
+        else:
+            self._keep(self._hold(client, call, request, fingerprint))
+
+    async def _hold(self, client: Client, call: int, request: Request, fingerprint: str) -> None:
+        """Until its checkpoint is there; refused when nobody is going to load it."""
+        if not fingerprint:
+            fingerprint = self._awaited()
+        if not fingerprint or not await self.serving.look(fingerprint):
+            refusal = RequestRefused(
+                "unavailable" if self.serving.current is None else "no_worker_for_checkpoint",
+                f"the worker is {self.state} and serves {self.status()['checkpoint'] or 'nothing'}",
+                None,
+                5,
+            )
+            client.tell(_reply(call, refusal))
+        elif self.serving.takes(fingerprint):  # meanwhile
+            self._begin(client, call, request)
+        elif request.id not in self._sequences:
+            sequence = self._sequences[request.id] = SequenceState(request.id, request.user)
+            Subscription(client, call, sequence, 0)
+            self._waiting.add(sequence, request, fingerprint)
+            client.tell(_reply(call, None))
+            self._waiting.tell(self.serving.coming)
+
+    def _awaited(self) -> str:
+        """What a request gets that names no checkpoint."""
+        coming = self.serving.coming
+        target = coming.target if coming is not None else self.serving.resting
+        return target.fingerprint if target is not None else ""
+
+    def _begin(self, client: Client, call: int, request: Request) -> None:
         sequence = self._sequences[request.id] = SequenceState(request.id, request.user)
         subscription = Subscription(client, call, sequence, 0)
-        future = asyncio.wrap_future(
+        self._submit(sequence, request).add_done_callback(
+            lambda done: self._accepted(client, call, subscription, done)
+        )
+
+    def _submit(self, sequence: SequenceState, request: Request) -> asyncio.Future[None]:
+        running = self.serving.current
+        assert running is not None
+        sequence.running = running
+        return asyncio.wrap_future(
             self._submissions.submit(
-                request.user, self.engine.submit, request, lambda e: self._sink(sequence, e)
+                request.user, running.engine.submit, request, lambda e: self._sink(sequence, e)
             )
         )
-        future.add_done_callback(lambda done: self._accepted(client, call, subscription, done))
+
+    def _hand_over(self, held: Held) -> None:
+        """What was held to the engine; its submitter has been told long ago that it was taken."""
+
+        def refused(done: asyncio.Future[None]) -> None:
+            error = None if done.cancelled() else done.exception()
+            if error is not None:
+                self._append_failure(held.sequence, _as_refusal(held.sequence.id, error))
+
+        self._submit(held.sequence, held.request).add_done_callback(refused)
+
+    def _append_failure(self, sequence: SequenceState, error: RequestRefused) -> None:
+        data = {"error": error.as_error()}
+        sequence.append(Event(sequence.id, sequence.last + 1, "failed", data))
+        self._tell_readers(sequence)
 
     def _accepted(
         self, client: Client, call: int, subscription: Subscription, done: asyncio.Future[None]
@@ -297,11 +389,7 @@ class Server:
             self._sequences.pop(sequence.id, None)
             for each in self._subscriptions_to(sequence):
                 each.leave()
-            if not isinstance(error, RequestRefused):
-                log.error("submitting %s failed", sequence.id, exc_info=error)
-                error = RequestRefused(
-                    "internal_error", f"the engine could not take the request: {error}"
-                )
+            error = _as_refusal(sequence.id, error)
         client.tell(_reply(call, error))
 
     def _subscriptions_to(self, sequence: SequenceState) -> list[Subscription]:
@@ -317,8 +405,11 @@ class Server:
 
     def _abort(self, id: str) -> None:
         # in order with submissions, or an abort could overtake the one that it means
-        if self.engine is not None and id in self._sequences:
-            self._submissions.submit(self._sequences[id].user, self.engine.abort, id)
+        sequence = self._sequences.get(id)
+        if sequence is None or self._waiting.abort(id):
+            return
+        if sequence.running is not None:
+            self._submissions.submit(sequence.user, sequence.running.engine.abort, id)
 
     async def _supervise(self) -> None:
         told: dict[str, Any] = {}
@@ -331,10 +422,19 @@ class Server:
                     sequence.cause, sequence.unread_since = "no_reader", None
                     self._abort(sequence.id)
             self._forget(now)
+            self._waiting.tell(self.serving.coming)
+            await self._rest_if_idle(now)
             status = self.status()
             if status != told:
                 told = status
                 self._tell_status()
+
+    async def _rest_if_idle(self, now: float) -> None:
+        busy = any(not sequence.ended for sequence in self._sequences.values())
+        if busy or self.serving.coming is not None or self.serving.current is None:
+            self._busy_at = now
+        elif self.idle_after and now - self._busy_at > self.idle_after:
+            await self.serving.rest()
 
     def _forget(self, now: float) -> None:
         """Drops ended logs that are old, and the oldest ones when they hold too much text. `_held`
@@ -349,6 +449,13 @@ class Server:
             ):
                 del self._sequences[id]
                 self._ended_characters -= sequence.characters
+
+
+def _as_refusal(id: str, error: BaseException) -> RequestRefused:
+    if isinstance(error, RequestRefused):
+        return error
+    log.error("submitting %s failed", id, exc_info=error)
+    return RequestRefused("internal_error", f"the engine could not take the request: {error}")
 
 
 def _reply(call: int, error: RequestRefused | None) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class SSEBackend(ABC):
     async def serves(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool: ...
 
     @abstractmethod
-    async def submit(self, request: Request) -> None:
+    async def submit(self, request: Request, checkpoint: CheckpointRef | None = None) -> None:
         """Returns when the server has begun to answer; RequestRefused, WorkerUnavailable."""
 
     @abstractmethod

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from chat.worker import wire
 from chat.worker.event_log import FollowedLog
+from chat.worker.serving import Running
 
 # seconds between two frames to one client: joins what other threads deliver one by one
 FRAME_GAP = 0.003
@@ -19,14 +20,17 @@ FRAME_GAP = 0.003
 
 class SequenceState(FollowedLog):
     """A sequence's log, and what becomes of it. cause: why the worker itself ended the sequence,
-    added to its terminal event. unread_since, ended_at: time.monotonic().
+    added to its terminal event. unread_since, ended_at: time.monotonic(). running: whose it is,
+    until it ends. notices: events of the worker's own that came before the engine's.
     """
 
-    __slots__ = ("cause", "ended_at", "unread_since", "user")
+    __slots__ = ("cause", "ended_at", "notices", "running", "unread_since", "user")
 
     def __init__(self, id: str, user: str):
         super().__init__(id)
         self.user = user
+        self.running: Running | None = None
+        self.notices = 0
         self.unread_since: float | None = None
         self.ended_at: float | None = None
         self.cause: str | None = None

@@ -63,13 +63,13 @@ class VllmBackend(SSEBackend):
             raise WorkerUnavailable(message, "no_worker_for_checkpoint")
         return True
 
-    async def submit(self, request: Request) -> None:
-        checkpoint, sampling = self._checkpoint, request.sampling
+    async def submit(self, request: Request, checkpoint: CheckpointRef | None = None) -> None:
+        checkpoint, sampling = checkpoint or self._checkpoint, request.sampling
         if checkpoint is None:
             raise WorkerUnavailable(f"{self.name} has not been asked what it serves")
         sampling.check()
         rendered = await self._renderer.render(
-            checkpoint.folder, request.messages, request.text, request.begun
+            checkpoint.folder, request.messages, request.text, request.begun, sampling.thinking
         )
         ids = rendered.ids if request.prompt_ids is None else list(request.prompt_ids)
         if not ids:

@@ -124,4 +124,5 @@ def request_from_dict(fields: dict[str, Any]) -> Request:
             }
         ),
         user=str(fields.get("user") or ""),
+        resembles=str(fields.get("resembles") or ""),
     )

@@ -25,8 +25,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name='QueueHold',
             fields=[
-                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('queue', models.CharField(max_length=20, unique=True)),
+                ('queue', models.CharField(max_length=20, primary_key=True, serialize=False)),
                 ('reason', models.CharField(blank=True, max_length=200, verbose_name='reason')),
                 ('since', models.DateTimeField(auto_now_add=True)),
                 ('by', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='+', to=settings.AUTH_USER_MODEL)),

@@ -1,6 +1,6 @@
 """The queue board: what runs, what waits, in which order, why, and about when it begins; and what
-an admin does about it. Every decision is noted with who and when (`LogEntry`, the admin's audit
-log).
+an admin does about it. Every decision is noted with who and when
+(portal/audit.py).
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import statistics
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from django.contrib.admin.models import CHANGE, LogEntry
-from django.contrib.contenttypes.models import ContentType
 from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from portal import audit
 from portal.models import QueueHold, Run
 from portal.runs import lifecycle
 from portal.runs.waiting import waiting_order
@@ -172,7 +170,7 @@ def reorder(user, queue: str, ids: list[int], seen: str | None = None) -> None:
         Run.objects.filter(pk__in=waiting).update(rank=None)
         for rank, pk in enumerate(ids):
             Run.objects.filter(pk=pk, status=Run.Status.QUEUED).update(rank=rank)
-        note(user, QueueHold, queue, f"order of {queue}", {"order": ids})
+        audit.note(user, QueueHold(queue=queue), f"order: {ids}")
 
 
 def move(user, run: Run, places: int, seen: str | None = None) -> None:
@@ -193,14 +191,14 @@ def set_priority(user, run: Run, priority: int) -> bool:
         priority=priority, **({"rank": None} if priority else {})
     )
     if changed:
-        note(user, Run, run.pk, str(run), {"priority": Run.Priority(priority).name.lower()})
+        audit.note(user, run, f"priority: {Run.Priority(priority).name.lower()}")
     return bool(changed)
 
 
 def cancel(user, run: Run) -> None:
     lifecycle.cancel(run)
     if user.pk != run.owner_id:
-        note(user, Run, run.pk, str(run), {"cancelled": True})
+        audit.note(user, run, "cancelled")
 
 
 def hold(user, queue: str, reason: str = "") -> QueueHold:
@@ -209,7 +207,7 @@ def hold(user, queue: str, reason: str = "") -> QueueHold:
         queue=queue, defaults={"reason": reason[:200], "by": user}
     )
     if new:
-        note(user, QueueHold, queue, queue, {"held": reason[:200]})
+        audit.note(user, held, f"held: {reason[:200]}")
     return held
 
 
@@ -218,18 +216,6 @@ def release(user, queue: str) -> None:
     deleted, _rows = QueueHold.objects.filter(queue=queue).delete()
     if not deleted:
         return
-    note(user, QueueHold, queue, queue, {"released": timezone.now().isoformat()})
+    audit.note(user, QueueHold(queue=queue), "released")
     for run_id in waiting_order(queue):
         lifecycle.ring(run_id)
-
-
-def note(user, model, key, named: str, what: dict) -> None:
-    """Who decided what, when: a line of the audit log."""
-    LogEntry.objects.create(
-        user=user,
-        content_type=ContentType.objects.get_for_model(model),
-        object_id=str(key),
-        object_repr=named[:200],
-        action_flag=CHANGE,
-        change_message=", ".join(f"{name}: {value}" for name, value in what.items()),
-    )

@@ -18,6 +18,7 @@ from collections import deque
 
 from chat.engine.request import Event
 from chat.worker import process
+from chat.worker.serving import OneCheckpoint, Target
 from chat.worker.wire import Address
 
 
@@ -83,14 +84,11 @@ def main() -> int:
     parser.add_argument("--fingerprint", default="f" * 64)
     options = parser.parse_args()
 
-    def load():
-        return Metronome(options.rate, options.even), options.fingerprint
-
-    return asyncio.run(
-        process.serve(
-            process.bind(Address.parse(options.url)), options.token, load, name="metronome"
-        )
+    supply = OneCheckpoint(
+        Target("metronome", options.fingerprint), lambda: Metronome(options.rate, options.even)
     )
+    listening = process.bind(Address.parse(options.url))
+    return asyncio.run(process.serve(listening, options.token, supply))
 
 
 if __name__ == "__main__":

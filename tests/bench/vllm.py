@@ -76,6 +76,8 @@ class Run:
 class Ours:
     """The engine in this process."""
 
+    drafts = False  # vLLM makes none by itself
+
     def __init__(self, folder: Path, adapters: Path, dtype: str):
         self.loaded = load(folder, device="cpu", dtype=getattr(torch, dtype))
         self.loaded.prompter.end_ids = (
@@ -84,7 +86,10 @@ class Ours:
         self.adapters = adapters
 
     def run(self, jobs: list[Job], concurrent: int) -> Run:
-        engine = Engine(self.loaded, EngineConfig(max_rows=concurrent, queue_limit=len(jobs)))
+        engine = Engine(
+            self.loaded,
+            EngineConfig(max_rows=concurrent, queue_limit=len(jobs), drafts=self.drafts),
+        )
         first = [0.0 for _ in jobs]
         written: list[int] = []
         began = time.process_time()
@@ -214,6 +219,7 @@ def measure(quick: bool, rounds: int, only: set[str] | None, eager: bool) -> dic
 
     def add(key: str, value: float) -> None:
         samples.setdefault(key, []).append(value)
+        print(f"  {key} {value:.4g}", flush=True)
 
     def wanted(key: str) -> bool:
         return only is None or key in only

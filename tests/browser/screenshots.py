@@ -95,7 +95,7 @@ def fill() -> dict[str, str]:
     ApiKey.objects.update(prefix="sk-aBcDeF")  # drawn by chance
     ApiKey.objects.filter(name="old script").update(revoked_at=NOW, last_used_at=ago(days=1))
     base, adapters = _models(mei)
-    dataset, datasets = _datasets(mei)
+    dataset, datasets = _datasets(mei, base)
     runs = _tuning_runs(mei, dataset, base, adapters) | _evaluations(mei, dataset, base, adapters)
     talk = _conversations(mei, base, adapters)
     return {"conversation": f"/chat/{talk.pk}/", **datasets, **runs}
@@ -110,6 +110,8 @@ ENDED = {**STARTED, "finished_at": ago(minutes=5)}
 
 
 def _models(owner):
+    from django.conf import settings
+
     from chat.models import Adapter, Checkpoint
 
     description = {
@@ -119,7 +121,7 @@ def _models(owner):
     }
     base = Checkpoint.objects.create(
         name="base",
-        path="/nowhere",
+        path=str(settings.BASE_DIR / "chat" / "starter" / "model"),
         fingerprint="f" * 64,
         description=description,
         is_default=True,
@@ -141,9 +143,12 @@ def _models(owner):
     return base, adapters
 
 
-def _datasets(owner):
+def _datasets(owner, base):
+    from portal.models import Run
     from tests.support.page_rows import json_lines
-    from tuning.datasets import store
+    from tuning.datasets import editing, store
+    from tuning.models import CheckRun, CollectedExample
+    from tuning.plan import frozen_inputs
 
     rows = [
         {
@@ -158,7 +163,50 @@ def _datasets(owner):
         [{"content": "a", "summary": "b"}, "no object", {"content": 1, "summary": "b"}]
     )
     noted = store.ingest(bad, name="with notes", owner=owner, skip_bad_rows=True)
+    edited = store.ingest(json_lines(rows), name="改过的文案", owner=owner)
+    fixed = editing.line_of(rows[1]["content"], "这条米白色的裤子百搭又显瘦。")
+    added = [editing.line_of("类型#裙*风格#简约", "简约的裙子，怎么搭都好看。")]
+    editing.change_rows(edited, base=edited.current, replaced={2: fixed}, excluded=[7], added=added)
+    for number, original in enumerate(("", "这条裙子是裤子。", "")):
+        CollectedExample.objects.create(
+            dataset=edited,
+            by=owner,
+            prompt="给这条裙子写一句广告",
+            response=f"轻盈的面料，走动时像风一样。（{number}）",
+            history=[["你好", "你好！"]] * number,
+            original=original,
+            model_label="base",
+        )
+    part = {
+        "lengths": [[tokens, 4000 // (1 + abs(tokens - 40))] for tokens in range(8, 130, 3)],
+        "longest": [[row, 130 - row] for row in range(1, 20)],
+    }
+    counted = CheckRun.objects.create(
+        owner=owner,
+        kind=Run.Kind.CHECK,
+        name="改过的文案",
+        status=Run.Status.SUCCEEDED,
+        dataset_version=edited.current,
+        checkpoint=base,
+        recipe=frozen_inputs(edited.current, "train", base),
+        report={
+            "rows": 50,
+            "near_duplicates": {"count": 2, "pairs": [[9, 3], [31, 12]]},
+            "prompt": part,
+            "response": part,
+        },
+        progress=50,
+        total=50,
+        **ENDED,
+    )
+    place = f"/datasets/{edited.pk}"
     return dataset, {
+        "dataset-edited": f"{place}/",
+        "dataset-row": f"{place}/rows/train/2/?checkpoint={base.pk}&max_target_length=20",
+        "dataset-row-new": f"{place}/rows/new/",
+        "dataset-difference": f"{place}/versions/2/",
+        "dataset-review": f"{place}/review/",
+        "dataset-check": f"/checks/{counted.pk}/?max_target_length=64",
         "dataset": f"/datasets/{dataset.pk}/",
         "dataset-split": f"/datasets/{dataset.pk}/?split=validation",
         "dataset-notes": f"/datasets/{noted.pk}/",
@@ -181,9 +229,33 @@ def _tuning_runs(owner, dataset, base, adapters):
     }
     speed = {"samples_per_second": 12.3, "trainable_parameters": 1_234_567}
     error = {"code": "out_of_memory", "message": "CUDA out of memory: 1.2 GiB"}
+    proof = {
+        "prompts": 8,
+        "tokens": 187,
+        "same": 8,
+        "gap": 0.0,
+        "tolerance": 1e-3,
+        "holds": True,
+    }
     made = {
-        "done": {"status": "succeeded", "progress": 1500, "loss": 1.234, **speed, **ENDED},
-        "failed": {"status": "failed", "progress": 700, "error": error, **ENDED},
+        "done": {
+            "status": "succeeded",
+            "progress": 1500,
+            "loss": 1.234,
+            "validation_loss": 1.75,
+            "result_step": 1400,
+            "proof": proof,
+            **speed,
+            **ENDED,
+        },
+        "failed": {
+            "status": "failed",
+            "progress": 700,
+            "loss": 2.5,
+            "error": error,
+            "recipe": {**recipe, "learning_rate": 0.05, "pre_seq_len": 16},
+            **ENDED,
+        },
         "stopped": {"status": "cancelled", "progress": 3, **ENDED},
         "training": {"status": "running", "phase": "training", "progress": 400, **speed, **STARTED},
         "loading": {"status": "running", "phase": "loading", **STARTED},
@@ -195,11 +267,10 @@ def _tuning_runs(owner, dataset, base, adapters):
             owner=owner,
             kind=Run.Kind.TUNING,
             name=name,
-            recipe=recipe,
             dataset_version=dataset.current,
             checkpoint=base,
             total=1500,
-            **fields,
+            **{"recipe": recipe, **fields},
         )
         for name, fields in made.items()
     }
@@ -207,13 +278,24 @@ def _tuning_runs(owner, dataset, base, adapters):
     Adapter.objects.filter(pk__in=[adapters[0].pk, adapters[1].pk]).update(run=done)
     losses = {step: 5 - step / 400 for step in range(10, 1501, 10)}
     TuningMetric.objects.bulk_create(
-        TuningMetric(run=done, step=step, loss=loss, learning_rate=0.1)
+        TuningMetric(
+            run=run,
+            step=step,
+            loss=loss + 0.4 * (run != done),
+            learning_rate=0.1,
+            validation_loss=loss + 0.5 if step % 100 == 0 else None,
+        )
+        for run in (done, runs["failed"])
         for step, loss in losses.items()
+        if step <= run.progress
     )
+    for step in (500, 1000, 1500):
+        (done.steps_folder / f"step-{step}").mkdir(parents=True)
     done.folder.mkdir(parents=True, exist_ok=True)
     log = "".join(f"step {step}  loss {loss:.3f}\n" for step, loss in losses.items())
     done.log_path.write_text(log)
     pages = {f"tuning-{name}": f"/tuning/{run.pk}/" for name, run in runs.items()}
+    pages["tuning-compared"] = f"/tuning/{done.pk}/?with={runs['failed'].pk}"
     return pages | {"tuning-like": f"/tuning/new/?like={done.pk}"}
 
 
@@ -255,6 +337,7 @@ def _evaluations(owner, dataset, base, adapters):
             text="这条裤子真好看",
             scores=dict.fromkeys(METRICS, 20.0 + row),
         )
+    _seen_from_all_sides(better)
     error = {"code": "process_lost", "message": "It ended."}
     predicting = ongoing("predicting", "running", progress=2, phase="predicting", **STARTED)
     lost = ongoing("lost", "failed", progress=2, error=error, **ENDED)
@@ -271,7 +354,44 @@ def _evaluations(owner, dataset, base, adapters):
         "halting": ongoing("halting", "running", None, cancel_requested=True, **STARTED),
     }
     pages = {f"evaluation-{name}": f"/evaluations/{run.pk}/" for name, run in runs.items()}
-    return pages | {"evaluation-page-2": f"/evaluations/{better.pk}/?page=2&order=row"}
+    return pages | {
+        "evaluation-page-2": f"/evaluations/{better.pk}/?page=2&order=row",
+        "evaluation-changes": f"/evaluations/{better.pk}/?marks=changes",
+        "evaluation-compare": f"/evaluations/compare/?run={better.pk}",
+        "evaluation-leaderboard": "/evaluations/leaderboard/",
+        "evaluation-report": f"/evaluations/{better.pk}/report/",
+    }
+
+
+def _seen_from_all_sides(run):
+    """Every metric, a forgetting card and a decision, for the richest page."""
+    from evaluation.models import EvaluationRun
+    from evaluation.rescoring import score_again
+    from portal.models import User
+
+    recipe = {"dataset": {"sha256": "s"}}
+    EvaluationRun.objects.filter(pk__in=[run.pk, run.baseline_id]).update(recipe=recipe)
+    score_again(run.baseline)
+    score_again(run)
+    answers = [
+        {"prompt": "日本的首都是哪座城市？", "base": "东京。", "text": "这条裤子很好看。"}
+        | {"base_right": True, "right": False}
+    ]
+    general = {
+        "questions": 64,
+        "base_right": 48,
+        "right": 47,
+        "kept": 46,
+        "loss": {"base": 2.31, "tuned": 2.57},
+        "answers": answers,
+    }
+    EvaluationRun.objects.filter(pk=run.pk).update(
+        general=general,
+        review="approved",
+        review_note="前 50 行看过，没有编造。",
+        reviewed_by=User.objects.get(username="chief"),
+        reviewed_at=NOW,
+    )
 
 
 def _conversations(owner, base, adapters):
@@ -307,6 +427,13 @@ def _conversations(owner, base, adapters):
     return talk
 
 
+CHIEF = {
+    "chief-checkpoint-new": "/checkpoints/new/",
+    "chief-admin": "/admin/",
+    "chief-admin-evaluations": "/admin/evaluation/evaluationrun/",
+    "chief-admin-evaluation": "/admin/evaluation/evaluationrun/2/change/",
+    "chief-admin-audit": "/admin/admin/logentry/",
+}
 PAGES = {
     "home": "/",
     "chat": "/chat/",
@@ -339,7 +466,7 @@ def shoot(folder: Path, only: str = ""):
                 camera = Camera(browser, url, language, folder, only)
                 camera.visit("", {"login": "/login/?next=/"}, _wrong_login)
                 camera.visit("newcomer", {f"new-{name}": path for name, path in PAGES.items()})
-                camera.visit("chief", {"chief-checkpoint-new": "/checkpoints/new/"})
+                camera.visit("chief", CHIEF)
                 camera.visit("mei", PAGES | objects, _open_everything)
                 worker.update(READY)
                 camera.visit("mei", {"tasks-ready": "/tasks/?whose=mine"})

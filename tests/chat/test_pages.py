@@ -5,6 +5,7 @@ import re
 import pytest
 from django.core.exceptions import ValidationError
 
+from chat.conversations.messages import request_for
 from chat.engine.request import LIMITS
 from chat.forms import PANEL
 from chat.models import Adapter, Checkpoint, Conversation, Message
@@ -177,7 +178,7 @@ def test_conversations_are_renamed_and_deleted_by_their_owner(client, member, co
     client.post(f"/chat/{conversation.pk}/rename/", {"title": "new"})
     assert Conversation.objects.get().title == "new"
     client.post(f"/chat/{conversation.pk}/delete/")
-    assert not Conversation.objects.exists()
+    assert not Conversation.objects.visible_to(member).exists()
 
 
 def test_many_models_are_a_list_by_base_with_the_chosen_one_beside_its_base(
@@ -236,6 +237,44 @@ def test_what_the_panel_leaves_alone_is_not_sent(client, member, checkpoint, no_
     assert panel == {"default": 0.2, "value": 0.2}
     panel = client.get(f"/chat/{against.conversation_id}/").context["sampling"]["temperature"]
     assert panel["value"] == 0.95  # as the last answer was written
+
+
+def test_thinking_is_a_choice_where_the_models_template_has_one(client, member, checkpoint):
+    client.force_login(member)
+    switch = re.compile(r'<select[^>]*id="thinking"[^>]*>')
+    assert "hidden" in switch.search(text_of(client.get("/chat/")))[0]
+    checkpoint.description = {"thinking": "switch", "chat_template": True}
+    checkpoint.save()
+    assert "hidden" not in switch.search(text_of(client.get("/chat/")))[0]
+    for wish in ("", "yes", "no"):
+        client.post("/chat/start/", {"text": "x", "thinking": wish})
+    answers = Message.objects.filter(role="assistant").order_by("id")
+    assert [one.sampling for one in answers] == [{}, {"thinking": True}, {"thinking": False}]
+
+
+def test_a_base_model_without_a_chat_form_is_called_that(client, member, checkpoint):
+    client.force_login(member)
+    note = re.compile(r'<p[^>]*id="plain-note"[^>]*>')
+    assert "hidden" in note.search(text_of(client.get("/chat/")))[0]
+    checkpoint.description = {"chat_template": False}
+    checkpoint.save()
+    page = text_of(client.get("/chat/"))
+    assert "hidden" not in note.search(page)[0] and "data-plain" in page
+    assert "会接着你的文字续写" in page
+
+
+def test_earlier_thoughts_are_shown_to_no_model(member, conversation, checkpoint):
+    conversation.messages.all().delete()
+    said = "<think>\nhm\n</think>\n\nyes"
+    conversation.messages.create(role="user", content="first")
+    conversation.messages.create(role="assistant", content=said, checkpoint=checkpoint)
+    conversation.messages.create(role="user", content="second")
+    answer = conversation.messages.create(
+        role="assistant", status="queued", checkpoint=checkpoint, sampling={"thinking": False}
+    )
+    request, _checkpoint = request_for(answer.pk)
+    assert [turn["content"] for turn in request.messages] == ["first", "yes", "second"]
+    assert request.sampling.thinking is False
 
 
 def test_an_error_is_explained_in_the_readers_language(client, member, conversation):

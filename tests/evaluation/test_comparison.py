@@ -15,6 +15,7 @@ from evaluation.verdicts import of_metric, overall
 from portal.models import ApiKey
 from tests.support.page_fixtures import *  # noqa: F403  this page's rows
 from tests.support.page_rows import evaluation, text_of
+from tuning.datasets import store
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("no_worker")]
 SAME = {"dataset": {"sha256": "s", "name": "ads", "version": 1}, "rows": 40}
@@ -167,7 +168,7 @@ def test_files_to_take_away(client, member, evaluated):
     first = next(csv.DictReader(io.StringIO(content)))
     assert first["prediction"] == '\'=HYPERLINK("x")' and first["prompt"] == "'-1"
     assert first["rouge-l"] == "40.0" and first["base"] == "今天的裙子很好看"
-    whole = json.loads(client.get(f"{address}evaluation.json/").getvalue())
+    whole = json.loads(client.get(f"{address}run.json/").getvalue())
     assert [row["row"] for row in whole["predictions"]] == [0, 1]
     assert whole["scores"]["rouge-l"]["value"] == 40.0
     page = client.get(f"/evaluations/{evaluated.pk}/report/")
@@ -177,8 +178,85 @@ def test_files_to_take_away(client, member, evaluated):
 def test_scores_are_counted_again_for_metrics_that_came_later(member, evaluated, capsys):
     scores = score_again(evaluated)
     assert {"rouge-l", "sacrebleu", "chrf", "length-ratio"} <= set(scores)
-    assert scores["rouge-l"]["value"] != 40.0  # what the texts say
+    assert scores["bleu-4"]["value"] != 40.0  # what the texts say
     call_command("score_again", str(evaluated.baseline_id))
     assert "chrf" in capsys.readouterr().out
     evaluated.refresh_from_db()
     assert "chrf" in evaluated.difference
+
+
+def test_with_approval_needed_the_team_gets_what_a_reviewer_approved(
+    client, staff, evaluated, settings
+):
+    settings.APPROVAL_NEEDED = True
+    adapter = evaluated.adapter
+    client.force_login(staff)
+    share = f"/adapters/{adapter.pk}/"
+    client.post(share, {"action": "share"})
+    adapter.refresh_from_db()
+    assert not adapter.shared
+    review = f"/evaluations/{evaluated.pk}/review/"
+    client.post(review, {"decision": "approved", "note": "good"})
+    client.post(share, {"action": "share"})
+    adapter.refresh_from_db()
+    assert adapter.shared
+    client.post(share, {"action": "unshare"})
+    client.post(review, {"decision": "rejected", "note": "no"})
+    client.post(share, {"action": "share"})
+    adapter.refresh_from_db()
+    assert not adapter.shared
+
+
+def test_the_leaderboard_has_the_newest_of_every_model_on_the_same_rows(
+    client, member, other_member, dataset, checkpoint, adapter
+):
+    client.force_login(member)
+    base = made(member, dataset, checkpoint)
+    made(member, dataset, checkpoint, adapter, gain=-9)  # an older one of the same model
+    newest = made(member, dataset, checkpoint, adapter, gain=5)
+    board = client.get(f"/evaluations/leaderboard/?dataset={dataset.pk}").context["boards"][0]
+    assert board["runs"] == [newest, base]
+    assert client.get("/evaluations/leaderboard/?dataset=99999").status_code == 404
+    client.force_login(other_member)
+    assert client.get("/evaluations/leaderboard/").context["boards"] == []
+
+
+def test_bad_rows_are_left_out_of_the_datasets_next_version(
+    client, member, other_member, dataset, evaluated
+):
+    client.force_login(member)
+    before = store.examples(dataset.current, "train", 0, 3)
+    for row in (0, 1):  # the second is looked for in the version that the first one made
+        client.post(f"/evaluations/{evaluated.pk}/rows/{row}/", {"exclude": "1"})
+    newest = dataset.current
+    assert (newest.number, newest.splits["train"]["rows"]) == (3, 48)
+    assert store.examples(newest, "train", 0, 1)[0]["prompt"] == before[2]["prompt"]
+    client.post(f"/evaluations/{evaluated.pk}/rows/0/", {"exclude": "1"})  # gone already
+    client.post(f"/evaluations/{evaluated.pk}/rows/777/", {"exclude": "1"})
+    assert dataset.current == newest
+    client.force_login(other_member)
+    gone = client.post(f"/evaluations/{evaluated.pk}/rows/2/", {"exclude": "1"})
+    assert gone.status_code == 404 and dataset.current == newest
+
+
+def test_the_admin_draws_the_loss_and_compares_what_is_selected(
+    client, admin_user, tuning_run, evaluated, settings
+):
+    # nothing is collected in the tests
+    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+    settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
+    client.force_login(admin_user)
+    page = text_of(client.get(f"/admin/tuning/tuningrun/{tuning_run.pk}/change/"))
+    assert "<polyline points=" in page and "4.9000" in page
+    numbers = [evaluated.pk, evaluated.baseline_id]
+    listed = "/admin/evaluation/evaluationrun/"
+    sent = client.post(listed, {"action": "compare", "_selected_action": numbers})
+    assert sent["Location"] == f"/evaluations/compare/?run={min(numbers)}&run={max(numbers)}"
+    EvaluationRun.objects.filter(pk=evaluated.pk).update(
+        general={"kept": 3, "base_right": 4, "answers": []}, review="approved"
+    )
+    page = text_of(client.get(listed))
+    assert "75 %" in page and "portal/admin.css" in page
+    assert client.get("/admin/admin/logentry/").status_code == 200
+    for path in ("django_q/schedule", "django_q/success", "django_q/ormq"):
+        assert client.get(f"/admin/{path}/").status_code == 404

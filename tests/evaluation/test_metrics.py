@@ -105,14 +105,12 @@ class Nothing:
 
 def test_second_opinions_are_sacrebleus_own_corpus_scores():
     random = Random(1)
-    texts = [
-        (
-            "".join(random.choices("裙子很好看红色。ab 1,", k=random.randint(0, 30)))
-            for _ in range(80)
-        )
-        for _ in range(2)
-    ]
-    predictions, references = map(list, texts)
+
+    def texts():
+        lengths = [random.randint(0, 30) for _ in range(80)]
+        return ["".join(random.choices("裙子很好看红色。ab 1,", k=length)) for length in lengths]
+
+    predictions, references = texts(), texts()
     rows = [measured(Nothing(), *pair) for pair in zip(predictions, references, strict=True)]
     found = average([row.scores for row in rows], [row.counts for row in rows])
     theirs = {

@@ -66,6 +66,10 @@ def test_the_bare_checkpoint_goes_first_and_only_once(
     assert create_evaluation(member, **plan, max_examples=3).baseline != base  # other rows
     assert create_evaluation(member, **plan, decoding="upstream").baseline != base
     assert create_evaluation(member, **plan, with_baseline=False).baseline is None
+    # the same weights and rows under other names
+    checkpoint.name, dataset.name = "renamed", "also renamed"
+    checkpoint.save(), dataset.save()
+    assert create_evaluation(member, **plan).baseline == base
     # what one cannot see is not shared
     assert create_evaluation(other_member, **plan).baseline.owner == other_member
     Run.objects.filter(pk=base.pk).update(status=Run.Status.FAILED)

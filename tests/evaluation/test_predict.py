@@ -68,6 +68,14 @@ def greedy(loaded, messages) -> str:
     return loaded.prompter.decode(made[0, len(ids) :].tolist())
 
 
+def test_the_bases_predictions_make_a_tuned_evaluation_quicker_and_no_other(loaded, prefix):
+    base = texts(run(loaded, rows()))
+    tuned = texts(run(loaded, rows(), adapter=prefix))
+    assert texts(run(loaded, rows(), adapter=prefix, resembles=base)) == tuned
+    # and its own, so that guesses come true
+    assert texts(run(loaded, rows(), adapter=prefix, resembles=tuned)) == tuned
+
+
 def test_greedy_predictions_are_the_models_own(loaded):
     found = run(loaded, rows())
     assert texts(found) == {row: greedy(loaded, messages) for row, messages in rows()}

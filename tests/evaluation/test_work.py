@@ -10,6 +10,7 @@ import pytest
 from chat.models import Adapter
 from evaluation import predict as predicting
 from evaluation.comparison import compare, update_differences
+from evaluation.general_questions import QUESTIONS
 from evaluation.metrics import known, original
 from evaluation.models import EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
@@ -85,6 +86,9 @@ def test_base_and_tuned_are_scored_and_compared(member, dataset, checkpoint, ada
     assert base.status == Run.Status.SUCCEEDED and base.difference is None
     tuned = carry_out(tuned)
     assert set(tuned.scores) == set(known()) == set(tuned.difference)
+    assert base.general == {} and tuned.general["questions"] == len(QUESTIONS)
+    assert tuned.general["loss"]["tuned"] != tuned.general["loss"]["base"]
+    assert tuned.scores["perplexity"]["low"] > 1
     assert set(tuned.scores["rouge-l"]) == {"value", "low", "high"}
     rows = list(tuned.predictions.all())
     assert [row.row for row in rows] == list(range(8))

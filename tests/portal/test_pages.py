@@ -27,6 +27,7 @@ PAGES = [
     "/tuning/new/",
     "/evaluations/",
     "/evaluations/new/",
+    "/evaluations/leaderboard/",
     "/tasks/",
     "/account/",
     "/checkpoints/new/",

@@ -12,6 +12,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from chat.models import Adapter, Conversation
+from portal import audit
 from portal.models import Run
 from tests.support.page_fixtures import *  # noqa: F403  this page's rows
 from tests.support.page_rows import evaluation, json_lines
@@ -32,6 +33,8 @@ PATHS = {
     "/evaluations/": "/evaluations/",
     "/evaluations/new/": "/evaluations/new/",
     "/evaluations/ID/": "/evaluations/{evaluated}/",
+    "/evaluations/compare/": "/evaluations/compare/?run={evaluated}",
+    "/evaluations/leaderboard/": "/evaluations/leaderboard/?dataset={dataset}",
     "/tasks/": "/tasks/",
     "/account/": "/account/",
     "/adapters/": "/adapters/",
@@ -42,6 +45,16 @@ PATHS = {
     "/api/v1/datasets/": "/api/v1/datasets/",
     "/api/v1/tuning-runs/": "/api/v1/tuning-runs/",
     "/api/v1/evaluation-runs/": "/api/v1/evaluation-runs/",
+}
+
+ADMIN = {
+    "/admin/": "/admin/",
+    "/admin/evaluations/": "/admin/evaluation/evaluationrun/",
+    "/admin/evaluations/ID/": "/admin/evaluation/evaluationrun/{evaluated}/change/",
+    "/admin/tuning/": "/admin/tuning/tuningrun/",
+    "/admin/tuning/ID/": "/admin/tuning/tuningrun/{tuning_run}/change/",
+    "/admin/adapters/": "/admin/chat/adapter/",
+    "/admin/audit/": "/admin/admin/logentry/",
 }
 
 
@@ -69,13 +82,22 @@ def add_more(member, checkpoint, dataset, count=4):
         )
         base = evaluation(member, dataset, checkpoint)
         evaluation(member, dataset, checkpoint, adapter, 20.0, baseline=base)
+        audit.note(member, base, "approved")
         conversation = Conversation.objects.create(owner=member, title="t", checkpoint=checkpoint)
         conversation.messages.create(role="user", content="q")
 
 
-def count_all(client, rows) -> dict[str, int]:
+def count_all(client, rows, users) -> dict[str, int]:
+    member, chief = users
+    client.force_login(member)
+    counts = _counts(client, rows, PATHS)
+    client.force_login(chief)
+    return counts | _counts(client, rows, ADMIN)
+
+
+def _counts(client, rows, paths) -> dict[str, int]:
     counts = {}
-    for name, path in PATHS.items():
+    for name, path in paths.items():
         path = path.format(**rows)
         client.get(path)  # what is looked up once per process
         with CaptureQueriesContext(
@@ -87,19 +109,22 @@ def count_all(client, rows) -> dict[str, int]:
 
 
 def test_pages_make_the_queries_of_the_table_however_many_rows_there_are(
-    client, member, checkpoint, dataset, tuning_run, evaluated, conversation
+    client, member, admin_user, checkpoint, dataset, tuning_run, evaluated, conversation, settings
 ):
-    client.force_login(member)
+    # nothing is collected in the tests
+    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+    settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
+    users = member, admin_user
     rows = {
         "conversation": conversation.pk,
         "dataset": dataset.pk,
         "tuning_run": tuning_run.pk,
         "evaluated": evaluated.pk,
     }
-    few = count_all(client, rows)
+    few = count_all(client, rows, users)
     if os.environ.get("QUERY_COUNTS") == "write":
         TABLE.write_text(json.dumps(few, indent=2) + "\n")
     assert few == json.loads(TABLE.read_text())
     add_more(member, checkpoint, dataset)
-    many = count_all(client, rows)
+    many = count_all(client, rows, users)
     assert {name: many[name] for name in many if many[name] > few[name]} == {}

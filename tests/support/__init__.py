@@ -3,6 +3,7 @@
 Folders and files, made in a temporary folder:
     tiny_models.py       a tiny random model of each architecture, its prefixes, and the plain
                          generation that the engine must equal
+    chat_families.py     a tiny random checkpoint of each family with its own chat template
     tiny_training.py     a tiny random checkpoint that can be trained: folder, model, rows
     tiny_chatglm.py      ChatGLM folders in the official layout; where golden files may lie
     folders.py           checkpoint and adapter folders to register: the right files, nothing to run

@@ -26,10 +26,8 @@ def evaluation(owner, dataset, checkpoint, adapter=None, value=10.0, baseline=No
         checkpoint=checkpoint,
         adapter=adapter,
         scores=scores,
-        total=2,
-        progress=2,
         baseline=baseline,
-        **more,
+        **{"total": 2, "progress": 2, **more},
     )
     for row, text in enumerate(["今天的裙子很好看", "<b>裤子</b>"]):
         found = dict.fromkeys(METRICS, value + row)

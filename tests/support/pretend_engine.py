@@ -3,7 +3,8 @@ tests.support.pretend_engine URL TOKEN`.
 
 The last message steers it: "words N" writes N words; "every S words N" pauses S seconds after each;
 "write TEXT" writes that text, three characters at a time; "hang" writes one word and waits for the
-abort; "die" kills the engine's thread; "refuse CODE" refuses.
+abort; "die" kills the engine's thread; "refuse CODE" refuses; "fits N" refuses more than N
+messages as too long for the context.
 """
 
 import asyncio
@@ -14,6 +15,8 @@ import time
 from collections import deque
 
 from chat.engine.request import Event, Request, RequestRefused
+
+FIGURES = ("grace", "loading_wait", "idle_after")  # options that `serve` has, in seconds
 
 
 class PretendEngine:
@@ -28,6 +31,8 @@ class PretendEngine:
         text = _asked(request)
         if text.startswith("refuse "):
             raise RequestRefused(text.split()[1], "refused as asked", "messages", 7)
+        if text.startswith("fits ") and len(request.messages) > int(text.split()[1]):
+            raise RequestRefused("context_length_exceeded", "too many", "messages")
         with self.lock:
             self.waiting.append(_Row(request, sink, text.split()))
             self.lock.notify_all()
@@ -156,6 +161,7 @@ def text(id: str, count: int) -> str:
 
 def main():
     from chat.worker import process
+    from chat.worker.serving import OneCheckpoint, Target
     from chat.worker.wire import Address
 
     url, token, *more = sys.argv[1:]
@@ -164,16 +170,14 @@ def main():
 
     def load():
         time.sleep(loading)
-        return PretendEngine(int(options.get("rows", 8))), options.get("fingerprint", "f" * 64)
+        return PretendEngine(int(options.get("rows", 8)))
 
+    fingerprint = options.get("fingerprint", "f" * 64)
+    supply = OneCheckpoint(Target(options.get("name", "pretend"), fingerprint), load)
     listening = process.bind(Address.parse(url))
     print("listening", flush=True)
-    grace = float(options.get("grace", 30))
-    sys.exit(
-        asyncio.run(
-            process.serve(listening, token, load, name=options.get("name", "pretend"), grace=grace)
-        )
-    )
+    more = {key: float(options[key]) for key in FIGURES if key in options}
+    sys.exit(asyncio.run(process.serve(listening, token, supply, **more)))
 
 
 if __name__ == "__main__":

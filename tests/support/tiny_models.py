@@ -68,7 +68,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _config(architecture: str) -> PretrainedConfig:
+def tiny_config(architecture: str) -> PretrainedConfig:
     shape = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -135,7 +135,7 @@ def _config(architecture: str) -> PretrainedConfig:
 def plain_model(architecture: str) -> PreTrainedModel:
     """As transformers has it, for reference."""
     torch.manual_seed(7)
-    model = AutoModelForCausalLM.from_config(_config(architecture)).eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_config(tiny_config(architecture)).eval().requires_grad_(False)
     if architecture == "chatglm":
         # Its residual weighs 7.5 times: with small layers a model that shares its embedding repeats
         # its last token.

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from chat.models import Checkpoint
+from tests.support import tiny_training as tiny
 from tuning.datasets import store
 
 
@@ -33,3 +34,10 @@ def make_dataset(db, data_dir):
         )
 
     return make
+
+
+@pytest.fixture
+def tiny_checkpoint(db, tmp_path):
+    """A checkpoint whose tokenizer is there: byte by byte."""
+    folder = tiny.write(tmp_path / "tiny")
+    return Checkpoint.objects.create(name="tiny", path=str(folder), fingerprint="x")

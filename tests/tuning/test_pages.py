@@ -125,9 +125,9 @@ def test_validation_and_the_proof_are_shown(client, member, tuning_run):
     client.force_login(member)
     response = client.get(f"/tuning/{tuning_run.pk}/")
     assert response.context["chart"]["points"][9] == (10, 4.0, 2.25)
-    assert "8 of 8 validation prompts" in text_of(response)
+    assert "8 条验证提示中有 8 条" in text_of(response)
     TuningRun.objects.update(proof={**PROOF, "holds": False})
-    assert "not offered" in text_of(client.get(f"/tuning/{tuning_run.pk}/"))
+    assert "不提供" in text_of(client.get(f"/tuning/{tuning_run.pk}/"))
 
 
 def test_two_runs_are_compared_with_their_differences_marked(
@@ -153,7 +153,7 @@ def test_a_saved_step_becomes_a_tuned_model_once(client, member, other_member, t
     saved = tuning_run.steps_folder / "step-20"
     adapter_folder(saved, tuning_run.checkpoint.fingerprint)
     client.force_login(member)
-    assert "Chat with step 20" in text_of(client.get(f"/tuning/{tuning_run.pk}/"))
+    assert "与第 20 步对话" in text_of(client.get(f"/tuning/{tuning_run.pk}/"))
     path = f"/tuning/{tuning_run.pk}/steps/20/"
     first = client.post(path)
     (adapter,) = tuning_run.adapters.all()
@@ -161,9 +161,13 @@ def test_a_saved_step_becomes_a_tuned_model_once(client, member, other_member, t
     assert (adapter.step, adapter.owner, adapter.name) == (20, member, "my run-20")
     assert client.post(path)["Location"] == first["Location"] and saved.is_dir()
     response = client.post(f"/tuning/{tuning_run.pk}/steps/21/", follow=True)
-    assert "Step 21 is not among those" in text_of(response)
+    assert "没有保留第 21 步" in text_of(response)
+    api = f"/api/v1/tuning-runs/{tuning_run.pk}/steps/"
+    answer = client.post(f"{api}20/")
+    assert (answer.status_code, answer.json()["id"]) == (201, adapter.pk)
+    assert client.post(f"{api}21/").json()["error"]["code"] == "no_such_step"
     client.force_login(other_member)
-    assert client.post(path).status_code == 404
+    assert client.post(path).status_code == client.post(f"{api}20/").status_code == 404
 
 
 def test_the_recipe_is_a_file_to_keep(client, member, tuning_run):

@@ -1,12 +1,15 @@
 """What a run will do is decided, checked and frozen when it is created."""
 
+from dataclasses import replace
+
 import pytest
 from django.core.exceptions import ValidationError
 from django_q.models import OrmQ
 
-from chat.models import Checkpoint
+from chat.models import Adapter, Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
+from tuning.apps import _going_on_from
 from tuning.datasets import store
 from tuning.models import TuningRun
 from tuning.plan import PRESETS, create_run, recipe_for, recommended_preset
@@ -79,7 +82,8 @@ def test_presets_are_the_scripts_of_upstream_and_the_starters(chatglm, checkpoin
     assert recipe_for(checkpoint).quantization_bit is None, "only ChatGLM is quantised on loading"
     checkpoint.is_starter = True
     assert recipe_for(checkpoint) == PRESETS["starter"]
-    assert all(preset.problems() == [] for preset in PRESETS.values())
+    # the task's text comes with a dataset
+    assert all(replace(one, init_text="a task").problems() == [] for one in PRESETS.values())
 
 
 def test_every_problem_is_told_at_once(member, checkpoint, make_dataset):
@@ -191,3 +195,38 @@ def test_stopping_early_wants_rows_to_stop_by(member, checkpoint, make_dataset):
 def test_the_page_recommends_what_was_measured(checkpoint):
     assert recommended_preset(checkpoint) == "general"
     assert PRESETS["general"].kl_weight and PRESETS["general"].init == "prompt"
+
+
+def test_a_run_may_go_on_from_a_tuned_model_of_the_same_base(
+    member, other_member, checkpoint, make_dataset
+):
+    other = Checkpoint.objects.create(name="other", path="/nowhere", fingerprint="o" * 64)
+    mine, foreign, hidden = (
+        Adapter.objects.create(
+            name=name, checkpoint=base, owner=owner, sha256=name * 8, pre_seq_len=24, folder="x"
+        )
+        for name, base, owner in (
+            ("mine", checkpoint, member),
+            ("foreign", other, member),
+            ("hidden", checkpoint, other_member),
+        )
+    )
+    dataset = make_dataset(member)
+
+    def started(wish):
+        return create_run(
+            member, dataset=dataset, checkpoint=checkpoint, init="adapter", init_adapter=wish
+        )
+
+    for wish in (mine.name, mine.pk, mine.sha256):
+        recipe = started(wish).recipe
+        assert (recipe["init_adapter"], recipe["pre_seq_len"]) == (mine.sha256, 24)
+    assert _going_on_from(mine) and _going_on_from(foreign) is None
+    for wish, code in [
+        (foreign.name, "invalid_adapter"),
+        (hidden.name, "does_not_exist"),
+        ("", "no_init_adapter"),
+    ]:
+        with pytest.raises(ValidationError) as refused:
+            started(wish)
+        assert refused.value.error_dict["init_adapter"][0].code == code

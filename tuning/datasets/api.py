@@ -10,18 +10,22 @@ from rest_framework.decorators import action
 from rest_framework.response import Response
 from rest_framework.routers import SimpleRouter
 
+from chat.models import Checkpoint
+from portal.access import get_visible
 from portal.explanations import sentence
 from portal.models import ApiKey
 from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, TooLarge, error
 from portal.rest.viewsets import VisibleRows, rules_as_400
-from tuning.datasets import store
+from tuning.datasets import checks, store
+from tuning.datasets.check_api import CheckRunViewSet
 from tuning.datasets.editing_api import CollectedExampleViewSet, Editing
 from tuning.datasets.serializers import (
     DatasetDetailSerializer,
     DatasetSerializer,
     ExamplePageSerializer,
     SplitSerializer,
+    TrainedSerializer,
     UploadSerializer,
 )
 from tuning.models import Dataset
@@ -175,6 +179,50 @@ class DatasetViewSet(
             raise exceptions.ValidationError({name: [_("A number from 1.")]})
         return number
 
+    @extend_schema(
+        parameters=[
+            OpenApiParameter("line", int, required=True, description="from 1"),
+            OpenApiParameter("split", str, description="train if left out"),
+            OpenApiParameter("checkpoint", int, description="the portal's default if left out"),
+            OpenApiParameter("max_source_length", int, description="left out: the preset's"),
+            OpenApiParameter("max_target_length", int, description="left out: the preset's"),
+        ],
+        responses=TrainedSerializer,
+    )
+    @action(detail=True, pagination_class=None, filter_backends=[])
+    def trained(self, request, pk=None):
+        """A row as the trainer sees it: every token, and whether the loss counts it."""
+        version, query = self.get_object().current, request.query_params
+        split = query.get("split", store.TRAIN)
+        if version is None or split not in version.splits:
+            raise exceptions.NotFound()
+        checkpoint = Checkpoint.default()
+        if query.get("checkpoint"):
+            checkpoint = get_visible(Checkpoint.objects, request.user, pk=query["checkpoint"])
+        if checkpoint is None or not checkpoint.path:
+            raise exceptions.ValidationError(
+                {"checkpoint": [_("This base's tokenizer is not here.")]}
+            )
+        with rules_as_400():
+            lengths = checks.lengths_for(
+                checkpoint,
+                **{
+                    name: self._number(name, 0)
+                    for name in ("max_source_length", "max_target_length")
+                },
+            )
+            tokens = checks.row_as_trained(
+                version, split, self._number("line", 1), checkpoint, *lengths
+            )
+        return Response(
+            {
+                "max_source_length": lengths[0],
+                "max_target_length": lengths[1],
+                "trained": sum(token["trained"] for token in tokens),
+                "tokens": tokens,
+            }
+        )
+
     @extend_schema(request=SplitSerializer, responses={201: DatasetDetailSerializer})
     @action(detail=True, methods=["post"])
     def split(self, request, pk=None):
@@ -192,4 +240,5 @@ class DatasetViewSet(
 _router = SimpleRouter()
 _router.register("datasets", DatasetViewSet, basename="api-dataset")
 _router.register("collected-examples", CollectedExampleViewSet, basename="api-collected-example")
+_router.register("check-runs", CheckRunViewSet, basename="api-check-run")
 dataset_urlpatterns = _router.urls

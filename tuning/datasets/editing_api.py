@@ -50,7 +50,7 @@ def rules_as_answers():
         raise
 
 
-class Editing:
+class Editing(VisibleRows):
     """Mixin of the datasets' viewset."""
 
     def _changed(self, dataset: Dataset) -> Response:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import AsyncIterator
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.http import StreamingHttpResponse
 
+from portal.text import safe_cell
 from tuning.datasets.store import examples, opened
 from tuning.models import DatasetVersion
 
@@ -21,8 +21,6 @@ TYPES = {
     "csv": "text/csv; charset=utf-8",
 }
 _AT_ONCE = 1000  # rows
-# What a spreadsheet takes for a formula, or makes one of after it has dropped a blank
-_FORMULA = re.compile(r"\s*[=+\-@\t\r＝＋－＠]")
 
 
 def columns_of(version: DatasetVersion) -> tuple[str, str, str]:
@@ -35,18 +33,11 @@ def columns_of(version: DatasetVersion) -> tuple[str, str, str]:
     return dataset.prompt_column, dataset.response_column, dataset.history_column or "history"
 
 
-def safe_cell(text: str) -> str:
-    """A text that a spreadsheet shows and does not compute: an apostrophe stands before whatever
-    could begin a formula, as OWASP advises.
-    """
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
 def response(version: DatasetVersion, split: str, form: str) -> StreamingHttpResponse:
     """The split as a download. form: a key of TYPES. ValidationError when the files are gone."""
     with opened(version, split) as rows:
         has_history = rows.has_history()
-    names = columns_of(version)
+    names: tuple[str, ...] = columns_of(version)
     names = names if has_history else names[:2]
     answer = StreamingHttpResponse(_pieces(version, split, form, names), content_type=TYPES[form])
     # Django quotes no name of ours: the dataset's may hold anything

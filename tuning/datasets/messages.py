@@ -18,6 +18,19 @@ MESSAGES = {
         "JSON has straight double quotation marks (another one stands at character %(position)s). "
         "Python writes such a row with json.dumps(row, ensure_ascii=False)."
     ),
+    "json_comment": gettext_lazy(
+        "JSON has no comments (one begins at character %(position)s). Take them out."
+    ),
+    "python_words": gettext_lazy(
+        "None, True and False are Python's words (at character %(position)s); JSON has null, true "
+        "and false. Python writes such a row with json.dumps(row, ensure_ascii=False)."
+    ),
+    "lfs_pointer": gettext_lazy(
+        "This is not the data but a pointer of Git LFS to it. Fetch the file itself: git lfs pull."
+    ),
+    "web_page": gettext_lazy(
+        "This is a web page, not data: perhaps the page about the file was saved, or a login page."
+    ),
     "broken_json": gettext_lazy(
         "This is not JSON (at character %(position)s), and nothing behind it can be read."
     ),
@@ -52,6 +65,10 @@ MESSAGES = {
         "The conversation calls tools (turn %(turn)s), which no model here is trained to do: the "
         "row is left out."
     ),
+    "picture_turn": gettext_lazy(
+        "Turn %(turn)s of the conversation holds something other than text, such as a picture: the "
+        "row is left out."
+    ),
     "leading_answer": gettext_lazy(
         "The conversation begins with an answer. It is left out, the rest is kept."
     ),
@@ -76,6 +93,9 @@ MESSAGES = {
     "no_sheet": gettext_lazy("There is no sheet “%(sheet)s”. There are: %(sheets)s."),
     "other_sheets": gettext_lazy(
         "The sheet “%(sheet)s” is read. The workbook's others are left out: %(others)s."
+    ),
+    "title_row": gettext_lazy(
+        "“%(title)s” is taken for the sheet's title; the names of the columns stand below it."
     ),
     "workbook_too_large": gettext_lazy(
         "The workbook is too large to be read safely (about %(rows)s rows). Save it as CSV UTF-8."
@@ -150,3 +170,14 @@ def in_short(rejected: DatasetRejected) -> str:
     return (_("Line %(line)s: ") % {"line": first["line"]} if first["line"] else "") + first[
         "message"
     ]
+
+
+def change_in_words(change: dict[str, Any]) -> str:
+    """What made a version of the one before (DatasetVersion.change); "" for an upload."""
+    told = {
+        "split": _("%(rows)s rows set aside for validation"),
+        "edit": _("%(changed)s changed, %(excluded)s left out, %(added)s added"),
+        "collect": _("%(added)s answers from chat added"),
+        "merge": _("%(added)s rows of “%(name)s” added, %(repeated)s were here already"),
+    }.get(change.get("action", ""), "")
+    return told % {**change, "name": change.get("other", {}).get("name", "")}

@@ -16,8 +16,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from tuning.datasets.columns import COLUMN_NAMES as _COLUMN_NAMES
+from tuning.datasets.encodings import CHUNK, GB18030_BOM, UTF_8, UTF_8_BOM
 from tuning.datasets.findings import Findings
-from tuning.datasets.sources import CHUNK, UTF_8, UTF_8_BOM, Limits, Source
+from tuning.datasets.sources import Limits, Source
 
 # of a quoted field, which may hold line ends; Python's own limit is 128 KiB
 csv.field_size_limit(Limits.max_line_bytes)
@@ -26,12 +28,27 @@ _TABLE_LINES = 8  # a table by columns may be as long as so many of the longest 
 
 
 def rows_of(source: Source, limits: Limits, findings: Findings) -> Iterator[Row]:
-    source.file.seek(0)
-    if source.name.lower().endswith((".csv", ".tsv")):
+    if _is_table(source):
         return _csv_rows(source, limits, findings)
     if _one_row_a_line(source, limits):
         return _line_rows(source, limits, findings)
     return _value_rows(source, limits, findings)
+
+
+def _is_table(source: Source) -> bool:
+    """CSV, by what the file holds; its name decides where that could be either."""
+    source.file.seek(0)
+    head = source.file.read(CHUNK).removeprefix(codecs.BOM_UTF8).removeprefix(GB18030_BOM)
+    source.file.seek(0)
+    text = head.decode(_line_encoding(source), errors="replace").lstrip("\ufeff \t\r\n")
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    named = source.name.lower().endswith((".csv", ".tsv"))
+    if named:
+        return not re.match(r'\{\s*"|\[\s*[{\[]', text)
+    if not text or text[0] in "{[\"'/#“‘":
+        return False
+    names = [name.strip().lower() for name in first.split(_delimiter(first))]
+    return len(names) > 1 and any(name in _COLUMN_NAMES for name in names)
 
 
 def _lines(source: Source, limits: Limits, findings: Findings) -> Iterator[tuple[int, bytes]]:
@@ -44,7 +61,8 @@ def _lines(source: Source, limits: Limits, findings: Findings) -> Iterator[tuple
     while line := readline(limit + 1):
         number += 1
         if number == 1:
-            line = line.removeprefix(codecs.BOM_UTF8)
+            line = line.removeprefix(GB18030_BOM)
+        line = line.removeprefix(codecs.BOM_UTF8)  # also where files were put one behind another
         if len(line) > limit and not line.endswith(b"\n"):
             while (rest := readline(CHUNK)) and not rest.endswith(b"\n"):
                 pass
@@ -83,7 +101,9 @@ def _one_row_a_line(source: Source, limits: Limits) -> bool:
             return next(lines, None) is not None
         except json.JSONDecodeError as fault:
             goes_on = first.startswith(b"{") and first.endswith((b"{", b"[", b","))
-            return not goes_on or fault.msg == "Extra data"
+            if fault.msg == "Extra data":  # also the line ends of an old Mac
+                return "\r{" not in text or next(lines, None) is not None
+            return not goes_on and not _COMMENT.match(text)
         except (ValueError, RecursionError):
             return True
     finally:
@@ -110,6 +130,10 @@ def _line_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[R
 def _fault_code(text: str, at: int) -> str:
     """What people do wrong in JSON written by hand or by print(); "" for anything else."""
     mark, rest = text[at : at + 1], text[at : at + 64]
+    if _COMMENT.match(rest):
+        return "json_comment"
+    if re.match(r"(None|True|False)\b", rest):
+        return "python_words"
     if mark in ("}", "]") and text[max(0, at - 64) : at].rstrip().endswith(","):
         return "stray_comma"
     if mark == "," and rest[1:].lstrip()[:1] in ("", "}", "]"):
@@ -127,6 +151,9 @@ _WRAPPER = re.compile(
     rf"(?P<name>{_STRING})\s*+:\s*+\[\s*+(?=\{{)",
     re.DOTALL,
 )
+
+
+_COMMENT = re.compile(r"//|/\*|#")
 
 
 class _Broken(Exception):
@@ -213,7 +240,7 @@ class _Text:
             first, _end = self._value(offset, longest)
         except _Broken:
             return name, offset
-        turn = isinstance(first, dict) and ("role" in first or "from" in first or (
+        turn = isinstance(first, dict) and (first.keys() & {"role", "from", "speaker"} or (
             name in ("conversation", "conversations") and "human" in first
         ))  # fmt: skip
         return None if turn else (name, offset)
@@ -353,7 +380,7 @@ def _table(value: dict) -> list[Any] | None:
 
 
 def _delimiter(header: str) -> str:
-    return max(",\t;", key=header.count)
+    return max(",\t;|", key=header.count)
 
 
 def _csv_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[Row]:
@@ -365,14 +392,23 @@ def _csv_rows(source: Source, limits: Limits, findings: Findings) -> Iterator[Ro
         nonlocal last
         for last, line in _lines(source, limits, findings):
             try:
-                yield line.decode(encoding)
+                text = line.decode(encoding)
             except UnicodeDecodeError:
                 broken.append(last)
-                yield line.decode(encoding, errors="replace")
+                text = line.decode(encoding, errors="replace")
+            if "\r" in text.rstrip("\r\n") and '"' not in text:  # an old Mac's line ends
+                for number, one in enumerate(text.splitlines(keepends=True)):
+                    last += number > 0
+                    yield one
+            else:
+                yield text
 
     lines = texts()
     header = next((line for line in lines if line.strip()), "")
-    delimiter = _delimiter(header)
+    told = re.fullmatch(r"sep=(.)\s*", header)  # what Excel reads, and other programs write for it
+    if told:
+        header = next(lines, "")
+    delimiter = told[1] if told else _delimiter(header)
     try:
         names = next(csv.reader([header], delimiter=delimiter, strict=True), [])
     except csv.Error as fault:

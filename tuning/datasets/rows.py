@@ -47,43 +47,6 @@ class BadRow(Exception):
         self.code, self.level, self.params = code, level, params
 
 
-# What people's files are called column by column; the first that a row has is suggested.
-_KNOWN = (
-    ("adgen", "content", "summary", ""),
-    ("prompt", "prompt", "response", "history"),
-    ("alpaca", "instruction", "output", "history"),
-    ("alpaca", "instruction", "response", "history"),
-    ("openai", "messages", "messages", ""),
-    ("sharegpt", "conversations", "conversations", ""),
-    ("sharegpt", "conversation", "conversation", ""),
-    ("prompt", "prompt", "completion", "history"),
-    ("question", "question", "answer", "history"),
-    ("question", "question", "response", "history"),
-    ("question", "query", "response", "history"),
-    ("question", "问题", "回答", "历史"),
-    ("question", "问题", "答案", "历史"),
-    ("question", "问", "答", "历史"),
-    ("question", "输入", "输出", "历史"),
-    ("question", "input", "output", "history"),
-)
-
-
-def suggest(names: list[str]) -> dict[str, str]:
-    """{"format", "prompt_column", "response_column", "history_column"} for a row with these
-    columns, whatever their case; "" where nothing fits.
-    """
-    spelt = {name.strip().lower(): name for name in reversed(names)}
-    for kind, prompt, response, history in _KNOWN:
-        if prompt in spelt and response in spelt:
-            return {
-                "format": kind,
-                "prompt_column": spelt[prompt],
-                "response_column": spelt[response],
-                "history_column": spelt.get(history, ""),
-            }
-    return {"format": "", "prompt_column": "", "response_column": "", "history_column": ""}
-
-
 def first_row(source: Source, limits: Limits) -> tuple[int, dict[str, Any]]:
     """(line, row) of the first row that has columns. Raises DatasetRejected, every kind of problem
     before the end named, if none has.
@@ -175,7 +138,7 @@ def _text(row: dict, name: str) -> str:
         raise BadRow("not_object") from None
     if isinstance(value, str):
         return value
-    if value is None:
+    if value is None or value != value:  # NaN, which pandas writes for a missing cell
         return ""
     raise BadRow("not_text", column=name)
 
@@ -227,7 +190,7 @@ def _history(row: dict, name: str) -> History:
     raise BadRow("bad_history", column=name)
 
 
-_ROLES = {"system": "system"}
+_ROLES = dict.fromkeys(("system", "developer"), "system")
 _ROLES |= dict.fromkeys(("user", "human", "prompter"), "user")
 _ROLES |= dict.fromkeys(
     ("assistant", "gpt", "chatgpt", "bing", "bard", "claude", "model", "bot", "ai", "chatbot"),
@@ -246,17 +209,18 @@ def _turns(row: dict, name: str) -> Iterator[tuple[str, str]]:
     for number, turn in enumerate(turns, 1):
         if not isinstance(turn, dict):
             raise BadRow("bad_conversation", column=name, turn=number)
-        told = turn.get("role", turn.get("from"))
+        told = turn.get("role", turn.get("from", turn.get("speaker")))
         if told is None and {"human", "assistant"} <= turn.keys():  # Firefly: a round in one
             yield "user", _turn_text(turn["human"], name, number)
             yield "assistant", _turn_text(turn["assistant"], name, number)
             continue
-        role = _ROLES.get(str(told).lower())
+        role = _ROLES.get(str(told).strip().lower())
         if role is None:
             raise BadRow("bad_conversation", column=name, turn=number)
         if role == "tool" or turn.get("tool_calls") or turn.get("function_call"):
             raise BadRow("tool_turn", "warning", turn=number)
-        yield role, _turn_text(turn.get("content", turn.get("value")), name, number)
+        text = turn.get("content", turn.get("value", turn.get("text")))
+        yield role, _turn_text(text, name, number)
 
 
 def _turn_text(content: Any, name: str, number: int) -> str:
@@ -265,6 +229,7 @@ def _turn_text(content: Any, name: str, number: int) -> str:
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) == len(parts):
             return "".join(texts)
+        raise BadRow("picture_turn", "warning", turn=number)
     if content is None or isinstance(content, str):
         return content or ""
     raise BadRow("bad_conversation", column=name, turn=number)

@@ -152,6 +152,19 @@ class SplitSerializer(serializers.Serializer):
         return value if value < 1 else int(value)
 
 
+class TokenSerializer(serializers.Serializer):
+    id = serializers.IntegerField()
+    text = serializers.CharField()
+    trained = serializers.BooleanField(help_text="Whether the loss counts it.")
+
+
+class TrainedSerializer(serializers.Serializer):
+    max_source_length = serializers.IntegerField()
+    max_target_length = serializers.IntegerField()
+    trained = serializers.IntegerField(help_text="Tokens that the loss counts.")
+    tokens = TokenSerializer(many=True)
+
+
 class RowSerializer(serializers.Serializer):
     prompt = serializers.CharField(trim_whitespace=False)
     response = serializers.CharField(trim_whitespace=False)

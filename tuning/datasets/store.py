@@ -26,13 +26,14 @@ from django.db.models import Max
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from tuning.datasets.columns import suggest
 from tuning.datasets.files import Split, Writer, files_locked, paths_of
 from tuning.datasets.findings import DatasetRejected, Findings, printable, problem, rejected
 from tuning.datasets.lint import Lint
 from tuning.datasets.messages import MESSAGES, in_short, worded
-from tuning.datasets.rows import Columns, examples_of, first_row, suggest
+from tuning.datasets.rows import Columns, examples_of, first_row
 from tuning.datasets.sources import Limits, Source, as_text, open_sources, read_head
-from tuning.models import Dataset, DatasetVersion
+from tuning.models import CheckRun, Dataset, DatasetVersion
 
 __all__ = [
     "MESSAGES",
@@ -126,7 +127,12 @@ def _name_of(source) -> str:
     """How an upload is called that nobody named: as its file, without what tells the format."""
     name = PurePosixPath(getattr(source, "name", "") or "upload").name
     return (
-        re.sub(r"(\.(json|jsonl|csv|tsv|xlsx|zip|tgz|tar|gz))+$", "", name, flags=re.IGNORECASE)
+        re.sub(
+            r"(\.(json|jsonl|csv|tsv|txt|ndjson|xlsx|zip|tgz|tar|gz))+$",
+            "",
+            name,
+            flags=re.IGNORECASE,
+        )
         or name
     )
 
@@ -145,15 +151,24 @@ def _splits(sources: list[Source]) -> dict[str, Source]:
         return {TRAIN: sources[0]}
     named: dict[str, Source] = {}
     for source in sources:
-        words = PurePosixPath(source.name).stem.lower().replace("-", "_").split("_")
-        split = next((key for key, names in _SPLIT_NAMES.items() if set(names) & set(words)), TRAIN)
+        split = _split_of(PurePosixPath(source.path or source.name))
         if split in named:
-            members = f"{named[split].name}, {source.name}"
+            members = f"{named[split].path}, {source.path}"
             raise rejected("two_files_for_split", split=split, members=members)
         named[split] = source
     if TRAIN not in named:
         raise rejected("no_training_file", members=", ".join(s.name for s in sources)[:300])
     return {split: named[split] for split in _SPLIT_NAMES if split in named}
+
+
+def _split_of(path: PurePosixPath) -> str:
+    """By a word of the file's name; where it says nothing, of the folders that it lies in."""
+    for part in (path.stem, *(folder.name for folder in path.parents)):
+        words = set(re.split(r"[-_. ]+", part.lower()))
+        for split, names in _SPLIT_NAMES.items():
+            if words & set(names):
+                return split
+    return TRAIN
 
 
 def _store(
@@ -302,6 +317,7 @@ def delete(dataset: Dataset) -> None:
             raise ValidationError(
                 _("A run that uses this dataset has not ended yet."), code="in_use"
             )
+        CheckRun.objects.filter(dataset_version__dataset=dataset).delete()
         if _runs(dataset):
             dataset.deleted_at = timezone.now()
             dataset.save(update_fields=["deleted_at"])
@@ -313,7 +329,7 @@ def delete(dataset: Dataset) -> None:
 
 def _runs(dataset: Dataset) -> list:
     versions = dataset.versions.all()
-    # tuning and evaluation runs
+    # tuning and evaluation runs, checks
     related = [field.get_accessor_name() for field in DatasetVersion._meta.related_objects]
     return [run for version in versions for name in related for run in getattr(version, name).all()]
 

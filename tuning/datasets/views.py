@@ -11,12 +11,14 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
+from chat.models import Checkpoint
 from portal.access import get_visible
 from portal.forms import add_errors
 from portal.page import reason
 from tuning.datasets import store
+from tuning.datasets.messages import change_in_words
 from tuning.forms import NameForm, SplitForm, UploadForm
-from tuning.models import Dataset
+from tuning.models import CheckRun, CollectedExample, Dataset
 
 PER_PAGE = 20
 
@@ -105,7 +107,20 @@ def _detail_context(request, dataset, split_form=None) -> dict:
     return {
         "dataset": dataset,
         "version": version,
-        "versions": dataset.versions.all(),
+        "versions": [
+            (one, change_in_words(one.change), one.number > 1) for one in dataset.versions.all()
+        ],
+        "waiting": CollectedExample.objects.visible_to(request.user)
+        .filter(dataset=dataset, status=CollectedExample.Status.WAITING)
+        .count(),
+        "others": Dataset.objects.visible_to(request.user).exclude(pk=dataset.pk)[:100],
+        "bases": Checkpoint.objects.visible_to(request.user).exclude(path=""),
+        "check": CheckRun.objects.visible_to(request.user)
+        .filter(dataset_version=version)
+        .select_related("checkpoint")
+        .first()
+        if version
+        else None,
         "split": split,
         "page": page,
         "rows": rows,

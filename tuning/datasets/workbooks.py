@@ -12,7 +12,7 @@ import datetime
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
 from tuning.datasets.findings import DatasetRejected, problem, rejected
@@ -43,7 +43,7 @@ def rows_of_workbook(
         book = load_workbook(file, read_only=True, data_only=True, keep_links=False)
         chosen = _chosen(book.worksheets, sheet, notes)
         chosen.reset_dimensions()  # what the file says of its size need not be true
-        return _written(chosen.iter_rows(values_only=True), spend)
+        return _written(_without_title(chosen.iter_rows(values_only=True), notes), spend)
     except DatasetRejected:
         raise
     except Exception as fault:  # a damaged part shows itself in whatever way openpyxl trips on it
@@ -85,6 +85,26 @@ def _chosen(sheets: list, wanted: str, notes: list[dict[str, Any]]):
         told = {"sheet": chosen.title, "others": ", ".join(others)[:300]}
         notes.append(problem("other_sheets", level="warning", **told))
     return chosen
+
+
+def _without_title(rows: Iterable[tuple], notes: list[dict[str, Any]]) -> Iterator[tuple]:
+    """The rows, an empty one in place of a title: one cell above the names of several columns."""
+    rows = iter(rows)
+    held: list[tuple] = []  # up to the second row that has a cell
+    filled = 0
+    for row in rows:
+        held.append(row)
+        filled += any(cell is not None for cell in row)
+        if filled == 2 or len(held) > 50:
+            break
+    titles = [number for number, row in enumerate(held) if sum(c is not None for c in row) == 1]
+    names = [cell for cell in held[-1] if cell is not None] if held else []
+    if filled == 2 and titles[:1] and len(names) > 1 and all(isinstance(n, str) for n in names):
+        title = next(str(cell) for cell in held[titles[0]] if cell is not None)
+        notes.append(problem("title_row", titles[0] + 1, level="warning", title=title[:80]))
+        held[titles[0]] = ()
+    yield from held
+    yield from rows
 
 
 def _written(rows, spend: Callable[[int], None]) -> IO[bytes]:

@@ -1,49 +1,14 @@
-"""From examples to padded micro-batches."""
+"""From encoded examples to padded micro-batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 
-from chat.engine.prompts import IGNORED, Prompter
-from tuning.datasets.examples import messages_of
-
-
-class Encoded:
-    """Examples as token lists, encoded when they are read. Rows with a blank prompt or response are
-    left out, as the original does.
-    """
-
-    def __init__(
-        self,
-        examples: Sequence[dict[str, Any]],
-        prompter: Prompter,
-        max_source_length: int,
-        max_target_length: int,
-    ):
-        self._examples, self._prompter = examples, prompter
-        self._lengths = max_source_length, max_target_length
-        self._rows = []
-        for index in range(len(examples)):
-            example = examples[index]
-            if example["prompt"].strip() and example["response"].strip():
-                self._rows.append(index)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> tuple[list[int], list[int]]:
-        """(input_ids, labels), equally long, not padded."""
-        example = self._examples[self._rows[index]]
-        return self._prompter.training_ids(
-            messages_of(example["prompt"], example.get("history") or ()),
-            example["response"],
-            *self._lengths,
-        )
+from chat.engine.prompts import IGNORED
 
 
 @lru_cache(maxsize=2)

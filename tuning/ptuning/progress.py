@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 class TrainingFailed(Exception):
     """The run cannot go on and would fail again. `code`: loss_not_finite | no_examples |
-    does_not_fit | out_of_memory | state_mismatch | init_text_too_long | no_general_answers.
+    does_not_fit | out_of_memory | state_mismatch | init_text_too_long | no_general_answers |
+    no_adapter_to_go_on_from.
     """
 
     def __init__(self, code: str, message: str):

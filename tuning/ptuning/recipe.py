@@ -13,7 +13,8 @@ from chat.engine.request import LONGEST_PREFIX
 METHOD = "ptuning_v2"  # what runs and adapters say they were made by
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-INITS = ("random", "zero", "prompt")
+INITS = ("random", "zero", "prompt", "adapter")
+OVERLONG = ("truncate", "drop", "refuse")
 
 # field -> (smallest, largest) value that is accepted
 LIMITS: dict[str, tuple[float, float]] = {
@@ -42,9 +43,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "quantization_bit": (None, 4, 8),
     "prefix_projection": (False, True),
     "init": INITS,
+    "overlong": OVERLONG,
     "freeze_first": (False, True),
 }
-TEXTS = {"init_text": 4000}  # field -> most characters
+TEXTS = {"init_text": 4000, "init_adapter": 120}  # field -> most characters
 BOOLEANS = frozenset(name for name, choices in CHOICES.items() if choices == (False, True))
 MAX_SAMPLES_PER_STEP = 4096
 
@@ -52,7 +54,7 @@ MAX_SAMPLES_PER_STEP = 4096
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a recipe. `code`: not_a_number | out_of_range | not_a_choice |
-    too_many_samples | warmup_too_long | no_init_text | text_too_long |
+    too_many_samples | warmup_too_long | no_init_text | no_init_adapter | text_too_long |
     init_with_projection | no_general_prompts | no_eval_steps.
     """
 
@@ -91,9 +93,11 @@ class Recipe:
     prefix_dropout: float = 0.0  # upstream: 0.1
     precision: str = "auto"  # of the frozen base; the prefix itself is always float32
     # How the prefix begins (tuning/ptuning/initial.py): drawn from N(0, 1) as the original, at
-    # zero, or as the keys and values of `init_text` and some examples behind it.
+    # zero, as the keys and values of `init_text` and some examples behind it, or as another
+    # adapter of the same base, whose sha256 `init_adapter` is.
     init: str = "random"
     init_text: str = ""
+    init_adapter: str = ""
     freeze_first: bool = False
     # Forgetting held (tuning/ptuning/teacher.py): the loss gains kl_weight * KL(base || prefixed)
     # on general prompts, read in addition at kl_share of a step's examples. 0: not at all.
@@ -103,6 +107,9 @@ class Recipe:
     # of them without a better one the run ends with its best step (0: it runs to max_steps).
     eval_steps: int = 0
     early_stopping: int = 0
+    # Examples longer than max_source_length or max_target_length: cut as upstream does, left out,
+    # or a reason not to begin (tuning/ptuning/encoded.py).
+    overlong: str = "truncate"
 
     @property
     def samples_per_step(self) -> int:
@@ -173,6 +180,8 @@ class Recipe:
 
         if self.init == "prompt" and not self.init_text.strip():
             refuse("init_text", "no_init_text", "init prompt needs a text that describes the task")
+        if self.init == "adapter" and not self.init_adapter.strip():
+            refuse("init_adapter", "no_init_adapter", "init adapter needs one to go on from")
         for name, most in TEXTS.items():
             if len(getattr(self, name)) > most:
                 refuse(name, "text_too_long", f"{name} has at most {most} characters", most=most)

@@ -18,7 +18,8 @@ import torch
 from chat.engine.adapters import KVPrefix
 from chat.engine.loading import Loaded
 from tuning.ptuning import training_state
-from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.batches import MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.encoded import Encoded, TooLong
 from tuning.ptuning.general_prompts import GENERAL_PROMPTS
 from tuning.ptuning.initial import TextTooLong, keys_and_values, text_ids
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
@@ -38,6 +39,7 @@ class Trainer:
     examples: random access to rows {"prompt", "response", "history"}. state_folder: where the
     run resumes from and saves every `save_steps` steps; None: nowhere. micro_batch_tokens: padded
     tokens of one forward; None: from free memory. Changes speed and memory, not the mathematics.
+    initial: the prefix to go on from, where the recipe's init is an adapter.
     validation: rows like the examples that are not learnt from; measured every `eval_steps` steps.
     keep: given (step, prefix) of each saved step.
     general_prompts: what the base is asked when the recipe has a kl_weight; general_folder: where
@@ -52,6 +54,7 @@ class Trainer:
         state_folder: str | Path | None = None,
         report: Report | None = None,
         *,
+        initial: torch.Tensor | None = None,
         validation: Sequence[dict[str, Any]] = (),
         keep: Callable[[int, KVPrefix], object] | None = None,
         micro_batch_tokens: int | None = None,
@@ -61,9 +64,19 @@ class Trainer:
         self.loaded, self.recipe = loaded, recipe
         self._folder, self._report = state_folder, report or (lambda progress: None)
         self._keep = keep or (lambda step, prefix: None)
-        self._examples = Encoded(
-            examples, loaded.prompter, recipe.max_source_length, recipe.max_target_length
-        )
+        try:
+            self._examples = Encoded(
+                examples,
+                loaded.prompter,
+                recipe.max_source_length,
+                recipe.max_target_length,
+                recipe.overlong,
+            )
+        except TooLong as fault:
+            raise TrainingFailed(fault.code, str(fault)) from fault
+        self.dropped = self._examples.dropped  # rows left out because they are too long
+        if not len(self._examples) and self.dropped:
+            raise TrainingFailed("rows_too_long", "every example is longer than the lengths")
         if not len(self._examples):
             raise TrainingFailed("no_examples", "no example has both a prompt and a response")
         if any(parameter.requires_grad for parameter in loaded.model.parameters()):
@@ -87,7 +100,7 @@ class Trainer:
             hidden_size=text_config.hidden_size,
             freeze_first=recipe.freeze_first,
         )
-        self._begin(examples)
+        self._begin(examples, initial)
         self.encoder.to(loaded.device)
         self._optimizer = torch.optim.AdamW(
             self.encoder.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -125,11 +138,18 @@ class Trainer:
                 raise TrainingFailed("no_general_answers", message)
         self._resume()
 
-    def _begin(self, examples: Sequence[dict[str, Any]]) -> None:
+    def _begin(self, examples: Sequence[dict[str, Any]], initial: torch.Tensor | None) -> None:
         """The prefix before the first step, as the recipe's `init` says."""
         recipe, loaded = self.recipe, self.loaded
         if recipe.init == "zero":
             torch.nn.init.zeros_(self.encoder.embedding.weight)
+        elif recipe.init == "adapter":
+            wanted = self.encoder().shape
+            if initial is None or initial.shape != wanted:
+                found = "none" if initial is None else list(initial.shape)
+                message = f"the prefix to go on from is {found}, this run's is {list(wanted)}"
+                raise TrainingFailed("no_adapter_to_go_on_from", message)
+            self.encoder.begin_with(initial.float())
         elif recipe.init == "prompt":
             whole = (examples[number] for number in range(len(examples)))
             shown = (row for row in whole if row["prompt"].strip() and row["response"].strip())

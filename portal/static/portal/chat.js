@@ -68,6 +68,8 @@ function tellHistory() {
   const chip = document.querySelector("input[name=model]:checked");
   const known = { False: "false", unknown: "unknown" }[chip?.dataset.history] ?? "true";
   asTrained.textContent = asTrained.dataset[known];
+  composer.elements.thinking.hidden = chip?.dataset.thinking !== "switch";
+  document.getElementById("plain-note").hidden = !(chip && "plain" in chip.dataset);
 }
 
 // What differs from the defaults.
@@ -76,6 +78,8 @@ function sampling() {
   for (const field of composer.querySelectorAll("[data-sampling]")) {
     if (field.value !== "" && field.value !== field.dataset.default) values[field.name] = Number(field.value);
   }
+  const { thinking } = composer.elements;
+  if (!thinking.hidden && thinking.value) values.thinking = thinking.value === "yes";
   return values;
 }
 
@@ -149,17 +153,34 @@ function showEnd(turn, frame) {
   if (tokens) part(turn, "tokens").textContent = tokens;
   const speed = frame.timings?.tokens_per_second;
   if (speed) part(turn, "speed").textContent = speed.toFixed(1);
+  const timings = frame.timings ?? {};
+  const first = (timings.queued_s ?? NaN) + (timings.prefill_s ?? NaN);
+  turn.querySelector("[data-first]").hidden = Number.isNaN(first);
+  part(turn, "first").textContent = first.toFixed(1);
   turn.dataset.figures = tokens ? (speed ? "all" : "tokens") : "";
 }
 
 const show = {
+  "message.loading"(turn, frame) {
+    setStatus(turn, "queued");
+    part(turn, "loading").hidden = false;
+    part(turn, "in-line").hidden = true;
+    part(turn, "loaded").textContent = frame.checkpoint ?? "";
+    part(turn, "seconds").textContent = frame.seconds;
+    part(turn, "usual").hidden = !frame.usual_seconds;
+    part(turn, "usual-seconds").textContent = Math.ceil(frame.usual_seconds ?? 0);
+  },
   "message.queued"(turn, frame) {
     setStatus(turn, "queued");
+    part(turn, "loading").hidden = true;
+    part(turn, "in-line").hidden = false;
     part(turn, "position").textContent = frame.position ?? 0;
     turn.dataset.next = (frame.position ?? 0) > 0 ? "false" : "true";
   },
-  "message.started"(turn) {
+  "message.started"(turn, frame) {
     setStatus(turn, "streaming");
+    part(turn, "left").hidden = !frame.left_out;
+    part(turn, "left-count").textContent = frame.left_out ?? 0;
   },
   "message.delta"(turn, frame) {
     setStatus(turn, "streaming");
@@ -297,6 +318,7 @@ composer.addEventListener("submit", (event) => {
   const model = chosenModel();
   const frame = { type: "message.send", content, sampling: sampling(), render: true };
   if (model) Object.assign(frame, { checkpoint: model.checkpoint, adapter: model.adapter });
+  if (composer.elements.system) frame.system = composer.elements.system.value;
   if (withHistory() !== null) frame.with_history = withHistory();
   socket.send(JSON.stringify(frame));
   unanswered = content;
@@ -314,13 +336,6 @@ tellHistory();
 document.getElementById("stop").addEventListener("click", () => {
   for (const turn of inFlight()) {
     socket?.send(JSON.stringify({ type: "message.stop", message: Number(turn.dataset.message) }));
-  }
-});
-
-document.getElementById("sampling-reset")?.addEventListener("click", () => {
-  for (const field of composer.querySelectorAll("[data-sampling]")) {
-    field.value = field.dataset.default;
-    field.dispatchEvent(new Event("input", { bubbles: true }));
   }
 });
 

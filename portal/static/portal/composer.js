@@ -83,12 +83,29 @@ composer.addEventListener("submit", (event) => {
   setTimeout(() => { say.value = ""; }); // the form has taken it
 });
 
+function setSampling(field, value) {
+  field.value = value;
+  field.dispatchEvent(new Event("input", { bubbles: true }));
+}
+document.getElementById("sampling-reset")?.addEventListener("click", () => {
+  for (const field of composer.querySelectorAll("[data-sampling]")) setSampling(field, field.dataset.default);
+});
+for (const preset of document.querySelectorAll("[data-preset]")) {
+  preset.addEventListener("click", () => {
+    for (const name of ["temperature", "top_p"]) setSampling(composer.elements[name], preset.dataset[name]);
+  });
+}
+
 // An answer's own text, as the model wrote it, in place of what its rendering shows.
+async function sourceOf(turn) {
+  const answer = await fetch(`/api/v1/messages/${turn.dataset.message}/`);
+  return (await answer.json()).content;
+}
+
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("[data-copy-source]");
   if (!button) return;
-  const address = `/api/v1/messages/${button.closest("[data-message]").dataset.message}/`;
-  const source = fetch(address).then((answer) => answer.json()).then((message) => message.content);
+  const source = sourceOf(button.closest("[data-message]"));
   if (navigator.clipboard?.write && window.ClipboardItem) {
     // as a promise: Safari allows copying only while the click is handled
     const text = source.then((content) => new Blob([content], { type: "text/plain" }));
@@ -103,3 +120,29 @@ document.addEventListener("click", async (event) => {
   }
   document.dispatchEvent(new Event("portal:copied"));
 });
+
+// A rating is written down without loading the page anew; the same again takes it back.
+document.addEventListener("submit", async (event) => {
+  const button = event.submitter;
+  if (event.target.id !== "turn-form" || !["up", "down"].includes(button?.name)) return;
+  event.preventDefault();
+  const body = new FormData(event.target, button);
+  const answer = await fetch(button.formAction, { method: "POST", body, redirect: "manual" });
+  if (answer.type !== "opaqueredirect") return location.reload();
+  const pressed = button.getAttribute("aria-pressed") === "true";
+  for (const other of button.parentElement.querySelectorAll("[name=up], [name=down]")) {
+    other.setAttribute("aria-pressed", other === button && !pressed);
+  }
+});
+
+// What the answer should have been: the dialog begins with what it is.
+const correct = document.getElementById("correct");
+document.addEventListener("click", async (event) => {
+  const turn = event.target.closest("[data-correct]")?.closest("[data-message]");
+  if (!turn) return;
+  correct.querySelector("[name=message]").value = turn.dataset.message;
+  correct.querySelector("textarea").value = await sourceOf(turn);
+  correct.showModal();
+  correct.querySelector("textarea").focus();
+});
+document.querySelector("dialog[data-opened]")?.showModal();

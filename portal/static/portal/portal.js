@@ -147,6 +147,10 @@ async function refresh() {
   for (const part of document.querySelectorAll("[data-live]")) {
     const other = fresh.getElementById(part.id);
     if (!other || other.outerHTML === part.outerHTML || part.contains(document.activeElement)) continue;
+    for (const box of part.querySelectorAll("input[type=checkbox]:checked")) {
+      const same = other.querySelector(`input[name="${box.name}"][value="${CSS.escape(box.value)}"]`);
+      if (same) same.checked = true; // what has been ticked stays ticked
+    }
     const log = other.querySelector(".log");
     part.replaceWith(document.adoptNode(other));
     if (log) follow(log);

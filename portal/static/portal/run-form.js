@@ -22,7 +22,8 @@ function values() {
   const found = {};
   for (const field of recipe) {
     let value = field.type === "checkbox" ? field.checked : field.value;
-    if (value === "" && preset[field.name] !== "") value = null;
+    if (field.dataset.recipe === "text") value = value.trim();
+    else if (value === "") value = null;
     else if (typeof value === "string" && !Number.isNaN(Number(value))) value = Number(value);
     if (value !== preset[field.name]) found[field.name] = value;
   }

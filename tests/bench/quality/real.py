@@ -16,7 +16,8 @@ from peft import LoraConfig, get_peft_model
 from chat.engine import adapters
 from chat.engine.loading import Loaded, load
 from chat.engine.request import AdapterRef
-from evaluation.metrics import Scorer, average
+from evaluation.intervals import average
+from evaluation.metrics.original import Scorer
 from evaluation.predict import engine_for, messages_of, predict, reference_of
 from tests.bench.quality.outcomes import Kept, Outcome
 from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, rows_of_step, token_weights

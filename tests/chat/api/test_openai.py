@@ -456,3 +456,58 @@ async def test_a_response_format_becomes_a_schema(async_client, base, router):
         assert (await post(async_client, response_format=wanted)).status_code == 200
     anything, given = (json.loads(r.sampling.json_schema) for r in router.requests.values())
     assert (anything, given) == ({"type": "object"}, schema)
+
+
+def thinking_aloud(request):
+    yield "started", {"prompt_tokens": 5}
+    for piece in ("<think>\nis it", " 1 < 2?\n</th", "ink>\n\nYes", "."):
+        yield "delta", {"text": piece, "tokens": 1}
+    yield "finished", {"finish_reason": "stop", "usage": {}, "timings": {}}
+
+
+async def test_thoughts_come_apart_from_the_answer(async_client, base, router):
+    router.script = thinking_aloud
+    message = (await post(async_client)).json()["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("is it 1 < 2?", "Yes.")
+    chunks = (await chunks_of(await post(async_client, stream=True)))[:-1]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "is it 1 < 2?"
+    assert "".join(delta.get("content", "") for delta in deltas) == "Yes."
+
+
+@pytest.mark.parametrize(
+    ("body", "wish"),
+    [
+        ({}, None),
+        ({"enable_thinking": False}, False),
+        ({"chat_template_kwargs": {"enable_thinking": True}}, True),
+        ({"chat_template_kwargs": {"thinking": False}, "enable_thinking": None}, False),
+    ],
+)
+async def test_whether_to_think_is_asked_for(async_client, base, router, body, wish):
+    assert (await post(async_client, **body)).status_code == 200
+    assert [request.sampling.thinking for request in router.requests.values()] == [wish]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"enable_thinking": "no"}, "enable_thinking"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"documents": []}}, "chat_template_kwargs.documents"),
+    ],
+)
+async def test_a_wrong_wish_about_thinking_is_named(async_client, base, router, body, param):
+    response = await post(async_client, **body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+async def test_a_template_that_refuses_is_quoted(async_client, base, router):
+    """As the engine refuses it: its own sentence, 400, no internal_error."""
+    told = "the checkpoint's chat template does not take these messages: Roles must alternate"
+    router.refusal = RequestRefused("template_refused", told, param="messages")
+    for body in ({}, {"stream": True}):
+        response = await post(async_client, **body)
+        error = response.json()["error"]
+        assert response.status_code == 400
+        assert (error["code"], error["message"]) == ("template_refused", told)

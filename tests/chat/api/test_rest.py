@@ -353,3 +353,11 @@ async def test_a_download_is_read_piece_by_piece(tmp_path):
     assert len(await anext(pieces)) < 100_000 and response.file_to_stream.tell() < 100_000
     response.close()
     assert ended == [1]
+
+
+def test_a_messages_thoughts_come_apart(client, answer):
+    answer.content = "<think>\nhm\n</think>\n\nyes"
+    answer.save()
+    message = client.get(f"/api/v1/messages/{answer.pk}/").json()
+    assert (message["thoughts"], message["answer"]) == ("hm", "yes")
+    assert message["content"] == answer.content

@@ -156,7 +156,7 @@ def test_the_branch_shown_is_the_one_gone_on_with(member, conversation):
     old = conversation.messages.last()
     fresh = end(turns.answer_again(conversation, member, old), "新")
     assert Tree(conversation).path()[-1] == fresh.pk
-    show(conversation, old)
+    show(conversation, old.pk)
     _question, answer = say(conversation, member, "然后", "好")
     assert told(answer)[1] == old.content
     assert answer.is_in_flight is False and Tree(conversation).newest_below(old.pk) == answer.pk

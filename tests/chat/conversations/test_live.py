@@ -415,3 +415,41 @@ def test_the_history_is_questions_with_their_answers(conversation):
     ]
     assert checkpoint == conversation.checkpoint.ref()
     assert request.sampling.temperature == 0
+
+
+async def test_what_an_answer_goes_on_with_stays_in_front_also_after_a_restart(
+    worker, conversation
+):
+    message = await begin(conversation, "every 0.05 words 20", content="从前有座", begun=4)
+    frames = live.follow(message.pk)
+    seen = [frame async for frame in frames if frame["type"] != "message.queued"]
+    told = "".join(frame.get("text", "") for frame in seen)
+    assert told == "从前有座" + text(str(message.sequence), 20)
+    await message.arefresh_from_db()
+    assert message.content == told and message.usage["completion_tokens"] == 20
+    another = await begin(conversation, "every 0.05 words 20", content="山", begun=1)
+    await asyncio.sleep(0.3)
+    live.restart()
+    await live.recover()
+    await asyncio.to_thread(live.quiesce)
+    await another.arefresh_from_db()
+    assert another.content == "山" + text(str(another.sequence), 20)
+
+
+async def test_a_conversation_that_outgrows_the_context_goes_on_without_its_oldest_turns(
+    worker, conversation
+):
+    for _number in range(5):
+        earlier = await begin(conversation, "words 1")
+        await asyncio.to_thread(live.quiesce)
+    message = await begin(conversation, "fits 5", system="你是店员")
+    frames = [frame async for frame in live.follow(message.pk)]
+    started = next(frame for frame in frames if frame["type"] == "message.started")
+    await message.arefresh_from_db()
+    # 10 turns, the system's and the question: 2 and then 2, 4 more, until 5 are left at most
+    assert (message.left_out, started["left_out"], message.status) == (8, 8, "complete")
+    frames = [frame async for frame in live.follow(earlier.pk)]
+    assert frames and not any("left_out" in frame for frame in frames)
+    alone = await sync_to_async(turn)(conversation, "fits 0")
+    with pytest.raises(RequestRefused):
+        await live.start(alone)

@@ -209,3 +209,29 @@ def test_malformed_text_is_shown_rather_than_raised(text):
 def test_a_text_beyond_the_limit_is_shown_as_written():
     html = to_html("<b>" + "a" * LONGEST)
     assert html.startswith('<div class="code-plain"><pre class="wrap">&lt;b&gt;aaa')
+
+
+def test_thoughts_are_folded_in_front_of_the_answer():
+    html = to_html("<think>\n1 < 2, **so**\n\n- yes\n</think>\n\n**Yes.**")
+    assert html.startswith('<details class="thought"><summary>')
+    assert "<p>1 &lt; 2, **so**\n\n- yes</p></details>" in html
+    assert html.endswith("<p><strong>Yes.</strong></p>\n")
+    assert to_html("<think>\n\n</think>\n\nYes.") == "<p>Yes.</p>\n"
+    assert to_html("<think>a</think>Yes.").endswith("</details>\n<p>Yes.</p>\n")
+    assert "<details" in to_html("<think>\nnot yet done")
+    assert "<details" not in to_html("Yes.\n\n<think>\nno\n</think>")
+
+
+def test_thoughts_are_folded_while_they_are_written():
+    from chat.conversations.streaming import StreamedMarkdown
+
+    text = "<think>\nfirst\n\nsecond\n</think>\n\n# Yes\n\n<think>\nno\n</think>\n\nend\n\n"
+    stream = StreamedMarkdown()
+    for end in range(len(text) + 1):
+        stream.grow(text[:end])
+        if "first\n" in text[:end] and "</think>\n" not in text[:end]:
+            assert stream.open_html.startswith('<details class="thought">')
+    closed = "".join(html for html, _end in stream.closed)
+    assert closed.startswith('<details class="thought">') and closed.count("<details") == 1
+    stream.finish(text, to_html(text))
+    assert stream.epoch == 0 and "".join(h for h, _ in stream.closed) == to_html(text)

@@ -5,6 +5,7 @@ ordinary one.
 import ctypes
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -172,6 +173,60 @@ def test_a_compiler_that_fails_is_no_compiler(monkeypatch, tmp_path):
     finally:
         monkeypatch.undo()
         cpu_kernels._library.cache_clear()
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama"])
+def test_guessed_tokens_change_no_greedy_answer(architecture, rows, tmp_path):
+    draw = random.Random(rows)
+    ref = adapter(architecture, tmp_path, 9, 2)
+    engine = Engine(loaded_model(architecture), EngineConfig(max_rows=rows))
+    requests, expected = [], {}
+    for number in range(6):
+        prompt = random_prompt(architecture, draw) * 3
+        prefix = Prefix(9, 2) if number % 2 else None
+        requests.append(greedy(str(number), prompt, 40, ref if prefix else None))
+        expected[str(number)] = reference(architecture, prompt, 40, prefix)
+    answers = engine.generate(requests)
+    assert {answer.id: answer.token_ids for answer in answers} == expected
+    tokens = sum(len(answer.token_ids) for answer in answers)
+    if cpu_kernels.load(torch.float32) is not None and rows == 1:
+        assert engine.status()["steps"] < 0.95 * tokens  # such models repeat themselves
+    assert all(answer.usage["completion_tokens"] == len(answer.token_ids) for answer in answers)
+
+
+@pytest.mark.parametrize("rows", [1, 8])
+def test_a_text_that_the_answer_resembles_saves_steps_and_changes_nothing(rows, monkeypatch):
+    if cpu_kernels.load(torch.float32) is None:
+        pytest.skip("no C++ compiler")
+    draw, prompter = random.Random(4), loaded_model("qwen3").prompter
+    known, requests, expected = {}, [], {}
+    for number in range(8):
+        prompt = random_prompt("qwen3", draw)
+        expected[str(number)] = reference("qwen3", prompt, 32, None)
+        told = list(expected[str(number)])
+        told[20] = 5 if told[20] != 5 else 6  # and then differs
+        known[f"text {number}"] = [*told, 0]
+        requests.append(replace(greedy(str(number), prompt, 32, None), resembles=f"text {number}"))
+    monkeypatch.setattr(prompter, "response_ids", known.__getitem__)
+    engine = Engine(loaded_model("qwen3"), EngineConfig(max_rows=rows))
+    answers = engine.generate(requests)
+    assert {answer.id: answer.token_ids for answer in answers} == expected
+    assert engine.status()["steps"] < 0.6 * 8 * 32 / rows
+
+
+def test_sampled_rows_beside_guessed_ones_draw_as_they_do_alone():
+    draw = random.Random(6)
+    prompts = [random_prompt("llama", draw) * 3 for _ in range(4)]
+    requests = [greedy(str(number), prompt, 30) for number, prompt in enumerate(prompts)]
+    for number in (1, 3):
+        sampling = replace(requests[number].sampling, do_sample=True, temperature=0.8, seed=number)
+        requests[number] = replace(requests[number], sampling=sampling)
+    together = Engine(loaded_model("llama"), EngineConfig(max_rows=4)).generate(requests)
+    for request, answer in zip(requests, together, strict=True):
+        config = EngineConfig(max_rows=1, drafts=False, compiled=False)
+        (alone,) = Engine(loaded_model("llama"), config).generate([request])
+        assert alone.token_ids == answer.token_ids
 
 
 def test_rows_of_one_adapter_read_one_copy_of_its_prefix(tmp_path):

@@ -135,6 +135,38 @@ def test_a_folder_that_cannot_be_loaded_says_why(folder, fault):
     assert caught.value.code == fault
 
 
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        ({"model_type": "mamba"}, "state_space"),
+        ({"model_type": "jamba", "layers_block_type": ["mamba", "attention"]}, "mamba"),
+        ({"model_type": "qwen3_next", "full_attention_interval": 4}, "linear_attention"),
+        (
+            {"model_type": "qwen3_5", "text_config": {"layer_types": ["linear_attention"]}},
+            "linear_attention",
+        ),
+        ({"model_type": "deepseek_v3", "kv_lora_rank": 512}, "latent_attention"),
+        ({"model_type": "gemma3n_text", "num_kv_shared_layers": 10}, "shared_keys"),
+    ],
+)
+def test_layers_that_take_no_prefix_are_named_with_what_to_do(folder, config, layers):
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointInvalid, match=r"manage\.py vllm_command") as caught:
+        describe(folder)
+    assert caught.value.code == "unsupported_attention"
+    assert caught.value.parameters == {"layers": layers, "model_type": config["model_type"]}
+
+
+def test_an_architecture_that_brings_its_own_code_is_refused_by_name(folder):
+    """InternLM 2, whose modules transformers does not have."""
+    config = {"model_type": "internlm2", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "modeling.py").write_text("raise SystemExit('it was run')")
+    with pytest.raises(CheckpointInvalid, match="internlm2") as caught:
+        load(folder)
+    assert caught.value.code == "remote_code_only"
+
+
 def test_weights_cut_short_on_the_way_are_named_as_that(folder):
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[: len(content) // 2])

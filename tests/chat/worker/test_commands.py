@@ -171,7 +171,7 @@ def test_a_worker_from_start_to_replacement(installation):
         assert "loading" not in chat.stderr.lower()
 
         with sqlite3.connect(installation.folder / "portal.sqlite3") as database:
-            database.execute("UPDATE chat_checkpoint SET fingerprint = 'another'")
+            database.execute("DELETE FROM chat_checkpoint")
         assert worker.wait(30) == 3
     finally:
         if worker.poll() is None:

@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
+from chat.engine.request import AdapterRef, CheckpointRef, Request, RequestRefused, SamplingParams
 from chat.worker.router import Router, SequenceLost, WorkerClient, WorkerUnavailable
 from chat.worker.wire import Address, request_as_dict, request_from_dict
 from tests.support.pretend_engine import text
@@ -286,13 +286,55 @@ async def test_it_says_loading_before_the_model_is_there():
     with PretendWorker(loading=0.8) as worker:
         client = WorkerClient(worker.url, TOKEN)
         assert (await client.status())["state"] == "loading"
-        with pytest.raises(WorkerUnavailable) as refusal:
-            await client.submit(ask("words 1"))
-        assert refusal.value.code == "worker_loading"
-        await ready(client)
         request = ask("words 1")
-        await client.submit(request)
-        assert written(await read(client, request.id)) == text(request.id, 1)
+        await client.submit(request, CHECKPOINT)
+        events = await read(client, request.id)
+        assert [event.type for event in events[:1]] == ["loading"]
+        assert [event.seq for event in events] == list(range(1, len(events) + 1))
+        assert written(events) == text(request.id, 1)
+        await client.close()
+
+
+async def test_waiting_for_the_model_ends_at_some_time():
+    with PretendWorker(loading=5, loading_wait=0.4, grace=1) as worker:
+        client = WorkerClient(worker.url, TOKEN)
+        request = ask("words 1")
+        await client.submit(request, CHECKPOINT)
+        last = (await read(client, request.id))[-1]
+        assert (last.type, last.data["error"]["code"]) == ("failed", "worker_loading")
+        other = ask("words 1")
+        with pytest.raises(WorkerUnavailable) as refusal:
+            await client.submit(other, CheckpointRef("other", "0" * 64))
+        assert refusal.value.code == "worker_loading"
+        await client.close()
+
+
+async def test_who_waits_for_the_model_can_leave():
+    with PretendWorker(loading=3) as worker:
+        client = WorkerClient(worker.url, TOKEN)
+        request = ask("words 1")
+        await client.submit(request, CHECKPOINT)
+        events = client.events(request.id)
+        assert (await anext(events))[0].type == "loading"
+        await client.abort(request.id)
+        last = [event async for news in events for event in news][-1]
+        assert (last.type, last.data["finish_reason"]) == ("finished", "abort")
+        await client.close()
+
+
+async def test_an_idle_worker_rests_and_wakes_for_the_next_request():
+    with PretendWorker(idle_after=0.5, grace=1) as worker:
+        client = WorkerClient(worker.url, TOKEN)
+        await ready(client)
+        while (await client.status())["state"] != "resting":
+            await asyncio.sleep(0.05)
+        router = Router([worker.url], TOKEN)
+        request = ask("words 2")
+        await router.submit(request, CHECKPOINT)
+        events = [event async for news in router.events(request.id) for event in news]
+        assert events[0].type == "loading"
+        assert written(events) == text(request.id, 2)
+        await router.close()
         await client.close()
 
 

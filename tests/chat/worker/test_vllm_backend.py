@@ -19,6 +19,7 @@ from chat.engine.prompt_process import load_prompter
 from chat.engine.request import AdapterRef, Request, RequestRefused, SamplingParams
 from chat.models import Checkpoint
 from chat.registry import STARTER_FOLDER
+from chat.worker.openai_backend import OpenAIBackend
 from chat.worker.prompt_renderer import PromptRenderer
 from chat.worker.router import CheckpointRef, Router, WorkerUnavailable
 from tests.support.completions_server import KEY, CompletionsServer
@@ -351,3 +352,20 @@ def test_the_command_names_checkpoint_adapters_and_key(db, settings, tmp_path):
     assert "VLLM_API_KEY=" in variables
     with pytest.raises(CommandError, match="small"):
         call_command("vllm_command", "small")
+
+
+def test_a_folder_that_cannot_be_loaded_here_has_its_command_too(db, tmp_path, settings):
+    """What the refusal of a hybrid model advises."""
+    folder = tmp_path / "qwen3-next"
+    folder.mkdir()
+    (folder / "config.json").write_text(
+        '{"model_type": "qwen3_next", "full_attention_interval": 4}'
+    )
+    out, err = StringIO(), StringIO()
+    call_command("vllm_command", str(folder), "--port", "8001", stdout=out, stderr=err)
+    words = shlex.split(out.getvalue())
+    assert words[words.index("--model") + 1] == str(folder)
+    assert "--kv-transfer-config" not in words
+    entry = shlex.split(err.getvalue())[-1].partition("PORTAL_UPSTREAMS=")[2]
+    backend = OpenAIBackend.parse(entry, "")
+    assert (backend.checkpoint, backend.url) == ("qwen3-next", "http://127.0.0.1:8001/v1")

@@ -121,7 +121,6 @@ def test_train_and_dev_of_an_archive_become_two_splits(member):
             1,
         ),
         (upload('["a", "b"]\n'), (), "no_names", 1),
-        (upload("content,summary\ra,b\rc,d\r", "rows.csv"), (), "not_csv", 1),
         (encrypted(zipped({"train.json": lines(*rows(1))})), (), "archive_encrypted", None),
         (upload(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), ("content", "summary"), "encoding", 1),
         (upload(b'"' + b"x" * (5 << 20)), ("content", "summary"), "line_too_long", 1),

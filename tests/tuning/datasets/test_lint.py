@@ -6,10 +6,11 @@ import json
 import pytest
 from django.core.management import CommandError, call_command
 
-from chat.models import Checkpoint
-from tests.support import tiny_training as tiny
+from chat.engine.prompts import Prompter
+from tests.support import tiny_models
 from tests.support.uploads import lines, upload
 from tuning.datasets import lint
+from tuning.datasets.examples import messages_of
 from tuning.datasets.store import ingest
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
@@ -81,16 +82,25 @@ def test_near_duplicates_are_found_and_only_they():
     ]
 
 
-@pytest.fixture
-def tiny_checkpoint(tmp_path):
-    folder = tiny.write(tmp_path / "tiny")
-    return Checkpoint.objects.create(name="tiny", path=str(folder), fingerprint="x")
-
-
 def checked(*arguments) -> dict:
     out = io.StringIO()
     call_command("check_dataset", *arguments, "--json", stdout=out)
     return json.loads(out.getvalue())
+
+
+def test_lengths_of_many_rows_are_those_of_the_trainer_row_by_row():
+    """Whatever the texts spell: control tokens, blanks, nothing of the tokenizer's alphabet."""
+    texts = ["a", " a ", "<|end|>", "x<|user|>y\n", "裙子\u3000", "\ue0a1", "🙂", "a" * 300]
+    examples = [
+        (messages_of(prompt, [["q", other]] * turns), response)
+        for turns in range(3)
+        for prompt, other in zip(texts, texts[::-1], strict=True)
+        for response in texts
+    ]
+    for name in tiny_models.ARCHITECTURES:
+        prompter = tiny_models.loaded_model(name).prompter
+        one_by_one = Prompter.training_lengths(prompter, examples)
+        assert prompter.training_lengths(examples) == one_by_one, name
 
 
 def test_rows_that_would_be_cut_are_counted_as_the_trainer_cuts_them(
@@ -98,7 +108,7 @@ def test_rows_that_would_be_cut_are_counted_as_the_trainer_cuts_them(
 ):
     from chat.engine.loading import load_prompter
     from chat.engine.prompts import IGNORED
-    from tuning.ptuning.batches import Encoded
+    from tuning.ptuning.encoded import Encoded
 
     made = [row("a" * (3 * n + 1), "b" * (5 * n + 1)) for n in range(12)]
     dataset = ingest(upload(lines(*made)), name="x", owner=admin_user)

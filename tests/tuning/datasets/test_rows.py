@@ -7,8 +7,9 @@ import json
 import pytest
 
 from tests.support.uploads import lines, upload
+from tuning.datasets.columns import suggest
 from tuning.datasets.findings import KEPT_LINES, DatasetRejected, Findings
-from tuning.datasets.rows import Columns, examples_of, first_row, suggest
+from tuning.datasets.rows import Columns, examples_of, first_row
 from tuning.datasets.sources import CHUNK, Limits, Source, as_text
 
 LIMITS = Limits()

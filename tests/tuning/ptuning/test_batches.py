@@ -7,14 +7,14 @@ import torch
 
 from chat.engine.prompts import IGNORED
 from tests.support import tiny_training as tiny
+from tuning.datasets.examples import messages_of
 from tuning.ptuning.batches import (
-    Encoded,
     MicroBatch,
     group_by_length,
-    messages_of,
     rows_of_step,
     token_weights,
 )
+from tuning.ptuning.encoded import Encoded
 
 
 def test_every_epoch_reads_each_example_once_in_an_order_of_its_own():

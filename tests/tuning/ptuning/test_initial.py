@@ -12,7 +12,7 @@ from tests.support.tiny_models import loaded_model
 from tuning.ptuning.initial import TextTooLong, keys_and_values, text_ids
 from tuning.ptuning.prefix import PrefixEncoder, TrainingPrefixCache
 from tuning.ptuning.recipe import Recipe
-from tuning.ptuning.trainer import Trainer, TrainingFailed
+from tuning.ptuning.trainer import Stopped, Trainer, TrainingFailed
 
 RECIPE = Recipe(
     pre_seq_len=24,
@@ -110,3 +110,26 @@ def test_a_random_start_is_upstreams_to_the_bit():
     torch.manual_seed(RECIPE.seed)
     plain = PrefixEncoder(pre_seq_len=24, layers=3, kv_heads=2, head_dim=8)
     assert torch.equal(trainer.encoder.embedding.weight, plain.embedding.weight)
+
+
+def test_a_run_goes_on_from_another_prefix(tmp_path):
+    recipe = replace(RECIPE, init="adapter", init_adapter="0" * 64)
+    first = Trainer(tiny.loaded(), RECIPE, tiny.examples()).train()
+    later = Trainer(tiny.loaded(), recipe, tiny.examples(), initial=first.tensor)
+    assert torch.equal(later.kv_prefix().tensor, first.tensor)
+    straight = later.train()
+    with pytest.raises(Stopped):
+        Trainer(
+            tiny.loaded(),
+            recipe,
+            tiny.examples(),
+            tmp_path,
+            lambda progress: progress.step == 2,
+            initial=first.tensor,
+        ).train()
+    resumed = Trainer(tiny.loaded(), recipe, tiny.examples(), tmp_path, initial=first.tensor)
+    assert torch.equal(resumed.train().tensor, straight.tensor)
+    for wrong in (None, first.tensor[:, :, :, :2]):
+        with pytest.raises(TrainingFailed) as failed:
+            Trainer(tiny.loaded(), recipe, tiny.examples(), initial=wrong)
+        assert failed.value.code == "no_adapter_to_go_on_from"

@@ -3,7 +3,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("portal", "0007_run_paused")]
+    dependencies = [("portal", "0009_token_usage")]
 
     operations = [
         migrations.AddField(

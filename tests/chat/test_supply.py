@@ -1,0 +1,145 @@
+"""What a worker loads, and what it writes down when it cannot."""
+
+import pytest
+
+from chat import serving, supply
+from chat.checkpoints import memory
+from chat.models import Checkpoint, ServingSwitch
+from chat.registry import register_checkpoint
+from portal.explanations import explained
+from portal.rest.conventions import Conflict
+from tests.support.folders import checkpoint_folder
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def pair(tmp_path, data_dir):
+    """(the default, another one)"""
+    return tuple(
+        register_checkpoint(checkpoint_folder(tmp_path / name, seed=seed), name)
+        for seed, name in enumerate(("old", "new"))
+    )
+
+
+@pytest.fixture
+def worker(pair):
+    """A worker's supply that serves the default already."""
+    found = supply.DatabaseSupply()
+    found.succeeded(found.first(), "hello", 1.0)
+    return found
+
+
+def begun(worker, checkpoint, staff) -> tuple[ServingSwitch, object]:
+    switch = serving.serve(checkpoint, staff)
+    target = worker.wanted()
+    worker.tell(target, "loading")
+    switch.refresh_from_db()
+    assert switch.status == "loading" and target.name == checkpoint.name
+    return switch, target
+
+
+def test_a_change_that_fails_gives_the_default_back(pair, worker, staff):
+    old, new = pair
+    switch, target = begun(worker, new, staff)
+    back = worker.failed(target, supply.LoadFailed("try_out_failed", "NaN"))
+    switch.refresh_from_db()
+    assert (switch.status, switch.error["code"]) == ("failed", "try_out_failed")
+    assert back.name == "old" and Checkpoint.default() == old
+
+
+def test_a_later_wish_is_not_undone(pair, worker, staff, tmp_path):
+    _old, new = pair
+    third = register_checkpoint(checkpoint_folder(tmp_path / "third", seed=3), "third")
+    switch, target = begun(worker, new, staff)
+    serving.serve(third, staff)
+    worker.failed(target, RuntimeError("no"))
+    assert Checkpoint.default() == third
+    switch.refresh_from_db()
+    assert switch.status == "failed"
+
+
+def test_what_nobody_has_begun_is_superseded(pair, staff, tmp_path):
+    old, new = pair
+    first = serving.serve(new, staff)
+    second = serving.serve(old, staff)
+    first.refresh_from_db()
+    assert (first.status, first.error["code"], second.status) == ("failed", "superseded", "waiting")
+
+
+def test_a_worker_that_died_while_it_loaded_leaves_the_old_default(pair, worker, staff):
+    old, new = pair
+    switch, _target = begun(worker, new, staff)
+    host = switch.worker.rpartition(":")[0]
+    ServingSwitch.objects.update(worker=f"{host}:{2**22 + 1}")  # no such process
+    assert supply.DatabaseSupply().first().name == "old"
+    switch.refresh_from_db()
+    assert switch.error["code"] == "worker_died" and Checkpoint.default() == old
+
+
+@pytest.mark.parametrize(
+    ("has", "free", "code"),
+    [(1 << 20, 1 << 40, "too_large"), (1 << 40, 1 << 20, "memory_too_small")],
+)
+def test_what_does_not_fit_is_not_loaded(pair, monkeypatch, has, free, code):
+    monkeypatch.setattr(supply, "machine", lambda: memory.Machine("cpu", has))
+    monkeypatch.setattr(supply, "_free", lambda: free)
+    with pytest.raises(supply.LoadFailed, match="new needs about") as failed:
+        supply._check_room(pair[1])
+    assert failed.value.code == code
+
+
+CODES = [
+    "too_large",
+    "memory_too_small",
+    "try_out_failed",
+    "weights_invalid",
+    "worker_died",
+    "checkpoint_changed",
+    "superseded",
+    "loading_failed",
+    "worker_loading",
+]
+
+
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+@pytest.mark.parametrize("code", CODES)
+def test_every_reason_is_explained(settings, language, code):
+    from django.utils import translation
+
+    with translation.override(language):
+        text = explained({"code": code, "message": "-"})
+    chinese = any("\u4e00" <= character <= "\u9fff" for character in text)
+    assert text != "-" and chinese == (language == "zh-hans")
+
+
+def test_precision_is_a_change_of_the_served_one_alone(pair, staff):
+    old, new = pair
+    serving.set_precision(new, "int8", staff)
+    assert not ServingSwitch.objects.exists()
+    serving.set_precision(old, "int4", staff)
+    switch = ServingSwitch.objects.get()
+    assert (switch.precision, switch.previous_precision, switch.previous) == ("int4", "", old)
+    with pytest.raises(Conflict):
+        serving.set_precision(old, "int2", staff)
+
+
+def test_doors(pair, client, staff, member, django_user_model):
+    _old, new = pair
+    client.force_login(member)
+    assert client.post(f"/checkpoints/{new.pk}/change/", {"action": "default"}).status_code == 403
+    client.force_login(staff)
+    client.post(f"/checkpoints/{new.pk}/change/", {"action": "precision", "precision": "int8"})
+    client.post(f"/checkpoints/{new.pk}/change/", {"action": "default"})
+    switch = ServingSwitch.objects.get()
+    assert (switch.checkpoint, switch.precision, switch.requested_by) == (new, "int8", staff)
+    page = client.get(f"/checkpoints/{new.pk}/").content.decode()
+    assert "等待推理进程" in page or "Waiting for the worker" in page
+    again = client.post(f"/api/v1/checkpoints/{new.pk}/serve/")
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "served_already")
+    patched = client.patch(
+        f"/api/v1/checkpoints/{new.pk}/", {"precision": "int3"}, content_type="application/json"
+    )
+    assert patched.status_code == 400
+    told = client.get(f"/api/v1/serving-switches/{switch.pk}/").json()
+    assert (told["status"], told["requested_by"]) == ("waiting", staff.username)
