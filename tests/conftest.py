@@ -9,6 +9,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from django.db.backends.signals import connection_created
+
+
+def _read_without_locking(connection, **_signal):
+    """Threads share one SQLite database in memory, where who reads a table keeps writers out at
+    once (a file has the WAL for that).
+    """
+    if connection.vendor == "sqlite" and connection.is_in_memory_db():
+        connection.connection.execute("PRAGMA read_uncommitted = ON")
+
+
+connection_created.connect(_read_without_locking)
 
 
 @pytest.fixture(autouse=True)
