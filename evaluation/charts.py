@@ -32,7 +32,7 @@ def score_chart(sides: Sequence[EvaluationRun], differences: dict | None = None)
         "lines": [
             {
                 "name": label_of(metric),
-                "marks": [axis.mark(side.scores[metric], _is_tuned(side)) for side in sides],
+                "marks": [axis.mark(side.scores[metric], is_tuned(side)) for side in sides],
                 "difference": (differences or {}).get(metric),
             }
             for metric in shown
@@ -47,11 +47,11 @@ def metric_chart(runs: Sequence[EvaluationRun], metric: str) -> dict | None:
     if not having:
         return None
     axis = Axis(max(_end(run.scores[metric]) for run in having))
-    marks = [axis.mark(run.scores[metric], _is_tuned(run)) | {"run": run} for run in having]
+    marks = [axis.mark(run.scores[metric], is_tuned(run)) | {"run": run} for run in having]
     return {"marks": marks, "ticks": axis.ticks}
 
 
-def _is_tuned(run: EvaluationRun) -> bool:
+def is_tuned(run: EvaluationRun) -> bool:
     return run.adapter_id is not None or run.adapter_name is not None
 
 
@@ -130,7 +130,7 @@ def _histogram(
         "name": name,
         "sides": [
             {
-                "tuned": _is_tuned(side),
+                "tuned": is_tuned(side),
                 "told": "; ".join(
                     f"{number * width}–{(number + 1) * width}: {rows}"
                     for number, rows in enumerate(bars)

@@ -57,7 +57,7 @@ def compare(request):
 def _baseline(request, found, runs) -> EvaluationRun:
     if request.GET.get("baseline"):
         return get_visible(found, request.user, pk=request.GET["baseline"])
-    bare = next((run for run in runs if run.adapter_name is None), None)
+    bare = next((run for run in runs if not charts.is_tuned(run)), None)
     if bare is not None:
         return bare
     # whoever may see the tuned side may see the base beside it
