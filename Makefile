@@ -10,7 +10,7 @@ TEMPLATES := templates evaluation/templates
 PRODUCTION = PORTAL_DATA_DIR=$$(mktemp -d) PORTAL_ALLOWED_HOSTS=portal.example PORTAL_HTTPS=1 \
              PORTAL_TRUSTED_ORIGINS=https://portal.example
 
-.PHONY: up test test-all test-postgres check coverage chaos bench messages clean
+.PHONY: up test test-all test-postgres check coverage chaos attack schema bench messages clean
 
 up: $(VENV)/.runtime  ## set up what is missing, then run the portal
 	@$(BIN)/python manage.py up --host $(HOST) --port $(PORT)
@@ -43,6 +43,12 @@ coverage: $(VENV)/.dev  ## what the default tests run through, their worker and 
 
 chaos: $(VENV)/.dev  ## a portal at work and 50 faults: make chaos SEED=7 (last line: figures)
 	$(BIN)/python -m tests.chaos --seed $(or $(SEED),1) --faults $(or $(FAULTS),50)
+
+attack: $(VENV)/.dev  ## a portal of its own under hostile requests: make attack SEED=7 (last line: figures)
+	$(BIN)/python -m tests.attack --seed $(or $(SEED),1) --requests $(or $(REQUESTS),4000)
+
+schema: $(VENV)/.dev  ## every operation of the OpenAPI schema, by schemathesis; minutes
+	$(BIN)/python -m pytest -m slow tests/attack/test_schema.py
 
 bench: $(VENV)/.dev  ## one benchmark: make bench NAME=engine
 	$(BIN)/python -m tests.bench.$(NAME) --json

@@ -90,6 +90,11 @@ def _convert(folder: Path, base: Checkpoint, target: Path) -> str:
             kind = f"{prefix.metadata['format']} folder"
     except adapters.AdapterInvalid as error:
         raise ValidationError(str(error)) from error
+    length, context = prefix.tensor.shape[3], base.description.get("context_length")
+    if isinstance(context, int) and length >= context:
+        raise ValidationError(
+            f"The prefix has {length} tokens; {base.name} has room for {context} in all."
+        )
     adapters.save(prefix, target)
     return kind
 

@@ -15,7 +15,7 @@ from chat.checkpoints.system_prompts import takes_system
 from chat.engine.families import Family, family_named
 from chat.engine.request import AdapterRef, CheckpointRef
 from chat.engine.thoughts import apart
-from portal.access import AccessQuerySet, Owned, Private, TeamWide
+from portal.access import AccessQuerySet, Private, Shared, TeamWide
 from portal.models import Run, User
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class Checkpoint(TeamWide, models.Model):
         return cls.objects.order_by("-is_default", "id").first()
 
 
-class Adapter(Owned, models.Model):
+class Adapter(Shared, models.Model):
     """A tuned artefact: a KV prefix in a folder (chat/engine/adapters.py). Its name is an OpenAI
     model id, so it is unique.
     """
@@ -126,11 +126,8 @@ class Adapter(Owned, models.Model):
 
     @classmethod
     def visibility(cls, user) -> Q:
-        return (
-            super().visibility(user)
-            if user.is_staff
-            else Q(owner=user) | Q(owner=None) | Q(shared=True)
-        )
+        seen = super().visibility(user)
+        return seen if user.is_staff else seen | Q(shared=True)
 
     @property
     def path(self) -> Path:

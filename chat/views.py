@@ -11,19 +11,15 @@ from django.contrib import messages
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db import transaction
-from django.http import Http404, HttpResponse
+from django.http import Http404
 from django.shortcuts import redirect, render
-from django.urls import reverse
 from django.utils import timezone
-from django.utils.http import content_disposition_header
-from django.utils.text import slugify
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_GET, require_POST
 from rest_framework.exceptions import APIException
 
 from chat.conversations import live
-from chat.conversations.export import FORMATS, exported
 from chat.conversations.page import thread
 from chat.conversations.tree import Tree
 from chat.conversations.turns import (
@@ -36,7 +32,7 @@ from chat.conversations.turns import (
 from chat.conversations.views import SHARE_DAYS
 from chat.engine.request import GenerationRefused
 from chat.fetching.plan import catalogue, endpoints
-from chat.forms import CheckpointForm, RenameForm, SayForm, panel_of
+from chat.forms import CheckpointForm, SayForm, panel_of
 from chat.models import Adapter, Checkpoint, Conversation, Message, ShareLink
 from chat.registry import (
     check_may_be_shared,
@@ -318,34 +314,6 @@ def _ended_answer(user, form, conversation) -> Message:
     if found is None or found.role != Message.Role.ASSISTANT or found.is_in_flight:
         raise ValidationError(_("There is no finished answer to write again."))
     return found
-
-
-@require_GET
-def export(request, pk, form):
-    """The whole conversation as a file, Markdown or JSON."""
-    found = get_visible(Conversation.objects, request.user, pk=pk)
-    if form not in FORMATS:
-        raise Http404
-    response = HttpResponse(exported(found, form), content_type=FORMATS[form])
-    name = f"{slugify(found.title, allow_unicode=True) or found.pk}.{form}"
-    response["Content-Disposition"] = content_disposition_header(True, name)
-    return response
-
-
-@require_POST
-def rename(request, pk):
-    found = get_visible(Conversation.objects, request.user, pk=pk)
-    form = RenameForm(request.POST, instance=found)
-    if form.is_valid():
-        form.save()
-    return redirect("conversation", pk=pk)
-
-
-@require_POST
-def delete(request, pk):
-    found = get_visible(Conversation.objects, request.user, pk=pk)
-    live.put_away(found)
-    return redirect(f"{reverse('chat')}?deleted={found.pk}")
 
 
 def new_checkpoint(request):

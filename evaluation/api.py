@@ -8,7 +8,7 @@ from rest_framework import exceptions, mixins, status
 from rest_framework.decorators import action
 from rest_framework.response import Response
 
-from evaluation import exports, upstream_files
+from evaluation import exports, reviewing, upstream_files
 from evaluation.comparison import compare, compare_all
 from evaluation.models import EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
@@ -18,6 +18,7 @@ from evaluation.serializers import (
     ManyComparedSerializer,
     NewEvaluationSerializer,
     PredictionSerializer,
+    ReviewSerializer,
 )
 from portal.access import get_visible
 from portal.models import ApiKey
@@ -124,6 +125,19 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
             compared = compare_all(base, runs)
         told = [{"id": run.pk, **each} for run, each in zip(runs, compared, strict=True)]
         return Response({"baseline": base.pk, "comparisons": told})
+
+    @extend_schema(request=ReviewSerializer, responses=EvaluationRunSerializer)
+    @action(detail=True, methods=["post"])
+    def review(self, request, pk=None):
+        """A reviewer's decision: approved, or rejected with a note; blank takes it back."""
+        run = self.get_object()
+        if not reviewing.may_review(request.user):
+            raise exceptions.PermissionDenied(_("Only a reviewer may decide this."))
+        body = ReviewSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        with rules_as_400():
+            reviewing.review(request.user, run, **body.validated_data)
+        return Response(self._told(run))
 
     @extend_schema(request=None, responses=EvaluationRunSerializer)
     @action(detail=True, methods=["post"])

@@ -23,7 +23,7 @@ NOTED: dict[Any, str] = {
 
 
 def may_review(user) -> bool:
-    return user.is_active and user.is_staff
+    return user.is_active and (user.is_staff or user.is_reviewer)
 
 
 def review(user, run: EvaluationRun, decision: str, note: str = "") -> None:

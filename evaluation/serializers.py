@@ -113,6 +113,17 @@ class ComparisonSerializer(serializers.Serializer):
     other_decoding = serializers.BooleanField(help_text="The two were decoded differently.")
 
 
+class ReviewSerializer(serializers.Serializer):
+    decision = serializers.CharField(allow_blank=True, help_text="approved, rejected or blank")
+    note = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        default="",
+        max_length=2000,
+        help_text="A rejection needs one.",
+    )
+
+
 class OneOfManySerializer(ComparisonSerializer):
     id = serializers.IntegerField(help_text="The evaluation that is compared.")
 

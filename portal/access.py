@@ -5,6 +5,7 @@ rows a user may see. What is not visible does not exist for that user (404), and
 it does.
 """
 
+from django.contrib.auth import get_user_model
 from django.db import models
 from django.db.models import Q
 from django.http import Http404
@@ -55,6 +56,20 @@ class Owned:
     @classmethod
     def ownership(cls, user) -> Q:
         return Q(owner=user)
+
+
+class Shared(Owned):
+    """Mixin: seen by the owner's teams too, who may use it and not change it (datasets, runs,
+    adapters).
+    """
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        if user.is_staff:
+            return EVERYTHING
+        # a condition without a join: a row of somebody with two teams in common is there once
+        mates = get_user_model().objects.filter(teams__members=user).order_by()
+        return super().visibility(user) | Q(owner__in=mates.values("pk"))
 
 
 class Private(Owned):

@@ -12,17 +12,46 @@ from django_q import admin as _queue_pages  # noqa: F401 - registered before the
 from django_q.models import Failure, OrmQ, Schedule, Success
 
 from portal.login import AdminLoginForm
-from portal.models import ApiKey, User
+from portal.models import ApiKey, Team, User
 from portal.runs import lifecycle
 
 admin.site.site_header = admin.site.site_title = _("Model portal")
 admin.site.index_title = _("Administration")
 admin.site.login_form = AdminLoginForm
-admin.site.register(User, UserAdmin)
 # who adds a schedule names a function to be called
 for model in (Schedule, OrmQ, Success, Failure):
     if admin.site.is_registered(model):  # OrmQ only where the database is the broker
         admin.site.unregister(model)
+
+
+@admin.register(User)
+class MemberAdmin(UserAdmin):
+    list_display = ["username", "is_staff", "is_reviewer", "is_active", "last_login"]
+    list_filter = ["is_staff", "is_reviewer", "is_active", "teams"]
+
+    def get_fieldsets(self, request, obj=None):
+        """Django's, with the reviewer beside the other rights."""
+        found = super().get_fieldsets(request, obj)
+        if obj is None:  # a new one gets name and password alone
+            return found
+        return [
+            (title, {**options, "fields": _beside_staff(options["fields"])})
+            for title, options in found
+        ]
+
+
+def _beside_staff(fields) -> list[str]:
+    return [
+        each
+        for name in fields
+        for each in ((name, "is_reviewer") if name == "is_staff" else (name,))
+    ]
+
+
+@admin.register(Team)
+class TeamAdmin(admin.ModelAdmin):
+    filter_horizontal = ["members"]
+    search_fields = ["name", "members__username"]
 
 
 @admin.register(LogEntry)

@@ -15,11 +15,32 @@ from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext_lazy as _
 
-from portal.access import AccessQuerySet, Owned
+from portal.access import AccessQuerySet, Owned, Shared
 
 
 class User(AbstractUser):
-    """A member of the team; staff are the portal's admins."""
+    """A member; staff are the portal's administrators, and a reviewer sees every evaluation."""
+
+    is_reviewer = models.BooleanField(
+        _("reviewer"), default=False, help_text=_("Sees and decides on everybody's evaluations.")
+    )
+
+
+class Team(models.Model):
+    """Members who see each other's datasets, runs and adapters; never their conversations."""
+
+    name = models.CharField(_("name"), max_length=100, unique=True)
+    members = models.ManyToManyField(
+        User, related_name="teams", blank=True, verbose_name=_("members")
+    )
+
+    class Meta:
+        verbose_name = _("team")
+        verbose_name_plural = _("teams")
+        ordering = ["name"]
+
+    def __str__(self):
+        return self.name
 
 
 class ApiKeyQuerySet(AccessQuerySet):
@@ -141,7 +162,7 @@ def new_run_key() -> str:
     return secrets.token_hex(4)
 
 
-class Run(Owned, models.Model):
+class Run(Shared, models.Model):
     """One piece of long work: a tuning, an evaluation, a download or a check. The queue is a
     doorbell; this row is the truth.
 
@@ -239,6 +260,13 @@ class Run(Owned, models.Model):
 
     def __str__(self):
         return f"#{self.pk} {self.name}"
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        seen = super().visibility(user)
+        if user.is_reviewer and not user.is_staff:
+            seen |= Q(kind=cls.Kind.EVALUATION)
+        return seen
 
     @property
     def is_active(self) -> bool:

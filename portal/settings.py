@@ -304,6 +304,7 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "portal.models.Run.Status",
         "MessageStatus": "chat.models.Message.Status",
+        "PackedPrecision": "chat.models.Precision",
     },
 }
 

@@ -9,12 +9,13 @@ from django.contrib.auth.decorators import login_not_required
 from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 from django.views.i18n import set_language
-from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
+from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from portal import views
 from portal.health import healthz, metrics
 from portal.login import LoginForm
 from portal.rest.conventions import OPENAI_PATH, no_interface, wrong_base
+from portal.rest.schema_view import SchemaView
 
 urlpatterns = [
     path("", views.root, name="home"),  # GET: home page; POST: ChatGLM-6B's api.py
@@ -45,7 +46,7 @@ urlpatterns = [
     path("v1/", include("tuning.openai_urls")),
     path(
         "api/schema/",
-        login_not_required(SpectacularAPIView.as_view(http_method_names=["get", "head"])),
+        login_not_required(SchemaView.as_view()),
         name="api-schema",
     ),
     path(

@@ -227,8 +227,10 @@ def account(request):
             messages.success(request, _("The password has been changed."))
             return redirect("account")
     keys = ApiKey.objects.filter(owner=request.user)
+    teams = request.user.teams.prefetch_related("members")
     context = {
         "keys": keys,
+        "teams": teams,
         "key_form": key_form,
         "password_form": password_form,
         "secret": secret,

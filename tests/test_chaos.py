@@ -17,6 +17,15 @@ def chaos(*arguments: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_run_loses_nothing():
+    figures = chaos(
+        "--faults", "2", "--steps", "40", "--runs", "1", "--pause", "3", "--no-chat", "--kills",
+        "--victim", "run's process",
+    )  # fmt: skip
+    assert sum(figures["faults"].values()) == 2 and figures["runs"] >= 1
+
+
 @pytest.mark.slow  # two minutes
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

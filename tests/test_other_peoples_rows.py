@@ -5,11 +5,13 @@ comes from the URL conf: a new route is tried by itself, a new kind of row fails
 import pytest
 from django.test import Client
 
-from chat.models import Adapter, FetchRun
-from portal.models import ApiKey
+from chat.models import Adapter, Comparison, Conversation, FetchRun, Message
+from evaluation import reviewing
+from evaluation.models import EvaluationRun
+from portal.models import ApiKey, Team
 from tests.support.page_fixtures import *  # noqa: F403 - a member's rows
 from tests.support.urls import routes
-from tuning.models import CheckRun, CollectedExample
+from tuning.models import CheckRun, CollectedExample, Dataset, TuningRun
 
 pytestmark = pytest.mark.django_db
 METHODS = ["get", "post", "put", "patch", "delete"]
@@ -19,7 +21,7 @@ PUBLIC = {
     "/admin/login/", "/admin/jsi18n/", "/admin/logout/",
 }  # fmt: skip
 TEAM_WIDE = ("/api/v1/checkpoints/", "/checkpoints/")  # seen by every member
-NO_PAGE = ("/adapters/", "/api/v1/queue/runs/")  # rows that are only acted on
+NO_PAGE = ("/comparisons/", "/adapters/", "/api/v1/queue/runs/")  # rows that are only acted on
 
 
 @pytest.fixture
@@ -53,6 +55,7 @@ def theirs(conversation, dataset, tuning_run, evaluated, adapter, member):
         "/api/v1/fetch-runs/": fetch.pk,
         "/api/v1/queue/runs/": tuning_run.pk,
         "/chat/": conversation.pk,
+        "/comparisons/": Comparison.objects.create(conversation=conversation).pk,
         "/adapters/": adapter.pk,
         "/datasets/": dataset.pk,
         "/tuning/": tuning_run.pk,
@@ -98,6 +101,84 @@ def test_other_peoples_rows_do_not_exist(theirs, other_member, no_worker, way):
             assert answer.status_code in allowed, (method, route.path, answer.status_code)
             tried += 1
     assert tried > 100
+
+
+PRIVATE = ("/chat/", "/comparisons/", "/api/v1/conversations/", "/api/v1/messages/")
+
+
+def rows_of_all_kinds() -> list:
+    kinds = (Conversation, Message, Dataset, TuningRun, EvaluationRun, Adapter, FetchRun)
+    return [list(kind.objects.order_by("pk").values()) for kind in kinds]
+
+
+@pytest.mark.parametrize("way", ["session", "key"])
+def test_a_team_sees_each_others_work_changes_none_of_it_and_reads_no_talk(
+    theirs, member, other_member, no_worker, way
+):
+    team = Team.objects.create(name="team")
+    team.members.add(member, other_member)
+    Team.objects.create(name="another").members.add(member, other_member)
+    if way == "session":
+        client = Client(raise_request_exception=False)
+        client.force_login(other_member)
+    else:
+        key = ApiKey.create_for(other_member)[1]
+        client = Client(False, headers={"Authorization": f"Bearer {key}"})
+        client.raise_request_exception = False
+    before, seen = rows_of_all_kinds(), 0
+    for route in own_routes():
+        if "{pk}" not in route.path or route.path.startswith(TEAM_WIDE):
+            continue
+        begin = route.path[: route.path.index("{pk}")]
+        for method in METHODS:
+            path = route.of(theirs[begin])
+            answer = client.generic(method.upper(), path, "{}", "application/json")
+            allowed = [403, 404, 405] + [302] * (way == "key" and "/api/" not in begin)
+            if method == "get" and begin not in PRIVATE:
+                seen += answer.status_code == 200
+                continue  # what it tells is its own tests' matter
+            assert answer.status_code in allowed, (method, path, answer.status_code)
+    assert seen > 5 and rows_of_all_kinds() == before
+    if way == "session":
+        for kind in ("datasets", "tuning-runs", "evaluation-runs", "adapters"):
+            found = [row["id"] for row in client.get(f"/api/v1/{kind}/").json()["results"]]
+            assert found.count(theirs[f"/api/v1/{kind}/"]) == 1, kind  # two teams, one row
+        assert client.get("/api/v1/conversations/").json()["results"] == []
+
+
+def test_who_leaves_the_team_sees_nothing_any_more(theirs, member, other_member):
+    team = Team.objects.create(name="team")
+    team.members.add(member, other_member)
+    client = Client()
+    client.force_login(other_member)
+    path = f"/datasets/{theirs['/datasets/']}/"
+    assert client.get(path).status_code == 200
+    team.members.remove(member)
+    assert client.get(path).status_code == 404
+
+
+def test_a_reviewer_sees_evaluations_and_decides_and_sees_nothing_else(
+    theirs, other_member, no_worker
+):
+    other_member.is_reviewer = True
+    other_member.save()
+    client = Client(raise_request_exception=False)
+    client.force_login(other_member)
+    for begin, pk in theirs.items():
+        status = client.get(f"{begin}{pk}/").status_code
+        assert (status == 200) == ("/evaluation" in begin), (begin, status)
+    assert client.get("/admin/").status_code == 302
+    run = EvaluationRun.objects.get(pk=theirs["/evaluations/"])
+    reviewing.review(other_member, run, "approved")
+    assert client.post(f"/evaluations/{run.pk}/cancel/").status_code == 404  # is the owner's
+
+
+def test_staff_see_everything_with_teams_or_without(theirs, staff, member):
+    Team.objects.create(name="team").members.add(staff)
+    staff.is_reviewer = True
+    staff.save()
+    for kind in (Dataset, TuningRun, EvaluationRun, Adapter):
+        assert kind.objects.visible_to(staff).count() == kind.objects.count() > 0
 
 
 def test_lists_show_nothing_of_others(theirs, other_member, no_worker):

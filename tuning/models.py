@@ -8,11 +8,11 @@ from django.db import models
 from django.utils.translation import gettext_lazy as _
 
 from chat.models import Adapter, Checkpoint, Message
-from portal.access import AccessQuerySet, Owned
+from portal.access import AccessQuerySet, Shared
 from portal.models import Run, User
 
 
-class Dataset(Owned, models.Model):
+class Dataset(Shared, models.Model):
     """A named collection of examples; its versions never change once written. No owner: the sample
     that comes with the portal.
     """

@@ -132,6 +132,11 @@ class AdapterSerializer(serializers.ModelSerializer):
     def validate_name(self, name: str) -> str:
         return registry.check_name(name, 120, except_row=self.instance)
 
+    def validate_shared(self, shared: bool) -> bool:
+        if shared and self.instance is not None and not self.instance.shared:
+            registry.check_may_be_shared(self.instance)
+        return shared
+
 
 class ConversationSerializer(serializers.ModelSerializer):
     class Meta:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import Tensor
 from chat.checkpoints.adapter_files import PEFT_CONFIG, PEFT_TENSOR, PEFT_WEIGHTS, peft_config
 from chat.engine.adapters import AdapterInvalid, KVPrefix
 
+_LARGEST_JSON = 64 * 1024 * 1024  # bytes
 _ENCODER = "prefix_encoder."
 _ORIGINAL_KEY = "transformer.prefix_encoder.embedding.weight"
 # Where weights may lie, in the order of preference; an index comes before the single file of the
@@ -69,7 +71,7 @@ def read_prefix(
     folder = Path(folder)
     is_peft = (folder / PEFT_CONFIG).is_file()
     flat, details = _read_peft(folder) if is_peft else _read_original(folder)
-    if flat.dim() != 2 or flat.shape[1] != base.width:
+    if flat.dim() != 2 or flat.shape[1] != base.width or not len(flat):
         raise AdapterInvalid(
             f"the prefix in {folder.name} has shape {list(flat.shape)}; the checkpoint has "
             f"{base}, so it needs "
@@ -204,9 +206,7 @@ def _tensors(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
             continue
         if not name.endswith(".json"):
             return _tensors_of(path, wanted)
-        files = sorted(
-            {file for key, file in _json(path).get("weight_map", {}).items() if wanted(key)}
-        )
+        files = sorted({file for key, file in _weight_map(path).items() if wanted(key)})
         return {
             key: value
             for file in files
@@ -215,6 +215,17 @@ def _tensors(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     raise AdapterInvalid(
         f"{folder.name} holds no weights: none of {', '.join(_WEIGHT_FILES)} is there"
     )
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """{name of a tensor: the file beside `path` that holds it}."""
+    held = _json(path).get("weight_map")
+    if not isinstance(held, dict):
+        raise AdapterInvalid(f"{path.name} has no weight_map")
+    for file in held.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise AdapterInvalid(f"{path.name} names {file!r}, which is no file beside it")
+    return held
 
 
 def _tensors_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
@@ -227,7 +238,8 @@ def _tensors_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
                 )
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+                found = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118
+            return _checked(found, path)
         # mmap: of an old checkpoint with the whole model in it, only the prefix is read
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if isinstance(content, Tensor):
@@ -237,16 +249,37 @@ def _tensors_of(path: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
             )
         if not isinstance(content, Mapping):
             raise AdapterInvalid(f"{path.name} holds a {type(content).__name__}, no named tensors")
-        return {name: value.clone() for name, value in content.items() if wanted(name)}
-    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        named = {name: each for name, each in content.items() if isinstance(name, str)}
+        found = {name: each for name, each in named.items() if wanted(name)}
+        return {name: each.clone() for name, each in _checked(found, path).items()}
+    except (
+        OSError, ValueError, RuntimeError, EOFError, KeyError, TypeError, AttributeError,
+        SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile,
+    ) as error:  # fmt: skip
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdapterInvalid(f"{path.name} cannot be read: {reason}") from error
 
 
+def _checked(found: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """`found`, when all of it is tensors of finite numbers."""
+    for name, each in found.items():
+        if not isinstance(each, Tensor):
+            raise AdapterInvalid(f"{path.name}: {name} is a {type(each).__name__}, no tensor")
+        if not each.is_floating_point() or each.layout != torch.strided or each.is_quantized:
+            raise AdapterInvalid(f"{path.name}: {name} is of the type {each.dtype}")
+        if not each.dim():
+            raise AdapterInvalid(f"{path.name}: {name} is one number")
+        if not torch.isfinite(each).all():
+            raise AdapterInvalid(f"{path.name}: {name} holds numbers that are not finite")
+    return found
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise AdapterInvalid(f"{path.name} has more than {_LARGEST_JSON} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterInvalid(f"{path.name} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise AdapterInvalid(f"{path.name} is not a JSON object")

@@ -5,16 +5,23 @@ import json
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from chat.conversations.tree import Tree
 from chat.models import Conversation, Message
 
 FORMATS = {"md": "text/markdown; charset=utf-8", "json": "application/json"}
 
 
 def exported(conversation: Conversation, form: str) -> str:
-    """form: a key of FORMATS."""
-    messages = conversation.messages.all()
+    """form: a key of FORMATS. Markdown has the branch that is shown, JSON the others too."""
+    rows = {message.pk: message for message in conversation.messages.all()}
+    path = Tree(conversation).path()
+    messages = [rows[pk] for pk in path]
     if form == "json":
-        return json.dumps(_as_json(conversation, messages), ensure_ascii=False, indent=2) + "\n"
+        told = _as_json(conversation, messages)
+        others = [row for pk, row in rows.items() if pk not in set(path)]
+        if others:
+            told["other_branches"] = [_answer(row) for row in others]
+        return json.dumps(told, ensure_ascii=False, indent=2) + "\n"
     parts = [f"# {' '.join(conversation.title.split()) or conversation}\n"]
     for message in messages:
         asked = message.role == Message.Role.USER

@@ -6,15 +6,21 @@ from datetime import timedelta
 
 from django.contrib import messages
 from django.core.exceptions import ValidationError
-from django.http import Http404
+from django.http import Http404, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.http import content_disposition_header
+from django.utils.text import slugify
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
+from chat.conversations import live
+from chat.conversations.export import FORMATS, exported
 from chat.conversations.page import thread
 from chat.conversations.tree import Tree, show
 from chat.conversations.turns import judge
+from chat.forms import RenameForm
 from chat.models import Comparison, Conversation, Message, ShareLink
 from portal.access import get_visible
 from portal.numbers import whole_number
@@ -141,3 +147,31 @@ def shared(request, token):
         turn.compared = None
     context = {"link": link, "shared": link.conversation, "thread": shown}
     return render(request, "chat/shared.html", context)
+
+
+@require_GET
+def export(request, pk, form):
+    """The whole conversation as a file, Markdown or JSON."""
+    found = get_visible(Conversation.objects, request.user, pk=pk)
+    if form not in FORMATS:
+        raise Http404
+    response = HttpResponse(exported(found, form), content_type=FORMATS[form])
+    name = f"{slugify(found.title, allow_unicode=True) or found.pk}.{form}"
+    response["Content-Disposition"] = content_disposition_header(True, name)
+    return response
+
+
+@require_POST
+def rename(request, pk):
+    found = get_visible(Conversation.objects, request.user, pk=pk)
+    form = RenameForm(request.POST, instance=found)
+    if form.is_valid():
+        form.save()
+    return redirect("conversation", pk=pk)
+
+
+@require_POST
+def delete(request, pk):
+    found = get_visible(Conversation.objects, request.user, pk=pk)
+    live.put_away(found)
+    return redirect(f"{reverse('chat')}?deleted={found.pk}")

@@ -116,7 +116,7 @@ def load(folder: str | Path) -> KVPrefix:
         raise AdapterInvalid(
             f"{folder} is not an adapter: {Path(error.filename or '').name} is missing"
         ) from error
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise AdapterInvalid(f"the adapter in {folder} cannot be read: {error}") from error
     if not isinstance(description, dict) or TENSOR not in tensors:
         raise AdapterInvalid(
@@ -134,11 +134,14 @@ def load(folder: str | Path) -> KVPrefix:
         raise AdapterInvalid(
             f"{DESCRIPTION} says {dict(zip(names, said, strict=True))}, the tensor has {held}"
         )
+    metadata = description.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise AdapterInvalid(f"{DESCRIPTION} has no metadata but a {type(metadata).__name__}")
     return KVPrefix(
         tensor=tensor,
         shifts_positions=bool(description.get("shifts_positions", True)),
         checkpoint_fingerprint=str(description.get("checkpoint_fingerprint", "")),
-        metadata=dict(description.get("metadata") or {}),
+        metadata=dict(metadata),
     )
 
 

@@ -42,8 +42,21 @@ def error(
     code: str | None = None,
     **more,
 ) -> dict:
-    """OpenAI's error object inside its envelope; `more` adds fields such as `problems`."""
-    return {"error": {"message": message, "type": type, "param": param, "code": code, **more}}
+    """OpenAI's error object inside its envelope; `more` adds fields such as `problems`. What a
+    client sent and is told again may hold half a character, which no answer can carry.
+    """
+    told = {"message": message, "type": type, "param": param, "code": code, **more}
+    return {"error": _sayable(told)}
+
+
+def _sayable(told):
+    if isinstance(told, str):
+        return told.encode(errors="replace").decode()
+    if isinstance(told, dict):
+        return {_sayable(name): _sayable(each) for name, each in told.items()}
+    if isinstance(told, list | tuple):
+        return [_sayable(each) for each in told]
+    return told
 
 
 def json_error(
@@ -153,7 +166,7 @@ def error_response(exc, context):
     )
     body = error(first["message"], type=kind, param=first["param"], code=first["code"])
     if isinstance(exc, exceptions.ValidationError):
-        body["error"]["problems"] = problems
+        body["error"]["problems"] = _sayable(problems)
     set_rollback()
     return Response(body, status=exc.status_code, headers=headers)
 

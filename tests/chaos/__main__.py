@@ -69,6 +69,7 @@ class Chaos:
     def __init__(self, portal: Portal, folder: Path, options: argparse.Namespace):
         self.portal, self.chance = portal, random.Random(options.seed)
         self.steps, self.chat, self.kills = options.steps, not options.no_chat, options.kills
+        self.victim = options.victim
         self.figures = Figures(options.seed)
         self.key = portal.manage("create_api_key", "admin").strip()
         portal.manage("add_checkpoint", str(tiny.write(folder / "tiny")), "--name", "tiny")
@@ -151,7 +152,9 @@ class Chaos:
             name: [pid for pid, command in processes.items() if word in command]
             for name, word in VICTIMS.items()
         }
-        possible = [name for name, pids in kinds.items() if pids]
+        possible = [name for name, pids in kinds.items() if pids and self.victim in (None, name)]
+        if not possible:
+            return "nothing there"
         if not self.kills:
             possible.append("database")
         kind = self.chance.choice(possible)
@@ -291,6 +294,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=3, help="tuning runs at the beginning")
     parser.add_argument("--pause", type=float, default=15.0, help="most seconds between two faults")
     parser.add_argument("--kills", action="store_true", help="kill -9 and tuning alone: quick")
+    parser.add_argument("--victim", choices=list(VICTIMS), help="this one alone")
     parser.add_argument("--no-chat", action="store_true", help="and no inference worker")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:

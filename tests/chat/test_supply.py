@@ -143,3 +143,19 @@ def test_doors(pair, client, staff, member, django_user_model):
     assert patched.status_code == 400
     told = client.get(f"/api/v1/serving-switches/{switch.pk}/").json()
     assert (told["status"], told["requested_by"]) == ("waiting", staff.username)
+
+
+@pytest.mark.parametrize("language", ["en", "zh-hans"])
+def test_the_page_tells_the_outcome(pair, worker, client, staff, language):
+    _old, new = pair
+    client.force_login(staff)
+    client.defaults["HTTP_ACCEPT_LANGUAGE"] = language
+    _switch, target = begun(worker, new, staff)
+    worker.failed(target, supply.LoadFailed("memory_too_small", "4.0 GiB"))
+    page = client.get(f"/checkpoints/{new.pk}/").content.decode()
+    assert "4.0 GiB" in page and explained({"code": "memory_too_small"}) in page
+    assert "“old” is served as before." in page or "仍由「old」提供服务。" in page
+    _switch, target = begun(worker, new, staff)
+    worker.succeeded(target, "Paris <b>is</b>", 2.5)
+    page = client.get(f"/checkpoints/{new.pk}/").content.decode()
+    assert "Paris &lt;b&gt;is" in page and "2.5" in page

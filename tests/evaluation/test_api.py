@@ -233,3 +233,15 @@ def test_the_admin_shows_base_beside_tuned(
     assert "预测25" in admin_client.get(f"{address}?page=2").content.decode()
     assert 'name="_save"' not in page  # to look at, not to edit
     assert "max_target_length: " in page  # the recipe, one line a value
+
+
+def test_a_review_over_rest_is_a_reviewers(client, tuned, staff):
+    address = f"{URL}{tuned.pk}/review/"
+    assert client.post(address, {"decision": "approved"}, format="json").status_code == 403
+    reviewer = client_of(staff)
+    for body in ({"decision": "rejected"}, {"decision": "maybe"}, {}):
+        refused = reviewer.post(address, body, format="json")
+        assert refused.status_code == 400 and refused.json()["error"]["message"]
+    told = reviewer.post(address, {"decision": "approved", "note": "好"}, format="json").json()
+    assert (told["review"], told["review_note"]) == ("approved", "好")
+    assert client_of(staff).post(f"{URL}99999/review/", {}, format="json").status_code == 404

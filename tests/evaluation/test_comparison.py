@@ -195,6 +195,10 @@ def test_with_approval_needed_the_team_gets_what_a_reviewer_approved(
     client.post(share, {"action": "share"})
     adapter.refresh_from_db()
     assert not adapter.shared
+    headers = {"authorization": f"Bearer {ApiKey.create_for(staff)[1]}"}
+    patch = {"data": {"shared": True}, "content_type": "application/json", "headers": headers}
+    refused = client.patch(f"/api/v1/adapters/{adapter.pk}/", **patch)
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "approval_needed"
     review = f"/evaluations/{evaluated.pk}/review/"
     client.post(review, {"decision": "approved", "note": "good"})
     client.post(share, {"action": "share"})

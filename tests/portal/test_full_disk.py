@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -10,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from django.core.management import CommandError, call_command
 
 from chat.engine import adapters
 from portal.runs import process
+from tests.support import ROOT
 from tests.support.web_process import Web
 from tuning.ptuning import training_state
 
@@ -30,7 +31,7 @@ def disk(tmp_path):
     """A folder with room for 24 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "tmpfs", str(folder)]
     if sys.platform != "linux" or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("may not mount a file system")
     yield folder
@@ -56,14 +57,11 @@ def full(disk: Path):
 def test_the_portal_says_so_at_every_door_and_goes_on_when_there_is_room(disk):
     with Web(PORTAL_DATA_DIR=str(disk)) as web:
         said = {"model": "pretend", "messages": [{"role": "user", "content": "words 2"}]}
-        talk = f"/api/v1/conversations/{web.conversation}/messages/"
         with full(disk):
-            refusals = [
+            for status, told in (
                 web.call("POST", "/api/v1/datasets/", FILE, FORM),
-                _refusal(web, "/api/v1/conversations/", {"title": "x" * 2000}),
-                _refusal(web, talk, {"content": "words 2"}),
-            ]
-            for status, told in refusals:
+                _first_refusal_of_a_message(web),
+            ):
                 assert (status, told["error"]["code"]) == (507, "disk_full")
             for path in ("/api/v1/conversations/", "/v1/models", "/api/v1/datasets/"):
                 assert web.call("GET", path)[0] == 200
@@ -78,17 +76,24 @@ def test_the_portal_says_so_at_every_door_and_goes_on_when_there_is_room(disk):
         assert left == []
 
 
-def _refusal(web, path: str, body) -> tuple[int, dict]:
-    """The first answer that is not a success: the database's log has room for some more rows."""
-    for _row in range(2000):
-        status, told = web.call("POST", path, body)
-        if status >= 400 and told["error"]["code"] != "conflict" and status != 409:
+def _first_refusal_of_a_message(web) -> tuple[int, dict]:
+    """The database's own log has room for some more rows, so not the first one is refused."""
+    said = {"content": "refuse queue_full " + "x" * 150_000}
+    for _message in range(100):
+        status, told = web.call("POST", "/api/v1/conversations/", {"title": "x"})
+        if status == 201:
+            path = f"/api/v1/conversations/{told['id']}/messages/"
+            status, told = web.call("POST", path, said)
+        if status == 507:
             return status, told
-    raise AssertionError(f"{path} still writes")
+    raise AssertionError("a full disk still takes messages")
 
 
 def test_a_run_that_cannot_write_fails_with_that_code_and_leaves_nothing_half_written(disk):
-    states, prefix = disk / "states", adapters.KVPrefix(torch.zeros(8, 2, 4, 128, 64))
+    states, prefix = (
+        disk / "states",
+        adapters.KVPrefix(torch.zeros(8, 2, 4, 128, 64), True, "f" * 64),
+    )
     state = {"prefix": torch.zeros(1000, 100)}
     training_state.save(states, 1, state)
     adapters.save(prefix, disk / "adapter")  # what fits, fits
@@ -106,11 +111,20 @@ def test_a_run_that_cannot_write_fails_with_that_code_and_leaves_nothing_half_wr
     assert [path.name for path in states.iterdir()] == ["step-00000001"]
 
 
-@pytest.mark.django_db
-def test_a_backup_without_room_says_so_and_is_none(disk, data_dir):
-    with full(disk), pytest.raises(CommandError, match="No space left"):
-        call_command("backup", str(disk / "backup"))
+def test_a_backup_without_room_says_so_and_is_none(disk, tmp_path):
+    environment = {**os.environ, "PORTAL_DATA_DIR": str(tmp_path / "data")}
+
+    def manage(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "manage.py", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+    assert manage("migrate", "-v", "0").returncode == 0
+    with full(disk):
+        refused = manage("backup", str(disk / "backup"))
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr, refused.stderr
+    assert "disk is full" in refused.stderr or "No space left" in refused.stderr
     assert not (disk / "backup" / "manifest.json").exists()
+    assert manage("backup", str(disk / "again")).returncode == 0
 
 
 def test_a_database_without_room_is_a_full_disk_to_a_run_too():

@@ -67,6 +67,15 @@ def lessons(
     return known
 
 
+def spread(prompts: Sequence[str], most: int) -> Sequence[str]:
+    """At most `most` of the prompts, from all over the list: more than a short run will read need
+    no answers.
+    """
+    if most >= len(prompts):
+        return prompts
+    return [prompts[number * len(prompts) // most] for number in range(most)]
+
+
 def _study(
     loaded: Loaded, prompts: Sequence[str], max_source_length: int, max_target_length: int
 ) -> list[Lesson]:

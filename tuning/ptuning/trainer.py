@@ -27,7 +27,7 @@ from tuning.ptuning.memory import MicroBatchSize
 from tuning.ptuning.prefix import PrefixEncoder
 from tuning.ptuning.progress import Progress, Report, Stopped, TrainingFailed
 from tuning.ptuning.recipe import METHOD, Recipe
-from tuning.ptuning.teacher import Lesson, lessons
+from tuning.ptuning.teacher import Lesson, lessons, spread
 from tuning.ptuning.validation import MOST_ROWS, BestStep, Validation
 
 __all__ = ["Progress", "Report", "Stopped", "Trainer", "TrainingFailed"]
@@ -128,7 +128,7 @@ class Trainer:
         if recipe.kl_weight:
             self._lessons = lessons(
                 loaded,
-                _spread(general_prompts, recipe.max_steps * recipe.general_prompts_per_step),
+                spread(general_prompts, recipe.max_steps * recipe.general_prompts_per_step),
                 max_source_length=recipe.max_source_length,
                 max_target_length=recipe.max_target_length,
                 folder=general_folder,
@@ -270,7 +270,7 @@ class Trainer:
             )
         ]
         while True:
-            random_state = _random_state(self.loaded.device)
+            random_state = training_state.random_state(self.loaded.device)
             try:
                 loss, divergence = self._accumulate(rows, general)
                 break
@@ -278,7 +278,7 @@ class Trainer:
                 out_of_memory = str(error)
             self._optimizer.zero_grad(set_to_none=True)
             self._size.use_less(max(len(ids) for ids, _ in rows), len(rows), out_of_memory)
-            _set_random_state(random_state, self.loaded.device)
+            training_state.set_random_state(random_state, self.loaded.device)
         self._scaler.unscale_(self._optimizer)
         limit = recipe.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), limit).item()
@@ -359,7 +359,7 @@ class Trainer:
                 "encoder": self.encoder.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
-                "random": _random_state(self.loaded.device),
+                "random": training_state.random_state(self.loaded.device),
                 "losses": self._losses,
                 "micro_batch_tokens": self._size.tokens,
                 "replay": self._size.replay,
@@ -398,27 +398,4 @@ class Trainer:
         self._losses = state["losses"]
         self._size.tokens, self._size.replay = state["micro_batch_tokens"], state["replay"]
         self._best.load(state.get("best") or {})
-        _set_random_state(state["random"], self.loaded.device)
-
-
-def _spread(prompts: Sequence[str], most: int) -> Sequence[str]:
-    """At most `most` of the prompts, from all over the list: more than a short run will read need
-    no answers.
-    """
-    if most >= len(prompts):
-        return prompts
-    return [prompts[number * len(prompts) // most] for number in range(most)]
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """The generators that dropout draws from."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+        training_state.set_random_state(state["random"], self.loaded.device)

@@ -113,3 +113,17 @@ def load_newest(folder: str | Path, device: torch.device) -> dict[str, Any] | No
 def delete_all(folder: str | Path) -> None:
     """When the run has ended well, its adapter is all that is worth its space."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """The generators that dropout draws from."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -1,5 +1,6 @@
 """`manage.py backup FOLDER`: everything that the portal knows, while it runs."""
 
+import sqlite3
 from pathlib import Path
 
 from django.core.management.base import BaseCommand, CommandError
@@ -19,6 +20,6 @@ class Command(BaseCommand):
     def handle(self, *, folder, **options):
         try:
             manifest = back_up(folder)
-        except (BackupProblem, OSError) as problem:
+        except (BackupProblem, OSError, sqlite3.Error) as problem:  # the last: a full disk
             raise CommandError(str(problem)) from problem
         self.stdout.write(f"{folder}: {len(manifest['files'])} files")

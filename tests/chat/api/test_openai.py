@@ -11,6 +11,7 @@ from django.test import AsyncClient
 from chat.engine.request import RequestRefused
 from chat.models import Conversation
 from chat.worker.router import WorkerUnavailable
+from portal.models import TokenUsage
 
 pytestmark = pytest.mark.django_db(transaction=True)
 JSON = "application/json"
@@ -43,6 +44,14 @@ async def test_an_answer(async_client, base, router):
     ]
     assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
     assert not await Conversation.objects.aexists() and not router.aborted
+
+
+async def test_its_tokens_are_added_to_its_persons(async_client, base, router, member):
+    for _time in range(2):
+        await post(async_client, model="base", messages=[{"role": "user", "content": "q"}])
+    row = await TokenUsage.objects.aget(user=member)
+    told = (row.door, row.answers, row.prompt_tokens, row.completion_tokens)
+    assert told == ("api", 2, 10, 4)
 
 
 async def test_what_the_engine_is_asked_for(async_client, adapter, router, member):

@@ -47,3 +47,21 @@ def test_an_upload_is_a_file_and_a_blank_text_is_none():
     schemas = SchemaGenerator().get_schema(request=None, public=True)["components"]["schemas"]
     assert schemas["UploadRequest"]["properties"]["file"]["format"] == "binary"
     assert schemas["SendRequest"]["properties"]["content"]["minLength"] == 1
+
+
+def test_the_schema_is_made_once_whatever_is_asked_with_it(client, monkeypatch):
+    from portal.rest.schema_view import SchemaView
+
+    made = []
+    make = SchemaView._get_schema_response
+    monkeypatch.setattr(SchemaView, "made", {})
+    monkeypatch.setattr(
+        SchemaView, "_get_schema_response", lambda *given: made.append(1) or make(*given)
+    )
+    texts = {
+        client.get(f"/api/schema/?lang={number}&version={number}", HTTP_X=str(number)).content
+        for number in range(3)
+    }
+    assert len(texts) == len(made) == 1
+    told = client.get("/api/schema/", headers={"Accept": "application/json"})
+    assert told.json()["openapi"] and len(made) == 2

@@ -178,3 +178,53 @@ def test_weights_that_are_none_are_told_in_one_sentence(base, tmp_path, content,
     with pytest.raises(CommandError, match=said) as refused:
         call_command("import_adapter", str(folder), "--checkpoint", "base")
     assert "\n" not in str(refused.value)
+
+
+NAME = "transformer.prefix_encoder.embedding.weight"
+
+
+def _index(weight_map):
+    def write(folder):
+        index = json.dumps({"weight_map": weight_map})
+        (folder / "pytorch_model.bin.index.json").write_text(index)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        _index({NAME: ["pytorch_model.bin"]}),
+        _index({NAME: "../pytorch_model.bin"}),
+        _index({NAME: "/dev/zero"}),
+        _index([NAME]),
+        _index(None),
+        lambda folder: (folder / "pytorch_model.bin.index.json").write_text("[" * 100_000),
+        lambda folder: torch.save([1, 2], folder / "pytorch_model.bin"),
+        lambda folder: torch.save({NAME: "text"}, folder / "pytorch_model.bin"),
+        lambda folder: torch.save({NAME: None, 5: 6}, folder / "pytorch_model.bin"),
+        lambda folder: torch.save({NAME: torch.zeros(0, WIDTH)}, folder / "pytorch_model.bin"),
+        lambda folder: torch.save({NAME: torch.zeros(())}, folder / "pytorch_model.bin"),
+        lambda folder: torch.save(
+            {NAME: torch.zeros(4, WIDTH, dtype=torch.int64)}, folder / "pytorch_model.bin"
+        ),
+        lambda folder: torch.save(
+            {NAME: torch.full((4, WIDTH), float("nan"))}, folder / "pytorch_model.bin"
+        ),
+        lambda folder: torch.save({NAME: torch.zeros(5000, WIDTH)}, folder / "pytorch_model.bin"),
+        lambda folder: (folder / "pytorch_model.bin").write_bytes(b""),
+        lambda folder: (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04" + b"\0" * 100),
+        lambda folder: (folder / "config.json").write_text('{"pre_seq_len": [1]}'),
+        lambda folder: (folder / "config.json").write_text("[]"),
+        lambda folder: (folder / "adapter_config.json").write_text("null"),
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+    ],
+)
+def test_what_is_no_prefix_is_refused_in_one_sentence(base, tmp_path, spoil):
+    base.description = {**base.description, "context_length": 1024}
+    base.save()
+    folder, _rows = upstream_folder(tmp_path / "checkpoint-1")
+    spoil(folder)
+    with pytest.raises(CommandError) as refused:
+        call_command("import_adapter", str(folder), "--checkpoint", "base")
+    assert len(str(refused.value).splitlines()) == 1 and not Adapter.objects.exists()

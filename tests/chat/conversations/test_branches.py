@@ -169,3 +169,14 @@ def test_the_system_prompt_comes_first_and_is_kept_for_the_next_turn(member, con
     assert (following.system, told(following)[0]) == ("你是店员", "你是店员")
     _question, last = say(conversation, member, "再见", "再见", system="")
     assert last.system == "" and "你是店员" not in told(last)
+
+
+def test_an_export_has_the_branch_shown_and_json_the_others_too(client, member, conversation):
+    old = conversation.messages.last()
+    end(turns.answer_again(conversation, member, old), "新的回答")
+    client.force_login(member)
+    text = client.get(f"/chat/{conversation.pk}/export.md").text
+    assert "新的回答" in text and "bold" not in text
+    told = client.get(f"/chat/{conversation.pk}/export.json").json()
+    assert [row["content"] for row in told["messages"]] == ["<i>ask</i>", "新的回答"]
+    assert [row["content"] for row in told["other_branches"]] == [old.content]
