@@ -12,6 +12,8 @@ from tests.support import ROOT
 
 MODEL_TESTS = [
     "tests/portal/runs/test_lifecycle.py",
+    "tests/portal/runs/test_board.py",
+    "tests/portal/test_once.py",
     "tests/portal/test_access.py",
     "tests/chat/conversations/test_turns.py",
     "tests/chat/test_registry.py",
