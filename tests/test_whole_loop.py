@@ -130,7 +130,7 @@ def test_the_whole_loop(portal, key):
     assert status == 201, evaluation
     evaluation = finished(portal, key, f"/api/v1/evaluation-runs/{evaluation['id']}/", 120)
     assert evaluation["status"] == "succeeded", evaluation
-    assert set(evaluation["scores"]) == {"rouge-1", "rouge-2", "rouge-l", "bleu-4"}
+    assert set(evaluation["scores"]) >= {"rouge-1", "rouge-2", "rouge-l", "bleu-4"}
     predictions = portal.get(f"/api/v1/evaluation-runs/{evaluation['id']}/predictions/", key=key)[
         1
     ]["results"]
