@@ -80,9 +80,10 @@ def default_preset(checkpoint: Checkpoint) -> str:
 
 
 def recommended_preset(checkpoint: Checkpoint) -> str:
-    """What the page offers first: what was measured to learn more and forget less, where the
-    original's own settings are not what people come for. Programs that name no preset get
-    `default_preset`, as ever.
+    """What the page offers first, where the original's own settings are not what people come for:
+    for real models a text start at a low rate, which was measured on one (docs/benchmarks.md), held
+    to the base's own answers, which was measured on the starter alone. Programs that name no preset
+    get `default_preset`, as ever.
     """
     usual = default_preset(checkpoint)
     return usual if checkpoint.is_starter or checkpoint.family.can_quantize else "general"
