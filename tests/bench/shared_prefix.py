@@ -2,9 +2,9 @@
 
     python -m tests.bench.shared_prefix [--quick] [--json]
 
-SmolLM2-135M-Instruct in float32 on one thread, prefixes of 128 and 2,048 tokens under 32 greedy
-rows of 32 tokens, and the same rows bare: answer tokens per CPU-second, and by how much serving
-them makes the process grow. `copied` is the engine without its flat forward, alternating.
+SmolLM2-135M-Instruct in float32 on one thread, prefixes of 128 tokens and of the longest length
+under 32 greedy rows of 32 tokens, and the same rows bare: answer tokens per CPU-second, and by how
+much serving them makes the process grow. `copied` is the engine without its flat forward, alternating.
 
 Needs the model's folder (`python -m tests.vllm.environment`, or VLLM_MODEL).
 """
@@ -24,12 +24,12 @@ import transformers
 from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded, load
-from chat.engine.request import AdapterRef, Request, SamplingParams
+from chat.engine.request import LONGEST_PREFIX, AdapterRef, Request, SamplingParams
 from tests.bench import report
 from tests.bench.vllm import WORDS, jobs
 from tests.vllm import environment
 
-ROWS, LENGTHS = 32, (0, 128, 2048)
+ROWS, LENGTHS = 32, (0, 128, LONGEST_PREFIX)
 
 
 def make_prefix(loaded: Loaded, folder: Path, length: int) -> AdapterRef:
