@@ -4,7 +4,8 @@
 
 SmolLM2-135M-Instruct in float32 on one thread, prefixes of 128 tokens and of the longest length
 under 32 greedy rows of 32 tokens, and the same rows bare: answer tokens per CPU-second, and by how
-much serving them makes the process grow. `copied` is the engine without its flat forward, alternating.
+much serving them makes the process grow. `copied` is the engine without its flat forward,
+alternating.
 
 Needs the model's folder (`python -m tests.vllm.environment`, or VLLM_MODEL).
 """
