@@ -24,6 +24,7 @@ from tuning.ptuning.recipe import Recipe
 # OpenAI's word -> ours; every hyper-parameter of ours is taken under its own name, too
 OURS = {"prefix_len": "pre_seq_len"}
 NAMES = {field.name for field in fields(Recipe)}
+MOST = 1_000_000  # epochs, examples at once, times the usual rate
 
 
 @for_scripts_in_thread("POST", "GET", "HEAD", scope="tuning")
@@ -144,8 +145,12 @@ def _created(body, user) -> TuningRun:
     if kind != "supervised":
         refuse("method.type", _("The method is “supervised”."), "unsupported_parameter")
     own = method.get("supervised") if isinstance(method, dict) else None
-    given = body.get("hyperparameters") or {}
-    given = given | (own.get("hyperparameters") or {}) if isinstance(own, dict) else given
+    given = [
+        body.get("hyperparameters"),
+        own.get("hyperparameters") if isinstance(own, dict) else None,
+    ]
+    if not all(isinstance(part or {}, dict) for part in given):
+        refuse("hyperparameters", _("Must be an object."))
     if body.get("integrations"):
         refuse("integrations", _("This parameter is not supported here."), "unsupported_parameter")
     suffix, seed = body.get("suffix"), body.get("seed")
@@ -155,7 +160,7 @@ def _created(body, user) -> TuningRun:
         raise ValidationError(problems)
     assert checkpoint is not None  # or there was a problem
     dataset = datasets["training_file"]
-    hyper = _hyper(given, checkpoint, dataset)
+    hyper = _hyper({**(given[0] or {}), **(given[1] or {})}, checkpoint, dataset)
     if seed is not None:
         hyper["seed"] = seed
     with transaction.atomic():
@@ -176,15 +181,16 @@ def _hyper(given, checkpoint: Checkpoint, dataset) -> dict:
     def refused(name: str, message: str, code: str = "invalid_value") -> ValidationError:
         return ValidationError({f"hyperparameters.{name}": ValidationError(message, code)})
 
-    if not isinstance(given, dict):
-        raise ValidationError({"hyperparameters": ValidationError(_("Must be an object."))})
     given = {name: value for name, value in given.items() if value not in (None, "auto")}
     numbers = {}
     for name in ("n_epochs", "batch_size", "learning_rate_multiplier"):
         value = given.pop(name, None)
         if value is not None:
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise refused(name, _("Must be above 0."))
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise refused(name, _("Must be a number."))
+            if not 0 < value <= MOST:
+                bounds = {"least": 0, "most": f"{MOST:,}"}
+                raise refused(name, _("Must be above %(least)s and at most %(most)s.") % bounds)
             numbers[name] = value
     hyper = {OURS.get(name, name): value for name, value in given.items()}
     unknown = sorted(set(hyper) - NAMES)

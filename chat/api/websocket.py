@@ -39,7 +39,8 @@ BURST, RATE = 50, 10  # frames at once, and then a second
 CHARACTERS_A_TOKEN = 32 * 1024  # what a frame's length costs: parsing holds everybody up
 FREE_ACK = 200  # characters
 NOT_LOGGED_IN, NOT_IN_SCOPE, NOT_YOURS, TOO_SLOW = 4401, 4403, 4404, 4408
-TOO_LARGE, TOO_OFTEN = 1009, 1008
+# codes of applications: the server sends no other ones
+TOO_LARGE, TOO_OFTEN = 4413, 4429
 
 
 class Refused(Exception):

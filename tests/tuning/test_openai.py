@@ -238,3 +238,19 @@ async def test_a_job_is_paused_and_goes_on(client, other_client):
     assert (await client.fine_tuning.jobs.cancel(job.id)).status == "cancelled"
     with pytest.raises(openai.BadRequestError, match="cancelled"):
         await client.fine_tuning.jobs.resume(job.id)
+
+
+@pytest.mark.parametrize(
+    "hyper",
+    ["x", 7, [1], {"n_epochs": 10**400}, {"learning_rate_multiplier": 1e308}, {"batch_size": -1}],
+)
+async def test_hyperparameters_that_are_none_are_refused(client, hyper):
+    file = await upload(client)
+    for body in (
+        {"hyperparameters": hyper},
+        {"method": {"type": "supervised", "supervised": {"hyperparameters": hyper}}},
+    ):
+        with pytest.raises(openai.BadRequestError, match="hyperparameters"):
+            await client.fine_tuning.jobs.create(
+                model="base", training_file=file.id, extra_body=body
+            )
