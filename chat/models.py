@@ -297,7 +297,17 @@ class Conversation(Private, models.Model):
         return super().visibility(user) & Q(deleted_at=None)
 
 
-class Message(models.Model):
+class OfConversation:
+    """Mixin: seen and changed by the owner of its conversation, while that is not deleted."""
+
+    @classmethod
+    def visibility(cls, user) -> Q:
+        return Q(conversation__owner=user, conversation__deleted_at=None)
+
+    ownership = visibility
+
+
+class Message(OfConversation, models.Model):
     """One turn. An answer's row explains the answer: model, prefix, sampling, what was written, how
     and when it ended.
     """
@@ -377,12 +387,6 @@ class Message(models.Model):
     def __str__(self):
         return f"{self.role} {self.pk}"
 
-    @classmethod
-    def visibility(cls, user) -> Q:
-        return Q(conversation__owner=user, conversation__deleted_at=None)
-
-    ownership = visibility
-
     @property
     def first_token_s(self) -> float | None:
         """Seconds from the question to the answer's first token."""
@@ -405,7 +409,7 @@ class Message(models.Model):
         return apart(self.content)[1] if self.role == self.Role.ASSISTANT else ""
 
 
-class Comparison(models.Model):
+class Comparison(OfConversation, models.Model):
     """Two to four models' answers to one question, and which of them the asker found better."""
 
     class Verdict(models.TextChoices):
@@ -430,14 +434,8 @@ class Comparison(models.Model):
     def __str__(self):
         return f"#{self.pk}"
 
-    @classmethod
-    def visibility(cls, user) -> Q:
-        return Q(conversation__owner=user, conversation__deleted_at=None)
 
-    ownership = visibility
-
-
-class ShareLink(models.Model):
+class ShareLink(OfConversation, models.Model):
     """An address under which the team's members read a conversation as it was when it was shared:
     the branch that ended with `leaf`.
     """
@@ -458,12 +456,6 @@ class ShareLink(models.Model):
 
     def __str__(self):
         return f"#{self.pk}"
-
-    @classmethod
-    def visibility(cls, user) -> Q:
-        return Q(conversation__owner=user, conversation__deleted_at=None)
-
-    ownership = visibility
 
     @classmethod
     def open_ones(cls):
