@@ -20,7 +20,8 @@ from evaluation.intervals import average
 from evaluation.metrics.original import Scorer
 from evaluation.predict import engine_for, messages_of, predict, reference_of
 from tests.bench.quality.outcomes import Kept, Outcome
-from tuning.ptuning.batches import Encoded, MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.batches import MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.encoded import Encoded
 from tuning.ptuning.loss import PrefixLoss
 from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Progress, Trainer
