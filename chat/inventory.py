@@ -4,7 +4,9 @@ that nothing knows any more.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -23,16 +25,18 @@ from chat.checkpoints.fetch.sources import (
     parse_source,
     work_folder,
 )
+from chat.checkpoints.provenance import SOURCE_FILE
 from chat.models import Adapter, Checkpoint, FetchRun
 from chat.registry import remove_checkpoint
 from portal.models import Run
 from portal.rest.conventions import Conflict
+from portal.runs.heartbeat import RunFailed
 
 ENTRIES = 20_000  # files that are counted in one folder at most
 
 
 def home() -> Path:
-    """Where fetched checkpoints lie."""
+    """Where checkpoints lie that were fetched, or made by a run."""
     return settings.DATA_DIR / "checkpoints"
 
 
@@ -41,9 +45,39 @@ def incoming() -> Path:
     return home() / ".incoming"
 
 
+def made_before(run_id: int) -> Path | None:
+    """The folder that a run moved in before it was killed, to be registered yet."""
+    for note in home().glob(f"*/{SOURCE_FILE}"):
+        try:
+            if json.loads(note.read_text(encoding="utf-8")).get("run") == run_id:
+                return note.parent
+        except (OSError, ValueError, AttributeError):
+            continue
+    return None
+
+
+def move_in(folder: Path, wish: str, run_id: int) -> Path:
+    """Moves what a run has made to a free name like `wish` among the checkpoints, and notes in it
+    which run that was.
+    """
+    note = folder / SOURCE_FILE
+    told = json.loads(note.read_text(encoding="utf-8")) | {"run": run_id}
+    note.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    wish = re.sub(r"[^\w.-]+", "-", wish).strip(".-") or "checkpoint"
+    home().mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10_000):
+        place = home() / (wish if number == 1 else f"{wish}-{number}")
+        if not place.exists():
+            os.replace(folder, place)
+            return place
+    raise RunFailed("disk_full", f"there are too many folders named {wish}")
+
+
 @dataclass
 class Stored:
-    """A checkpoint and what hangs on it. `ours`: its folder was fetched, so it goes with it."""
+    """A checkpoint and what hangs on it. `ours`: its folder was fetched or made here,
+    so it goes with it.
+    """
 
     checkpoint: Checkpoint
     bytes: int | None  # None: served elsewhere, or not readable
@@ -137,7 +171,7 @@ def stored(user) -> list[Stored]:
 
 
 def is_ours(checkpoint: Checkpoint) -> bool:
-    """Whether its folder was made by a download, so that nobody else owns it."""
+    """Whether its folder was made by a run of ours, so that nobody else owns it."""
     return bool(checkpoint.path) and Path(checkpoint.path).parent == home()
 
 

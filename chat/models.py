@@ -39,6 +39,16 @@ class Checkpoint(TeamWide, models.Model):
     precision = models.CharField(
         _("precision"), max_length=8, blank=True, default="", choices=Precision.choices
     )
+    # the tuning run that made it; None: added or fetched
+    run = models.ForeignKey(
+        Run,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="made_checkpoints",
+        verbose_name=_("run"),
+    )
     is_starter = models.BooleanField(_("built-in starter model"), default=False, editable=False)
     # what the worker serves and forms offer first
     is_default = models.BooleanField(_("default"), default=False)

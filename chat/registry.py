@@ -106,9 +106,11 @@ def find_model(user, name: str) -> tuple[Checkpoint, Adapter | None]:
 # ------------------------------------------------------------------ checkpoints
 
 
-def register_checkpoint(path, name: str | None = None, *, default: bool = False) -> Checkpoint:
-    """Makes a local Hugging Face folder known, or reads a known one again. ValidationError({"path"
-    or "name": ...}).
+def register_checkpoint(
+    path, name: str | None = None, *, default: bool = False, run=None
+) -> Checkpoint:
+    """Makes a local Hugging Face folder known, or reads a known one again. run: the tuning run that
+    made it. ValidationError({"path" or "name": ...}).
     """
     try:
         folder = Path(str(path)).expanduser().resolve()
@@ -131,6 +133,7 @@ def register_checkpoint(path, name: str | None = None, *, default: bool = False)
             raise ValidationError({"name": error}) from error
         known = Checkpoint(name=name, path=str(folder))
     known.fingerprint, known.description = digest, description
+    known.run = run or known.run
     try:
         return _saved(known, default or not Checkpoint.objects.filter(is_default=True).exists())
     except IntegrityError as error:  # somebody registered another under this name in between

@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
-from chat.models import Adapter
+from chat.models import Adapter, Checkpoint
 from evaluation import charts, exports, fixing, reading, reviewing, upstream_files, verdicts
 from evaluation.forms import EvaluationForm
 from evaluation.intervals import ROUGE_L
@@ -47,7 +47,7 @@ def run_list(request):
 
 
 def new_run(request):
-    """`?adapter=` and `?dataset=` fill the form in."""
+    """`?adapter=`, `?checkpoint=` and `?dataset=` fill the form in."""
     if request.method == "POST":
         form = EvaluationForm(request.POST, user=request.user)
         if form.is_valid():
@@ -65,13 +65,20 @@ def new_run(request):
 def _initial(request) -> dict:
     adapters = Adapter.objects.visible_to(request.user)
     wanted = whole_number(request.GET.get("adapter"))
+    chosen = whole_number(request.GET.get("checkpoint"))
+    checkpoint = None
+    if chosen is not None:
+        checkpoint = Checkpoint.objects.visible_to(request.user).filter(pk=chosen).first()
     adapter = adapters.first() if wanted is None else adapters.filter(pk=wanted).first()
     initial = {"dataset": request.GET.get("dataset")}
-    if adapter:
-        initial["model"] = f"adapter-{adapter.pk}"
-        tuning = getattr(adapter.run, "tuningrun", None) if adapter.run else None
-        if tuning and not initial["dataset"]:
-            initial["dataset"] = tuning.dataset_version.dataset_id
+    made_by = None
+    if checkpoint:
+        initial["model"], made_by = f"base-{checkpoint.pk}", checkpoint.run
+    elif adapter:
+        initial["model"], made_by = f"adapter-{adapter.pk}", adapter.run
+    tuning = getattr(made_by, "tuningrun", None)
+    if tuning and not initial["dataset"]:
+        initial["dataset"] = tuning.dataset_version.dataset_id
     return initial
 
 

@@ -36,7 +36,7 @@ class BySteps(Pages):
 
 
 class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleRows):
-    """P-tuning v2 runs. What the user does not see is 404; what they see but may not change is
+    """Tuning runs. What the user does not see is 404; what they see but may not change is
     403.
     """
 
@@ -54,7 +54,9 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
                 }
                 raise exceptions.ValidationError({"status": [message]})
             found = found.filter(status=wanted)
-        return found.select_related("owner", "dataset_version").prefetch_related("adapters")
+        return found.select_related("owner", "dataset_version").prefetch_related(
+            "adapters", "made_checkpoints"
+        )
 
     def _answer(self, run: TuningRun, http_status: int = status.HTTP_200_OK) -> Response:
         return Response(

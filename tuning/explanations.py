@@ -20,9 +20,14 @@ EXPLANATIONS = {
         "There is too little free memory. Lower the batch size or the length limits."
     ),
     "not_proven": _(
-        "The prefix as it is served answers otherwise than the one that was trained, so it is not "
-        "offered. Tell whoever looks after the portal."
+        "What would be served answers otherwise than what was trained, so it is not offered. Tell "
+        "whoever looks after the portal."
     ),
+    "lora_targets_unknown": _(
+        "The base has none of the modules that LoRA is to change. Leave the list empty for those "
+        "of its family."
+    ),
+    "too_few_devices": _("This machine has fewer devices than the run wants."),
     "file_missing": _("A file that the run needs is gone."),
     "checkpoint_invalid": _("The base cannot be loaded."),
     "checkpoint_changed": _("The base's files are not those that the run was made for."),
@@ -41,4 +46,7 @@ UNUSABLE_RECIPE = {
     "init_with_projection": _("A prefix behind a projection can only begin at random."),
     "no_general_prompts": _("Holding forgetting needs a share of general prompts."),
     "no_eval_steps": _("Stopping early needs a validation interval."),
+    "not_with_method": _("Only for P-tuning v2; the method is “%(method)s”."),
+    "too_many_devices": _("A step has only %(most)s examples to share out."),
+    "float16_on_several": _("On several devices full fine-tuning needs bf16 or fp32."),
 }

@@ -23,6 +23,7 @@ class ReadableEncoder(json.JSONEncoder):
 
 # field of the recipe -> its name for people
 LABELS = {
+    "method": _("Method"),
     "pre_seq_len": _("Prefix length"),
     "learning_rate": _("Learning rate"),
     "max_steps": _("Steps"),
@@ -50,10 +51,18 @@ LABELS = {
     "kl_share": _("Share of general prompts"),
     "eval_steps": _("Validation interval in steps"),
     "early_stopping": _("Validations to wait for a better one"),
+    "lora_r": _("LoRA rank"),
+    "lora_alpha": _("LoRA alpha"),
+    "lora_dropout": _("LoRA dropout"),
+    "lora_targets": _("LoRA modules"),
+    "devices": _("Devices"),
 }
+# what one method alone has: its card is shown with it
+OF_LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")
 # how a prefix begins and what it must not forget: a card of its own
 START = ("init", "kl_weight", "kl_share", "init_text", "init_adapter")
 MAIN = (
+    "method",
     "pre_seq_len",
     "learning_rate",
     "max_steps",
@@ -77,6 +86,13 @@ class TuningRunForm(Styled, forms.Form):
         Checkpoint.objects.none(), label=_("Base"), empty_label=None
     )
 
+    method = forms.ChoiceField(
+        choices=[
+            ("ptuning_v2", _("P-tuning v2: a prefix, the base stays")),
+            ("lora", _("LoRA: small changes of weights, a checkpoint of its own")),
+            ("full", _("full fine-tuning: all weights, a checkpoint of its own")),
+        ]
+    )
     pre_seq_len = forms.IntegerField()
     learning_rate = forms.FloatField()
     max_steps = forms.IntegerField()
@@ -136,6 +152,11 @@ class TuningRunForm(Styled, forms.Form):
     kl_share = forms.FloatField()
     eval_steps = forms.IntegerField()
     early_stopping = forms.IntegerField()
+    lora_r = forms.IntegerField()
+    lora_alpha = forms.IntegerField()
+    lora_dropout = forms.FloatField()
+    lora_targets = forms.CharField(required=False)
+    devices = forms.IntegerField()
 
     def __init__(self, *args, user, **kwargs):
         super().__init__(*args, **kwargs)
@@ -143,6 +164,8 @@ class TuningRunForm(Styled, forms.Form):
             (adapter.sha256, f"{adapter.checkpoint.name}:{adapter.name}")
             for adapter in Adapter.objects.visible_to(user).select_related("checkpoint")
         ]
+        if not user.is_staff:  # the others make a model for everybody
+            self.fields["method"].choices = self.fields["method"].choices[:1]
         self.fields["dataset"].queryset = Dataset.objects.visible_to(user)
         self.fields["checkpoint"].queryset = Checkpoint.objects.visible_to(user)
         for name, label in LABELS.items():
@@ -166,8 +189,11 @@ class TuningRunForm(Styled, forms.Form):
     def start_fields(self):
         return [self[name] for name in START]
 
+    def lora_fields(self):
+        return [self[name] for name in OF_LORA]
+
     def advanced_fields(self):
-        apart = {*MAIN, *START, *BOOLEANS}
+        apart = {*MAIN, *START, *OF_LORA, *BOOLEANS}
         return [self[name] for name in LABELS if name not in apart]
 
     def switches(self):

@@ -176,7 +176,7 @@ class CollectedExample(models.Model):
 
 
 class TuningRun(Run):
-    """A P-tuning v2 run. The hyper-parameters are in `recipe`, frozen (tuning/plan.py)."""
+    """A tuning run. Method and hyper-parameters are in `recipe`, frozen (tuning/plan.py)."""
 
     dataset_version = models.ForeignKey(DatasetVersion, models.PROTECT, related_name="tuning_runs")
     checkpoint = models.ForeignKey(
@@ -224,6 +224,11 @@ class TuningRun(Run):
         made = sorted(self.adapters.all(), key=lambda adapter: adapter.pk)
         own = [adapter for adapter in made if adapter.step == self.result_step]
         return next(iter(own or made[-1:]), None)
+
+    @property
+    def made_checkpoint(self) -> Checkpoint | None:
+        """What the run has made where weights were trained (prefetched in lists)."""
+        return next(iter(self.made_checkpoints.all()), None)
 
 
 class CheckRun(Run):

@@ -21,13 +21,13 @@ from portal.explanations import sentence
 from portal.models import Run
 from portal.runs import lifecycle
 from portal.text import shown
-from tuning import methods
+from tuning import made_checkpoints
 from tuning.datasets import checks
 from tuning.datasets.store import TRAIN, VALIDATION, examples
 from tuning.explanations import UNUSABLE_RECIPE
 from tuning.models import Dataset, DatasetVersion, TuningRun
 from tuning.ptuning.encoded import REFUSE
-from tuning.ptuning.recipe import MAX_SAMPLES_PER_STEP, Problem, Recipe
+from tuning.ptuning.recipe import FULL, LORA, MAX_SAMPLES_PER_STEP, METHOD, Problem, Recipe
 
 # name -> hyper-parameters. The first, for the embedded model, is measured (docs/benchmarks.md), the
 # second, for real ones, in part (its hold on the base's answers is the starter's); the others are
@@ -63,6 +63,39 @@ PRESETS: dict[str, Recipe] = {
         kl_share=0.25,
         eval_steps=50,
     ),
+    "full": Recipe(
+        method=FULL,
+        learning_rate=2e-5,
+        lr_scheduler_type="cosine",
+        max_steps=300,
+        warmup_steps=10,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        max_source_length=128,
+        max_target_length=128,
+        save_steps=300,
+        eval_steps=50,
+    ),
+    "lora": Recipe(
+        method=LORA,
+        learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        max_steps=300,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        max_source_length=128,
+        max_target_length=128,
+        save_steps=100,
+        eval_steps=50,
+    ),
+    # four examples on each of four devices
+    "chatglm-6b-ds_train_finetune.sh": Recipe(
+        method=FULL,
+        learning_rate=1e-4,
+        max_steps=5000,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=4,
+    ),
     "chatglm-6b-train.sh": Recipe(quantization_bit=4, prefix_dropout=0.1),
     "chatglm-6b-train_chat.sh": Recipe(
         learning_rate=1e-2,
@@ -75,7 +108,9 @@ PRESETS: dict[str, Recipe] = {
 HYPER_PARAMETERS = tuple(field.name for field in fields(Recipe))
 
 
-def default_preset(checkpoint: Checkpoint) -> str:
+def default_preset(checkpoint: Checkpoint, method: str = METHOD) -> str:
+    if method != METHOD:
+        return method
     return "starter" if checkpoint.is_starter else checkpoint.family.presets_key
 
 
@@ -93,7 +128,7 @@ def recipe_for(checkpoint: Checkpoint, preset: str | None = None, **hyper: Any) 
     """The preset's recipe (that of the checkpoint if none is named) with `hyper` over it.
     ValidationError with all problems.
     """
-    preset = preset or default_preset(checkpoint)
+    preset = preset or _usual_preset(checkpoint, hyper)
     if preset not in PRESETS:
         message = _("There is no preset “%(name)s”. There are: %(names)s.")
         raise ValidationError(
@@ -126,6 +161,11 @@ def recipe_for(checkpoint: Checkpoint, preset: str | None = None, **hyper: Any) 
     return recipe
 
 
+def _usual_preset(checkpoint: Checkpoint, hyper: dict[str, Any]) -> str:
+    preset = default_preset(checkpoint, hyper.get("method") or METHOD)
+    return preset if preset in PRESETS else default_preset(checkpoint)
+
+
 def steps_of(epochs: float, recipe: Recipe, rows: int) -> int:
     """Steps in which every one of `rows` examples is seen `epochs` times."""
     return max(1, math.ceil(epochs * rows / recipe.samples_per_step))
@@ -151,7 +191,7 @@ def _misfits(recipe: Recipe, checkpoint: Checkpoint) -> dict[str, list]:
     context = checkpoint.description.get("context_length")
     needed = recipe.max_source_length + recipe.max_target_length
     if checkpoint.family.shifts_positions:
-        needed += recipe.pre_seq_len
+        needed += recipe.prefix_length
     if context and needed > context:
         message = _(
             "Prefix, prompt and response need %(needed)s positions; “%(name)s” has %(context)s."
@@ -168,7 +208,6 @@ def create_run(
     checkpoint: Checkpoint,
     name: str = "",
     preset: str | None = None,
-    method: str = methods.DEFAULT,
     in_queue: bool = True,
     **hyper: Any,
 ) -> TuningRun:
@@ -186,7 +225,8 @@ def create_run(
         problems["dataset"] = [
             ValidationError(_("The dataset has no rows to train on."), "not_ready")
         ]
-    planned = PRESETS.get(preset or default_preset(checkpoint), Recipe())
+    usual = preset or _usual_preset(checkpoint, hyper)
+    planned = PRESETS.get(usual, Recipe())
     if hyper.get("init", planned.init) == "prompt" and version is not None:
         hyper["init_text"] = hyper.get("init_text") or default_init_text(version)
     if hyper.get("init", planned.init) == "adapter" and hyper.get("init_adapter"):
@@ -201,6 +241,7 @@ def create_run(
     except ValidationError as error:
         problems |= error.error_dict
     else:
+        problems |= made_checkpoints.problems_of(owner, checkpoint, recipe)
         if recipe.early_stopping and version and VALIDATION not in version.splits:
             message = _("The dataset has no validation rows to stop by.")
             problems["early_stopping"] = [ValidationError(message, "no_validation_rows")]
@@ -220,8 +261,7 @@ def create_run(
         total=recipe.max_steps,
         recipe={
             **recipe.as_dict(),
-            "method": method,
-            "preset": preset or default_preset(checkpoint),
+            "preset": usual,
             **frozen_inputs(version, TRAIN, checkpoint),
         },
     )

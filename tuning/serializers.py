@@ -5,7 +5,6 @@ from rest_framework import serializers
 
 from chat.models import Checkpoint
 from portal.rest.conventions import RunSerializer
-from tuning.methods import METHODS
 from tuning.models import Dataset, TuningMetric, TuningRun
 from tuning.plan import PRESETS
 from tuning.ptuning.recipe import BOOLEANS, CHOICES, LIMITS, TEXTS, WHOLE_NUMBERS
@@ -20,6 +19,9 @@ class TuningRunSerializer(RunSerializer):
     progress = serializers.SerializerMethodField(help_text="0 to 1")
     eta_seconds = serializers.FloatField(read_only=True, allow_null=True)
     adapter = serializers.SerializerMethodField(help_text="id of what the run has made")
+    made_checkpoint = serializers.SerializerMethodField(
+        help_text="id of the checkpoint that the run has made, where weights were trained"
+    )
     saved_steps = serializers.ListField(
         child=serializers.IntegerField(),
         read_only=True,
@@ -48,6 +50,7 @@ class TuningRunSerializer(RunSerializer):
             "eta_seconds",
             "trainable_parameters",
             "adapter",
+            "made_checkpoint",
             "saved_steps",
             "proof",
         ]
@@ -58,6 +61,10 @@ class TuningRunSerializer(RunSerializer):
 
     def get_adapter(self, run) -> int | None:
         made = run.result()
+        return made.pk if made else None
+
+    def get_made_checkpoint(self, run) -> int | None:
+        made = run.made_checkpoint
         return made.pk if made else None
 
 
@@ -103,7 +110,6 @@ class NewTuningRunSerializer(serializers.Serializer):
         allow_blank=True,
         help_text="the tuned model's name; else the dataset's",
     )
-    method = serializers.ChoiceField(list(METHODS), required=False)
     preset = serializers.ChoiceField(list(PRESETS), required=False, allow_null=True)
 
     def get_fields(self):

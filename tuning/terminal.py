@@ -39,9 +39,9 @@ VALUES = (
     "logging_dir",
     "report_to",
 )
-_ONE_DEVICE = gettext_noop("one process computes on one device; PORTAL_DEVICE names it")
+_DEVICES = gettext_noop("--devices N shares a step's examples out; accelerate starts the processes")
 _RESUME = gettext_noop("a run goes on from its own saved state: resume it on its page")
-_PREFIX = gettext_noop("a prefix is what is trained here: --pre-seq-len")
+_LORA = gettext_noop("--method lora, with --lora-r and --lora-alpha")
 _FOLDER = gettext_noop("it is read from the checkpoint's folder")
 # Of the same scripts and their relatives: what would change the result, and what to use instead.
 INSTEAD = {
@@ -51,12 +51,11 @@ INSTEAD = {
     "source-prefix": gettext_noop("write it in front of the prompts of your file"),
     "max-train-samples": gettext_noop("give a shorter file"),
     "train-file": gettext_noop("evaluate reads --test-file"),
-    "deepspeed": _ONE_DEVICE,
-    "fsdp": _ONE_DEVICE,
-    "local-rank": _ONE_DEVICE,
-    "lora-rank": _PREFIX,
-    "lora-alpha": _PREFIX,
-    "use-lora": _PREFIX,
+    "deepspeed": _DEVICES,
+    "fsdp": _DEVICES,
+    "local-rank": _DEVICES,
+    "lora-rank": _LORA,
+    "use-lora": _LORA,
     "config-name": _FOLDER,
     "tokenizer-name": _FOLDER,
 }

@@ -42,7 +42,7 @@ def run_list(request):
 def detail(request, pk):
     found = TuningRun.objects.select_related("owner", "checkpoint", "dataset_version__dataset")
     run = get_visible(found, request.user, pk=pk)
-    points = _points(run)
+    points, made = _points(run), run.made_checkpoint
     other = found.visible_to(request.user).filter(pk=whole_number(request.GET.get("with"))).first()
     if other == run:
         other = None
@@ -58,6 +58,12 @@ def detail(request, pk):
             )
             for adapter in run.adapters.visible_to(request.user)
         ],
+        "made_checkpoint": made,
+        "checkpoint_evaluations": made.evaluation_runs.visible_to(request.user).filter(
+            adapter=None, status=Run.Status.SUCCEEDED
+        )[:3]
+        if made
+        else (),
         "hyper": _hyper(run, other),
         "other": other,
         "comparable": found.visible_to(request.user).exclude(pk=pk).filter(loss__isnull=False)[:20],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from functools import partial
+from pathlib import Path
 
 from django.conf import settings
 
@@ -16,11 +17,13 @@ from chat.model_work import ModelWork
 from chat.registry import publish_adapter
 from portal.models import Run
 from portal.runs.heartbeat import STEP_ASIDE, Heartbeat, RunFailed, StopRequested
+from tuning import made_checkpoints
 from tuning.datasets.examples import messages_of
 from tuning.datasets.store import VALIDATION, examples, open_split
 from tuning.methods import METHODS
 from tuning.models import TuningMetric, TuningRun
-from tuning.ptuning.recipe import Recipe
+from tuning.ptuning.progress import Progress, Report, Stopped
+from tuning.ptuning.recipe import FULL, Recipe
 
 KEPT_STEPS = 20  # saved steps of a run that can be published
 
@@ -41,72 +44,84 @@ class TuningWork(ModelWork):
         )
 
     def work(self, heartbeat: Heartbeat) -> None:
-        """Returns when the adapter is published."""
+        """Returns when what was learnt is published."""
         heartbeat.tell(phase=Run.Phase.LOADING)
         import torch
 
-        from chat.engine import adapters
-        from chat.engine.request import AdapterRef
-
         run, recipe = self.run, Recipe.from_dict(self.run.recipe)
+        self.method = METHODS[recipe.method]
         plan = (
-            f"{run.recipe['dataset']['rows']} examples, "
+            f"{recipe.method}, {run.recipe['dataset']['rows']} examples, "
             f"{recipe.max_steps} steps of {recipe.samples_per_step}"
         )
-        dtype = None if recipe.precision == "auto" else getattr(torch, recipe.precision)
+        precision = self.method.precision(recipe)
         with self.loaded_model(
-            heartbeat, plan, quantization_bit=recipe.quantization_bit, dtype=dtype
+            heartbeat,
+            plan,
+            quantization_bit=recipe.quantization_bit,
+            dtype=getattr(torch, precision) if precision else None,
         ) as loaded:
-            with open_split(run.dataset_version, run.recipe["dataset"]["split"]) as rows:
-                # how it wants to be asked travels with its files
-                self._told = {"with_history": rows.has_history()}
-            self._told |= {"run": run.pk, "name": run.name, "checkpoint": run.checkpoint.name}
-            prefix = self._trained(loaded, recipe, heartbeat)
-            step = prefix.metadata["step"]
+            trainer, learnt = self._trained(loaded, recipe, heartbeat)
             heartbeat.tell(phase=Run.Phase.SAVING)
-            prefix.metadata |= self._told
-            folder = run.folder / "adapter"
-            served = AdapterRef(adapters.save(prefix, folder), str(folder))
-            self._prove(loaded, recipe, prefix, served, heartbeat)
-            TuningRun.objects.filter(pk=run.pk).update(result_step=step)
-            adapter = publish_adapter(
-                folder,
-                name=run.name,
-                checkpoint=run.checkpoint,
-                owner=run.owner,
-                run=run,
-                step=step,
-            )
-            self.log(f"adapter “{adapter.name}”: {adapter.sha256}")
+            folder = run.folder / self.method.makes
+            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+            prompts = self._prompts_for_proof(loaded.prompter, recipe)
+            proof = self.method.write(trainer, learnt, folder, self._told(), prompts)
+        self._accept(proof and proof.as_dict(), heartbeat)
+        self._publish(folder, trainer.best_step)
 
-    def _prove(self, loaded, recipe, prefix, served, heartbeat: Heartbeat) -> None:
+    def _told(self) -> dict:
+        """What the files of what is learnt say of where they come from."""
+        run = self.run
+        if self.method.makes == "checkpoint":
+            return made_checkpoints.told_of(run)
+        with open_split(run.dataset_version, run.recipe["dataset"]["split"]) as rows:
+            # how it wants to be asked travels with its files
+            told = {"with_history": rows.has_history()}
+        return told | {"run": run.pk, "name": run.name, "checkpoint": run.checkpoint.name}
+
+    def _publish(self, folder: Path, step: int) -> None:
+        run = self.run
+        TuningRun.objects.filter(pk=run.pk).update(result_step=step)
+        if self.method.makes == "checkpoint":
+            checkpoint = made_checkpoints.publish(run, folder)
+            self.log(f"checkpoint “{checkpoint.name}”: {checkpoint.path}")
+            return
+        adapter = publish_adapter(
+            folder, name=run.name, checkpoint=run.checkpoint, owner=run.owner, run=run, step=step
+        )
+        self.log(f"adapter “{adapter.name}”: {adapter.sha256}")
+
+    def _prompts_for_proof(self, prompter, recipe) -> list[list[int]]:
+        from tuning.ptuning.proof import PROMPTS
+
+        version = self.run.dataset_version
+        return [
+            prompter.prompt_ids(
+                messages_of(row["prompt"], row.get("history") or ()), recipe.max_source_length
+            )
+            for row in examples(version, version.split_for_evaluation(), 0, PROMPTS)
+            if row["prompt"].strip()
+        ]
+
+    def _accept(self, proof: dict | None, heartbeat: Heartbeat) -> None:
         """What will be served answers as what was trained; RunFailed when it does not. Nothing is
         published then.
         """
-        from tuning.ptuning.proof import PROMPTS, prove
-
-        run = self.run
-        rows = examples(run.dataset_version, run.dataset_version.split_for_evaluation(), 0, PROMPTS)
-        prompts = [
-            loaded.prompter.prompt_ids(
-                messages_of(row["prompt"], row.get("history") or ()), recipe.max_source_length
-            )
-            for row in rows
-            if row["prompt"].strip()
-        ]
-        if not prompts:
+        if proof is None:
             return
-        proof = prove(loaded, prefix.tensor, served, prompts)
-        heartbeat.tell(lambda: TuningRun.objects.filter(pk=run.pk).update(proof=proof.as_dict()))
+        run = self.run
+        heartbeat.tell(lambda: TuningRun.objects.filter(pk=run.pk).update(proof=proof))
         self.log(
-            f"served and trained prefix: {proof.same} of {proof.prompts} prompts answered with the "
-            f"same {proof.tokens} tokens, largest gap {proof.gap:.2g} of {proof.tolerance:g}"
+            f"served and trained model: {proof['same']} of {proof['prompts']} prompts answered "
+            f"with the same {proof['tokens']} tokens, largest gap {proof['gap']:.2g} of "
+            f"{proof['tolerance']:g}"
         )
-        if not proof.holds:
+        if not proof["holds"]:
             raise RunFailed(
                 "not_proven",
-                f"the served prefix answers otherwise than the trained one: its token is "
-                f"{proof.gap:.3g} logits behind, {proof.tolerance:g} would be rounding",
+                f"what would be served answers otherwise than what was trained: its token is "
+                f"{proof['gap']:.3g} logits behind, {proof['tolerance']:g} would be rounding",
             )
 
     def _before(self, recipe):
@@ -125,15 +140,13 @@ class TuningWork(ModelWork):
         from chat.engine import adapters
 
         folder = self.run.steps_folder
-        prefix.metadata |= {**self._told, "step": step}
+        prefix.metadata |= {**self._told(), "step": step}
         adapters.save(prefix, folder / f"step-{step}")
         for older in self.run.saved_steps()[KEPT_STEPS:]:
             shutil.rmtree(folder / f"step-{older}", ignore_errors=True)
 
-    def _trained(self, loaded, recipe, heartbeat: Heartbeat):
-        """The prefix after the last step; goes on from the newest saved state."""
-        from tuning.ptuning.trainer import Progress, Stopped
-
+    def _report(self, recipe, heartbeat: Heartbeat) -> Report:
+        """What a trainer tells each step to; its answer: whether to stop."""
         run = self.run
 
         def report(progress: Progress) -> bool:
@@ -145,41 +158,54 @@ class TuningWork(ModelWork):
                 heartbeat.flush()  # a saved state makes sure that it is never told again
             return heartbeat.stop_requested is not None
 
+        return report
+
+    def _begins(self, recipe, heartbeat: Heartbeat, step: int, learning: int, dropped: int) -> None:
+        """The first words about the training: `learning` parameters are trained."""
+        whole = recipe.method == FULL
+        self.log(
+            f"{learning:,} parameters are trained" + ("" if whole else "; the base model is frozen")
+        )
+        if dropped:
+            self.log(f"{dropped:,} examples longer than the lengths are left out")
+        if step:
+            self.log(f"going on after step {step}")
+        planned = TuningRun.objects.filter(pk=self.run.pk)
+        heartbeat.tell(
+            lambda: planned.update(trainable_parameters=learning),
+            phase=Run.Phase.TRAINING,
+            progress=step,
+            total=recipe.max_steps,
+        )
+        heartbeat.work_asks = True
+
+    def _trained(self, loaded, recipe, heartbeat: Heartbeat):
+        """(the trainer, what it has learnt after the last step); goes on from the newest saved
+        state.
+        """
+        run = self.run
         version = run.dataset_version
         with contextlib.ExitStack() as opened:
             rows = opened.enter_context(open_split(version, run.recipe["dataset"]["split"]))
             held_out = ()
             if recipe.eval_steps and VALIDATION in version.splits:
                 held_out = opened.enter_context(open_split(version, VALIDATION))
-            method = METHODS[run.recipe["method"]]
-            trainer = method.trainer(
+            trainer = self.method.trainer(
                 loaded,
                 recipe,
                 rows,
                 run.state_folder,
-                report,
+                self._report(recipe, heartbeat),
                 initial=self._before(recipe),
                 validation=held_out,
                 keep=self._keep,
                 general_folder=settings.DATA_DIR / "general",
             )
-            self.log(
-                f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen"
+            self._begins(
+                recipe, heartbeat, trainer.step, trainer.trainable_parameters, trainer.dropped
             )
-            if trainer.dropped:
-                self.log(f"{trainer.dropped:,} examples longer than the lengths are left out")
-            if trainer.step:
-                self.log(f"going on after step {trainer.step}")
-            planned = TuningRun.objects.filter(pk=run.pk)
-            heartbeat.tell(
-                lambda: planned.update(trainable_parameters=trainer.trainable_parameters),
-                phase=Run.Phase.TRAINING,
-                progress=trainer.step,
-                total=recipe.max_steps,
-            )
-            heartbeat.work_asks = True
             try:
-                return trainer.train()
+                return trainer, trainer.train()
             except Stopped as stopped:
                 self.log(f"stopped after step {stopped.step}, state saved")
                 raise StopRequested(heartbeat.stop_requested or STEP_ASIDE) from None

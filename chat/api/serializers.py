@@ -24,6 +24,9 @@ class CheckpointSerializer(serializers.ModelSerializer):
     description = serializers.JSONField(
         read_only=True, help_text="architecture, layers, parameters, context_length ..."
     )
+    tuning_run = serializers.IntegerField(
+        source="run_id", read_only=True, allow_null=True, help_text="the run that made it"
+    )
 
     class Meta:
         model = Checkpoint
@@ -35,6 +38,7 @@ class CheckpointSerializer(serializers.ModelSerializer):
             "is_default",
             "is_starter",
             "precision",
+            "tuning_run",
             "created_at",
         ]
         read_only_fields = fields

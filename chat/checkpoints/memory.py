@@ -210,11 +210,15 @@ def _ptuning(shape: _Shape, precision: str, here: Machine) -> Estimate:
 
 
 def _full(shape: _Shape, precision: str, here: Machine) -> Estimate:
+    """Weights that learn, their gradients and Adam's moments are float32 whatever is computed in;
+    a forward in half precision has a copy of the weights besides.
+    """
     width = PRECISIONS[precision]
-    count = f"{shape.parameters:,}"
+    count, copy = f"{shape.parameters:,}", width if width < 4 else 0
+    weights = f"{count} × (4 + {copy:g}) B" if copy else f"{count} × 4 B"
     terms = (
-        _weights(shape, width),
-        Term("gradients", int(shape.parameters * width), f"{count} × {width:g} B"),
+        Term("weights", int(shape.parameters * (4 + copy)), weights),
+        Term("gradients", shape.parameters * 4, f"{count} × 4 B"),
         Term("optimiser", shape.parameters * ADAM, f"{count} × {ADAM} B"),
         _activations(shape, width),
         _program(),

@@ -12,6 +12,7 @@ from chat.checkpoints.memory import estimates, machine
 from chat.fetching.plan import create_fetch, set_endpoints
 from chat.models import Checkpoint, FetchRun, Precision
 from portal.access import get_visible
+from portal.models import Run
 from portal.page import reason
 from portal.runs import lifecycle
 
@@ -46,6 +47,7 @@ def checkpoint(request, pk):
     switch = serving.latest(found)
     context = {
         "checkpoint": found,
+        "made_by": Run.objects.visible_to(request.user).filter(pk=found.run_id).first(),
         "stored": stored,
         "estimates": rows,
         "machine": machine(),

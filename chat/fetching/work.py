@@ -6,10 +6,7 @@ attempt goes on.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import re
 import shutil
 import time
 from functools import partial
@@ -22,8 +19,7 @@ from chat.checkpoints.describe import CheckpointInvalid
 from chat.checkpoints.fetch.failures import FetchFailed
 from chat.checkpoints.fetch.progress import Watch
 from chat.checkpoints.fetch.sources import HubRepository, Source, parse_source, work_folder
-from chat.checkpoints.provenance import SOURCE_FILE
-from chat.inventory import home, incoming
+from chat.inventory import incoming, made_before, move_in
 from chat.models import FetchRun
 from chat.registry import free_name, register_checkpoint
 from portal.models import Run
@@ -46,7 +42,7 @@ class FetchWork(RunWork):
         run = self.run
         heartbeat.tell(phase=Run.Phase.STARTING)
         self.log(f"run {run.pk}, attempt {run.attempt}: {run.source}")
-        place = self._moved_before()
+        place = made_before(run.pk)
         if place is None:
             try:
                 source = parse_source(run.recipe["source"])
@@ -60,7 +56,7 @@ class FetchWork(RunWork):
             except (FetchFailed, CheckpointInvalid) as fault:
                 raise RunFailed(fault.code, str(fault)) from fault
             heartbeat.work_asks = True  # from here on it takes no time and must not be cut
-            place = self._move(folder)
+            place = move_in(folder, run.name, run.pk)
             shutil.rmtree(work, ignore_errors=True)
         heartbeat.work_asks = True
         heartbeat.tell(phase=Run.Phase.SAVING)
@@ -77,28 +73,6 @@ class FetchWork(RunWork):
 
             token = get_token()  # HF_TOKEN, or who has logged in with `hf auth login`
         return Settings(endpoints={source.hub: self.run.recipe["endpoints"]}, token=token)
-
-    def _moved_before(self) -> Path | None:
-        """The folder of an attempt that was killed between the move and the registration."""
-        for note in home().glob(f"*/{SOURCE_FILE}"):
-            try:
-                if json.loads(note.read_text(encoding="utf-8")).get("run") == self.run.pk:
-                    return note.parent
-            except (OSError, ValueError, AttributeError):
-                continue
-        return None
-
-    def _move(self, folder: Path) -> Path:
-        note = folder / SOURCE_FILE
-        told = json.loads(note.read_text(encoding="utf-8")) | {"run": self.run.pk}
-        note.write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        wish = re.sub(r"[^\w.-]+", "-", self.run.name).strip(".-") or "checkpoint"
-        for number in range(1, 10_000):
-            place = home() / (wish if number == 1 else f"{wish}-{number}")
-            if not place.exists():
-                os.replace(folder, place)
-                return place
-        raise RunFailed("disk_full", f"there are too many folders named {wish}")
 
     def _register(self, place: Path, heartbeat: Heartbeat) -> None:
         name = free_name(self.run.recipe["name"] or self.run.name, 100)

@@ -114,6 +114,15 @@ def plainly(model: nn.Module) -> Iterator[None]:
             layer.to_be_packed = True
 
 
+def forget_packed(model: nn.Module) -> None:
+    """After weights were changed in a way that leaves no trace (`weight.data`, as peft merges):
+    they are packed anew.
+    """
+    for layer in model.modules():
+        if isinstance(layer, OneDNNLinear):
+            layer.packed, layer.packed_version = None, layer.weight._version
+
+
 def frozen_linear(inputs: Tensor, weight: Tensor) -> Tensor:
     """inputs [..., in] times a frozen weight [out, in], for layers that have no nn.Linear to be
     switched.

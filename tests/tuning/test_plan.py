@@ -127,7 +127,7 @@ def test_what_the_checkpoint_cannot_do(member, checkpoint, chatglm, make_dataset
     assert problems_of(recipe_for, checkpoint, num_virtual_tokens=8) == {
         "num_virtual_tokens": ["unknown_field"]
     }
-    assert problems_of(recipe_for, checkpoint, "lora") == {"preset": ["unknown_preset"]}
+    assert problems_of(recipe_for, checkpoint, "qlora") == {"preset": ["unknown_preset"]}
 
 
 def test_a_deleted_dataset_takes_no_new_run_and_old_runs_keep_theirs(

@@ -2,7 +2,7 @@
 
 With ChatGLM-6B's 130,528 words the output layer is most of the work of short examples, and its
 logits most of the memory. The output layer is frozen, so its gradient with respect to its input is
-taken right away, some rows at a time: at no moment are there logits of more than `_LOGITS_BYTES`.
+taken right away, some rows at a time: at no moment are there logits of more than `LOGITS_BYTES`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from tuning.ptuning.batches import MicroBatch
 from tuning.ptuning.prefix import TrainingPrefixCache
 from tuning.ptuning.teacher import divergence
 
-_LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
+LOGITS_BYTES = {"cpu": 32 << 20, "cuda": 512 << 20}
 
 
-class _Goal:
+class Goal:
     """What the predictions of a micro-batch are measured against: its targets, or the base's own
     distribution where the batch brings one.
     """
@@ -49,7 +49,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: torch.Tensor,
-        goal: _Goal,
+        goal: Goal,
         weights: torch.Tensor,
         head: nn.Module,
         rows: int,
@@ -85,7 +85,7 @@ class PrefixLoss:
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._is_plain = self._head is not None and self._base is not model and self._plain(probe)
         rows_bytes = 4 * model.get_input_embeddings().weight.shape[0]
-        self._rows = max(1, _LOGITS_BYTES.get(probe.device.type, 512 << 20) // rows_bytes)
+        self._rows = max(1, LOGITS_BYTES.get(probe.device.type, 512 << 20) // rows_bytes)
 
     @torch.no_grad()
     def _plain(self, probe: torch.Tensor) -> bool:
@@ -114,7 +114,7 @@ class PrefixLoss:
         if self._is_plain:
             hidden = self._base(**arguments).last_hidden_state
             some = hidden.flatten(0, 1)[batch.positions.to(hidden.device)]
-            goal, weights = _Goal(batch, some.device), weights.to(some.device)
+            goal, weights = Goal(batch, some.device), weights.to(some.device)
             if not torch.is_grad_enabled():
                 return self._without_gradient(some, goal, weights)
             return _FrozenHeadLoss.apply(some, goal, weights, self._head, self._rows)
@@ -129,10 +129,10 @@ class PrefixLoss:
             torch.searchsorted(columns, batch.positions % length),
         )
         some = logits[rows.to(logits.device), where.to(logits.device)]
-        return (_Goal(batch, some.device).losses(some) * weights.to(some.device)).sum()
+        return (Goal(batch, some.device).losses(some) * weights.to(some.device)).sum()
 
     def _without_gradient(
-        self, hidden: torch.Tensor, goal: _Goal, weights: torch.Tensor
+        self, hidden: torch.Tensor, goal: Goal, weights: torch.Tensor
     ) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), self._rows):

@@ -45,11 +45,17 @@ class Proof:
 
 
 def prove(
-    loaded: Loaded, prefix: torch.Tensor, served: AdapterRef, prompts: Sequence[list[int]]
+    loaded: Loaded,
+    prefix: torch.Tensor,
+    served: AdapterRef | None,
+    prompts: Sequence[list[int]],
+    trained: Any = None,
 ) -> Proof:
     """prefix: the trainer's, [layers, 2, kv_heads, pre_seq_len, head_dim] in the model's dtype;
-    served: the same as files; prompts: token ids.
+    served: the same as files; prompts: token ids. trained: the trainer's model, where weights were
+    trained; then `loaded` is what was read from its files, and the prefix has no positions.
     """
+    judge = loaded.model if trained is None else trained
     longest = max(map(len, prompts)) + NEW_TOKENS
     config = EngineConfig(
         max_rows=len(prompts), max_length=longest, prefix_room=prefix.shape[3], reuse_prompts=False
@@ -70,7 +76,7 @@ def prove(
     gaps = []
     for ids, answer in zip(prompts, answers, strict=True):
         said = list(answer.token_ids)
-        gaps.append(_gap(loaded, prefix, ids, said) if answer.error is None else float("inf"))
+        gaps.append(_gap(judge, prefix, ids, said) if answer.error is None else float("inf"))
     return Proof(
         prompts=len(prompts),
         tokens=sum(len(answer.token_ids) for answer in answers),
@@ -81,11 +87,11 @@ def prove(
 
 
 @torch.no_grad()
-def _gap(loaded: Loaded, prefix: torch.Tensor, prompt: list[int], said: list[int]) -> float:
-    ids = torch.tensor([[*prompt, *said[:-1]]], device=loaded.device)
-    logits = loaded.model(
-        input_ids=ids,
-        past_key_values=TrainingPrefixCache(prefix.to(loaded.device), 1),
+def _gap(model: Any, prefix: torch.Tensor, prompt: list[int], said: list[int]) -> float:
+    device = model.get_input_embeddings().weight.device
+    logits = model(
+        input_ids=torch.tensor([[*prompt, *said[:-1]]], device=device),
+        past_key_values=TrainingPrefixCache(prefix.to(device), 1),
         use_cache=True,
     ).logits[0, len(prompt) - 1 :]
     best, chosen = logits.float().max(-1).values, torch.tensor(said, device=logits.device)

@@ -11,6 +11,8 @@ from typing import Any
 from chat.engine.request import LONGEST_PREFIX
 
 METHOD = "ptuning_v2"  # what runs and adapters say they were made by
+FULL, LORA = "full", "lora"
+METHODS = (METHOD, FULL, LORA)
 SCHEDULES = ("linear", "cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 INITS = ("random", "zero", "prompt", "adapter")
@@ -36,8 +38,13 @@ LIMITS: dict[str, tuple[float, float]] = {
     "kl_share": (0.0, 1.0),
     "eval_steps": (0, 1_000_000),
     "early_stopping": (0, 1000),
+    "lora_r": (1, 1024),
+    "lora_alpha": (1, 8192),
+    "lora_dropout": (0.0, 0.9),
+    "devices": (1, 1),
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
+    "method": METHODS,
     "lr_scheduler_type": SCHEDULES,
     "precision": PRECISIONS,
     "quantization_bit": (None, 4, 8),
@@ -46,16 +53,25 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "overlong": OVERLONG,
     "freeze_first": (False, True),
 }
-TEXTS = {"init_text": 4000, "init_adapter": 120}  # field -> most characters
+TEXTS = {"init_text": 4000, "init_adapter": 120, "lora_targets": 400}  # field -> most characters
 BOOLEANS = frozenset(name for name, choices in CHOICES.items() if choices == (False, True))
 MAX_SAMPLES_PER_STEP = 4096
+# what a prefix alone has: the value that says nothing of it
+_OF_A_PREFIX: dict[str, Any] = {
+    "init": "random",
+    "freeze_first": False,
+    "prefix_projection": False,
+    "prefix_dropout": 0.0,
+    "quantization_bit": None,
+}
 
 
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a recipe. `code`: not_a_number | out_of_range | not_a_choice |
     too_many_samples | warmup_too_long | no_init_text | no_init_adapter | text_too_long |
-    init_with_projection | no_general_prompts | no_eval_steps.
+    init_with_projection | no_general_prompts | no_eval_steps | not_with_method |
+    float16_on_several | too_many_devices.
     """
 
     field: str
@@ -74,6 +90,10 @@ class Recipe:
     then the mean over the accumulated batches.
     """
 
+    # ptuning_v2: a prefix learns. full: all weights. lora: low-rank changes of weights (peft) that
+    # are merged at the end. The last two end as a checkpoint of their own (tuning/weights/), and
+    # what is said of prefixes below does not concern them.
+    method: str = METHOD
     pre_seq_len: int = 128
     prefix_projection: bool = False
     learning_rate: float = 2e-2
@@ -110,6 +130,15 @@ class Recipe:
     # Examples longer than max_source_length or max_target_length: cut as upstream does, left out,
     # or a reason not to begin (tuning/ptuning/encoded.py).
     overlong: str = "truncate"
+    # Of LoRA, as peft has them. lora_targets: names of modules, comma-separated; empty: those of
+    # the family (tuning/weights/lora.py).
+    lora_r: int = 8
+    lora_alpha: int = 16
+    lora_dropout: float = 0.0
+    lora_targets: str = ""
+    # Processes that share the examples of a step, each on a device of its own (tuning/processes/).
+    # The update is the same.
+    devices: int = 1
 
     @property
     def samples_per_step(self) -> int:
@@ -171,13 +200,31 @@ class Recipe:
             )
         return found
 
+    @property
+    def prefix_length(self) -> int:
+        """Positions that stand before every prompt."""
+        return self.pre_seq_len if self.method == METHOD else 0
+
     def _contradictions(self) -> list[Problem]:
-        """Settings of the start and of the base's own answers that do not go together."""
+        """Settings of the method, of the start and of the base's own answers that do not go
+        together.
+        """
         found = []
 
         def refuse(field: str, code: str, message: str, **params: Any) -> None:
             found.append(Problem(field, code, message, params))
 
+        if self.method != METHOD:
+            for name, nothing in _OF_A_PREFIX.items():
+                if getattr(self, name) != nothing:
+                    message = f"{name} belongs to {METHOD}, the method is {self.method}"
+                    refuse(name, "not_with_method", message, method=self.method)
+        if self.devices > self.samples_per_step:
+            message = f"{self.devices} devices share {self.samples_per_step} examples a step"
+            refuse("devices", "too_many_devices", message, most=self.samples_per_step)
+        if self.method == FULL and self.devices > 1 and self.precision == "float16":
+            message = "weights that are shared out over devices need bfloat16 or float32"
+            refuse("precision", "float16_on_several", message)
         if self.init == "prompt" and not self.init_text.strip():
             refuse("init_text", "no_init_text", "init prompt needs a text that describes the task")
         if self.init == "adapter" and not self.init_adapter.strip():

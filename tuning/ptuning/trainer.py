@@ -1,4 +1,5 @@
-"""The training loop of P-tuning v2: only the prefix learns, the base model is frozen.
+"""The training loop, and what P-tuning v2 makes of it: only the prefix learns, the base model is
+frozen. tuning/weights/ says what is otherwise where weights learn.
 
 Our own loop rather than transformers' Trainer: logits only where there are labels, micro-batches
 grouped by length, a stop between any two steps, and a resume that is bit for bit what an
@@ -28,6 +29,7 @@ from tuning.ptuning.prefix import PrefixEncoder
 from tuning.ptuning.progress import Progress, Report, Stopped, TrainingFailed
 from tuning.ptuning.recipe import METHOD, Recipe
 from tuning.ptuning.teacher import Lesson, lessons, spread
+from tuning.ptuning.team import ALONE, Team
 from tuning.ptuning.validation import MOST_ROWS, BestStep, Validation
 
 __all__ = ["Progress", "Report", "Stopped", "Trainer", "TrainingFailed"]
@@ -44,6 +46,7 @@ class Trainer:
     keep: given (step, prefix) of each saved step.
     general_prompts: what the base is asked when the recipe has a kl_weight; general_folder: where
     its answers are kept.
+    team: the processes that share a step's rows, all of which do the same.
     """
 
     def __init__(
@@ -60,8 +63,9 @@ class Trainer:
         micro_batch_tokens: int | None = None,
         general_prompts: Sequence[str] = GENERAL_PROMPTS,
         general_folder: Path | None = None,
+        team: Team = ALONE,
     ):
-        self.loaded, self.recipe = loaded, recipe
+        self.loaded, self.recipe, self.team = loaded, recipe, team
         self._folder, self._report = state_folder, report or (lambda progress: None)
         self._keep = keep or (lambda step, prefix: None)
         try:
@@ -80,63 +84,108 @@ class Trainer:
         if not len(self._examples):
             raise TrainingFailed("no_examples", "no example has both a prompt and a response")
         if any(parameter.requires_grad for parameter in loaded.model.parameters()):
-            raise ValueError("the base model must be frozen: only the prefix is trained")
+            raise ValueError("the base model must be frozen: what learns is chosen here")
         longest = recipe.max_source_length + recipe.max_target_length
-        longest += recipe.pre_seq_len if loaded.shifts_positions else 0
+        longest += recipe.prefix_length if loaded.shifts_positions else 0
         if longest > loaded.context_length:
             message = (
                 f"prefix, source and target need {longest} positions, "
                 f"the checkpoint has {loaded.context_length}"
             )
             raise TrainingFailed("does_not_fit", message)
+        # asked of the base before anything is made of it
+        self._lessons = self._study(general_prompts, general_folder)
         torch.manual_seed(recipe.seed)
-        text_config = loaded.model.config.get_text_config()
-        self.encoder = PrefixEncoder(
-            pre_seq_len=recipe.pre_seq_len,
-            layers=loaded.layers,
-            kv_heads=loaded.kv_heads,
-            head_dim=loaded.head_dim,
-            projection=recipe.prefix_projection,
-            hidden_size=text_config.hidden_size,
-            freeze_first=recipe.freeze_first,
-        )
-        self._begin(examples, initial)
-        self.encoder.to(loaded.device)
-        self._optimizer = torch.optim.AdamW(
-            self.encoder.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
-        # The prefix is float32; in float16 what flows back to it through the base would underflow
-        # without a scale.
-        self._scaler = torch.amp.GradScaler(
-            loaded.device.type, enabled=loaded.dtype == torch.float16
-        )
         self._layers = decoder_layers(loaded.model, loaded.layers)
         probe = torch.tensor([self._examples[0][0]], device=loaded.device)
-        self._loss = PrefixLoss(loaded.model, probe)
+        self._loss = self._prepare(examples, initial, probe)
+        self._optimizer = torch.optim.AdamW(
+            self._parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        # What learns is float32; in float16 what flows back to it would underflow without a scale.
+        self._scaler = torch.amp.GradScaler(
+            loaded.device.type, enabled=self._computes_in() == torch.float16
+        )
         self._pad_id = loaded.tokenizer.pad_token_id or 0
         self._size = MicroBatchSize(
             loaded,
             recipe.max_source_length + recipe.max_target_length,
-            recipe.pre_seq_len,
+            recipe.prefix_length,
             micro_batch_tokens,
         )
         self.step = 0
         self._best = BestStep(recipe.early_stopping)
         self._validation = self._held_out(validation) if recipe.eval_steps else None
         self._losses: list[float] = []  # since the last logged step
-        self._lessons: list[Lesson] = []
-        if recipe.kl_weight:
-            self._lessons = lessons(
-                loaded,
-                spread(general_prompts, recipe.max_steps * recipe.general_prompts_per_step),
-                max_source_length=recipe.max_source_length,
-                max_target_length=recipe.max_target_length,
-                folder=general_folder,
-            )
-            if not self._lessons:
-                message = "the base answers none of the general prompts that kl_weight needs"
-                raise TrainingFailed("no_general_answers", message)
         self._resume()
+
+    def _study(self, general_prompts: Sequence[str], folder: Path | None) -> list[Lesson]:
+        """What the base itself answers to the general prompts that the run will read."""
+        recipe = self.recipe
+        if not recipe.kl_weight:
+            return []
+        found = lessons(
+            self.loaded,
+            spread(general_prompts, recipe.max_steps * recipe.general_prompts_per_step),
+            max_source_length=recipe.max_source_length,
+            max_target_length=recipe.max_target_length,
+            folder=folder,
+        )
+        if not found:
+            message = "the base answers none of the general prompts that kl_weight needs"
+            raise TrainingFailed("no_general_answers", message)
+        return found
+
+    # -- what learns: here a prefix
+
+    def _prepare(
+        self, examples: Sequence[dict[str, Any]], initial: torch.Tensor | None, probe: torch.Tensor
+    ) -> Any:
+        """Makes what learns, as it is before the first step, and returns its loss. probe
+        [1, length]: token ids of one example.
+        """
+        recipe, loaded = self.recipe, self.loaded
+        self.encoder = PrefixEncoder(
+            pre_seq_len=recipe.pre_seq_len,
+            layers=loaded.layers,
+            kv_heads=loaded.kv_heads,
+            head_dim=loaded.head_dim,
+            projection=recipe.prefix_projection,
+            hidden_size=loaded.model.config.get_text_config().hidden_size,
+            freeze_first=recipe.freeze_first,
+        )
+        self._begin(examples, initial)
+        self.encoder.to(loaded.device)
+        return PrefixLoss(loaded.model, probe)
+
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return list(self.encoder.parameters())
+
+    def _computes_in(self) -> torch.dtype:
+        return self.loaded.dtype
+
+    def _learnt(self) -> dict[str, torch.Tensor]:
+        """What has been learnt so far, for a saved state and for the best step."""
+        return self.encoder.state_dict()
+
+    def _set_learnt(self, learnt: dict[str, torch.Tensor]) -> None:
+        self.encoder.load_state_dict(learnt)
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        return self._optimizer.state_dict()
+
+    def _set_optimizer_state(self, state: dict[str, Any]) -> None:
+        self._optimizer.load_state_dict(state)
+
+    def _to_validate(self) -> torch.Tensor | None:
+        """What the loss is asked for besides the rows."""
+        return self.encoder().to(self.loaded.dtype)
+
+    def _keep_step(self) -> None:
+        self._keep(self.step, self.kv_prefix())
+
+    def result(self) -> Any:
+        return self.kv_prefix()
 
     def _begin(self, examples: Sequence[dict[str, Any]], initial: torch.Tensor | None) -> None:
         """The prefix before the first step, as the recipe's `init` says."""
@@ -186,9 +235,9 @@ class Trainer:
 
     @property
     def trainable_parameters(self) -> int:
-        return sum(parameter.numel() for parameter in self.encoder.parameters())
+        return sum(parameter.numel() for parameter in self._parameters())
 
-    def train(self) -> KVPrefix:
+    def train(self) -> Any:
         """Runs from `step`, where the newest saved state left off, to max_steps; or, with
         early_stopping, until the validation loss gets no better, and returns the best step's.
         """
@@ -218,19 +267,20 @@ class Trainer:
                     validation,
                 )
             )
+            stop = self.team.any(bool(stop))
             done = self.step == recipe.max_steps or self._best.ends
             if logged is not None:
                 self._began, self._samples = time.monotonic(), 0
             if self._folder is not None and (stop or done or self.step % recipe.save_steps == 0):
                 began = time.monotonic()
                 self._save()
-                self._keep(self.step, self.kv_prefix())
+                self._keep_step()
                 self._began += time.monotonic() - began
             if stop and not done:
                 raise Stopped(self.step)
-        if self._best.patience and self._best.encoder is not None:
-            self.encoder.load_state_dict(self._best.encoder)
-        return self.kv_prefix()
+        if self._best.patience and self._best.learnt is not None:
+            self._set_learnt(self._best.learnt)
+        return self.result()
 
     def _validated(self) -> float | None:
         """The loss on held-out rows, on steps that measure it."""
@@ -240,9 +290,9 @@ class Trainer:
             return None
         began = time.monotonic()
         with torch.no_grad():
-            loss = self._validation(self.encoder().to(self.loaded.dtype))
+            loss = self._validation(self._to_validate())
         if recipe.early_stopping:
-            self._best.take(self.step, loss, self.encoder)
+            self._best.take(self.step, loss, self._learnt)
         self._began += time.monotonic() - began  # speed is that of training
         return loss
 
@@ -276,12 +326,14 @@ class Trainer:
                 break
             except torch.OutOfMemoryError as error:
                 out_of_memory = str(error)
+            if self.team.size > 1:  # the others cannot know
+                raise TrainingFailed("out_of_memory", out_of_memory)
             self._optimizer.zero_grad(set_to_none=True)
             self._size.use_less(max(len(ids) for ids, _ in rows), len(rows), out_of_memory)
             training_state.set_random_state(random_state, self.loaded.device)
         self._scaler.unscale_(self._optimizer)
         limit = recipe.max_grad_norm or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), limit).item()
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters(), limit))
         # An infinite gradient in float16 is what the scaler is there for: it skips the step and
         # lowers the scale.
         if not math.isfinite(loss) or (not math.isfinite(norm) and not self._scaler.is_enabled()):
@@ -306,9 +358,7 @@ class Trainer:
         """The task's rows in groups of similar length, then the general ones."""
         recipe, device = self.recipe, self.loaded.device
         weights = token_weights([labels for _, labels in rows], recipe.per_device_train_batch_size)
-        for group in group_by_length(
-            [len(ids) for ids, _ in rows], self._size.tokens, self._size.overhead
-        ):
+        for group in self._groups([len(ids) for ids, _ in rows]):
             yield MicroBatch.of(
                 [rows[row] for row in group],
                 [weights[row] for row in group],
@@ -316,8 +366,7 @@ class Trainer:
                 device,
             )
         weights = token_weights([lesson.labels for lesson in general], max(1, len(general)))
-        lengths = [len(lesson.ids) for lesson in general]
-        for group in group_by_length(lengths, self._size.tokens, self._size.overhead):
+        for group in self._groups([len(lesson.ids) for lesson in general]):
             chosen = [general[row] for row in group]
             yield MicroBatch.of(
                 [(lesson.ids, lesson.labels) for lesson in chosen],
@@ -327,10 +376,18 @@ class Trainer:
                 top=[(lesson.top_ids, lesson.top_logprobs) for lesson in chosen],
             )
 
+    def _groups(self, lengths: list[int]) -> list[list[int]]:
+        """This process's micro-batches of a step's rows, by their numbers."""
+        mine = self.team.share(lengths)
+        groups = group_by_length(
+            [lengths[row] for row in mine], self._size.tokens, self._size.overhead
+        )
+        return [[mine[row] for row in group] for group in groups]
+
     def _accumulate(
         self, rows: list[tuple[list[int], list[int]]], general: list[Lesson]
     ) -> tuple[float, float]:
-        """Gradients of a whole step into the encoder's .grad; returns (loss on the task, KL)."""
+        """Gradients of a whole step into .grad of what learns; returns (loss on the task, KL)."""
         self._optimizer.zero_grad(set_to_none=True)
         prefix = self.encoder()
         # Micro-batches add their gradients up at this leaf; the encoder's own backward runs once.
@@ -345,21 +402,26 @@ class Trainer:
                 (gradient,) = torch.autograd.grad(loss, leaf)
                 leaf_gradient += gradient
                 total[int(batch.top_ids is not None)] += loss.detach().to(total.device)
+        self.team.sum(leaf_gradient, total)
         prefix.backward(leaf_gradient)
         task, divergence = (total / self._scaler.get_scale()).tolist()
         return task, divergence / (self.recipe.kl_weight or 1.0)
 
     def _save(self) -> None:
         assert self._folder is not None
+        learnt, optimizer = self._learnt(), self._optimizer_state()
+        random = self.team.gathered(training_state.random_state(self.loaded.device))
+        if self.team.rank:
+            return
         training_state.save(
             self._folder,
             self.step,
             {
                 "step": self.step,
-                "encoder": self.encoder.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
+                "encoder": learnt,
+                "optimizer": optimizer,
                 "scaler": self._scaler.state_dict(),
-                "random": training_state.random_state(self.loaded.device),
+                "random": random,
                 "losses": self._losses,
                 "micro_batch_tokens": self._size.tokens,
                 "replay": self._size.replay,
@@ -373,6 +435,7 @@ class Trainer:
             "recipe": self.recipe.as_dict(),
             "checkpoint_fingerprint": self.loaded.fingerprint,
             "examples": len(self._examples),
+            "processes": self.team.size,
         }
 
     def _resume(self) -> None:
@@ -385,6 +448,7 @@ class Trainer:
             return
         mine, theirs = self._identity(), state["identity"]
         # a state of an earlier version lacks the settings that came later, with their old meaning
+        theirs.setdefault("processes", 1)
         theirs["recipe"] = Recipe.from_dict(theirs["recipe"]).as_dict()
         if mine != theirs:
             names = ", ".join(name for name in mine if mine[name] != theirs.get(name))
@@ -392,10 +456,12 @@ class Trainer:
                 "state_mismatch", f"the saved state belongs to another run: {names} differ"
             )
         self.step = state["step"]
-        self.encoder.load_state_dict(state["encoder"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._set_learnt(state["encoder"])
+        self._set_optimizer_state(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self._losses = state["losses"]
         self._size.tokens, self._size.replay = state["micro_batch_tokens"], state["replay"]
         self._best.load(state.get("best") or {})
-        training_state.set_random_state(state["random"], self.loaded.device)
+        random = state["random"]  # one a process; in an earlier version that of the only one
+        own = random[self.team.rank] if isinstance(random, list) else random
+        training_state.set_random_state(own, self.loaded.device)

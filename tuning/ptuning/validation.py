@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from tuning.ptuning.batches import MicroBatch, group_by_length
-from tuning.ptuning.loss import PrefixLoss
 
 MOST_ROWS = 64  # the first of the split: a measurement is to cost about as much as a few steps
 
@@ -18,7 +17,7 @@ class Validation:
 
     def __init__(
         self,
-        loss: PrefixLoss,
+        loss: Callable[..., torch.Tensor],
         rows: Sequence[tuple[list[int], list[int]]],
         pad_id: int,
         device: torch.device,
@@ -36,8 +35,10 @@ class Validation:
         self._count = sum(len(batch.positions) for batch in self._batches)
 
     @torch.no_grad()
-    def __call__(self, prefix: torch.Tensor) -> float:
-        """prefix [layers, 2, kv_heads, pre_seq_len, head_dim] in the model's dtype."""
+    def __call__(self, prefix: Any) -> float:
+        """prefix [layers, 2, kv_heads, pre_seq_len, head_dim] in the model's dtype; None where
+        weights learn.
+        """
         total = sum(self._loss(batch, prefix, batch.weights).item() for batch in self._batches)
         return total / max(1, self._count)
 
@@ -50,12 +51,12 @@ class BestStep:
         self.patience = patience
         self.step = self.waited = 0
         self.loss = float("inf")
-        self.encoder: dict[str, torch.Tensor] | None = None
+        self.learnt: dict[str, torch.Tensor] | None = None
 
-    def take(self, step: int, loss: float, encoder: torch.nn.Module) -> None:
+    def take(self, step: int, loss: float, learnt: Callable[[], dict[str, torch.Tensor]]) -> None:
         if loss < self.loss:
             self.step, self.loss, self.waited = step, loss, 0
-            self.encoder = {name: t.detach().clone() for name, t in encoder.state_dict().items()}
+            self.learnt = {name: t.detach().clone() for name, t in learnt().items()}
         else:
             self.waited += 1
 
@@ -68,9 +69,10 @@ class BestStep:
             "step": self.step,
             "waited": self.waited,
             "loss": self.loss,
-            "encoder": self.encoder,
+            "encoder": self.learnt,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+        if state:
+            self.step, self.waited, self.loss = state["step"], state["waited"], state["loss"]
+            self.learnt = state["encoder"]

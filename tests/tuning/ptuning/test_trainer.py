@@ -117,7 +117,7 @@ def test_ways_to_the_same_gradient(monkeypatch):
         assert again == pytest.approx(value, rel=1e-6)
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-8)
 
-    monkeypatch.setitem(loss_module._LOGITS_BYTES, "cpu", 4 * 272 * 3)
+    monkeypatch.setitem(loss_module.LOGITS_BYTES, "cpu", 4 * 272 * 3)
     same()
     with gradient_checkpointing(decoder_layers(loaded.model, 3), on=True):
         same()

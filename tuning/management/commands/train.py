@@ -32,7 +32,7 @@ EXAMPLE = (
 
 class Command(ForegroundCommand):
     help = (
-        "Tune a prefix (P-tuning v2) in the foreground. "
+        "Tune a prefix (P-tuning v2), or weights (--method lora, full), in the foreground. "
         f"Ctrl-C saves its state and cancels the run. {EXAMPLE}"
     )
 
@@ -171,7 +171,7 @@ class Command(ForegroundCommand):
         return self.ingest(options["train_file"], options, owner, options["validation_file"])
 
     def _tell(self, run: TuningRun, as_json: bool) -> None:
-        adapter = run.adapters.order_by("-id").first()
+        adapter, checkpoint = run.adapters.order_by("-id").first(), run.made_checkpoint
         result = {
             "run": run.pk,
             "status": run.status,
@@ -182,12 +182,19 @@ class Command(ForegroundCommand):
             "seconds": run.seconds,
             "adapter": adapter
             and {"id": adapter.pk, "name": adapter.name, "folder": str(adapter.path)},
+            "checkpoint": checkpoint
+            and {"id": checkpoint.pk, "name": checkpoint.name, "folder": checkpoint.path},
             "error": run.error,
         }
         if as_json:
             self.stdout.write(json.dumps(result, ensure_ascii=False))
         elif run.error:
             self.stderr.write(run.error["message"])
+        elif checkpoint:
+            self.stdout.write(
+                _("Checkpoint “%(name)s” in %(folder)s")
+                % {"name": checkpoint.name, "folder": checkpoint.path}
+            )
         elif adapter:
             self.stdout.write(
                 _("Adapter “%(name)s” in %(folder)s")
