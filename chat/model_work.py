@@ -41,13 +41,7 @@ class ModelWork(RunWork):
 
         disable_progress_bar()  # the log is a file
         run = self.run
-        device = settings.DEVICE or str(loading.default_device())
-        if device == "cpu":
-            os.nice(5)  # chat comes first: its worker shares these processors
-        self.log(f"run {run.pk}, attempt {run.attempt}: {run.checkpoint} on {device}, {plan}")
-
-        with device_lock.hold(device, heartbeat.waiting):
-            heartbeat.tell(phase=Run.Phase.LOADING)
+        with self.held_devices(heartbeat, plan) as device:
             try:
                 loaded = loading.load(
                     run.checkpoint.path,
@@ -66,3 +60,29 @@ class ModelWork(RunWork):
                 )
             heartbeat.check()
             yield loaded
+
+    @contextlib.contextmanager
+    def held_devices(self, heartbeat: Heartbeat, plan: str, count: int = 1) -> Iterator[str]:
+        """`count` devices that are this run's alone until the block ends: the kind of several
+        ("cuda"), or the name of one. Processors count as one device, which processes share.
+        """
+        from chat.engine import loading
+
+        device = settings.DEVICE or str(loading.default_device())
+        if device == "cpu":
+            os.nice(5)  # chat comes first: its worker shares these processors
+            wanted = [device]
+        elif count == 1:
+            wanted = [device]
+        else:
+            device = device.partition(":")[0]
+            wanted = [f"{device}:{number}" for number in range(count)]
+        run = self.run
+        self.log(
+            f"run {run.pk}, attempt {run.attempt}: {run.checkpoint} on {', '.join(wanted)}, {plan}"
+        )
+        with contextlib.ExitStack() as locks:
+            for one in wanted:
+                locks.enter_context(device_lock.hold(one, heartbeat.waiting))
+            heartbeat.tell(phase=Run.Phase.LOADING)
+            yield device

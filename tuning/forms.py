@@ -88,9 +88,9 @@ class TuningRunForm(Styled, forms.Form):
 
     method = forms.ChoiceField(
         choices=[
-            ("ptuning_v2", _("P-tuning v2: a prefix, the base stays")),
-            ("lora", _("LoRA: small changes of weights, a checkpoint of its own")),
-            ("full", _("full fine-tuning: all weights, a checkpoint of its own")),
+            ("ptuning_v2", "P-tuning v2"),
+            ("lora", "LoRA"),
+            ("full", _("Full fine-tuning")),
         ]
     )
     pre_seq_len = forms.IntegerField()

@@ -10,6 +10,7 @@ from django.utils.translation import gettext_lazy as _
 from chat.models import Adapter, Checkpoint, Message
 from portal.access import AccessQuerySet, Shared
 from portal.models import Run, User
+from tuning.saved_steps import saved_steps
 
 
 class Dataset(Shared, models.Model):
@@ -216,8 +217,7 @@ class TuningRun(Run):
 
     def saved_steps(self) -> list[int]:
         """Steps whose prefix can be published, newest first."""
-        names = (entry.name for entry in self.steps_folder.glob("step-*"))
-        return sorted((int(name.removeprefix("step-")) for name in names), reverse=True)
+        return saved_steps(self.steps_folder)
 
     def result(self) -> Adapter | None:
         """What the run has made, of its adapters (prefetched in lists)."""

@@ -24,8 +24,7 @@ from tuning.methods import METHODS
 from tuning.models import TuningMetric, TuningRun
 from tuning.ptuning.progress import Progress, Report, Stopped
 from tuning.ptuning.recipe import FULL, Recipe
-
-KEPT_STEPS = 20  # saved steps of a run that can be published
+from tuning.saved_steps import keeper
 
 
 class TuningWork(ModelWork):
@@ -46,14 +45,25 @@ class TuningWork(ModelWork):
     def work(self, heartbeat: Heartbeat) -> None:
         """Returns when what was learnt is published."""
         heartbeat.tell(phase=Run.Phase.LOADING)
-        import torch
-
         run, recipe = self.run, Recipe.from_dict(self.run.recipe)
         self.method = METHODS[recipe.method]
         plan = (
             f"{recipe.method}, {run.recipe['dataset']['rows']} examples, "
             f"{recipe.max_steps} steps of {recipe.samples_per_step}"
         )
+        folder = run.folder / self.method.makes
+        shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+        learn = self._apart if recipe.devices > 1 else self._here
+        step, proof = learn(recipe, heartbeat, plan, folder)
+        self._accept(proof, heartbeat)
+        self._publish(folder, step)
+
+    def _here(
+        self, recipe: Recipe, heartbeat: Heartbeat, plan: str, folder: Path
+    ) -> tuple[int, dict | None]:
+        """(the step whose result lies in `folder` now, the proof of it)"""
+        import torch
+
         precision = self.method.precision(recipe)
         with self.loaded_model(
             heartbeat,
@@ -63,12 +73,54 @@ class TuningWork(ModelWork):
         ) as loaded:
             trainer, learnt = self._trained(loaded, recipe, heartbeat)
             heartbeat.tell(phase=Run.Phase.SAVING)
-            folder = run.folder / self.method.makes
-            shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
-            prompts = self._prompts_for_proof(loaded.prompter, recipe)
+            prompts = [
+                loaded.prompter.prompt_ids(
+                    messages_of(row["prompt"], row.get("history") or ()), recipe.max_source_length
+                )
+                for row in self._rows_for_proof()
+            ]
             proof = self.method.write(trainer, learnt, folder, self._told(), prompts)
-        self._accept(proof and proof.as_dict(), heartbeat)
-        self._publish(folder, trainer.best_step)
+        return trainer.best_step, proof.as_dict() if proof else None
+
+    def _apart(
+        self, recipe: Recipe, heartbeat: Heartbeat, plan: str, folder: Path
+    ) -> tuple[int, dict | None]:
+        """The same by processes that share the examples."""
+        import torch
+
+        from tuning.processes.launch import train_apart
+
+        run, splits = self.run, self.run.dataset_version.splits
+        with self.held_devices(heartbeat, plan, recipe.devices) as device:
+            if device != "cpu" and torch.cuda.device_count() < recipe.devices:
+                message = (
+                    f"{torch.cuda.device_count()} devices here, the run wants {recipe.devices}"
+                )
+                raise RunFailed("too_few_devices", message)
+            job = {
+                "processes": recipe.devices,
+                "device": device,
+                "checkpoint": run.checkpoint.path,
+                "fingerprint": run.recipe["checkpoint"]["fingerprint"],
+                "recipe": recipe.as_dict(),
+                "rows": run.recipe["dataset"]["sha256"],
+                "validation": recipe.eval_steps and splits.get(VALIDATION, {}).get("sha256"),
+                "prompts": self._rows_for_proof(),
+                "initial": recipe.init == "adapter" and str(self._adapter_before(recipe)),
+                "state": str(run.state_folder),
+                "steps": str(run.steps_folder),
+                "general": str(settings.DATA_DIR / "general"),
+                "result": str(folder),
+                "told": self._told(),
+            }
+            begins = partial(self._begins, recipe, heartbeat)
+            try:
+                done = train_apart(
+                    job, run.folder / "processes", begins, self._report(recipe, heartbeat)
+                )
+            except Stopped as stopped:
+                raise self._stopped(stopped, heartbeat) from None
+        return done["step"], done["proof"]
 
     def _told(self) -> dict:
         """What the files of what is learnt say of where they come from."""
@@ -92,17 +144,12 @@ class TuningWork(ModelWork):
         )
         self.log(f"adapter “{adapter.name}”: {adapter.sha256}")
 
-    def _prompts_for_proof(self, prompter, recipe) -> list[list[int]]:
+    def _rows_for_proof(self) -> list[dict]:
         from tuning.ptuning.proof import PROMPTS
 
         version = self.run.dataset_version
-        return [
-            prompter.prompt_ids(
-                messages_of(row["prompt"], row.get("history") or ()), recipe.max_source_length
-            )
-            for row in examples(version, version.split_for_evaluation(), 0, PROMPTS)
-            if row["prompt"].strip()
-        ]
+        rows = examples(version, version.split_for_evaluation(), 0, PROMPTS)
+        return [row for row in rows if row["prompt"].strip()]
 
     def _accept(self, proof: dict | None, heartbeat: Heartbeat) -> None:
         """What will be served answers as what was trained; RunFailed when it does not. Nothing is
@@ -124,26 +171,23 @@ class TuningWork(ModelWork):
                 f"{proof['gap']:.3g} logits behind, {proof['tolerance']:g} would be rounding",
             )
 
-    def _before(self, recipe):
+    def _adapter_before(self, recipe: Recipe) -> Path:
+        return settings.DATA_DIR / "adapters" / recipe.init_adapter
+
+    def _before(self, recipe: Recipe):
         """The prefix that the run goes on from; None where it begins otherwise."""
         if recipe.init != "adapter":
             return None
         from chat.engine import adapters
 
         try:
-            return adapters.load(settings.DATA_DIR / "adapters" / recipe.init_adapter).tensor
+            return adapters.load(self._adapter_before(recipe)).tensor
         except adapters.AdapterInvalid as fault:
             raise RunFailed("file_missing", str(fault)) from fault
 
-    def _keep(self, step: int, prefix) -> None:
-        """One saved step as an adapter that may be published; the oldest give way."""
-        from chat.engine import adapters
-
-        folder = self.run.steps_folder
-        prefix.metadata |= {**self._told(), "step": step}
-        adapters.save(prefix, folder / f"step-{step}")
-        for older in self.run.saved_steps()[KEPT_STEPS:]:
-            shutil.rmtree(folder / f"step-{older}", ignore_errors=True)
+    def _stopped(self, stopped: Stopped, heartbeat: Heartbeat) -> StopRequested:
+        self.log(f"stopped after step {stopped.step}, state saved")
+        return StopRequested(heartbeat.stop_requested or STEP_ASIDE)
 
     def _report(self, recipe, heartbeat: Heartbeat) -> Report:
         """What a trainer tells each step to; its answer: whether to stop."""
@@ -198,7 +242,7 @@ class TuningWork(ModelWork):
                 self._report(recipe, heartbeat),
                 initial=self._before(recipe),
                 validation=held_out,
-                keep=self._keep,
+                keep=keeper(run.steps_folder, self._told()),
                 general_folder=settings.DATA_DIR / "general",
             )
             self._begins(
@@ -207,8 +251,7 @@ class TuningWork(ModelWork):
             try:
                 return trainer, trainer.train()
             except Stopped as stopped:
-                self.log(f"stopped after step {stopped.step}, state saved")
-                raise StopRequested(heartbeat.stop_requested or STEP_ASIDE) from None
+                raise self._stopped(stopped, heartbeat) from None
 
     def after_success(self) -> None:
         from tuning.ptuning import training_state

@@ -43,6 +43,12 @@ class StopRequested(Exception):
         self.reason = reason
 
 
+class ProcessLost(Exception):
+    """A process that the work needs has died: the run goes on from what it has saved, as it does
+    when its own process dies.
+    """
+
+
 class RunFailed(Exception):
     """The run cannot be carried out, and trying again would not help. Codes:
     portal/explanations.py.

@@ -24,7 +24,14 @@ from django.utils import timezone
 from portal.models import Run
 from portal.outages import outage_of
 from portal.runs import lifecycle
-from portal.runs.heartbeat import CANCEL, STEP_ASIDE, Heartbeat, Log, StopRequested
+from portal.runs.heartbeat import (
+    CANCEL,
+    STEP_ASIDE,
+    Heartbeat,
+    Log,
+    ProcessLost,
+    StopRequested,
+)
 from portal.runs.work import RunWork, work_of
 
 
@@ -48,7 +55,7 @@ def run_work(work: RunWork, token: str) -> str:
     run_id, log = work.run.pk, work.log
     heartbeat = Heartbeat(run_id, token, log)
     error: tuple[str, str] | None = None
-    stopped = None
+    stopped = lost = None
 
     with _handlers_restored():
         heartbeat.start()
@@ -57,6 +64,9 @@ def run_work(work: RunWork, token: str) -> str:
                 work.work(heartbeat)
         except StopRequested as request:
             stopped = request.reason
+        except ProcessLost as loss:
+            lost = str(loss)
+            log(lost)
         except Exception as fault:
             error = _code_and_message(fault)
             unexpected = error[0] == "unexpected"
@@ -64,7 +74,9 @@ def run_work(work: RunWork, token: str) -> str:
         heartbeat.close()
 
         close_old_connections()
-        if error is not None:
+        if lost is not None:
+            lifecycle.lost(run_id, token, lost)
+        elif error is not None:
             lifecycle.fail(run_id, token, *error)
         elif stopped == CANCEL:
             lifecycle.acknowledge_cancel(run_id, token)

@@ -41,7 +41,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "lora_r": (1, 1024),
     "lora_alpha": (1, 8192),
     "lora_dropout": (0.0, 0.9),
-    "devices": (1, 1),
+    "devices": (1, 64),
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
     "method": METHODS,

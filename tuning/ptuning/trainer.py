@@ -113,6 +113,8 @@ class Trainer:
             recipe.prefix_length,
             micro_batch_tokens,
         )
+        self._size.tokens = min(team.gathered(self._size.tokens))
+        self._size.replay = team.any(self._size.replay)
         self.step = 0
         self._best = BestStep(recipe.early_stopping)
         self._validation = self._held_out(validation) if recipe.eval_steps else None
@@ -161,6 +163,10 @@ class Trainer:
     def _parameters(self) -> list[torch.nn.Parameter]:
         return list(self.encoder.parameters())
 
+    def _clipped(self, limit: float) -> float:
+        """The gradients' norm, before they are scaled down to `limit`."""
+        return torch.nn.utils.clip_grad_norm_(self._parameters(), limit).item()
+
     def _computes_in(self) -> torch.dtype:
         return self.loaded.dtype
 
@@ -182,7 +188,8 @@ class Trainer:
         return self.encoder().to(self.loaded.dtype)
 
     def _keep_step(self) -> None:
-        self._keep(self.step, self.kv_prefix())
+        if not self.team.rank:
+            self._keep(self.step, self.kv_prefix())
 
     def result(self) -> Any:
         return self.kv_prefix()
@@ -333,7 +340,7 @@ class Trainer:
             training_state.set_random_state(random_state, self.loaded.device)
         self._scaler.unscale_(self._optimizer)
         limit = recipe.max_grad_norm or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters(), limit))
+        norm = self._clipped(limit)
         # An infinite gradient in float16 is what the scaler is there for: it skips the step and
         # lowers the scale.
         if not math.isfinite(loss) or (not math.isfinite(norm) and not self._scaler.is_enabled()):

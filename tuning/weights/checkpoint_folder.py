@@ -44,10 +44,10 @@ def write(
         state = model.state_dict()
     else:
         state = dict(model.state_dict(keep_vars=True)) | changed
-        for tied in set(state) - set(changed):  # the same weight under another name
-            for name, parameter in model.named_parameters():
-                if state[tied] is parameter:
-                    state[tied] = changed[name]
+        shared = {id(parameter) for parameter in model.parameters()}
+        for name in set(state) - set(changed):
+            if id(state[name]) in shared:  # a weight that stands there under another name
+                del state[name]
         state = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
     model.config.dtype = dtype
     model.save_pretrained(folder, state_dict=state, safe_serialization=True)

@@ -21,21 +21,20 @@ from tuning.ptuning.team import Team
 
 
 def share_out(whole_model: nn.Module, layers: nn.ModuleList, team: Team) -> None:
-    """Layer by layer, then what is left. Gradients are summed over the processes, not averaged:
-    each has only its rows' share of the loss.
+    """Layer by layer, then what is left. Gradients become the mean over the processes (a sum is not
+    to be had of gloo).
     """
     mesh = init_device_mesh(team.device.type, (team.size,))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(whole_model, mesh=mesh)
-    for module in whole_model.modules():
-        if hasattr(module, "set_gradient_divide_factor"):
-            module.set_gradient_divide_factor(1.0)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor that the processes hold parts of; called in all of them."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    return tensor
 
 
 def part_of(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

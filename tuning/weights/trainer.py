@@ -91,6 +91,10 @@ class WeightsTrainer(Trainer):
     def _parameters(self) -> list[torch.nn.Parameter]:
         return list(self._learning.values())
 
+    def _clipped(self, limit: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), limit)
+        return sharding.whole(norm).item()
+
     def _learnt(self) -> dict[str, torch.Tensor]:
         return {name: sharding.whole(one.detach()) for name, one in self._learning.items()}
 
@@ -122,11 +126,14 @@ class WeightsTrainer(Trainer):
         batches = list(self._micro_batches(rows, general))
         if self._shared_out:  # every process is part of every forward
             batches = sharding.equally_many(batches, self.team)
+        # Of shared weights the gradient is the mean over the processes, each of which has only its
+        # rows' share of the loss.
+        times = self.team.size if self._shared_out else 1
         self.loaded.model.train()  # dropout, where the base or LoRA has any
         with gradient_checkpointing(self._layers, self._size.replay):
             for batch in batches:
                 loss = self._loss(batch, None, self._scaler.scale(batch.weights))
-                loss.backward()
+                (loss * times).backward()
                 total[int(batch.top_ids is not None)] += loss.detach()
         self.loaded.model.eval()
         self.team.sum(total)

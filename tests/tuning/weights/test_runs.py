@@ -11,10 +11,12 @@ from chat import inventory
 from chat.checkpoints import memory
 from chat.models import Adapter, Checkpoint
 from chat.registry import register_checkpoint
+from portal.runs.heartbeat import ProcessLost
 from tests.support import tiny_training as tiny
 from tuning import made_checkpoints
 from tuning.models import TuningRun
 from tuning.plan import create_run
+from tuning.processes import launch
 
 SMALL = {
     "max_steps": 3,
@@ -115,6 +117,7 @@ def test_what_cannot_be_is_said_before_anything_runs(
         "init": ["not_with_method"],
         "freeze_first": ["not_with_method"],
     }
+    assert problems(method="full", devices=17) == {"devices": ["too_many_devices"]}
     assert problems(method="magic") == {"method": ["not_a_choice"]}
     monkeypatch.setattr(memory, "machine", lambda: memory.Machine("cpu", 1 << 20))
     assert problems(method="full") == {"method": ["too_little_memory"]}
@@ -124,3 +127,39 @@ def test_what_cannot_be_is_said_before_anything_runs(
 def test_the_command_says_what_lora_is_called_here(base, tmp_path):
     with pytest.raises(CommandError, match="--method lora"):
         call_command("train", "--train-file", str(rows_file(tmp_path)), "--lora-rank", "8")
+
+
+@pytest.mark.slow
+def test_two_devices_make_a_checkpoint_too(base, tmp_path, capsys):
+    told = train(tmp_path, "full", capsys, devices=2)
+    run, made = TuningRun.objects.get(), Checkpoint.objects.get(run__isnull=False)
+    assert told["checkpoint"]["id"] == made.pk and run.proof is None
+    assert run.loss and run.trainable_parameters == base.description["parameters"]
+    assert f"{run.pk}" in made.description["source"]["source"]
+
+
+def test_a_lost_process_lets_the_run_go_on_as_a_lost_run_does(base, tmp_path, capsys, monkeypatch):
+    job = {}
+
+    def dies(given, folder, begins, report):
+        job.update(given)
+        begins(step=0, learning=7, dropped=0)
+        raise ProcessLost("one of 2 training processes died")
+
+    monkeypatch.setattr(launch, "train_apart", dies)
+    with pytest.raises(SystemExit):
+        train(tmp_path, "lora", capsys, devices=2)
+    run = TuningRun.objects.get()
+    assert (run.status, run.attempt, run.trainable_parameters) == ("queued", 1, 7)
+    assert "training processes died" in run.log_tail()
+    version = run.dataset_version
+    assert job["rows"] == version.splits["train"]["sha256"] and job["processes"] == 2
+    assert job["checkpoint"] == base.path and len(job["prompts"]) == 8
+
+
+def test_the_page_offers_weights_to_administrators_alone(base, admin_client, member, client):
+    client.force_login(member)
+    for browser, offered in ((admin_client, True), (client, False)):
+        page = browser.get("/tuning/new/")
+        assert ("full" in dict(page.context["form"].fields["method"].choices)) is offered
+        assert ('value="lora"' in page.content.decode()) is offered
