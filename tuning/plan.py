@@ -43,7 +43,7 @@ PRESETS: dict[str, Recipe] = {
         max_source_length=128,
         max_target_length=128,
         save_steps=100,
-        kl_weight=0.5,
+        kl_weight=2.0,
         kl_share=1.0,
         eval_steps=50,
     ),
