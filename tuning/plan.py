@@ -30,8 +30,9 @@ from tuning.ptuning.encoded import REFUSE
 from tuning.ptuning.recipe import FULL, LORA, MAX_SAMPLES_PER_STEP, METHOD, Problem, Recipe
 
 # name -> hyper-parameters. The first, for the embedded model, is measured (docs/benchmarks.md), the
-# second, for real ones, in part (its hold on the base's answers is the starter's); the others are
-# the scripts of ChatGLM-6B's ptuning/ (docs/chatglm.md#8-training-rows).
+# second, for real ones, in part (its hold on the base's answers is not); `full` and `lora` are
+# usual settings, not measured; the others are the scripts of ChatGLM-6B's ptuning/
+# (docs/chatglm.md#8-training-rows).
 PRESETS: dict[str, Recipe] = {
     "starter": Recipe(
         pre_seq_len=64,
