@@ -14,8 +14,7 @@ Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 EventType = Literal["loading", "queued", "started", "delta", "finished", "failed"]
 
-# tokens of an adapter: room the engine keeps in each row, so nothing longer is trained
-LONGEST_PREFIX = 256
+LONGEST_PREFIX = 2048  # tokens of an adapter: nothing longer is trained or imported
 DEFAULT_NEW_TOKENS = 512
 MOST_STOPS = 4  # as many as OpenAI's API takes
 MOST_BIASES = 1024  # entries of a logit_bias
@@ -102,15 +101,16 @@ class SamplingParams:
             tokens = f"token ids (0 to {vocabulary - 1}) with -100 to 100 each"
             refuse("logit_bias", f"at most {MOST_BIASES} {tokens}")
 
-    def new_tokens_limit(self, prompt: int, room: int) -> int:
-        """Tokens that the answer to a prompt of `prompt` tokens may have, where both have `room`:
-        what was asked for, or as many as the prompt leaves. Clients ask for their own default
-        (4096, 32000), so more than fits is no reason to refuse.
+    def new_tokens_limit(self, prompt: int, room: int, prefix: int = 0) -> int:
+        """Tokens that the answer to a prompt of `prompt` tokens may have, where both have `room`
+        (behind an adapter of `prefix` tokens): what was asked for, or as many as the prompt leaves.
+        Clients ask for their own default (4096, 32000), so more than fits is no reason to refuse.
         """
+        behind = f" behind the adapter's prefix of {prefix}" if prefix else ""
         if prompt + 1 > room:
             raise RequestRefused(
                 "context_length_exceeded",
-                f"the context holds {room} tokens; the prompt has {prompt}",
+                f"the context holds {max(room, 0)} tokens{behind}; the prompt has {prompt}",
                 param="messages",
             )
         wanted = self.max_new_tokens

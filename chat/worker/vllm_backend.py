@@ -99,7 +99,7 @@ class VllmBackend(SSEBackend):
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "repetition_penalty": sampling.repetition_penalty,
-            "max_tokens": sampling.new_tokens_limit(len(ids), room),
+            "max_tokens": sampling.new_tokens_limit(len(ids), room, placeholders),
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
             "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
