@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 EventType = Literal["loading", "queued", "started", "delta", "finished", "failed"]
 
@@ -161,11 +161,15 @@ class Request:
     """
 
     id: str
-    # {"role": Role, "content": str}, oldest first, last one from the user
-    messages: tuple[dict[str, str], ...] = ()
+    # {"role": Role, "content": str}, oldest first, last one from the user or a tool; an assistant's
+    # may have "tool_calls", a tool's "tool_call_id" and "name", in OpenAI's form
+    messages: tuple[dict[str, Any], ...] = ()
     prompt_ids: tuple[int, ...] | None = None
     text: str | None = None
     begun: str = ""  # the answer's beginning, which is there already; with `messages`
+    # functions that the answer may call, in OpenAI's form (chat/engine/tools.py); with `messages`
+    tools: tuple[dict[str, Any], ...] = ()
+    must_call: tuple[str, ...] = ()  # their names, one of which it calls; none: as it likes
     adapter: AdapterRef | None = None  # None: prefix off
     sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users
@@ -246,7 +250,7 @@ class RequestRefused(GenerationRefused):
     """The engine will not take the request; nothing was computed.
 
     `code`: context_length_exceeded | queue_full | invalid_adapter | invalid_value | empty_prompt |
-    template_refused | unavailable (an upstream server's word)
+    template_refused | unsupported_parameter | unavailable (an upstream server's word)
     """
 
     def __init__(

@@ -4,6 +4,7 @@ computed here.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from secrets import randbits
@@ -53,8 +54,12 @@ class RequestValidator:
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
         sampler_state = SamplerState.of(sampling, prompt)
-        if sampling.json_schema is not None:
-            sampler_state.grammar = self._grammars.compile(sampling.json_schema)
+        schema = self._loaded.prompter.answer_schema(
+            request.tools, request.must_call, sampling.json_schema
+        )
+        if schema is not None:
+            told = "tools" if sampling.json_schema is None else "response_format"
+            sampler_state.grammar = self._grammars.compile(schema, told)
         return Sequence(
             request=request,
             prompt=prompt,
@@ -102,9 +107,14 @@ class RequestValidator:
             prompt = self._loaded.prompter.plain_ids(request.text)
         elif request.prompt_ids is None:
             begun = {"role": "assistant", "content": request.begun}
-            self._check_size([*request.messages, begun])
+            offered = [{"role": "tool", "content": json.dumps(tool)} for tool in request.tools]
+            self._check_size([*request.messages, begun, *offered])
             prompt = self._loaded.prompter.prompt_ids(
-                request.messages, begun=request.begun, thinking=request.sampling.thinking
+                request.messages,
+                begun=request.begun,
+                thinking=request.sampling.thinking,
+                tools=request.tools,
+                must_call=request.must_call,
             )
         else:
             prompt = list(request.prompt_ids)
