@@ -336,8 +336,8 @@ def test_running_out_of_memory_makes_smaller_micro_batches_then_replays_layers(m
     plain, refused = Trainer._accumulate, []
 
     def scarce(self, rows, general):
-        if not self._size.replay:
-            refused.append(self._size.tokens)
+        if not self.size.replay:
+            refused.append(self.size.tokens)
             raise torch.OutOfMemoryError("no memory")
         return plain(self, rows, general)
 
