@@ -12,6 +12,7 @@ from chat.engine.thoughts import apart
 from chat.models import Checkpoint, Message
 from chat.sampling import as_sampling
 from chat.worker.router import WorkerUnavailable
+from portal.budget import tokens
 from portal.models import TokenUsage
 
 
@@ -110,6 +111,6 @@ def save_end(answer: LiveAnswer) -> None:
         )
         door = TokenUsage.Door.API if message.api_key_id else TokenUsage.Door.CHAT
         spent = [answer.usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
-        TokenUsage.count(message.conversation.owner_id, door, *spent)
+        tokens.count(message.conversation.owner_id, door, message.model_label, *spent)
         if message.api_key and message.api_key.tokens_per_day is not None:
             message.api_key.spend(answer.usage.get("total_tokens") or 0)

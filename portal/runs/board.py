@@ -6,7 +6,6 @@ an admin does about it. Every decision is noted with who and when
 from __future__ import annotations
 
 import hashlib
-import statistics
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -17,11 +16,11 @@ from django.utils.translation import gettext as _
 from portal import audit
 from portal.models import QueueHold, Run
 from portal.runs import lifecycle
+from portal.runs.speeds import Speeds
 from portal.runs.waiting import waiting_order
-from portal.runs.work import queues, work_of
+from portal.runs.work import queues
 
 PRIORITIES = {"normal": Run.Priority.NORMAL, "low": Run.Priority.LOW}
-MEASURED = 5  # ended runs whose speed an estimate is made of
 
 
 class OrderChanged(ValidationError):
@@ -72,7 +71,7 @@ def _queue(name: str, active: list[Run], hold: QueueHold | None) -> Queue:
     order = (
         [here[pk] for pk in waiting_order(name) if pk in here] if len(here) > len(running) else []
     )
-    speeds = _Speeds() if order else None
+    speeds = Speeds() if order else None
     starts_in = _left_of_all(running)
     for place, run in enumerate(order, 1):
         before = order[place - 2] if place > 1 else (running[-1] if running else None)
@@ -110,34 +109,6 @@ def _left_of_all(running: list[Run]) -> timedelta | None:
     left = [seconds_left(run) for run in running]
     known = [seconds for seconds in left if seconds is not None]
     return timedelta(seconds=sum(known)) if len(known) == len(left) else None
-
-
-class _Speeds:
-    """How long runs take, from what ended lately: seconds for each unit of the kind's size."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], float | None] = {}
-
-    def seconds(self, run: Run) -> float | None:
-        size = work_of(run.kind).size(run.recipe)
-        if not size:
-            return None
-        base = (run.recipe.get("checkpoint") or {}).get("name", "")
-        if (run.kind, base) not in self._known:
-            self._known[run.kind, base] = self._measured(run.kind, base)
-        each = self._known[run.kind, base]
-        return None if each is None else each * size
-
-    def _measured(self, kind: str, base: str) -> float | None:
-        ended = Run.objects.filter(
-            kind=kind, recipe__checkpoint__name=base, status=Run.Status.SUCCEEDED
-        ).order_by("-id")[:MEASURED]
-        speeds = [
-            run.seconds / size
-            for run in ended
-            if run.seconds and (size := work_of(kind).size(run.recipe))
-        ]
-        return statistics.median(speeds) if speeds else None
 
 
 # ------------------------------------------------------------------ decisions

@@ -24,6 +24,7 @@ from django_q.brokers import get_broker
 from django_q.tasks import async_task
 from redis import RedisError
 
+from portal.budget import holds
 from portal.models import QueueHold, Run
 from portal.runs.waiting import waiting_order
 from portal.runs.work import work_of
@@ -57,12 +58,15 @@ def enqueue(run: Run, *, ring_bell: bool = True) -> None:
     """Saves a new run as queued in the queue of its kind, and rings that once the transaction is
     committed. ring_bell=False: for who claims the run in the same transaction.
 
-    Raises TooManyQueued when the owner has enough runs waiting.
+    Raises TooManyQueued when the owner has enough runs waiting, and OverBudget when the units
+    do not suffice (portal/budget/holds.py): then nothing is saved.
     """
     if ring_bell:
         _refuse_too_many(run)
     run.status, run.queue = Status.QUEUED, work_of(run.kind).queue
-    run.save()
+    with transaction.atomic():
+        run.save()
+        holds.open_for(run)
     if ring_bell:
         transaction.on_commit(lambda: ring(run.pk))
 
@@ -137,18 +141,20 @@ def heartbeat(run_id: int, token: str, **progress) -> Signal:
 
 
 def _finish(run_id: int, token: str, status: str, error: dict | None = None) -> None:
-    """Commits a terminal status on its own. The token stays, so that the supervisor can tell its
-    own run's end from a fence.
+    """Commits a terminal status, and what the run has cost, on its own. The token stays, so that
+    the supervisor can tell its own run's end from a fence.
     """
-    if not _held(run_id, token).update(
-        status=status,
-        error=error,
-        finished_at=timezone.now(),
-        lease_expires_at=None,
-        phase="",
-        cancel_requested=False,
-    ):
-        raise FencedOff(run_id)
+    with transaction.atomic():
+        if not _held(run_id, token).update(
+            status=status,
+            error=error,
+            finished_at=timezone.now(),
+            lease_expires_at=None,
+            phase="",
+            cancel_requested=False,
+        ):
+            raise FencedOff(run_id)
+        holds.close_for(run_id)
 
 
 def succeed(run_id: int, token: str) -> None:
@@ -161,7 +167,7 @@ def fail(run_id: int, token: str, code: str, message: str) -> None:
 
 def acknowledge_cancel(run_id: int, token: str) -> None:
     """The working process has stopped because cancel was asked for."""
-    _finish(run_id, token, Status.CANCELLED)
+    _finish(run_id, token, Status.CANCELLED, holds.why_stopped(run_id))
 
 
 def step_aside(run_id: int, token: str) -> None:
@@ -179,6 +185,7 @@ def step_aside(run_id: int, token: str) -> None:
         raise FencedOff(run_id)
 
 
+@transaction.atomic
 def lost(run_id: int, token: str, reason: str) -> None:
     """The process died. Queued again while attempts are left, failed
     otherwise.
@@ -186,11 +193,13 @@ def lost(run_id: int, token: str, reason: str) -> None:
     held = _held(run_id, token)
     if held.filter(cancel_requested=True).update(
         status=Status.CANCELLED,
+        error=holds.why_stopped(run_id),
         finished_at=timezone.now(),
         lease_expires_at=None,
         cancel_requested=False,
         phase="",
     ):
+        holds.close_for(run_id)
         return
     if held.filter(attempt__lt=F("max_attempts")).update(
         status=Status.QUEUED,
@@ -200,7 +209,7 @@ def lost(run_id: int, token: str, reason: str) -> None:
         phase="",
     ):
         logger.warning("run %s lost its process (%s): queued again", run_id, reason)
-        ring(run_id)
+        transaction.on_commit(lambda: ring(run_id))
     elif held.update(
         status=Status.FAILED,
         finished_at=timezone.now(),
@@ -211,9 +220,11 @@ def lost(run_id: int, token: str, reason: str) -> None:
             "message": f"The process was lost in every attempt. Last: {reason}",
         },
     ):
+        holds.close_for(run_id)
         logger.error("run %s failed: %s", run_id, reason)
 
 
+@transaction.atomic
 def cancel(run: Run, *, to_go_on: bool = False) -> None:
     """A queued run ends here; a running one is told with its next heartbeat. Ended runs stay as
     they are. to_go_on: it is paused, and said to be.
@@ -222,13 +233,15 @@ def cancel(run: Run, *, to_go_on: bool = False) -> None:
     if Run.objects.filter(pk=run.pk, status=Status.QUEUED).update(
         status=Status.CANCELLED, finished_at=timezone.now(), cancel_requested=False
     ):
+        holds.close_for(run.pk)
         return
     Run.objects.filter(pk=run.pk, status=Status.RUNNING).update(cancel_requested=True)
 
 
+@transaction.atomic
 def resume(run: Run) -> bool:
     """Queues a failed or cancelled run again; it goes on from what it has saved. False when there
-    is nothing to resume. Raises TooManyQueued.
+    is nothing to resume. Raises TooManyQueued and OverBudget.
     """
     _refuse_too_many(run)
     resumed = Run.objects.filter(pk=run.pk, status__in=(Status.FAILED, Status.CANCELLED)).update(
@@ -242,6 +255,7 @@ def resume(run: Run) -> bool:
         interrupted_at=None,
     )
     if resumed:
+        holds.open_for(run)
         transaction.on_commit(lambda: ring(run.pk))
     return bool(resumed)
 
@@ -260,6 +274,7 @@ class Reaper:
         """
         now = timezone.now()
         self._requeue_lost(now)
+        holds.tidy()
         busy = set(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
         deaf = set()
         # Behind a running run the message waits in the broker; the time to answer it counts from
