@@ -300,6 +300,7 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "portal.rest.schema.with_errors",
+        "portal.rest.schema.json_alone",
     ],
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "portal.models.Run.Status",
