@@ -79,7 +79,10 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
     @extend_schema(
         parameters=[
             OpenApiParameter(
-                "with", int, required=True, description="Another evaluation of the same rows."
+                "with",
+                {"type": "integer", "minimum": 0},
+                required=True,
+                description="Another evaluation of the same rows.",
             )
         ],
         responses=ComparisonSerializer,
@@ -96,9 +99,12 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
 
     @extend_schema(
         parameters=[
-            OpenApiParameter("baseline", int, required=True),
+            OpenApiParameter("baseline", {"type": "integer", "minimum": 0}, required=True),
             OpenApiParameter(
-                "runs", str, required=True, description="Ids of evaluations, comma separated."
+                "runs",
+                {"type": "string", "pattern": "^[0-9]{1,18}(,[0-9]{1,18})*$"},
+                required=True,
+                description="Ids of evaluations, comma separated.",
             ),
         ],
         responses=ManyComparedSerializer,

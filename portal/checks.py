@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import sys
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import Error, Info, Warning, register
@@ -26,6 +27,14 @@ VARIABLES = {
     "PORTAL_TOKEN_RATE",
     "PORTAL_TOKENS_PER_DAY",
     "PORTAL_APPROVAL",
+    "PORTAL_OIDC_ISSUER",
+    "PORTAL_OIDC_NAME",
+    "PORTAL_OIDC_CLIENT_ID",
+    "PORTAL_OIDC_CLIENT_SECRET",
+    "PORTAL_OIDC_SCOPES",
+    "PORTAL_OIDC_CREATE",
+    "PORTAL_OIDC_ADMIN_GROUP",
+    "PORTAL_OIDC_GROUPS_CLAIM",
     "PORTAL_TIME_ZONE",
     "PORTAL_HTTPS",
     "PORTAL_PROXIES",
@@ -126,6 +135,31 @@ def launcher(**kwargs):
             id="portal.E007",
         )
     ]
+
+
+@register()
+def single_sign_on(**kwargs):
+    if not settings.OIDC_ISSUER:
+        return []
+    found = []
+    if not (settings.OIDC_RP_CLIENT_ID and settings.OIDC_RP_CLIENT_SECRET):
+        found.append(
+            Error(
+                "PORTAL_OIDC_ISSUER needs PORTAL_OIDC_CLIENT_ID and PORTAL_OIDC_CLIENT_SECRET.",
+                id="portal.E009",
+            )
+        )
+    address = urlsplit(settings.OIDC_ISSUER)
+    here = address.hostname in {"localhost", "127.0.0.1", "::1"}
+    if address.scheme != "https" and not (address.scheme == "http" and here):
+        found.append(
+            Error(
+                "PORTAL_OIDC_ISSUER must be an https address: whoever changes the provider's "
+                "answers on the way logs in as anybody.",
+                id="portal.E010",
+            )
+        )
+    return found
 
 
 @register()

@@ -43,6 +43,27 @@ class Team(models.Model):
         return self.name
 
 
+class ExternalLogin(models.Model):
+    """Whom a provider's subject opens an account for (portal/single_sign_on.py)."""
+
+    user = models.ForeignKey(
+        User, models.CASCADE, related_name="external_logins", verbose_name=_("member")
+    )
+    issuer = models.CharField(_("provider"), max_length=255)
+    subject = models.CharField(_("subject"), max_length=255)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("external login")
+        verbose_name_plural = _("external logins")
+        constraints = [
+            models.UniqueConstraint(fields=["issuer", "subject"], name="one_account_a_subject")
+        ]
+
+    def __str__(self):
+        return f"{self.subject} ({self.issuer})"
+
+
 class ApiKeyQuerySet(AccessQuerySet):
     def valid(self):
         return self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None)

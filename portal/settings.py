@@ -201,6 +201,24 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
+# Single sign-on (portal/single_sign_on.py): the provider's issuer, as its discovery names it.
+OIDC_ISSUER = os.environ.get("PORTAL_OIDC_ISSUER", "")
+OIDC_NAME = os.environ.get("PORTAL_OIDC_NAME", "SSO")  # on the login page's button
+OIDC_RP_CLIENT_ID = os.environ.get("PORTAL_OIDC_CLIENT_ID", "")
+OIDC_RP_CLIENT_SECRET = os.environ.get("PORTAL_OIDC_CLIENT_SECRET", "")
+OIDC_RP_SCOPES = os.environ.get("PORTAL_OIDC_SCOPES", "openid email profile")
+# Whether somebody without an account gets one.
+OIDC_CREATE = _flag("PORTAL_OIDC_CREATE")
+# Whoever is in this group of the provider's is an administrator, and nobody else that it lets in.
+OIDC_ADMIN_GROUP = os.environ.get("PORTAL_OIDC_ADMIN_GROUP", "")
+OIDC_GROUPS_CLAIM = os.environ.get("PORTAL_OIDC_GROUPS_CLAIM", "groups")
+OIDC_USE_PKCE = True
+OIDC_TIMEOUT = 10  # seconds
+OIDC_AUTHENTICATION_CALLBACK_URL = "single_sign_on_callback"
+AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
+if OIDC_ISSUER:
+    AUTHENTICATION_BACKENDS.append("portal.single_sign_on.Backend")
+
 LANGUAGE_CODE = "zh-hans"
 LANGUAGES = [("zh-hans", _("Simplified Chinese")), ("en", _("English"))]
 LANGUAGE_COOKIE_AGE = 365 * 86400
@@ -309,6 +327,7 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "portal.rest.schema.with_errors",
+        "portal.rest.schema.json_alone",
     ],
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "portal.models.Run.Status",

@@ -17,7 +17,20 @@ from portal.login import LoginForm
 from portal.rest.conventions import OPENAI_PATH, no_interface, wrong_base
 from portal.rest.schema_view import SchemaView
 
-urlpatterns = [
+urlpatterns = []
+if settings.OIDC_ISSUER:
+    from portal import single_sign_on  # with libraries of its own
+
+    urlpatterns += [
+        path("login/sso/", single_sign_on.Begin.as_view(), name="single_sign_on"),
+        path(
+            "login/sso/callback/",
+            single_sign_on.Callback.as_view(),
+            name="single_sign_on_callback",
+        ),
+        path("login/sso/leave/", single_sign_on.leave, name="single_sign_on_leave"),
+    ]
+urlpatterns += [
     path("", views.root, name="home"),  # GET: home page; POST: ChatGLM-6B's api.py
     path(
         "login/",
@@ -25,6 +38,7 @@ urlpatterns = [
             template_name="portal/login.html",
             authentication_form=LoginForm,
             redirect_authenticated_user=True,
+            extra_context={"sso_name": settings.OIDC_ISSUER and settings.OIDC_NAME},
         ),
         name="login",
     ),

@@ -5,6 +5,7 @@ from rest_framework import serializers
 
 from chat.models import Checkpoint
 from portal.rest.conventions import RunSerializer
+from portal.rest.fields import Text
 from tuning.methods import METHODS
 from tuning.models import Dataset, TuningMetric, TuningRun
 from tuning.plan import PRESETS
@@ -88,7 +89,7 @@ def _hyper_fields() -> dict[str, serializers.Field]:
             named = [choice for choice in choices if choice is not None]
             found[name] = serializers.ChoiceField(named, required=False, allow_null=None in choices)
     for name, most in TEXTS.items():
-        found[name] = serializers.CharField(required=False, allow_blank=True, max_length=most)
+        found[name] = Text(required=False, allow_blank=True, max_length=most)
     return found
 
 
@@ -97,7 +98,7 @@ class NewTuningRunSerializer(serializers.Serializer):
 
     dataset = serializers.PrimaryKeyRelatedField(queryset=Dataset.objects.none())
     checkpoint = serializers.PrimaryKeyRelatedField(queryset=Checkpoint.objects.none())
-    name = serializers.CharField(
+    name = Text(
         required=False,
         max_length=120,
         allow_blank=True,

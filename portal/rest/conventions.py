@@ -199,6 +199,24 @@ class Pages(CursorPagination):
     page_size_query_param = "page_size"
     max_page_size = 500
 
+    def get_page_size(self, request):
+        """DRF would overlook what is no number."""
+        wish = request.query_params.get(self.page_size_query_param)
+        if wish is None:
+            return self.page_size
+        number = whole_number(wish)
+        if not number or number < 1:
+            raise exceptions.ValidationError({self.page_size_query_param: [_("A number from 1.")]})
+        return min(number, self.max_page_size)
+
+    def get_schema_operation_parameters(self, view):
+        told = super().get_schema_operation_parameters(view)
+        for parameter in told:
+            if parameter["name"] == self.page_size_query_param:
+                parameter["schema"]["minimum"] = 1
+                parameter["description"] = f"at most {self.max_page_size} are given"
+        return told
+
     def decode_cursor(self, request):
         """DRF takes the position in a cursor as it comes; a made-up one would fail in the
         database.

@@ -9,6 +9,7 @@ from rest_framework.response import Response
 from portal.access import get_visible
 from portal.models import ApiKey, Run
 from portal.rest.conventions import Conflict
+from portal.rest.fields import Text
 from portal.rest.viewsets import rules_as_400
 from portal.runs import board
 from portal.runs.work import queues
@@ -42,11 +43,11 @@ class QueueSerializer(serializers.Serializer):
 
 class OrderSerializer(serializers.Serializer):
     runs = serializers.ListField(child=serializers.IntegerField(), max_length=1000)
-    version = serializers.CharField(required=False, help_text="of the list that was looked at")
+    version = Text(required=False, help_text="of the list that was looked at")
 
 
 class HoldSerializer(serializers.Serializer):
-    reason = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
+    reason = Text(max_length=200, required=False, allow_blank=True, default="")
 
 
 class PrioritySerializer(serializers.Serializer):

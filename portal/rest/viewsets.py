@@ -58,6 +58,24 @@ class VisibleRows(viewsets.GenericViewSet):
             raise exceptions.NotFound()
         return super().get_object()
 
+    def number_wished(self, name: str) -> int | None:
+        """The id in a list's query, None when none is named; 400 for what can be none."""
+        wish = self.request.query_params.get(name)
+        if not wish:
+            return None
+        number = whole_number(wish)
+        if number is None:
+            raise exceptions.ValidationError({name: [_("Must be a whole number.")]})
+        return number
+
+    def choice_wished(self, name: str, choices) -> str | None:
+        """One of `choices` in a list's query, None when none is named; 400 for any other."""
+        wish = self.request.query_params.get(name)
+        if wish and wish not in choices:
+            message = _("Must be one of: %(choices)s.") % {"choices": ", ".join(choices)}
+            raise exceptions.ValidationError({name: [message]})
+        return wish or None
+
     def check_changeable(self, row):
         """The row, when the user may change it."""
         if not type(row).objects.changeable_by(self.request.user).filter(pk=row.pk).exists():
