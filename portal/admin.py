@@ -17,6 +17,7 @@ from portal.runs import lifecycle
 
 admin.site.site_header = admin.site.site_title = _("Model portal")
 admin.site.index_title = _("Administration")
+admin.site.enable_nav_sidebar = False  # the lists need its width, and the index shows the same
 admin.site.login_form = AdminLoginForm
 # who adds a schedule names a function to be called
 for model in (Schedule, OrmQ, Success, Failure):

@@ -259,6 +259,8 @@ class Run(Shared, models.Model):
     phase = models.CharField(
         _("phase"), max_length=40, choices=Phase.choices, blank=True, editable=False
     )
+    # where its figures were sent: {"url"} or {"error"} (portal/runs/mlflow.py); {}: nowhere
+    tracking = models.JSONField(default=dict, editable=False)
     # {"code", "message"}
     error = models.JSONField(_("error"), null=True, blank=True, editable=False)
 

@@ -378,6 +378,10 @@ WORKER_TOKEN = os.environ.get("PORTAL_WORKER_TOKEN") or _secret("worker_token")
 # "CHECKPOINT_NAME=URL|MODEL", comma separated.
 UPSTREAMS = _list("PORTAL_UPSTREAMS")
 UPSTREAM_KEY = os.environ.get("PORTAL_UPSTREAM_KEY", "")
+# An MLflow server that is told the figures of every tuning run and evaluation that succeeds.
+MLFLOW_URL = os.environ.get("PORTAL_MLFLOW_URL", "")
+MLFLOW_TOKEN = os.environ.get("PORTAL_MLFLOW_TOKEN", "")
+MLFLOW_EXPERIMENT = os.environ.get("PORTAL_MLFLOW_EXPERIMENT") or "portal"
 # Where training and evaluation run: "" means cuda when there is one, else cpu.
 DEVICE = os.environ.get("PORTAL_DEVICE", "")
 # What starts the process of a run, for instance "srun --gres=gpu:1": it gets the command behind it,

@@ -15,9 +15,11 @@ from django.conf import settings
 from chat.model_work import ModelWork
 from chat.registry import publish_adapter
 from portal.models import Run
+from portal.runs.figures import Figure
 from portal.runs.heartbeat import STEP_ASIDE, Heartbeat, RunFailed, StopRequested
 from tuning.datasets.examples import messages_of
 from tuning.datasets.store import VALIDATION, examples, open_split
+from tuning.figures import figures_of
 from tuning.methods import METHODS
 from tuning.models import TuningMetric, TuningRun
 from tuning.ptuning.recipe import Recipe
@@ -188,6 +190,9 @@ class TuningWork(ModelWork):
         from tuning.ptuning import training_state
 
         training_state.delete_all(self.run.state_folder)  # the adapter is all that is needed now
+
+    def figures(self) -> list[Figure]:
+        return figures_of(TuningRun.objects.get(pk=self.run.pk))
 
 
 def _metric(run: TuningRun, progress) -> TuningMetric:

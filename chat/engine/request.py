@@ -173,6 +173,8 @@ class Request:
     adapter: AdapterRef | None = None  # None: prefix off
     sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users
+    # the text as its tokens spell it, without the family's tidying (Prompter.clean)
+    untidied: bool = False
     # what the answer may resemble (another model's answer): makes a greedy one quicker where it
     # does, and never another
     resembles: str = ""

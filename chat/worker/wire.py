@@ -128,5 +128,6 @@ def request_from_dict(fields: dict[str, Any]) -> Request:
             }
         ),
         user=str(fields.get("user") or ""),
+        untidied=bool(fields.get("untidied")),
         resembles=str(fields.get("resembles") or ""),
     )
