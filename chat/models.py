@@ -462,3 +462,6 @@ class ShareLink(OfConversation, models.Model):
         return cls.objects.filter(
             revoked_at=None, expires_at__gt=timezone.now(), conversation__deleted_at=None
         )
+
+
+from chat.batches.rows import ApiFile, BatchRun  # noqa: E402, F401  rows of this app

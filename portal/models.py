@@ -206,6 +206,7 @@ class Run(Shared, models.Model):
         EVALUATION = "evaluation", _("Evaluation")
         FETCH = "fetch", _("Download")
         CHECK = "check", _("Check of a dataset")
+        BATCH = "batch", _("Batch")
 
     class Priority(models.IntegerChoices):
         NORMAL = 0, _("normal")
@@ -380,10 +381,14 @@ class TokenUsage(models.Model):
     class Door(models.TextChoices):
         CHAT = "chat", _("chat pages")
         API = "api", _("programs")
+        BATCH = "batch", _("batches")
+
+    # what a token of a batch counts beside one that somebody waits for
+    BATCH_PRICE = 0.5
 
     user = models.ForeignKey(User, models.CASCADE, related_name="token_usage")
     day = models.DateField()
-    door = models.CharField(_("through"), max_length=4, choices=Door.choices)
+    door = models.CharField(_("through"), max_length=8, choices=Door.choices)
     model = models.CharField(_("model"), max_length=240, blank=True)  # base or base:adapter
     prompt_tokens = models.PositiveBigIntegerField(default=0)
     completion_tokens = models.PositiveBigIntegerField(default=0)

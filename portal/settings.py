@@ -256,6 +256,14 @@ Q_CLUSTER = {
     "save_limit": 100,
     "label": "Queue",
     "ALT_CLUSTERS": {
+        # batches, which may take a day and wait for room more than they work
+        "batch": {
+            "workers": 1,
+            "recycle": 1,
+            "queue_limit": 1,
+            "timeout": 30 * 86400,
+            "retry": 31 * 86400,
+        },
         "gpu": {
             "workers": 1,
             "recycle": 1,

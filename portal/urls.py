@@ -11,6 +11,7 @@ from django.views.generic import RedirectView
 from django.views.i18n import set_language
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
+from chat.api import chatglm
 from portal import views
 from portal.health import healthz, metrics
 from portal.login import LoginForm
@@ -32,6 +33,8 @@ if settings.OIDC_ISSUER:
     ]
 urlpatterns += [
     path("", views.root, name="home"),  # GET: home page; POST: ChatGLM-6B's api.py
+    # POST: the same for clients that cannot set a header, where the setting allows it
+    re_path(r"^key/(?P<key>[^/]+)/?$", chatglm.answer_to_key, name="chatglm-key"),
     path(
         "login/",
         auth_views.LoginView.as_view(

@@ -10,15 +10,18 @@ class TuningConfig(AppConfig):
     verbose_name = _("Tuning")
 
     def ready(self):
+        from chat.conversations.turns import JUDGED
         from chat.registry import USES_OF_ADAPTERS
         from portal.runs.work import register
         from tuning.datasets.check_work import CheckWork
+        from tuning.datasets.collecting import collect_better
         from tuning.work import TuningWork
 
         register(TuningWork)
         register(CheckWork)
         explain(EXPLANATIONS)
         USES_OF_ADAPTERS.append(_going_on_from)
+        JUDGED.append(collect_better)
 
 
 def _going_on_from(adapter) -> str | None:

@@ -21,6 +21,7 @@ from chat.api import completion, errors, sse
 from chat.api.completion import CollectedCompletion
 from chat.api.openai_request import ChatRequest, chat_request
 from chat.api.openai_tools import Answer
+from chat.engine.request import Request
 from chat.models import Adapter, Checkpoint
 from portal.logins import login_of
 from portal.rest.api_keys import KeyRefused, check_key, user_of_request
@@ -120,31 +121,43 @@ async def chat_completions(request, user) -> HttpResponseBase:
         return errors.response_of(error)
     except LookupError:
         return errors.no_such_model(wanted.model)
-    requests = completion.requests_of(
-        user, checkpoint, adapter, wanted.messages, wanted.samplings, wanted.offered
-    )
-    head = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": wanted.model,
-    }
+    requests = asked(user, checkpoint, adapter, wanted)
     try:
         if wanted.stream:
             events = completion.stream(checkpoint, requests, user)
             first = await anext(events)  # a refusal still has its HTTP status
-            return sse.response(_chunks(head, wanted, first, events), login_of(user))
+            return sse.response(_chunks(wanted, first, events), login_of(user))
         answers = await completion.collect(checkpoint, requests, user)
     except errors.REFUSALS as error:
         return errors.response_of(error)
-    return JsonResponse(
-        {
-            **head,
-            "object": "chat.completion",
-            "choices": [_choice(index, answer, wanted) for index, answer in enumerate(answers)],
-            "usage": usage_of(answers),
-        },
-        json_dumps_params=READABLE,
+    return JsonResponse(answered(wanted, answers), json_dumps_params=READABLE)
+
+
+def asked(
+    user, checkpoint: Checkpoint, adapter: Adapter | None, wanted: ChatRequest
+) -> list[Request]:
+    """One for each choice."""
+    return completion.requests_of(
+        user, checkpoint, adapter, wanted.messages, wanted.samplings, wanted.offered
     )
+
+
+def answered(wanted: ChatRequest, answers: list[CollectedCompletion]) -> dict:
+    """The body of the answers to `asked`."""
+    return {
+        **_head(wanted, "chat.completion"),
+        "choices": [_choice(index, answer, wanted) for index, answer in enumerate(answers)],
+        "usage": usage_of(answers),
+    }
+
+
+def _head(wanted: ChatRequest, kind: str) -> dict:
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": wanted.model,
+        "object": kind,
+    }
 
 
 def _choice(index: int, answer: CollectedCompletion, wanted: ChatRequest) -> dict:
@@ -179,8 +192,8 @@ def usage_of(answers: list[CollectedCompletion], prompts: int = 1) -> dict:
     return {**counts, **({"max_tokens": min(room)} if room else {})}
 
 
-async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenerator[str, None]:
-    head = {**head, "object": "chat.completion.chunk"}
+async def _chunks(wanted: ChatRequest, first, events) -> AsyncGenerator[str, None]:
+    head = _head(wanted, "chat.completion.chunk")
     answers = [CollectedCompletion() for _sampling in wanted.samplings]
     told = [Answer(wanted.offered) for _sampling in wanted.samplings]
 

@@ -1,5 +1,7 @@
 """A turn of a conversation: the user's message and the answer that is to come."""
 
+from collections.abc import Callable
+
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
@@ -211,6 +213,10 @@ def _written(
     return message, answers
 
 
+# Called with a comparison that has been judged: what stands above makes use of the verdict.
+JUDGED: list[Callable[[Comparison], None]] = []
+
+
 def judge(comparison: Comparison, verdict: str, chosen: Message | None) -> None:
     """Writes down what the asker thinks of the compared answers; the conversation goes on with the
     better one and its model.
@@ -227,6 +233,8 @@ def judge(comparison: Comparison, verdict: str, chosen: Message | None) -> None:
         Conversation.objects.filter(pk=comparison.conversation_id).update(
             checkpoint=chosen.checkpoint, adapter=chosen.adapter
         )
+    for use in JUDGED:
+        use(comparison)
 
 
 def model_label(checkpoint, adapter=None) -> str:

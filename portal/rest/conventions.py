@@ -29,6 +29,7 @@ OPENAI_PATHS = (
     "responses",
     "models",
     "files",
+    "batches",
     "fine_tuning/jobs",
 )
 READABLE = {"ensure_ascii": False}  # for JsonResponse: Chinese as it is, as DRF writes it
@@ -99,7 +100,8 @@ def no_interface(request):
 
 # what OpenAI's clients put behind the base address they were given
 OPENAI_PATH = (
-    r"^(?:.*?/)??((?:chat/)?completions|responses|embeddings|models|files|fine_tuning/jobs)/?$"
+    r"^(?:.*?/)??((?:chat/)?completions|responses|embeddings|models|files|batches"
+    r"|fine_tuning/jobs)/?$"
 )
 
 

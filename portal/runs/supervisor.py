@@ -1,4 +1,4 @@
-"""Keeps the portal's processes running: web, inference worker and the two queue clusters.
+"""Keeps the portal's processes running: web, inference worker and the queue clusters.
 
 One supervisor for a data folder (`only_one`). Whatever it starts ends with it: the kernel kills its
 children when it dies, and a run's process, which is told to save and stop, is killed after a grace.
@@ -156,7 +156,7 @@ def child_processes(host: str, port: int, worker: bool) -> list[Child]:
     if worker:
         probe = Probe(import_string(settings.WORKER_CONNECT), "/status")
         found.append(Child("worker", [*manage, "inference_worker"], probe=probe))
-    for queue in ("default", "gpu"):
+    for queue in ("default", "gpu", "batch"):
         found.append(
             Child(f"queue {queue}", [*manage, "qcluster"], {"Q_CLUSTER_NAME": queue}, queue)
         )
