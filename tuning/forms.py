@@ -12,6 +12,7 @@ from chat.models import Adapter, Checkpoint
 from portal.forms import Styled
 from tuning.models import Dataset
 from tuning.ptuning.recipe import BOOLEANS, TEXTS
+from tuning.sweeps import parsed
 
 
 class ReadableEncoder(json.JSONEncoder):
@@ -75,6 +76,19 @@ class TuningRunForm(Styled, forms.Form):
     dataset = forms.ModelChoiceField(Dataset.objects.none(), label=_("Dataset"), empty_label=None)
     checkpoint = forms.ModelChoiceField(
         Checkpoint.objects.none(), label=_("Base"), empty_label=None
+    )
+
+    sweep = forms.CharField(
+        label=_("Variants, one a line"),
+        required=False,
+        widget=forms.Textarea(
+            attrs={
+                "rows": 4,
+                "class": "input num",
+                "placeholder": "seed=1\nseed=2\nseed=1 learning_rate=1e-2",
+                "spellcheck": "false",
+            }
+        ),
     )
 
     pre_seq_len = forms.IntegerField()
@@ -155,6 +169,9 @@ class TuningRunForm(Styled, forms.Form):
                 )
             else:
                 field.widget.attrs["data-recipe"] = "text" if name in TEXTS else ""
+
+    def clean_sweep(self) -> list | None:
+        return parsed(self.cleaned_data["sweep"]) or None
 
     def hyper(self) -> dict:
         """The recipe's fields, typed."""

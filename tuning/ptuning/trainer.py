@@ -29,7 +29,7 @@ from tuning.ptuning.prefix import PrefixEncoder
 from tuning.ptuning.progress import Progress, Report, Stopped, TrainingFailed
 from tuning.ptuning.recipe import METHOD, Recipe
 from tuning.ptuning.teacher import Lesson, lessons, spread
-from tuning.ptuning.validation import MOST_ROWS, BestStep, Validation
+from tuning.ptuning.validation import BestStep, held_out
 
 Row = tuple[list[int], list[int]]  # token ids and labels
 
@@ -126,8 +126,18 @@ class Trainer:
         )
         self.step = 0
         self._best = BestStep(recipe.early_stopping)
+        self.last_loss: float | None = None  # logged
         self.validation_loss: float | None = None  # the last one measured
-        self._validation = self._held_out(validation) if recipe.eval_steps else None
+        self._validation = None
+        if recipe.eval_steps:
+            self._validation = held_out(
+                self.loss,
+                loaded,
+                recipe,
+                validation,
+                tokens=self.size.tokens,
+                overhead=self.size.overhead,
+            )
         self._losses: list[float] = []  # since the last logged step
         self._lessons: list[Lesson] = []
         if recipe.kl_weight:
@@ -147,30 +157,15 @@ class Trainer:
         if saved is not None:
             self.load_state(saved)
 
-    def _held_out(self, rows: Sequence[dict[str, Any]]) -> Validation | None:
-        """None where there are no rows to hold out."""
-        recipe, loaded = self.recipe, self.loaded
-        some = Encoded(
-            [rows[number] for number in range(min(len(rows), MOST_ROWS))],
-            loaded.prompter,
-            recipe.max_source_length,
-            recipe.max_target_length,
-        )
-        if not len(some):
-            return None
-        return Validation(
-            self.loss,
-            [some[number] for number in range(len(some))],
-            self.pad_id,
-            loaded.device,
-            tokens=self.size.tokens,
-            overhead=self.size.overhead,
-        )
-
     @property
     def best_step(self) -> int:
         """The step that `train` returns the prefix of."""
         return self._best.step if self._best.patience and self._best.step else self.step
+
+    @property
+    def result_loss(self) -> float | None:
+        """The validation loss of what `train` returns."""
+        return self._best.loss if self._best.patience else self.validation_loss
 
     @property
     def trainable_parameters(self) -> int:
@@ -215,7 +210,7 @@ class Trainer:
         self._samples += recipe.samples_per_step
         logged = None
         if self.step % recipe.logging_steps == 0 or self.step == recipe.max_steps:
-            logged = sum(self._losses) / len(self._losses)
+            logged = self.last_loss = sum(self._losses) / len(self._losses)
             self._losses = []
         validation = self._validated()
         speed = self._samples / max(1e-9, time.monotonic() - (self._began or 0.0))
@@ -378,6 +373,7 @@ class Trainer:
             "micro_batch_tokens": self.size.tokens,
             "replay": self.size.replay,
             "best": self._best.state(),
+            "last_loss": self.last_loss,
             "validation_loss": self.validation_loss,
             "identity": self._identity(),
         }
@@ -406,5 +402,5 @@ class Trainer:
         self._losses = state["losses"]
         self.size.tokens, self.size.replay = state["micro_batch_tokens"], state["replay"]
         self._best.load(state.get("best") or {})
-        self.validation_loss = state.get("validation_loss")
+        self.last_loss, self.validation_loss = state.get("last_loss"), state.get("validation_loss")
         training_state.set_random_state(state["random"], self.loaded.device)
