@@ -16,6 +16,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils.translation import gettext as _
 
+from chat.engine.request import LONGEST_PREFIX
 from chat.models import Adapter, Checkpoint
 from portal.explanations import sentence
 from portal.models import Run
@@ -245,16 +246,40 @@ def _implied(owner, version, checkpoint: Checkpoint, preset, hyper: dict) -> dic
     content, with its length. ValidationError({field: ...}).
     """
     planned = PRESETS.get(preset or default_preset(checkpoint), Recipe())
-    init = hyper.get("init", planned.init)
+    init, implied = hyper.get("init", planned.init), {}
+    problems: dict[str, ValidationError] = {}
     if init == "prompt" and version is not None and not hyper.get("init_text"):
-        return {"init_text": default_init_text(version)}
+        implied["init_text"] = default_init_text(version)
     if init == "adapter" and hyper.get("init_adapter"):
         try:
-            before = _to_go_on_from(owner, hyper["init_adapter"], checkpoint)
+            before = _adapter_of(owner, hyper["init_adapter"], checkpoint)
         except ValidationError as error:
-            raise ValidationError({"init_adapter": error}) from error
-        return {"init_adapter": before.sha256, "pre_seq_len": before.pre_seq_len}
-    return {}
+            problems["init_adapter"] = error
+        else:
+            implied |= {"init_adapter": before.sha256, "pre_seq_len": before.pre_seq_len}
+    if isinstance(wishes := hyper.get("beside", ""), str) and wishes.strip(" ,"):
+        length = implied.get("pre_seq_len", hyper.get("pre_seq_len", planned.pre_seq_len))
+        try:
+            implied["beside"] = _beside(owner, wishes, checkpoint, length)
+        except ValidationError as error:
+            problems["beside"] = error
+    if problems:
+        raise ValidationError(problems)
+    return implied
+
+
+def _beside(owner, wishes: str, checkpoint: Checkpoint, pre_seq_len: Any) -> str:
+    """The adapters that are to stand in front, by their sha256; ValidationError."""
+    found = [
+        _adapter_of(owner, wish.strip(), checkpoint) for wish in wishes.split(",") if wish.strip()
+    ]
+    for one in found:
+        if isinstance(pre_seq_len, int) and one.pre_seq_len + pre_seq_len > LONGEST_PREFIX:
+            message = _("“%(name)s” and this prefix have %(length)s positions; %(most)s fit.")
+            length = one.pre_seq_len + pre_seq_len
+            named = {"name": one.name, "length": length, "most": LONGEST_PREFIX}
+            raise ValidationError(message % named, "does_not_fit")
+    return ",".join(dict.fromkeys(one.sha256 for one in found))
 
 
 def _swept(sweep, complete, version, checkpoint: Checkpoint, method: str) -> list[dict[str, Any]]:
@@ -265,6 +290,9 @@ def _swept(sweep, complete, version, checkpoint: Checkpoint, method: str) -> lis
         message = _("The dataset has no validation rows to find the best variant by.")
         raise ValidationError(message, "no_validation_rows")
     frozen, recipes = sweeps.checked(sweep, complete)
+    if recipes[0].beside:
+        message = _("Variants cannot be trained beside other tuned models.")
+        raise ValidationError(message, "not_supported")
     sweeps.check_memory(checkpoint, recipes)
     return frozen
 
@@ -277,8 +305,8 @@ def _too_long(version: DatasetVersion, checkpoint: Checkpoint, recipe: Recipe) -
     return {"overlong": [ValidationError(line, "rows_too_long") for line in told]} if told else {}
 
 
-def _to_go_on_from(owner, wish, checkpoint: Checkpoint) -> Adapter:
-    """The adapter that a new run begins as, by its sha256, name or id; ValidationError."""
+def _adapter_of(owner, wish, checkpoint: Checkpoint) -> Adapter:
+    """An adapter of the checkpoint by its sha256, name or id; ValidationError."""
     visible = Adapter.objects.visible_to(owner)
     found = visible.filter(sha256=wish).first() or visible.named(wish)
     if found is None:

@@ -4,13 +4,14 @@ from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.http import JsonResponse
-from django.shortcuts import redirect, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.http import content_disposition_header
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
-from chat.models import Checkpoint
+from chat.compositions import composed
+from chat.models import Adapter, Checkpoint
 from portal.access import get_visible
 from portal.forms import add_errors
 from portal.models import Run
@@ -70,6 +71,11 @@ def detail(request, pk):
         "learning_rate": f"{newest.learning_rate:.2e}" if newest else "—",
         "schedule": as_shown("lr_scheduler_type", run.recipe.get("lr_scheduler_type")),
         "variants": _variants(run),
+        "beside": Adapter.objects.visible_to(request.user).filter(
+            checkpoint=run.checkpoint, sha256__in=run.recipe.get("beside", "").split(",")
+        )
+        if run.recipe.get("beside")
+        else (),
         "log": run.log_tail(LOG_BYTES),
         "page_is_live": 2 if run.is_active else None,
     }
@@ -182,6 +188,20 @@ def publish_step(request, pk, step):
     run = get_visible(TuningRun.objects.changeable_by(request.user), request.user, pk=pk)
     try:
         adapter = publish_saved_step(run, step)
+    except ValidationError as refused:
+        messages.warning(request, refused.message)
+        return redirect("tuning_run", pk=pk)
+    return redirect(f"{reverse('chat')}?adapter={adapter.pk}")
+
+
+@require_POST
+def together(request, pk, other):
+    """The run's adapter with one that it was trained beside, to be talked to."""
+    run = get_visible(TuningRun.objects, request.user, pk=pk)
+    front = get_visible(Adapter.objects, request.user, pk=other)
+    made = run.adapters.visible_to(request.user).filter(pk=getattr(run.result(), "pk", None))
+    try:
+        adapter = composed(request.user, front, get_object_or_404(made))
     except ValidationError as refused:
         messages.warning(request, refused.message)
         return redirect("tuning_run", pk=pk)

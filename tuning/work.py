@@ -124,12 +124,13 @@ class TuningWork(ModelWork):
 
     def _before(self, recipe):
         """The prefix that the run goes on from; None where it begins otherwise."""
-        if recipe.init != "adapter":
-            return None
+        return self._stored(recipe.init_adapter) if recipe.init == "adapter" else None
+
+    def _stored(self, sha256: str):
         from chat.engine import adapters
 
         try:
-            return adapters.load(settings.DATA_DIR / "adapters" / recipe.init_adapter).tensor
+            return adapters.load(settings.DATA_DIR / "adapters" / sha256).tensor
         except adapters.AdapterInvalid as fault:
             raise RunFailed("file_missing", str(fault)) from fault
 
@@ -163,6 +164,7 @@ class TuningWork(ModelWork):
                     rows,
                     *arguments,
                     initial=self._before(recipe),
+                    beside=[self._stored(part) for part in recipe.beside.split(",") if part],
                     validation=held_out,
                     general_folder=settings.DATA_DIR / "general",
                     **options,

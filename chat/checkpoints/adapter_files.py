@@ -6,7 +6,10 @@ shape, its rule for positions and the checkpoint it was trained on (chat.engine.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 WEIGHTS = "adapter.safetensors"
@@ -36,3 +39,53 @@ def peft_config(shape: Sequence[int], base_model: str) -> dict[str, Any]:
         "prefix_projection": False,
         "encoder_hidden_size": kv_heads * head_dim,
     }
+
+
+def join(front: Path, behind: Path, target: Path, metadata: dict[str, Any]) -> None:
+    """Writes into `target` an adapter whose prefix is that of `front` and then that of `behind`.
+    ValueError when they are of different shapes, precisions or rules; OSError, KeyError.
+    """
+    told = [
+        json.loads((each / DESCRIPTION).read_text(encoding="utf-8")) for each in (front, behind)
+    ]
+    same = ("layers", "kv_heads", "head_dim", "dtype", "shifts_positions")
+    differing = [name for name in same if told[0][name] != told[1][name]]
+    if differing:
+        sides = [f"{name} {told[0][name]} and {told[1][name]}" for name in differing]
+        raise ValueError(", ".join(sides))
+    (first, kind), (second, _kind) = (_tensor(each / WEIGHTS) for each in (front, behind))
+    # [layers, 2, kv_heads, pre_seq_len, head_dim]: block after block of one head's positions
+    blocks = 2 * told[0]["layers"] * told[0]["kv_heads"]
+    sizes = len(first) // blocks, len(second) // blocks
+    data = b"".join(
+        part[block * size : (block + 1) * size]
+        for block in range(blocks)
+        for part, size in zip((first, second), sizes, strict=True)
+    )
+    length = told[0]["pre_seq_len"] + told[1]["pre_seq_len"]
+    shape = [told[0]["layers"], 2, told[0]["kv_heads"], length, told[0]["head_dim"]]
+    entry = {"dtype": kind, "shape": shape, "data_offsets": [0, len(data)]}
+    head = json.dumps({TENSOR: entry}).encode()
+    head += b" " * (-len(head) % 8)
+    content = len(head).to_bytes(8, "little") + head + data
+    target.mkdir(parents=True)
+    (target / WEIGHTS).write_bytes(content)
+    description = {
+        **told[1],
+        "pre_seq_len": length,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "metadata": metadata,
+    }
+    text = json.dumps(description, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+    (target / DESCRIPTION).write_text(text, encoding="utf-8")
+
+
+def _tensor(path: Path) -> tuple[memoryview, str]:
+    """(bytes of the prefix, its type) in a safetensors file: eight bytes of length, a JSON head,
+    the tensors.
+    """
+    content = memoryview(path.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    entry = json.loads(bytes(content[8:start]))[TENSOR]
+    low, high = entry["data_offsets"]
+    return content[start + low : start + high], entry["dtype"]

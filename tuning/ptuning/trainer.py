@@ -19,7 +19,13 @@ import torch
 from chat.engine.adapters import KVPrefix
 from chat.engine.loading import Loaded
 from tuning.ptuning import training_state
-from tuning.ptuning.batches import MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.batches import (
+    MicroBatch,
+    front_of_step,
+    group_by_length,
+    rows_of_step,
+    token_weights,
+)
 from tuning.ptuning.encoded import Encoded, TooLong
 from tuning.ptuning.general_prompts import GENERAL_PROMPTS
 from tuning.ptuning.initial import begin
@@ -43,6 +49,7 @@ class Trainer:
     run resumes from and saves every `save_steps` steps; None: nowhere. micro_batch_tokens: padded
     tokens of one forward; None: from free memory. Changes speed and memory, not the mathematics.
     initial: the prefix to go on from, where the recipe's init is an adapter.
+    beside: prefixes of the recipe's `beside`, which stand in front in some of the steps.
     validation: rows like the examples that are not learnt from; measured every `eval_steps` steps.
     keep: given (step, prefix) of each saved step.
     general_prompts: what the base is asked when the recipe has a kl_weight; general_folder: where
@@ -58,6 +65,7 @@ class Trainer:
         report: Report | None = None,
         *,
         initial: torch.Tensor | None = None,
+        beside: Sequence[torch.Tensor] = (),
         validation: Sequence[dict[str, Any]] = (),
         keep: Callable[[int, KVPrefix], object] | None = None,
         micro_batch_tokens: int | None = None,
@@ -85,7 +93,8 @@ class Trainer:
         if any(parameter.requires_grad for parameter in loaded.model.parameters()):
             raise ValueError("the base model must be frozen: only the prefix is trained")
         longest = recipe.max_source_length + recipe.max_target_length
-        longest += recipe.pre_seq_len if loaded.shifts_positions else 0
+        in_front = max((prefix.shape[3] for prefix in beside), default=0)
+        longest += recipe.pre_seq_len + in_front if loaded.shifts_positions else 0
         if longest > loaded.context_length:
             message = (
                 f"prefix, source and target need {longest} positions, "
@@ -105,6 +114,7 @@ class Trainer:
         )
         begin(self.encoder, loaded, recipe, examples, initial)
         self.encoder.to(loaded.device)
+        self._beside = [prefix.to(loaded.device, loaded.dtype) for prefix in beside]
         self._optimizer = torch.optim.AdamW(
             self.encoder.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -352,9 +362,14 @@ class Trainer:
         leaf = prefix.detach().to(self.loaded.dtype).requires_grad_()
         total = torch.zeros(2, device=self.loaded.device)
         leaf_gradient = torch.zeros_like(prefix)
+        recipe = self.recipe
+        front = front_of_step(self.step, len(self._beside), recipe.beside_share, recipe.seed)
         with gradient_checkpointing(self.layers, self.size.replay):
             for batch in self._micro_batches(rows, general):
-                loss = self.loss(batch, leaf, batch.weights, self.recipe.prefix_dropout)
+                whole = leaf
+                if front is not None and batch.top_ids is None:  # the base's answers have none
+                    whole = torch.cat((self._beside[front], leaf), dim=3)
+                loss = self.loss(batch, whole, batch.weights, self.recipe.prefix_dropout)
                 (gradient,) = torch.autograd.grad(loss, leaf)
                 leaf_gradient += gradient
                 total[int(batch.top_ids is not None)] += loss.detach().to(total.device)
