@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_TENSOR = "prompt_embeddings"  # [pre_seq_len, layers * 2 * kv_heads * head_dim]
 
 
-def peft_config(shape: Sequence[int], base_model: str) -> dict[str, Any]:
-    """peft's PREFIX_TUNING configuration of a prefix of this shape. base_model: the name that peft
-    is to remember.
+def peft_config(shape: Sequence[int], base_model: str, frozen: int | None = None) -> dict[str, Any]:
+    """peft's PREFIX_TUNING configuration of a prefix of this shape; with `frozen`, how many of its
+    first positions never learn, that of a CARTRIDGE, which has the same weights (peft from 0.19).
+    base_model: the name that peft is to remember.
     """
     layers, _two, kv_heads, pre_seq_len, head_dim = shape
-    return {
-        "peft_type": "PREFIX_TUNING",
+    shared = {
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
         "inference_mode": True,
@@ -36,9 +36,24 @@ def peft_config(shape: Sequence[int], base_model: str) -> dict[str, Any]:
         "num_attention_heads": kv_heads,
         "token_dim": kv_heads * head_dim,
         "num_transformer_submodules": 1,
+    }
+    if frozen is not None:
+        return {"peft_type": "CARTRIDGE", **shared, "num_frozen_tokens": frozen}
+    return {
+        "peft_type": "PREFIX_TUNING",
+        **shared,
         "prefix_projection": False,
         "encoder_hidden_size": kv_heads * head_dim,
     }
+
+
+def frozen_tokens(metadata: Mapping[str, Any]) -> int:
+    """How many first positions of a prefix were kept as they began, by its adapter's metadata."""
+    told = metadata.get("num_frozen_tokens")
+    if isinstance(told, int):
+        return told
+    recipe = metadata.get("recipe")
+    return int(isinstance(recipe, dict) and bool(recipe.get("freeze_first")))
 
 
 def join(front: Path, behind: Path, target: Path, metadata: dict[str, Any]) -> None:
@@ -74,7 +89,8 @@ def join(front: Path, behind: Path, target: Path, metadata: dict[str, Any]) -> N
         **told[1],
         "pre_seq_len": length,
         "sha256": hashlib.sha256(content).hexdigest(),
-        "metadata": metadata,
+        # the one in front is where attention rests
+        "metadata": {**metadata, "num_frozen_tokens": frozen_tokens(told[0].get("metadata") or {})},
     }
     text = json.dumps(description, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
     (target / DESCRIPTION).write_text(text, encoding="utf-8")
