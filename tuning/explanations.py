@@ -40,5 +40,6 @@ UNUSABLE_RECIPE = {
     "text_too_long": _("At most %(most)s characters."),
     "init_with_projection": _("A prefix behind a projection can only begin at random."),
     "no_general_prompts": _("Holding forgetting needs a share of general prompts."),
+    "no_beside_share": _("Standing beside other tuned models needs a share of the steps."),
     "no_eval_steps": _("Stopping early needs a validation interval."),
 }

@@ -12,6 +12,7 @@ from chat.models import Adapter, Checkpoint
 from portal.forms import Styled
 from tuning.models import Dataset
 from tuning.ptuning.recipe import BOOLEANS, TEXTS
+from tuning.sweeps import parsed
 
 
 class ReadableEncoder(json.JSONEncoder):
@@ -50,9 +51,11 @@ LABELS = {
     "kl_share": _("Share of general prompts"),
     "eval_steps": _("Validation interval in steps"),
     "early_stopping": _("Validations to wait for a better one"),
+    "beside": _("To be served together with"),
+    "beside_share": _("Share of steps behind it"),
 }
 # how a prefix begins and what it must not forget: a card of its own
-START = ("init", "kl_weight", "kl_share", "init_text", "init_adapter")
+START = ("init", "kl_weight", "kl_share", "init_text", "init_adapter", "beside", "beside_share")
 MAIN = (
     "pre_seq_len",
     "learning_rate",
@@ -75,6 +78,19 @@ class TuningRunForm(Styled, forms.Form):
     dataset = forms.ModelChoiceField(Dataset.objects.none(), label=_("Dataset"), empty_label=None)
     checkpoint = forms.ModelChoiceField(
         Checkpoint.objects.none(), label=_("Base"), empty_label=None
+    )
+
+    sweep = forms.CharField(
+        label=_("Variants, one a line"),
+        required=False,
+        widget=forms.Textarea(
+            attrs={
+                "rows": 4,
+                "class": "input num",
+                "placeholder": "seed=1\nseed=2\nseed=1 learning_rate=1e-2",
+                "spellcheck": "false",
+            }
+        ),
     )
 
     pre_seq_len = forms.IntegerField()
@@ -136,13 +152,17 @@ class TuningRunForm(Styled, forms.Form):
     kl_share = forms.FloatField()
     eval_steps = forms.IntegerField()
     early_stopping = forms.IntegerField()
+    beside = forms.ChoiceField(required=False)
+    beside_share = forms.FloatField(initial=0.5)
 
     def __init__(self, *args, user, **kwargs):
         super().__init__(*args, **kwargs)
-        self.fields["init_adapter"].choices = [("", _("none"))] + [
+        adapters = [("", _("none"))] + [
             (adapter.sha256, f"{adapter.checkpoint.name}:{adapter.name}")
             for adapter in Adapter.objects.visible_to(user).select_related("checkpoint")
         ]
+        for name in ("init_adapter", "beside"):
+            self.fields[name].choices = adapters
         self.fields["dataset"].queryset = Dataset.objects.visible_to(user)
         self.fields["checkpoint"].queryset = Checkpoint.objects.visible_to(user)
         for name, label in LABELS.items():
@@ -155,6 +175,9 @@ class TuningRunForm(Styled, forms.Form):
                 )
             else:
                 field.widget.attrs["data-recipe"] = "text" if name in TEXTS else ""
+
+    def clean_sweep(self) -> list | None:
+        return parsed(self.cleaned_data["sweep"]) or None
 
     def hyper(self) -> dict:
         """The recipe's fields, typed."""

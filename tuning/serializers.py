@@ -33,6 +33,12 @@ class TuningRunSerializer(RunSerializer):
         "prompts, tokens, same, gap, tolerance, holds",
     )
 
+    variants = serializers.JSONField(
+        read_only=True,
+        help_text="of an ended sweep, for each variant: changes, step, loss, validation_loss, "
+        "adapter (id), best, error",
+    )
+
     class Meta(RunSerializer.Meta):
         model = TuningRun
         fields = [
@@ -51,6 +57,8 @@ class TuningRunSerializer(RunSerializer):
             "adapter",
             "saved_steps",
             "proof",
+            "peak_memory",
+            "variants",
         ]
         read_only_fields = fields
 
@@ -67,6 +75,7 @@ class TuningMetricSerializer(serializers.ModelSerializer):
         model = TuningMetric
         fields = [
             "step",
+            "variant",
             "loss",
             "learning_rate",
             "samples_per_second",
@@ -106,6 +115,14 @@ class NewTuningRunSerializer(serializers.Serializer):
     )
     method = serializers.ChoiceField(list(METHODS), required=False)
     preset = serializers.ChoiceField(list(PRESETS), required=False, allow_null=True)
+    sweep = serializers.ListField(
+        child=serializers.DictField(),
+        required=False,
+        allow_null=True,
+        help_text="several prefixes trained at once: what each changes of the hyper-parameters, "
+        'such as [{"seed": 1}, {"seed": 2, "learning_rate": 0.01}]; the best by validation loss '
+        "is the run's adapter, the others stand beside it",
+    )
 
     def get_fields(self):
         fields = super().get_fields() | _hyper_fields()

@@ -7,8 +7,11 @@ who asks how).
 from __future__ import annotations
 
 import contextlib
+import resource
 import shutil
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 from django.conf import settings
 
@@ -23,6 +26,7 @@ from tuning.figures import figures_of
 from tuning.methods import METHODS
 from tuning.models import TuningMetric, TuningRun
 from tuning.ptuning.recipe import Recipe
+from tuning.sweep_work import carry_out_sweep
 
 KEPT_STEPS = 20  # saved steps of a run that can be published
 
@@ -47,9 +51,6 @@ class TuningWork(ModelWork):
         heartbeat.tell(phase=Run.Phase.LOADING)
         import torch
 
-        from chat.engine import adapters
-        from chat.engine.request import AdapterRef
-
         run, recipe = self.run, Recipe.from_dict(self.run.recipe)
         plan = (
             f"{run.recipe['dataset']['rows']} examples, "
@@ -63,23 +64,35 @@ class TuningWork(ModelWork):
                 # how it wants to be asked travels with its files
                 self._told = {"with_history": rows.has_history()}
             self._told |= {"run": run.pk, "name": run.name, "checkpoint": run.checkpoint.name}
+            if run.recipe.get("sweep"):
+                carry_out_sweep(self, loaded, heartbeat)
+                return
             prefix = self._trained(loaded, recipe, heartbeat)
-            step = prefix.metadata["step"]
-            heartbeat.tell(phase=Run.Phase.SAVING)
-            prefix.metadata |= self._told
-            folder = run.folder / "adapter"
-            served = AdapterRef(adapters.save(prefix, folder), str(folder))
-            self._prove(loaded, recipe, prefix, served, heartbeat)
-            TuningRun.objects.filter(pk=run.pk).update(result_step=step)
-            adapter = publish_adapter(
-                folder,
-                name=run.name,
-                checkpoint=run.checkpoint,
-                owner=run.owner,
-                run=run,
-                step=step,
-            )
+            adapter = self.publish(loaded, recipe, prefix, heartbeat, run.folder / "adapter")
             self.log(f"adapter “{adapter.name}”: {adapter.sha256}")
+
+    def publish(self, loaded, recipe, prefix, heartbeat: Heartbeat, folder, name: str = ""):
+        """The adapter of a prefix that has been proven to be served as it was trained; RunFailed
+        when it is not. name: the run's, unless given; else the adapter is not the run's own.
+        """
+        from chat.engine import adapters
+        from chat.engine.request import AdapterRef
+
+        run, step = self.run, prefix.metadata["step"]
+        heartbeat.tell(phase=Run.Phase.SAVING)
+        prefix.metadata |= self._told
+        served = AdapterRef(adapters.save(prefix, folder), str(folder))
+        self._prove(loaded, recipe, prefix, served, heartbeat)
+        if not name:
+            TuningRun.objects.filter(pk=run.pk).update(result_step=step)
+        return publish_adapter(
+            folder,
+            name=name or run.name,
+            checkpoint=run.checkpoint,
+            owner=run.owner,
+            run=run,
+            step=step,
+        )
 
     def _prove(self, loaded, recipe, prefix, served, heartbeat: Heartbeat) -> None:
         """What will be served answers as what was trained; RunFailed when it does not. Nothing is
@@ -113,12 +126,13 @@ class TuningWork(ModelWork):
 
     def _before(self, recipe):
         """The prefix that the run goes on from; None where it begins otherwise."""
-        if recipe.init != "adapter":
-            return None
+        return self._stored(recipe.init_adapter) if recipe.init == "adapter" else None
+
+    def _stored(self, sha256: str):
         from chat.engine import adapters
 
         try:
-            return adapters.load(settings.DATA_DIR / "adapters" / recipe.init_adapter).tensor
+            return adapters.load(settings.DATA_DIR / "adapters" / sha256).tensor
         except adapters.AdapterInvalid as fault:
             raise RunFailed("file_missing", str(fault)) from fault
 
@@ -132,59 +146,83 @@ class TuningWork(ModelWork):
         for older in self.run.saved_steps()[KEPT_STEPS:]:
             shutil.rmtree(folder / f"step-{older}", ignore_errors=True)
 
-    def _trained(self, loaded, recipe, heartbeat: Heartbeat):
-        """The prefix after the last step; goes on from the newest saved state."""
-        from tuning.ptuning.trainer import Progress, Stopped
-
-        run = self.run
-
-        def report(progress: Progress) -> bool:
-            heartbeat.tell(progress=progress.step, phase=Run.Phase.TRAINING)
-            if progress.logged is not None or progress.validation is not None:
-                self.log(_line(progress))
-                heartbeat.tell(partial(_write, _metric(run, progress)))
-            if progress.step % recipe.save_steps == 0:
-                heartbeat.flush()  # a saved state makes sure that it is never told again
-            return heartbeat.stop_requested is not None
-
-        version = run.dataset_version
+    @contextlib.contextmanager
+    def trainers(self, loaded) -> Iterator[Callable[..., Any]]:
+        """make(recipe, ...) -> the trainer of the run's method, over the run's rows, which are open
+        until the block ends.
+        """
+        run, version = self.run, self.run.dataset_version
         with contextlib.ExitStack() as opened:
             rows = opened.enter_context(open_split(version, run.recipe["dataset"]["split"]))
             held_out = ()
-            if recipe.eval_steps and VALIDATION in version.splits:
+            if run.recipe.get("eval_steps") and VALIDATION in version.splits:
                 held_out = opened.enter_context(open_split(version, VALIDATION))
             method = METHODS[run.recipe["method"]]
-            trainer = method.trainer(
-                loaded,
-                recipe,
-                rows,
-                run.state_folder,
-                report,
-                initial=self._before(recipe),
-                validation=held_out,
-                keep=self._keep,
-                general_folder=settings.DATA_DIR / "general",
-            )
-            self.log(
-                f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen"
-            )
-            if trainer.dropped:
-                self.log(f"{trainer.dropped:,} examples longer than the lengths are left out")
-            if trainer.step:
-                self.log(f"going on after step {trainer.step}")
-            planned = TuningRun.objects.filter(pk=run.pk)
-            heartbeat.tell(
-                lambda: planned.update(trainable_parameters=trainer.trainable_parameters),
-                phase=Run.Phase.TRAINING,
-                progress=trainer.step,
-                total=recipe.max_steps,
-            )
-            heartbeat.work_asks = True
-            try:
+
+            def make(recipe, *arguments, **options):
+                return method.trainer(
+                    loaded,
+                    recipe,
+                    rows,
+                    *arguments,
+                    initial=self._before(recipe),
+                    beside=[self._stored(part) for part in recipe.beside.split(",") if part],
+                    validation=held_out,
+                    general_folder=settings.DATA_DIR / "general",
+                    **options,
+                )
+
+            yield make
+
+    def report(self, heartbeat: Heartbeat, save_steps: int, progress, variant: int = 0) -> bool:
+        """Writes down what a trainer tells of a step; whether it is to stop."""
+        heartbeat.tell(progress=progress.step, phase=Run.Phase.TRAINING)
+        if progress.logged is not None or progress.validation is not None:
+            prefix = f"variant {variant + 1}  " if self.run.recipe.get("sweep") else ""
+            self.log(prefix + _line(progress))
+            metric = _metric(self.run, progress, variant)
+            heartbeat.tell(partial(_write, metric, peak_memory()))
+        if progress.step % save_steps == 0:
+            heartbeat.flush()  # a saved state makes sure that it is never told again
+        return heartbeat.stop_requested is not None
+
+    def begin(self, trainer, dropped: int, heartbeat: Heartbeat) -> None:
+        """What is known before the first step."""
+        self.log(
+            f"{trainer.trainable_parameters:,} parameters are trained; the base model is frozen"
+        )
+        if dropped:
+            self.log(f"{dropped:,} examples longer than the lengths are left out")
+        if trainer.step:
+            self.log(f"going on after step {trainer.step}")
+        planned = TuningRun.objects.filter(pk=self.run.pk)
+        heartbeat.tell(
+            lambda: planned.update(trainable_parameters=trainer.trainable_parameters),
+            phase=Run.Phase.TRAINING,
+            progress=trainer.step,
+            total=self.run.recipe["max_steps"],
+        )
+        heartbeat.work_asks = True
+
+    @contextlib.contextmanager
+    def stopping(self, heartbeat: Heartbeat) -> Iterator[None]:
+        """A trainer that stopped between two steps ends the run's process."""
+        from tuning.ptuning.progress import Stopped
+
+        try:
+            yield
+        except Stopped as stopped:
+            self.log(f"stopped after step {stopped.step}, state saved")
+            raise StopRequested(heartbeat.stop_requested or STEP_ASIDE) from None
+
+    def _trained(self, loaded, recipe, heartbeat: Heartbeat):
+        """The prefix after the last step; goes on from the newest saved state."""
+        report = partial(self.report, heartbeat, recipe.save_steps)
+        with self.trainers(loaded) as make:
+            trainer = make(recipe, self.run.state_folder, report, keep=self._keep)
+            self.begin(trainer, trainer.dropped, heartbeat)
+            with self.stopping(heartbeat):
                 return trainer.train()
-            except Stopped as stopped:
-                self.log(f"stopped after step {stopped.step}, state saved")
-                raise StopRequested(heartbeat.stop_requested or STEP_ASIDE) from None
 
     def after_success(self) -> None:
         from tuning.ptuning import training_state
@@ -195,10 +233,20 @@ class TuningWork(ModelWork):
         return figures_of(TuningRun.objects.get(pk=self.run.pk))
 
 
-def _metric(run: TuningRun, progress) -> TuningMetric:
+def peak_memory() -> int:
+    """Bytes that this process has held at most: on the GPU where it computes there, else in all."""
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _metric(run: TuningRun, progress, variant: int) -> TuningMetric:
     return TuningMetric(
         run_id=run.pk,
         step=progress.step,
+        variant=variant,
         # a step that was only validated tells its own loss
         loss=progress.loss if progress.logged is None else progress.logged,
         learning_rate=progress.learning_rate,
@@ -208,12 +256,12 @@ def _metric(run: TuningRun, progress) -> TuningMetric:
     )
 
 
-def _write(metric: TuningMetric) -> None:
+def _write(metric: TuningMetric, memory: int) -> None:
     """A resumed run logs some steps again, with the same values."""
     TuningMetric.objects.bulk_create(
         [metric],
         update_conflicts=True,
-        unique_fields=["run", "step"],
+        unique_fields=["run", "step", "variant"],
         update_fields=[
             "loss",
             "learning_rate",
@@ -222,7 +270,13 @@ def _write(metric: TuningMetric) -> None:
             "validation_loss",
         ],
     )
-    told = {"loss": metric.loss, "samples_per_second": metric.samples_per_second}
+    if metric.variant:  # the run itself tells of its first until it knows the best
+        return
+    told = {
+        "loss": metric.loss,
+        "samples_per_second": metric.samples_per_second,
+        "peak_memory": memory,
+    }
     if metric.validation_loss is not None:
         told["validation_loss"] = metric.validation_loss
     TuningRun.objects.filter(pk=metric.run_id).update(**told)

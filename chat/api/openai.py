@@ -265,6 +265,8 @@ async def model(request, user, name: str):
     """GET /v1/models/{id}; names may contain slashes."""
     try:
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, name)
+    except ValidationError as error:
+        return errors.response_of(error)
     except LookupError:
         return errors.no_such_model(name)
     return JsonResponse({**_model(checkpoint, adapter), "id": name})

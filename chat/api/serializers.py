@@ -227,7 +227,9 @@ class SendSerializer(serializers.Serializer):
         required=False, help_text="id or name; absent: as in the last turn, else the default"
     )
     adapter = ReferenceField(
-        required=False, help_text="id or name; null: prefix off; absent: as in the last turn"
+        required=False,
+        help_text="id or name; a list of two: both together, where one was trained beside the "
+        "other; null: prefix off; absent: as in the last turn",
     )
     sampling = SamplingField(required=False)
     with_history = serializers.BooleanField(

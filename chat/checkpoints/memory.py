@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -183,11 +183,11 @@ def _corrected(estimate: Estimate, measured: Mapping[str, Any]) -> Estimate:
     return replace(estimate, terms=(term, *rest))
 
 
-def _activations(shape: _Shape, width: float) -> Term:
+def _activations(shape: _Shape, width: float, longest: int = EXAMPLE) -> Term:
     """What the way back needs of one example: about ten vectors and three of the feed-forward layer
     per token and layer, and the logits with their gradient in float32.
     """
-    tokens = min(EXAMPLE, shape.context)
+    tokens = min(longest, shape.context)
     numbers = tokens * shape.layers * (10 * shape.hidden + 3 * shape.intermediate)
     logits = 2 * tokens * shape.vocabulary
     text = (
@@ -207,6 +207,31 @@ def _ptuning(shape: _Shape, precision: str, here: Machine) -> Estimate:
         _program(),
     )
     return Estimate("ptuning", precision, terms, here.bytes)
+
+
+def sweep(
+    description: Mapping[str, Any],
+    precision: str,
+    prefix_lengths: Sequence[int],
+    longest: int,
+    here: Machine | None = None,
+) -> Estimate | None:
+    """Several prefixes that learn at once, on examples of at most `longest` tokens; None when the
+    description says too little. Besides what one prefix needs, each keeps its best step and a copy
+    in the batch.
+    """
+    shape = _shape(description)
+    if shape is None:
+        return None
+    tokens, each = sum(prefix_lengths), 16 + ADAM
+    prefixes = Term(
+        "prefix",
+        tokens * shape.cache_numbers * each,
+        f"({' + '.join(map(str, prefix_lengths))}) × {shape.cache_text} × {each} B",
+    )
+    activations = _activations(shape, _held(precision), longest)
+    terms = (_weights(shape, PRECISIONS[precision]), prefixes, activations, _program())
+    return Estimate("ptuning", precision, terms, (here or machine()).bytes)
 
 
 def _full(shape: _Shape, precision: str, here: Machine) -> Estimate:

@@ -142,11 +142,12 @@ def test_two_runs_are_compared_with_their_differences_marked(
     TuningMetric.objects.create(run=other, step=3, loss=1.5, learning_rate=0.1)
     client.force_login(member)
     response = client.get(f"/tuning/{tuning_run.pk}/?with={other.pk}")
-    assert response.context["chart"]["other"] == [(3, 1.5, None)]
+    label = f"#{other.pk} longer"
+    assert response.context["chart"]["others"] == [{"label": label, "points": [(3, 1.5, None)]}]
     assert text_of(response).count("<mark") == 1 and f"#{other.pk}: 16</mark>" in text_of(response)
     TuningRun.objects.filter(pk=other.pk).update(owner=other_member)
     response = client.get(f"/tuning/{tuning_run.pk}/?with={other.pk}")
-    assert response.context["other"] is None  # other people's runs are not there
+    assert response.context["others"] == []  # other people's runs are not there
 
 
 def test_a_saved_step_becomes_a_tuned_model_once(client, member, other_member, tuning_run):

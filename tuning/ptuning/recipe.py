@@ -36,6 +36,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "kl_share": (0.0, 1.0),
     "eval_steps": (0, 1_000_000),
     "early_stopping": (0, 1000),
+    "beside_share": (0.0, 1.0),
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
     "lr_scheduler_type": SCHEDULES,
@@ -46,7 +47,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "overlong": OVERLONG,
     "freeze_first": (False, True),
 }
-TEXTS = {"init_text": 4000, "init_adapter": 120}  # field -> most characters
+TEXTS = {"init_text": 4000, "init_adapter": 120, "beside": 1000}  # field -> most characters
 BOOLEANS = frozenset(name for name, choices in CHOICES.items() if choices == (False, True))
 MAX_SAMPLES_PER_STEP = 4096
 
@@ -55,7 +56,7 @@ MAX_SAMPLES_PER_STEP = 4096
 class Problem:
     """One thing wrong with a recipe. `code`: not_a_number | out_of_range | not_a_choice |
     too_many_samples | warmup_too_long | no_init_text | no_init_adapter | text_too_long |
-    init_with_projection | no_general_prompts | no_eval_steps.
+    init_with_projection | no_general_prompts | no_eval_steps | no_beside_share.
     """
 
     field: str
@@ -110,6 +111,10 @@ class Recipe:
     # Examples longer than max_source_length or max_target_length: cut as upstream does, left out,
     # or a reason not to begin (tuning/ptuning/encoded.py).
     overlong: str = "truncate"
+    # Adapters of the same base, by their sha256 with commas between them, one of which stands in
+    # front of this prefix in beside_share of the steps, so that both can be served together.
+    beside: str = ""
+    beside_share: float = 0.5
 
     @property
     def samples_per_step(self) -> int:
@@ -193,6 +198,8 @@ class Recipe:
             )
         if self.kl_weight and not self.kl_share:
             refuse("kl_share", "no_general_prompts", "kl_weight needs a share of general prompts")
+        if self.beside and not self.beside_share:
+            refuse("beside_share", "no_beside_share", "beside needs a share of steps above 0")
         if self.early_stopping and not self.eval_steps:
             refuse("eval_steps", "no_eval_steps", "early_stopping needs eval_steps")
         return found

@@ -19,7 +19,13 @@ import torch
 from chat.engine.adapters import KVPrefix
 from chat.engine.loading import Loaded
 from tuning.ptuning import training_state
-from tuning.ptuning.batches import MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.batches import (
+    MicroBatch,
+    front_of_step,
+    group_by_length,
+    rows_of_step,
+    token_weights,
+)
 from tuning.ptuning.encoded import Encoded, TooLong
 from tuning.ptuning.general_prompts import GENERAL_PROMPTS
 from tuning.ptuning.initial import begin
@@ -29,7 +35,7 @@ from tuning.ptuning.prefix import PrefixEncoder
 from tuning.ptuning.progress import Progress, Report, Stopped, TrainingFailed
 from tuning.ptuning.recipe import METHOD, Recipe
 from tuning.ptuning.teacher import Lesson, lessons, spread
-from tuning.ptuning.validation import MOST_ROWS, BestStep, Validation
+from tuning.ptuning.validation import BestStep, held_out
 
 Row = tuple[list[int], list[int]]  # token ids and labels
 
@@ -43,6 +49,7 @@ class Trainer:
     run resumes from and saves every `save_steps` steps; None: nowhere. micro_batch_tokens: padded
     tokens of one forward; None: from free memory. Changes speed and memory, not the mathematics.
     initial: the prefix to go on from, where the recipe's init is an adapter.
+    beside: prefixes of the recipe's `beside`, which stand in front in some of the steps.
     validation: rows like the examples that are not learnt from; measured every `eval_steps` steps.
     keep: given (step, prefix) of each saved step.
     general_prompts: what the base is asked when the recipe has a kl_weight; general_folder: where
@@ -58,6 +65,7 @@ class Trainer:
         report: Report | None = None,
         *,
         initial: torch.Tensor | None = None,
+        beside: Sequence[torch.Tensor] = (),
         validation: Sequence[dict[str, Any]] = (),
         keep: Callable[[int, KVPrefix], object] | None = None,
         micro_batch_tokens: int | None = None,
@@ -85,7 +93,8 @@ class Trainer:
         if any(parameter.requires_grad for parameter in loaded.model.parameters()):
             raise ValueError("the base model must be frozen: only the prefix is trained")
         longest = recipe.max_source_length + recipe.max_target_length
-        longest += recipe.pre_seq_len if loaded.shifts_positions else 0
+        in_front = max((prefix.shape[3] for prefix in beside), default=0)
+        longest += recipe.pre_seq_len + in_front if loaded.shifts_positions else 0
         if longest > loaded.context_length:
             message = (
                 f"prefix, source and target need {longest} positions, "
@@ -105,6 +114,7 @@ class Trainer:
         )
         begin(self.encoder, loaded, recipe, examples, initial)
         self.encoder.to(loaded.device)
+        self._beside = [prefix.to(loaded.device, loaded.dtype) for prefix in beside]
         self._optimizer = torch.optim.AdamW(
             self.encoder.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -126,8 +136,18 @@ class Trainer:
         )
         self.step = 0
         self._best = BestStep(recipe.early_stopping)
+        self.last_loss: float | None = None  # logged
         self.validation_loss: float | None = None  # the last one measured
-        self._validation = self._held_out(validation) if recipe.eval_steps else None
+        self._validation = None
+        if recipe.eval_steps:
+            self._validation = held_out(
+                self.loss,
+                loaded,
+                recipe,
+                validation,
+                tokens=self.size.tokens,
+                overhead=self.size.overhead,
+            )
         self._losses: list[float] = []  # since the last logged step
         self._lessons: list[Lesson] = []
         if recipe.kl_weight:
@@ -147,30 +167,15 @@ class Trainer:
         if saved is not None:
             self.load_state(saved)
 
-    def _held_out(self, rows: Sequence[dict[str, Any]]) -> Validation | None:
-        """None where there are no rows to hold out."""
-        recipe, loaded = self.recipe, self.loaded
-        some = Encoded(
-            [rows[number] for number in range(min(len(rows), MOST_ROWS))],
-            loaded.prompter,
-            recipe.max_source_length,
-            recipe.max_target_length,
-        )
-        if not len(some):
-            return None
-        return Validation(
-            self.loss,
-            [some[number] for number in range(len(some))],
-            self.pad_id,
-            loaded.device,
-            tokens=self.size.tokens,
-            overhead=self.size.overhead,
-        )
-
     @property
     def best_step(self) -> int:
         """The step that `train` returns the prefix of."""
         return self._best.step if self._best.patience and self._best.step else self.step
+
+    @property
+    def result_loss(self) -> float | None:
+        """The validation loss of what `train` returns."""
+        return self._best.loss if self._best.patience else self.validation_loss
 
     @property
     def trainable_parameters(self) -> int:
@@ -215,7 +220,7 @@ class Trainer:
         self._samples += recipe.samples_per_step
         logged = None
         if self.step % recipe.logging_steps == 0 or self.step == recipe.max_steps:
-            logged = sum(self._losses) / len(self._losses)
+            logged = self.last_loss = sum(self._losses) / len(self._losses)
             self._losses = []
         validation = self._validated()
         speed = self._samples / max(1e-9, time.monotonic() - (self._began or 0.0))
@@ -357,9 +362,14 @@ class Trainer:
         leaf = prefix.detach().to(self.loaded.dtype).requires_grad_()
         total = torch.zeros(2, device=self.loaded.device)
         leaf_gradient = torch.zeros_like(prefix)
+        recipe = self.recipe
+        front = front_of_step(self.step, len(self._beside), recipe.beside_share, recipe.seed)
         with gradient_checkpointing(self.layers, self.size.replay):
             for batch in self._micro_batches(rows, general):
-                loss = self.loss(batch, leaf, batch.weights, self.recipe.prefix_dropout)
+                whole = leaf
+                if front is not None and batch.top_ids is None:  # the base's answers have none
+                    whole = torch.cat((self._beside[front], leaf), dim=3)
+                loss = self.loss(batch, whole, batch.weights, self.recipe.prefix_dropout)
                 (gradient,) = torch.autograd.grad(loss, leaf)
                 leaf_gradient += gradient
                 total[int(batch.top_ids is not None)] += loss.detach().to(total.device)
@@ -378,6 +388,7 @@ class Trainer:
             "micro_batch_tokens": self.size.tokens,
             "replay": self.size.replay,
             "best": self._best.state(),
+            "last_loss": self.last_loss,
             "validation_loss": self.validation_loss,
             "identity": self._identity(),
         }
@@ -406,5 +417,5 @@ class Trainer:
         self._losses = state["losses"]
         self.size.tokens, self.size.replay = state["micro_batch_tokens"], state["replay"]
         self._best.load(state.get("best") or {})
-        self.validation_loss = state.get("validation_loss")
+        self.last_loss, self.validation_loss = state.get("last_loss"), state.get("validation_loss")
         training_state.set_random_state(state["random"], self.loaded.device)

@@ -13,7 +13,7 @@ from chat.engine.request import LONGEST_PREFIX, AdapterRef
 from tests.support import tiny_training as tiny
 from tuning.ptuning import loss as loss_module
 from tuning.ptuning import training_state
-from tuning.ptuning.batches import MicroBatch, token_weights
+from tuning.ptuning.batches import MicroBatch, front_of_step, token_weights
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixEncoder
 from tuning.ptuning.proof import prove
@@ -367,3 +367,34 @@ def test_float16_is_scaled_and_bfloat16_learns_about_the_same():
         result = trainer.train()
         assert result.tensor.dtype == dtype
         assert (result.tensor.float() - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+def test_a_prefix_learns_behind_another_in_a_share_of_the_steps(tmp_path):
+    loaded = tiny.loaded()
+    front = torch.randn(3, 2, 2, 3, 8, generator=torch.Generator().manual_seed(5))
+    recipe = replace(RECIPE, beside="a" * 64, beside_share=0.5)
+    chosen = [front_of_step(step, 1, 0.5, recipe.seed) for step in range(6)]
+    assert 0 in chosen and None in chosen
+    told = []
+    straight = Trainer(loaded, recipe, tiny.examples(), beside=[front], report=told.append)
+    lengths = []
+    plain = straight.loss
+
+    def watched(batch, prefix, *arguments):
+        lengths.append(prefix.shape[3])
+        assert prefix.shape[3] == 4 or torch.equal(prefix[:, :, :, :3].detach(), front)
+        return plain(batch, prefix, *arguments)
+
+    straight.loss = watched
+    prefix = straight.train()
+    assert prefix.tensor.shape[3] == 4 and {4, 7} == set(lengths)
+    with pytest.raises(Stopped):
+        Trainer(
+            loaded, recipe, tiny.examples(), tmp_path, lambda p: p.step == 3, beside=[front]
+        ).train()
+    resumed = Trainer(loaded, recipe, tiny.examples(), tmp_path, beside=[front]).train()
+    assert torch.equal(resumed.tensor, prefix.tensor)
+    assert not torch.equal(Trainer(loaded, RECIPE, tiny.examples()).train().tensor, prefix.tensor)
+    counts = [front_of_step(step, 2, 0.25, 1) for step in range(2000)]
+    assert 0.2 < sum(one is not None for one in counts) / 2000 < 0.3
+    assert 0.8 < counts.count(0) / counts.count(1) < 1.25
