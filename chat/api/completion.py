@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from asgiref.sync import sync_to_async
 from django.utils.translation import gettext as _
 
+from chat.api.openai_tools import NO_TOOLS, Offered
 from chat.conversations.turns import model_label
 from chat.engine.request import Event, Request, interrupted
 from chat.models import Adapter, Checkpoint
@@ -32,6 +33,7 @@ def requests_of(
     adapter: Adapter | None,
     messages: list[dict],
     samplings: list[dict],
+    offered: Offered = NO_TOOLS,
 ) -> list[Request]:
     """One request per sampling (checked values, see chat/sampling.py), all with the same prompt."""
     reference = adapter.ref() if adapter else None
@@ -42,6 +44,8 @@ def requests_of(
             adapter=reference,
             sampling=as_sampling(sampling, checkpoint.sampling),
             user=str(user.pk),
+            tools=offered.tools,
+            must_call=offered.must_call,
         )
         for sampling in samplings
     ]

@@ -67,10 +67,12 @@ def turns_before(answer: Message) -> list[dict[str, str]]:
 
 
 def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The last question alone, with what the system says: how a model trained on single turns was
-    asked.
+    """The last question alone, with what the system says and the tools have said since: how a model
+    trained on single turns was asked.
     """
-    return [turn for turn in turns[:-1] if turn["role"] == "system"] + list(turns[-1:])
+    asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
+    last = asked[-1] if asked else 0
+    return [turn for turn in turns[:last] if turn["role"] == "system"] + list(turns[last:])
 
 
 def earlier_turns(request: Request) -> int:
