@@ -3,6 +3,8 @@
 from django.core.exceptions import ValidationError
 from django.utils.functional import SimpleLazyObject
 
+from portal.budget import pricing
+from portal.budget.statement import is_nearly_spent
 from portal.models import Run
 
 
@@ -15,6 +17,8 @@ def shell(request):
     return {
         "theme": theme if theme in ("light", "dark") else None,
         "section": request.path.split("/")[1],
+        "budget": pricing.on(),
+        "nearly_spent": SimpleLazyObject(lambda: is_nearly_spent(request.user)),
         "busy": SimpleLazyObject(
             lambda: (
                 Run.objects.filter(status=Run.Status.RUNNING, queue="gpu").order_by("id").first()

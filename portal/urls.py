@@ -13,6 +13,7 @@ from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from chat.api import chatglm
 from portal import views
+from portal.budget import views as budget
 from portal.health import healthz, metrics
 from portal.login import LoginForm
 from portal.rest.conventions import OPENAI_PATH, no_interface, wrong_base
@@ -52,6 +53,8 @@ urlpatterns += [
     path("tasks/", views.tasks, name="tasks"),
     path("tasks/decide/", views.decide, name="decide"),
     path("account/", views.account, name="account"),
+    path("usage/", budget.page, name="usage"),
+    path("usage/usage.csv", budget.export, name="usage_csv"),
     path("", include("chat.urls")),
     path("", include("tuning.urls")),
     path("", include("evaluation.urls")),

@@ -341,6 +341,7 @@ def sweep(now: datetime | None = None) -> int:
                     kind = Kind.WITHDRAW
                 amount = given.left if late else -given.lapsed
                 post(kind, [(balance, given, -amount), (pool(), given, amount)], at=now)
+                _watch(balance, now)
                 moved += 1
     return moved
 

@@ -9,6 +9,7 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
 from portal import explanations
+from portal.budget import pricing
 from portal.models import Run
 
 register = template.Library()
@@ -79,6 +80,24 @@ def when(moment):
 def thousands(number):
     """12345 as 12,345; empty for None and for what a template did not find."""
     return "" if number in (None, "") else f"{number:,}"
+
+
+@register.filter
+def milliseconds(number):
+    """A time in milliseconds, as `duration` says it; empty for none."""
+    return duration(number / 1000) if number else ""
+
+
+@register.filter
+def units(micro):
+    """Micro-units of the budget as units: 1,234.5."""
+    return pricing.in_words(micro)
+
+
+@register.filter
+def units_moved(micro):
+    """With their sign; empty for none."""
+    return f"{'+' if micro > 0 else '−'}{pricing.in_words(abs(micro))}" if micro else ""
 
 
 @register.filter

@@ -30,6 +30,7 @@ PAGES = [
     "/evaluations/leaderboard/",
     "/tasks/",
     "/account/",
+    "/usage/",
     "/checkpoints/new/",
     "/adapters/",
 ]

@@ -1,6 +1,7 @@
 """The budget of runs: held before they wait, settled by measured time when they end, however."""
 
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
 from django.contrib.admin.models import LogEntry
@@ -12,7 +13,7 @@ from portal.budget.meter import Meter
 from portal.budget.models import DeviceUse, Hold, Transaction
 from portal.budget.pricing import MICRO
 from portal.models import Run, Team
-from portal.runs import lifecycle
+from portal.runs import heartbeat, lifecycle
 from portal.runs.heartbeat import CANCEL, Heartbeat
 from tests.portal.budget import books
 from tests.support.page_fixtures import *  # noqa: F403  a member's rows
@@ -37,7 +38,9 @@ def priced(settings):
 def clock(monkeypatch):
     """The monotonic time that meters see, in seconds."""
     now = [1000.0]
-    monkeypatch.setattr(meter.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(meter, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    # beats are told from the test's own thread here, whose connection is in the test's transaction
+    monkeypatch.setattr(heartbeat, "close_old_connections", lambda: None)
     return now
 
 
