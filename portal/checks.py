@@ -8,6 +8,7 @@ import sys
 
 from django.conf import settings
 from django.core.checks import Error, Info, Warning, register
+from django.utils.translation import override
 
 # Every variable that portal/settings.py reads; docs/operations.md explains them.
 VARIABLES = {
@@ -33,6 +34,8 @@ VARIABLES = {
     "PORTAL_UPSTREAMS",
     "PORTAL_UPSTREAM_KEY",
     "PORTAL_DEVICE",
+    "PORTAL_DEVICES",
+    "PORTAL_BESIDE_CHAT",
     "PORTAL_CACHE_SHARE",
     "PORTAL_IDLE_UNLOAD",
     "PORTAL_LOADING_WAIT",
@@ -123,6 +126,16 @@ def launcher(**kwargs):
             id="portal.E007",
         )
     ]
+
+
+@register()
+def devices(**kwargs):
+    from portal.devices.inventory import problem_in_words  # its rows need the apps
+
+    with override("en"):  # as all that is said in a terminal
+        told = [problem_in_words(problem) for problem in settings.DEVICE_PROBLEMS]
+    hint = "PORTAL_DEVICES=cuda:0=24GB,cuda:1=24GB or PORTAL_DEVICES=cpu=16GB"
+    return [Error(f"PORTAL_DEVICES: {each}", hint=hint, id="portal.E009") for each in told]
 
 
 @register()

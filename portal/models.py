@@ -388,3 +388,6 @@ class TokenUsage(models.Model):
         with contextlib.suppress(DatabaseError), transaction.atomic():
             cls.objects.get_or_create(**mine)
             cls.objects.filter(**mine).update(**more)
+
+
+from portal.devices.models import Device, DeviceClaim  # noqa: E402, F401  (they refer to the above)

@@ -21,6 +21,7 @@ from csp.constants import NONCE, NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
 from portal import __version__
+from portal.devices import declared, placing
 from portal.rest.schema import ERROR
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -218,6 +219,16 @@ STORAGES = {
     },
 }
 
+# The devices of this machine and what of their memory is the portal's, "cuda:0=24GB,cuda:1=24GB" or
+# "cpu=16GB"; "": what is found. portal/checks.py tells what is wrong with it.
+DEVICES, DEVICE_PROBLEMS = declared.parse(os.environ.get("PORTAL_DEVICES", ""))
+# What happens where a run's memory does not suffice beside chat (portal/devices/placing.py).
+BESIDE_CHAT = _parsed(
+    "PORTAL_BESIDE_CHAT",
+    placing.QUEUE if DEVICES else placing.ANY,
+    lambda name: placing.POLICIES[placing.POLICIES.index(name)],
+)
+
 # One `name` for all clusters (it salts the signatures); Q_CLUSTER_NAME chooses the cluster.
 # Timeouts lie far above any run and retry above the timeout, or the broker would deliver a task
 # twice. The Run row, not the queue, is the truth (portal/runs/lifecycle.py).
@@ -237,9 +248,9 @@ Q_CLUSTER = {
     "label": "Queue",
     "ALT_CLUSTERS": {
         "gpu": {
-            "workers": 1,
+            "workers": max(1, len(DEVICES)),  # a run on each device
             "recycle": 1,
-            "queue_limit": 1,
+            "queue_limit": max(1, len(DEVICES)),
             "timeout": 30 * 86400,
             "retry": 31 * 86400,
         },

@@ -12,6 +12,7 @@ from django.views.i18n import set_language
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
 from portal import views
+from portal.devices import views as device_views
 from portal.health import healthz, metrics
 from portal.login import LoginForm
 from portal.rest.conventions import OPENAI_PATH, no_interface, wrong_base
@@ -34,6 +35,8 @@ urlpatterns = [
     path("metrics", metrics, name="metrics"),
     path("tasks/", views.tasks, name="tasks"),
     path("tasks/decide/", views.decide, name="decide"),
+    path("devices/", device_views.devices, name="devices"),
+    path("devices/decide/", device_views.decide, name="decide_on_device"),
     path("account/", views.account, name="account"),
     path("", include("chat.urls")),
     path("", include("tuning.urls")),

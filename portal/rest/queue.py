@@ -151,7 +151,7 @@ def _run(run: Run, user, left: float | None, entry: board.Waiting | None = None)
         "status": run.status,
         "priority": Run.Priority(run.priority).name.lower(),
         "place": entry.place if entry else None,
-        "reason": entry.reason if entry else "",
+        "reason": entry.reason if entry else run.wait_reason,
         "starts_in": starts_in,
         "seconds_left": left,
     }

@@ -12,6 +12,7 @@ row means that the process has been fenced off and must stop.
 import enum
 import logging
 import secrets
+from collections import Counter
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -260,10 +261,11 @@ class Reaper:
         """
         now = timezone.now()
         self._requeue_lost(now)
-        busy = set(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
+        running = Counter(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
+        busy = {queue for queue, count in running.items() if count >= slots(queue)}
         deaf = set()
-        # Behind a running run the message waits in the broker; the time to answer it counts from
-        # when the queue is free.
+        # Behind running runs the message waits in the broker; the time to answer it counts from
+        # when the queue has a free worker.
         waiting = Run.objects.filter(status=Status.QUEUED)
         on_hold = set(QueueHold.objects.values_list("queue", flat=True))
         waiting.filter(queue__in=busy | on_hold).exclude(rung_at=None).update(rung_at=now)
@@ -272,7 +274,7 @@ class Reaper:
         for run in waiting.exclude(queue__in=busy | on_hold).filter(
             Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)
         ):
-            if run.rung_at is not None:
+            if run.rung_at is not None and not running[run.queue]:
                 deaf.add(run.queue)
             ring(run.pk)
         return deaf
@@ -291,6 +293,12 @@ class Reaper:
             else:
                 overdue[run.pk] = run.heartbeat_at
         self._overdue = overdue
+
+
+def slots(queue: str) -> int:
+    """Runs of the queue that go on at the same time on one machine."""
+    cluster = settings.Q_CLUSTER["ALT_CLUSTERS"].get(queue, settings.Q_CLUSTER)
+    return cluster["workers"]
 
 
 def forget_deliveries(queue: str) -> None:

@@ -29,6 +29,7 @@ PAGES = [
     "/evaluations/new/",
     "/evaluations/leaderboard/",
     "/tasks/",
+    "/devices/",
     "/account/",
     "/checkpoints/new/",
     "/adapters/",

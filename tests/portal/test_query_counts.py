@@ -36,6 +36,7 @@ PATHS = {
     "/evaluations/compare/": "/evaluations/compare/?run={evaluated}",
     "/evaluations/leaderboard/": "/evaluations/leaderboard/?dataset={dataset}",
     "/tasks/": "/tasks/",
+    "/devices/": "/devices/",
     "/account/": "/account/",
     "/adapters/": "/adapters/",
     "/checkpoints/": "/checkpoints/",

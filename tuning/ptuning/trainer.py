@@ -114,6 +114,7 @@ class Trainer:
         probe = torch.tensor([self._examples[0][0]], device=loaded.device)
         self._loss = PrefixLoss(loaded.model, probe)
         self._pad_id = loaded.tokenizer.pad_token_id or 0
+        self._most_tokens = micro_batch_tokens
         self._size = MicroBatchSize(
             loaded,
             recipe.max_source_length + recipe.max_target_length,
@@ -397,5 +398,7 @@ class Trainer:
         self._scaler.load_state_dict(state["scaler"])
         self._losses = state["losses"]
         self._size.tokens, self._size.replay = state["micro_batch_tokens"], state["replay"]
+        if self._most_tokens is not None:  # perhaps there is less memory than there was
+            self._size.tokens = min(self._size.tokens, self._most_tokens)
         self._best.load(state.get("best") or {})
         training_state.set_random_state(state["random"], self.loaded.device)
