@@ -16,6 +16,7 @@ from django.conf import settings
 from django.db.models import F
 
 from chat.model_work import ModelWork
+from evaluation import reviewing
 from evaluation.comparison import update_differences
 from evaluation.metrics import PERPLEXITY, measured
 from evaluation.models import EvaluationRun, Prediction
@@ -241,6 +242,7 @@ class EvaluationWork(ModelWork):
 
     def after_success(self) -> None:
         update_differences(self.run.pk)
+        reviewing.ask_for_review(self.run)
 
 
 def _prediction(

@@ -49,6 +49,12 @@ class HoldSerializer(serializers.Serializer):
     reason = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
 
 
+class DrainSerializer(HoldSerializer):
+    checkpoint = serializers.BooleanField(
+        default=False, help_text="what runs saves and waits too; else it goes on to its end"
+    )
+
+
 class PrioritySerializer(serializers.Serializer):
     priority = serializers.ChoiceField(["normal", "low"])
 
@@ -103,6 +109,25 @@ class QueueViewSet(viewsets.ViewSet):
     def release(self, request, name=None):
         self._admin(request, name)
         board.release(request.user, name)
+        return Response(_told(request.user))
+
+    @extend_schema(request=DrainSerializer, responses=QueueSerializer(many=True))
+    @action(detail=False, methods=["post"])
+    def drain(self, request):
+        """Admins: for maintenance nothing new begins in any queue, until `undrain`."""
+        self._admin(request, queues()[0])
+        body = DrainSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        told = body.validated_data
+        board.drain(request.user, told["reason"], checkpoint=told["checkpoint"])
+        return Response(_told(request.user))
+
+    @extend_schema(request=None, responses=QueueSerializer(many=True))
+    @action(detail=False, methods=["post"])
+    def undrain(self, request):
+        """Admins: everything goes on."""
+        self._admin(request, queues()[0])
+        board.undrain(request.user)
         return Response(_told(request.user))
 
     @extend_schema(request=PrioritySerializer, responses=QueueSerializer(many=True))

@@ -224,6 +224,28 @@ def hold(user, queue: str, reason: str = "") -> QueueHold:
     return held
 
 
+def drain(user, reason: str = "", *, checkpoint: bool = False) -> None:
+    """For maintenance: nothing new begins in any queue. checkpoint: what runs saves and waits with
+    the others; else it goes on to its end. `undrain` takes it back.
+    """
+    for queue in queues():
+        held = hold(user, queue, reason)
+        if checkpoint and not held.checkpoint:
+            QueueHold.objects.filter(queue=queue).update(checkpoint=True)
+            audit.note(user, held, "what runs saves and waits")
+
+
+def undrain(user) -> None:
+    for queue in queues():
+        release(user, queue)
+
+
+def drained() -> bool:
+    """Is every queue held?"""
+    held = set(QueueHold.objects.values_list("queue", flat=True))
+    return held >= set(queues())
+
+
 def release(user, queue: str) -> None:
     """Who waits is rung for, one for the queue: the next is chosen when it is answered."""
     deleted, _rows = QueueHold.objects.filter(queue=queue).delete()

@@ -170,6 +170,7 @@ class Heartbeat(threading.Thread):
             finally:
                 os._exit(1)  # without a heartbeat nobody would know that the work goes on
         self._written = time.monotonic()
-        if signalled is lifecycle.Signal.CANCEL:
-            self.stop_requested = self.stop_requested or CANCEL
+        if signalled is not lifecycle.Signal.CONTINUE:
+            cancel = signalled is lifecycle.Signal.CANCEL
+            self.stop_requested = self.stop_requested or (CANCEL if cancel else STEP_ASIDE)
         return True

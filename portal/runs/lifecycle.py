@@ -26,6 +26,7 @@ from django_q.tasks import async_task
 from redis import RedisError
 
 from portal.models import QueueHold, Run
+from portal.notices.notify import run_ended
 from portal.runs.waiting import waiting_order
 from portal.runs.work import work_of
 
@@ -52,6 +53,7 @@ class Signal(enum.Enum):
 
     CONTINUE = "continue"
     CANCEL = "cancel"
+    STEP_ASIDE = "step aside"
 
 
 def enqueue(run: Run, *, ring_bell: bool = True) -> None:
@@ -133,23 +135,29 @@ def heartbeat(run_id: int, token: str, **progress) -> Signal:
     now = timezone.now()
     if not _held(run_id, token).update(heartbeat_at=now, lease_expires_at=now + LEASE, **progress):
         raise FencedOff(run_id)
-    cancel = Run.objects.filter(pk=run_id, cancel_requested=True).exists()
-    return Signal.CANCEL if cancel else Signal.CONTINUE
+    if Run.objects.filter(pk=run_id, cancel_requested=True).exists():
+        return Signal.CANCEL
+    held = QueueHold.objects.filter(checkpoint=True).values("queue")
+    aside = Run.objects.filter(pk=run_id, queue__in=held).exists()
+    return Signal.STEP_ASIDE if aside else Signal.CONTINUE
 
 
 def _finish(run_id: int, token: str, status: str, error: dict | None = None) -> None:
     """Commits a terminal status on its own. The token stays, so that the supervisor can tell its
     own run's end from a fence.
     """
-    if not _held(run_id, token).update(
-        status=status,
-        error=error,
-        finished_at=timezone.now(),
-        lease_expires_at=None,
-        phase="",
-        cancel_requested=False,
-    ):
-        raise FencedOff(run_id)
+    with transaction.atomic():
+        if not _held(run_id, token).update(
+            status=status,
+            error=error,
+            finished_at=timezone.now(),
+            lease_expires_at=None,
+            phase="",
+            cancel_requested=False,
+        ):
+            raise FencedOff(run_id)
+        if status != Status.CANCELLED:
+            run_ended(run_id)
 
 
 def succeed(run_id: int, token: str) -> None:
@@ -202,17 +210,18 @@ def lost(run_id: int, token: str, reason: str) -> None:
     ):
         logger.warning("run %s lost its process (%s): queued again", run_id, reason)
         ring(run_id)
-    elif held.update(
-        status=Status.FAILED,
-        finished_at=timezone.now(),
-        lease_expires_at=None,
-        phase="",
-        error={
-            "code": "process_lost",
-            "message": f"The process was lost in every attempt. Last: {reason}",
-        },
-    ):
-        logger.error("run %s failed: %s", run_id, reason)
+        return
+    message = f"The process was lost in every attempt. Last: {reason}"
+    with transaction.atomic():
+        if held.update(
+            status=Status.FAILED,
+            finished_at=timezone.now(),
+            lease_expires_at=None,
+            phase="",
+            error={"code": "process_lost", "message": message},
+        ):
+            logger.error("run %s failed: %s", run_id, reason)
+            run_ended(run_id)
 
 
 def cancel(run: Run, *, to_go_on: bool = False) -> None:

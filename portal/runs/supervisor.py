@@ -25,6 +25,7 @@ from django.db import DatabaseError, close_old_connections
 from django.utils.module_loading import import_string
 
 from portal.devices import arbiter, inventory
+from portal.notices import delivery
 from portal.runs import children, lifecycle
 
 logger = logging.getLogger(__name__)
@@ -220,6 +221,7 @@ class Supervisor:
         try:
             deaf = self._reaper.reap()
             self._sweeper.sweep()
+            delivery.ring_due()
             if time.monotonic() - self._looked > LOOK_AT_DEVICES:
                 self._looked = time.monotonic()
                 inventory.register()

@@ -30,6 +30,7 @@ PAGES = [
     "/evaluations/leaderboard/",
     "/tasks/",
     "/devices/",
+    "/notices/",
     "/account/",
     "/checkpoints/new/",
     "/adapters/",

@@ -37,6 +37,7 @@ PATHS = {
     "/evaluations/leaderboard/": "/evaluations/leaderboard/?dataset={dataset}",
     "/tasks/": "/tasks/",
     "/devices/": "/devices/",
+    "/notices/": "/notices/",
     "/account/": "/account/",
     "/adapters/": "/adapters/",
     "/checkpoints/": "/checkpoints/",
