@@ -17,6 +17,7 @@ from django.db.models import F
 
 from chat.model_work import ModelWork
 from chat.worker.addresses import WorkerAddress
+from evaluation import reviewing
 from evaluation.comparison import update_differences
 from evaluation.figures import figures_of
 from evaluation.metrics import PERPLEXITY, measured
@@ -278,6 +279,7 @@ class EvaluationWork(ModelWork):
 
     def after_success(self) -> None:
         update_differences(self.run.pk)
+        reviewing.ask_for_review(self.run)
 
     def figures(self) -> list[Figure]:
         return figures_of(EvaluationRun.objects.get(pk=self.run.pk))

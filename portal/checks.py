@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import Error, Info, Warning, register
+from django.utils.translation import override
 
 # Every variable that portal/settings.py reads; docs/operations.md explains them.
 VARIABLES = {
@@ -48,9 +49,14 @@ VARIABLES = {
     "PORTAL_MLFLOW_TOKEN",
     "PORTAL_MLFLOW_EXPERIMENT",
     "PORTAL_DEVICE",
+    "PORTAL_DEVICES",
+    "PORTAL_BESIDE_CHAT",
     "PORTAL_CACHE_SHARE",
     "PORTAL_IDLE_UNLOAD",
     "PORTAL_LOADING_WAIT",
+    "PORTAL_WEBHOOK_HOSTS",
+    "PORTAL_EMAIL_URL",
+    "PORTAL_EMAIL_FROM",
     "PORTAL_LOG_LEVEL",
     "PORTAL_LOG_FORMAT",
     "PORTAL_METRICS_FROM",
@@ -163,6 +169,16 @@ def single_sign_on(**kwargs):
             )
         )
     return found
+
+
+@register()
+def devices(**kwargs):
+    from portal.devices.inventory import problem_in_words  # its rows need the apps
+
+    with override("en"):  # as all that is said in a terminal
+        told = [problem_in_words(problem) for problem in settings.DEVICE_PROBLEMS]
+    hint = "PORTAL_DEVICES=cuda:0=24GB,cuda:1=24GB or PORTAL_DEVICES=cpu=16GB"
+    return [Error(f"PORTAL_DEVICES: {each}", hint=hint, id="portal.E011") for each in told]
 
 
 @register()

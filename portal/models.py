@@ -344,10 +344,14 @@ class Run(Shared, models.Model):
 
 
 class QueueHold(models.Model):
-    """A queue that takes no new run until an admin releases it; what runs goes on to its end."""
+    """A queue that takes no new run until an admin releases it; what runs goes on to its end, or
+    saves and waits with the others.
+    """
 
     queue = models.CharField(max_length=20, primary_key=True)
     reason = models.CharField(_("reason"), max_length=200, blank=True)
+    # what runs is to save and step aside too
+    checkpoint = models.BooleanField(default=False)
     by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     since = models.DateTimeField(auto_now_add=True)
 
@@ -416,3 +420,8 @@ class TokenUsage(models.Model):
         }
         cls.objects.get_or_create(**mine)
         cls.objects.filter(**mine).update(**more)
+
+
+# They refer to the above.
+from portal.devices.models import Device, DeviceClaim  # noqa: E402, F401
+from portal.notices.models import Delivery, Notice, NoticeSettings  # noqa: E402, F401

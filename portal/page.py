@@ -5,7 +5,7 @@ from django.utils.functional import SimpleLazyObject
 
 from portal.budget import pricing
 from portal.budget.statement import is_nearly_spent
-from portal.models import Run
+from portal.models import Notice, Run
 
 
 def shell(request):
@@ -19,12 +19,17 @@ def shell(request):
         "section": request.path.split("/")[1],
         "budget": pricing.on(),
         "nearly_spent": SimpleLazyObject(lambda: is_nearly_spent(request.user)),
+        "unread": SimpleLazyObject(lambda: _unread(request.user)),
         "busy": SimpleLazyObject(
             lambda: (
                 Run.objects.filter(status=Run.Status.RUNNING, queue="gpu").order_by("id").first()
             )
         ),
     }
+
+
+def _unread(user) -> int:
+    return Notice.objects.filter(user=user, read_at=None).count() if user.is_authenticated else 0
 
 
 def reason(error) -> str:

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 import dj_database_url
@@ -22,6 +23,7 @@ from django.utils.translation import gettext_lazy as _
 
 from portal import __version__
 from portal.budget.pricing import device_rates, rate
+from portal.devices import declared, placing
 from portal.rest.schema import ERROR
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -47,6 +49,36 @@ def _parsed(name: str, default: str, parse: Callable):
         raise SystemExit(
             f"The value of {name} cannot be used; docs/operations.md says what it may be."
         ) from None
+
+
+def _hosts_and_networks(entries: list[str]) -> tuple[set[str], list]:
+    """Entries that are an address or a network, and all others."""
+    names, networks = set(), []
+    for entry in entries:
+        try:
+            networks.append(ip_network(entry))
+        except ValueError:
+            names.add(entry.lower())
+    return names, networks
+
+
+def _mail_server(url: str) -> tuple[str, int, str, str, bool, bool]:
+    """(host, port, user, password, STARTTLS, TLS)"""
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("smtp", "smtps") or not parts.hostname):
+        raise ValueError(url)
+    secure = parts.scheme == "smtps"
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    port = parts.port or (465 if secure else 587)
+    plain = port == 25 or parts.hostname in ("localhost", "127.0.0.1")  # this machine's own
+    return (
+        parts.hostname or "",
+        port,
+        user,
+        password,
+        bool(url) and not secure and not plain,
+        secure,
+    )
 
 
 # Of every process of the portal: what it writes is read by its own account alone. 007 shares the
@@ -238,6 +270,16 @@ STORAGES = {
     },
 }
 
+# The devices of this machine and what of their memory is the portal's, "cuda:0=24GB,cuda:1=24GB" or
+# "cpu=16GB"; "": what is found. portal/checks.py tells what is wrong with it.
+DEVICES, DEVICE_PROBLEMS = declared.parse(os.environ.get("PORTAL_DEVICES", ""))
+# What happens where a run's memory does not suffice beside chat (portal/devices/placing.py).
+BESIDE_CHAT = _parsed(
+    "PORTAL_BESIDE_CHAT",
+    placing.QUEUE if DEVICES else placing.ANY,
+    lambda name: placing.POLICIES[placing.POLICIES.index(name)],
+)
+
 # One `name` for all clusters (it salts the signatures); Q_CLUSTER_NAME chooses the cluster.
 # Timeouts lie far above any run and retry above the timeout, or the broker would deliver a task
 # twice. The Run row, not the queue, is the truth (portal/runs/lifecycle.py).
@@ -265,9 +307,9 @@ Q_CLUSTER = {
             "retry": 31 * 86400,
         },
         "gpu": {
-            "workers": 1,
+            "workers": max(1, len(DEVICES)),  # a run on each device
             "recycle": 1,
-            "queue_limit": 1,
+            "queue_limit": max(1, len(DEVICES)),
             "timeout": 30 * 86400,
             "retry": 31 * 86400,
         },
@@ -395,6 +437,14 @@ DEVICE = os.environ.get("PORTAL_DEVICE", "")
 # What starts the process of a run, for instance "srun --gres=gpu:1": it gets the command behind it,
 # runs it on a machine with the same folders, and forwards signals.
 LAUNCHER = shlex.split(os.environ.get("PORTAL_LAUNCHER", ""))
+# Where notices may be sent by webhook: names of hosts, and addresses or networks, which may be
+# private ones.
+WEBHOOK_HOSTS, WEBHOOK_NETWORKS = _hosts_and_networks(_list("PORTAL_WEBHOOK_HOSTS"))
+# smtp://user:password@host:587 (STARTTLS) or smtps://...; "": no e-mail.
+EMAIL = _parsed("PORTAL_EMAIL_URL", "", _mail_server)
+EMAIL_HOST, EMAIL_PORT, EMAIL_HOST_USER, EMAIL_HOST_PASSWORD, EMAIL_USE_TLS, EMAIL_USE_SSL = EMAIL
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = os.environ.get("PORTAL_EMAIL_FROM", "portal@localhost")
 # Part of the free memory that a worker's key-value cache may take; what is left is for training
 # beside it.
 CACHE_SHARE = _parsed("PORTAL_CACHE_SHARE", "0.4", float)

@@ -14,8 +14,10 @@ from drf_spectacular.views import SpectacularSwaggerSplitView
 from chat.api import chatglm
 from portal import views
 from portal.budget import views as budget
+from portal.devices import views as device_views
 from portal.health import healthz, metrics
 from portal.login import LoginForm
+from portal.notices import views as notice_views
 from portal.rest.conventions import OPENAI_PATH, no_interface, wrong_base
 from portal.rest.schema_view import SchemaView
 
@@ -52,6 +54,10 @@ urlpatterns += [
     path("metrics", metrics, name="metrics"),
     path("tasks/", views.tasks, name="tasks"),
     path("tasks/decide/", views.decide, name="decide"),
+    path("devices/", device_views.devices, name="devices"),
+    path("devices/decide/", device_views.decide, name="decide_on_device"),
+    path("notices/", notice_views.notices, name="notices"),
+    path("notices/settings/", notice_views.change_settings, name="notice_settings"),
     path("account/", views.account, name="account"),
     path("usage/", budget.page, name="usage"),
     path("usage/usage.csv", budget.export, name="usage_csv"),

@@ -15,6 +15,7 @@ from typing import Any
 
 from django.conf import settings
 
+from chat.checkpoints import memory
 from chat.model_work import ModelWork
 from chat.registry import publish_adapter
 from portal.models import Run
@@ -40,6 +41,38 @@ class TuningWork(ModelWork):
         """Examples that the run reads."""
         plan = Recipe.from_dict(recipe)
         return plan.max_steps * plan.samples_per_step
+
+    def bytes_needed(self, device: str) -> tuple[int, int] | None:
+        """With batches of the recipe's size; with one example at a time."""
+        recipe = Recipe.from_dict(self.run.recipe)
+        most = self._estimate(recipe, device, recipe.per_device_train_batch_size)
+        least = self._estimate(recipe, device, 1)
+        return None if most is None or least is None else (most, least)
+
+    def _estimate(self, recipe: Recipe, device: str, examples: int) -> int | None:
+        description = self.run.checkpoint.description
+        precision = "bfloat16" if recipe.precision == "float16" else recipe.precision
+        if precision == "auto" or recipe.quantization_bit:
+            precision = memory.held_as(description, device, recipe.quantization_bit)
+        tokens = examples * (recipe.max_source_length + recipe.max_target_length)
+        estimate = memory.ptuning(description, precision, recipe.pre_seq_len, tokens)
+        return None if estimate is None else estimate.bytes
+
+    def _micro_batch_tokens(self, recipe: Recipe, device: str) -> int | None:
+        """Where less was granted than the recipe's batches take: how much of them is computed at
+        once. Their gradients add up to the same update.
+        """
+        needed, granted = self.bytes_needed(device), self.granted
+        if needed is None or granted is None or granted.bytes >= needed[0]:
+            return None
+        one = self._estimate(recipe, device, 2)
+        each = (one or 0) - needed[1]  # bytes of one more example
+        examples = 1 + (granted.bytes - needed[1]) // each if each > 0 else 1
+        self.log(
+            f"{granted.bytes / 1e9:.2f} of {needed[0] / 1e9:.2f} GB beside chat: {examples} of "
+            f"{recipe.per_device_train_batch_size} examples at once, the same update"
+        )
+        return examples * (recipe.max_source_length + recipe.max_target_length)
 
     def load(self, run_id: int) -> TuningRun:
         return TuningRun.objects.select_related("owner", "checkpoint", "dataset_version").get(
@@ -169,6 +202,7 @@ class TuningWork(ModelWork):
                     beside=[self._stored(part) for part in recipe.beside.split(",") if part],
                     validation=held_out,
                     general_folder=settings.DATA_DIR / "general",
+                    micro_batch_tokens=self._micro_batch_tokens(recipe, loaded.device.type),
                     **options,
                 )
 

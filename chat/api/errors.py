@@ -17,7 +17,7 @@ from portal.text import shown
 
 RETRY_AFTER = 5  # seconds, where nobody knows better
 # an answer was taken and waited for its model, which did not come
-NO_MODEL = ("worker_loading", "loading_failed", "no_worker_for_checkpoint")
+NO_MODEL = ("worker_loading", "chat_paused", "loading_failed", "no_worker_for_checkpoint")
 REFUSALS = (ValidationError, GenerationRefused, GenerationFailed)
 
 

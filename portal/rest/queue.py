@@ -50,6 +50,12 @@ class HoldSerializer(serializers.Serializer):
     reason = Text(max_length=200, required=False, allow_blank=True, default="")
 
 
+class DrainSerializer(HoldSerializer):
+    checkpoint = serializers.BooleanField(
+        default=False, help_text="what runs saves and waits too; else it goes on to its end"
+    )
+
+
 class PrioritySerializer(serializers.Serializer):
     priority = serializers.ChoiceField(["normal", "low"])
 
@@ -106,6 +112,25 @@ class QueueViewSet(viewsets.ViewSet):
         board.release(request.user, name)
         return Response(_told(request.user))
 
+    @extend_schema(request=DrainSerializer, responses=QueueSerializer(many=True))
+    @action(detail=False, methods=["post"])
+    def drain(self, request):
+        """Admins: for maintenance nothing new begins in any queue, until `undrain`."""
+        self._admin(request, queues()[0])
+        body = DrainSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        told = body.validated_data
+        board.drain(request.user, told["reason"], checkpoint=told["checkpoint"])
+        return Response(_told(request.user))
+
+    @extend_schema(request=None, responses=QueueSerializer(many=True))
+    @action(detail=False, methods=["post"])
+    def undrain(self, request):
+        """Admins: everything goes on."""
+        self._admin(request, queues()[0])
+        board.undrain(request.user)
+        return Response(_told(request.user))
+
     @extend_schema(request=PrioritySerializer, responses=QueueSerializer(many=True))
     @action(detail=False, methods=["post"], url_path=r"runs/(?P<pk>[0-9]{1,18})/priority")
     def priority(self, request, pk=None):
@@ -152,7 +177,7 @@ def _run(run: Run, user, left: float | None, entry: board.Waiting | None = None)
         "status": run.status,
         "priority": Run.Priority(run.priority).name.lower(),
         "place": entry.place if entry else None,
-        "reason": entry.reason if entry else "",
+        "reason": entry.reason if entry else run.wait_reason,
         "starts_in": starts_in,
         "seconds_left": left,
     }

@@ -177,6 +177,7 @@ class Heartbeat(threading.Thread):
         self._written, self._phase = time.monotonic(), phase
         if self._meter is not None:
             self._meter.committed()
-        if signalled is lifecycle.Signal.CANCEL:
-            self.stop_requested = self.stop_requested or CANCEL
+        if signalled is not lifecycle.Signal.CONTINUE:
+            cancel = signalled is lifecycle.Signal.CANCEL
+            self.stop_requested = self.stop_requested or (CANCEL if cancel else STEP_ASIDE)
         return True

@@ -12,6 +12,7 @@ row means that the process has been fenced off and must stop.
 import enum
 import logging
 import secrets
+from collections import Counter
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -26,6 +27,7 @@ from redis import RedisError
 
 from portal.budget import holds
 from portal.models import QueueHold, Run
+from portal.notices.notify import run_ended
 from portal.runs.waiting import waiting_order
 from portal.runs.work import work_of
 
@@ -52,6 +54,7 @@ class Signal(enum.Enum):
 
     CONTINUE = "continue"
     CANCEL = "cancel"
+    STEP_ASIDE = "step aside"
 
 
 def enqueue(run: Run, *, ring_bell: bool = True) -> None:
@@ -136,8 +139,11 @@ def heartbeat(run_id: int, token: str, **progress) -> Signal:
     now = timezone.now()
     if not _held(run_id, token).update(heartbeat_at=now, lease_expires_at=now + LEASE, **progress):
         raise FencedOff(run_id)
-    cancel = Run.objects.filter(pk=run_id, cancel_requested=True).exists()
-    return Signal.CANCEL if cancel else Signal.CONTINUE
+    if Run.objects.filter(pk=run_id, cancel_requested=True).exists():
+        return Signal.CANCEL
+    held = QueueHold.objects.filter(checkpoint=True).values("queue")
+    aside = Run.objects.filter(pk=run_id, queue__in=held).exists()
+    return Signal.STEP_ASIDE if aside else Signal.CONTINUE
 
 
 def _finish(run_id: int, token: str, status: str, error: dict | None = None) -> None:
@@ -155,6 +161,8 @@ def _finish(run_id: int, token: str, status: str, error: dict | None = None) -> 
         ):
             raise FencedOff(run_id)
         holds.close_for(run_id)
+        if status != Status.CANCELLED:
+            run_ended(run_id)
 
 
 def succeed(run_id: int, token: str) -> None:
@@ -221,6 +229,7 @@ def lost(run_id: int, token: str, reason: str) -> None:
         },
     ):
         holds.close_for(run_id)
+        run_ended(run_id)
         logger.error("run %s failed: %s", run_id, reason)
 
 
@@ -275,10 +284,11 @@ class Reaper:
         now = timezone.now()
         self._requeue_lost(now)
         holds.tidy()
-        busy = set(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
+        running = Counter(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
+        busy = {queue for queue, count in running.items() if count >= slots(queue)}
         deaf = set()
-        # Behind a running run the message waits in the broker; the time to answer it counts from
-        # when the queue is free.
+        # Behind running runs the message waits in the broker; the time to answer it counts from
+        # when the queue has a free worker.
         waiting = Run.objects.filter(status=Status.QUEUED)
         on_hold = set(QueueHold.objects.values_list("queue", flat=True))
         waiting.filter(queue__in=busy | on_hold).exclude(rung_at=None).update(rung_at=now)
@@ -287,7 +297,7 @@ class Reaper:
         for run in waiting.exclude(queue__in=busy | on_hold).filter(
             Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)
         ):
-            if run.rung_at is not None:
+            if run.rung_at is not None and not running[run.queue]:
                 deaf.add(run.queue)
             ring(run.pk)
         return deaf
@@ -306,6 +316,12 @@ class Reaper:
             else:
                 overdue[run.pk] = run.heartbeat_at
         self._overdue = overdue
+
+
+def slots(queue: str) -> int:
+    """Runs of the queue that go on at the same time on one machine."""
+    cluster = settings.Q_CLUSTER["ALT_CLUSTERS"].get(queue, settings.Q_CLUSTER)
+    return cluster["workers"]
 
 
 def forget_deliveries(queue: str) -> None:

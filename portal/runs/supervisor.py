@@ -24,11 +24,14 @@ from django.conf import settings
 from django.db import DatabaseError, close_old_connections
 from django.utils.module_loading import import_string
 
+from portal.devices import arbiter, inventory
+from portal.notices import delivery
 from portal.runs import children, lifecycle
 
 logger = logging.getLogger(__name__)
 
 REAP_EVERY = 5.0  # seconds
+LOOK_AT_DEVICES = 30.0  # seconds
 PROBE_EVERY, PROBE_TIMEOUT = 3.0, 5.0  # seconds
 MOST_MISSES = 5  # probes in a row, after which a process counts as hung
 LONGEST_START = 300.0  # seconds until the first answer
@@ -176,7 +179,8 @@ class Supervisor:
     def __init__(self, children: list[Child]):
         self.children = children
         self.stopping = False
-        self._reaper = lifecycle.Reaper()
+        self._reaper, self._sweeper = lifecycle.Reaper(), arbiter.Sweeper()
+        self._looked = -LOOK_AT_DEVICES  # when the devices were last looked at
         self._adopted: dict[psutil.Process, float] = {}  # run processes without a queue worker
 
     def run(self, announce) -> None:
@@ -216,6 +220,11 @@ class Supervisor:
         close_old_connections()
         try:
             deaf = self._reaper.reap()
+            self._sweeper.sweep()
+            delivery.ring_due()
+            if time.monotonic() - self._looked > LOOK_AT_DEVICES:
+                self._looked = time.monotonic()
+                inventory.register()
         except DatabaseError:
             logger.exception("the reaper could not reach the database")
             return

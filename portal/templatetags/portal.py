@@ -10,6 +10,7 @@ from django.utils.translation import gettext as _
 
 from portal import explanations
 from portal.budget import pricing
+from portal.devices import reasons
 from portal.models import Run
 
 register = template.Library()
@@ -101,6 +102,18 @@ def units_moved(micro):
 
 
 @register.filter
+def gigabytes(count):
+    """Bytes of memory: 6.1 GB."""
+    return reasons.gigabytes(count)
+
+
+@register.filter
+def wait_reason(reason):
+    """Why a claim waits for a device, as a sentence."""
+    return reasons.in_words(reason)
+
+
+@register.filter
 def split_name(name):
     """What people call a split of a dataset; a split with a name of its own keeps it."""
     return {"train": _("Training"), "validation": _("Validation"), "test": _("Test")}.get(
@@ -119,6 +132,8 @@ def person(user):
     """How people call a user: the full name when there is one, in the order of its script, else the
     username.
     """
+    if user is None:  # who has been deleted
+        return "—"
     first, last = user.first_name.strip(), user.last_name.strip()
     if not (first or last):
         return user.username

@@ -29,6 +29,8 @@ PAGES = [
     "/evaluations/new/",
     "/evaluations/leaderboard/",
     "/tasks/",
+    "/devices/",
+    "/notices/",
     "/account/",
     "/usage/",
     "/checkpoints/new/",

@@ -39,6 +39,8 @@ PATHS = {
     "/evaluations/compare/": "/evaluations/compare/?run={evaluated}",
     "/evaluations/leaderboard/": "/evaluations/leaderboard/?dataset={dataset}",
     "/tasks/": "/tasks/",
+    "/devices/": "/devices/",
+    "/notices/": "/notices/",
     "/account/": "/account/",
     "/usage/": "/usage/",
     "/api/v1/budget/": "/api/v1/budget/",

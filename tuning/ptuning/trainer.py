@@ -128,6 +128,7 @@ class Trainer:
         probe = torch.tensor([self._examples[0][0]], device=loaded.device)
         self.loss = PrefixLoss(loaded.model, probe)
         self.pad_id = loaded.tokenizer.pad_token_id or 0
+        self._most_tokens = micro_batch_tokens
         self.size = MicroBatchSize(
             loaded,
             recipe.max_source_length + recipe.max_target_length,
@@ -416,6 +417,8 @@ class Trainer:
         self._scaler.load_state_dict(state["scaler"])
         self._losses = state["losses"]
         self.size.tokens, self.size.replay = state["micro_batch_tokens"], state["replay"]
+        if self._most_tokens is not None:  # perhaps there is less memory than there was
+            self.size.tokens = min(self.size.tokens, self._most_tokens)
         self._best.load(state.get("best") or {})
         self.last_loss, self.validation_loss = state.get("last_loss"), state.get("validation_loss")
         training_state.set_random_state(state["random"], self.loaded.device)

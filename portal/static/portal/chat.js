@@ -163,7 +163,9 @@ function showEnd(turn, frame) {
 const show = {
   "message.loading"(turn, frame) {
     setStatus(turn, "queued");
-    part(turn, "loading").hidden = false;
+    const paused = frame.phase === "paused";
+    part(turn, "loading").hidden = paused;
+    part(turn, "paused").hidden = !paused;
     part(turn, "in-line").hidden = true;
     part(turn, "loaded").textContent = frame.checkpoint ?? "";
     part(turn, "seconds").textContent = frame.seconds;
@@ -172,7 +174,7 @@ const show = {
   },
   "message.queued"(turn, frame) {
     setStatus(turn, "queued");
-    part(turn, "loading").hidden = true;
+    part(turn, "loading").hidden = part(turn, "paused").hidden = true;
     part(turn, "in-line").hidden = false;
     part(turn, "position").textContent = frame.position ?? 0;
     turn.dataset.next = (frame.position ?? 0) > 0 ? "false" : "true";
