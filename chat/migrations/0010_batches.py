@@ -11,7 +11,7 @@ class Migration(migrations.Migration):
 
     dependencies = [
         ('chat', '0009_serving_switches'),
-        ('portal', '0011_batches'),
+        ('portal', '0014_batches'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 

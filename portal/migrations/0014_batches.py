@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('portal', '0010_teams_and_reviewers'),
+        ('portal', '0013_external_logins'),
     ]
 
     operations = [
