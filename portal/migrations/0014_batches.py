@@ -18,6 +18,6 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name='tokenusage',
             name='door',
-            field=models.CharField(choices=[('chat', 'chat pages'), ('api', 'programs'), ('batch', 'batches')], max_length=8),
+            field=models.CharField(choices=[('chat', 'chat pages'), ('api', 'programs'), ('batch', 'batches')], max_length=8, verbose_name='through'),
         ),
     ]

@@ -36,7 +36,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('day', models.DateField()),
-                ('kind', models.CharField(choices=[('tuning', 'Tuning'), ('evaluation', 'Evaluation'), ('fetch', 'Download'), ('check', 'Check of a dataset')], max_length=20, verbose_name='kind')),
+                ('kind', models.CharField(choices=[('tuning', 'Tuning'), ('evaluation', 'Evaluation'), ('fetch', 'Download'), ('check', 'Check of a dataset'), ('batch', 'Batch')], max_length=20, verbose_name='kind')),
                 ('model', models.CharField(blank=True, max_length=240, verbose_name='model')),
                 ('milliseconds', models.PositiveBigIntegerField(default=0)),
                 ('run', models.ForeignKey(null=True, on_delete=django.db.models.deletion.SET_NULL, related_name='device_use', to='portal.run')),
