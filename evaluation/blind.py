@@ -120,11 +120,11 @@ def in_chat(run: EvaluationRun, other: EvaluationRun) -> dict[str, Any]:
     for side in (run, other):
         theirs = Message.objects.filter(checkpoint=side.checkpoint_id, adapter=side.adapter_id)
         found = found.filter(pk__in=theirs.exclude(comparison=None).values("comparison"))
-    choices: dict[tuple[int, int | None], Choice] = {
+    choices = {
         (run.checkpoint_id, run.adapter_id): Choice.RUN,
         (other.checkpoint_id, other.adapter_id): Choice.OTHER,
     }
-    votes: Counter[Choice] = Counter()
+    votes: Counter[Any] = Counter()
     people = set()
     asked = found.values_list(
         "verdict", "chosen__checkpoint", "chosen__adapter", "conversation__owner"

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
@@ -37,7 +38,7 @@ def turns_of(messages, refuse, param: str = "messages") -> list[dict]:
         if role is None:
             refuse(f"{place}.role", _("The roles are system, developer, user, assistant and tool."))
         content = text_of(message.get("content"), f"{place}.content", refuse, spelt == "assistant")
-        turn = {"role": role or "user", "content": content}
+        turn: dict[str, Any] = {"role": role or "user", "content": content}
         if role == "assistant" and (calls := _calls(message)):
             turn["tool_calls"] = calls
         if role == "tool":

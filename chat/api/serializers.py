@@ -1,6 +1,6 @@
 """The shapes of checkpoints, adapters, conversations and messages in the REST API."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
@@ -192,7 +192,7 @@ class ReferenceField(serializers.Field):
 def _sampling() -> dict:
     """The object as OpenAPI says it, with the limits that chat/sampling.py holds to."""
     thinking = "whether a model that can think before it answers does; as its template has it"
-    described = {
+    described: dict[str, dict[str, Any]] = {
         "do_sample": {"type": "boolean"},
         "thinking": {"type": "boolean", "description": thinking},
     }

@@ -80,13 +80,12 @@ def _lines(holder: ledger.Holder) -> list[Line]:
     sums = mine.filter(transaction__in=found).order_by().values_list("transaction", "account__kind")
     for pk, kind, amount in sums.annotate(Sum("amount")):
         changes[pk][kind] = amount
-    of = Account.Kind
     return [
         Line(
             each,
-            changes[each.pk].get(of.BALANCE, 0),
-            changes[each.pk].get(of.HELD, 0),
-            changes[each.pk].get(of.USED, 0),
+            changes[each.pk].get(str(Account.Kind.BALANCE), 0),
+            changes[each.pk].get(str(Account.Kind.HELD), 0),
+            changes[each.pk].get(str(Account.Kind.USED), 0),
         )
         for each in found
     ]
