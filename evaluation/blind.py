@@ -120,18 +120,18 @@ def in_chat(run: EvaluationRun, other: EvaluationRun) -> dict[str, Any]:
     for side in (run, other):
         theirs = Message.objects.filter(checkpoint=side.checkpoint_id, adapter=side.adapter_id)
         found = found.filter(pk__in=theirs.exclude(comparison=None).values("comparison"))
-    choices: dict[tuple[int, int | None], Choice] = {
+    choices: dict[tuple, str] = {
         (run.checkpoint_id, run.adapter_id): Choice.RUN,
         (other.checkpoint_id, other.adapter_id): Choice.OTHER,
     }
-    votes: Counter[Choice] = Counter()
+    votes: Counter[str] = Counter()
     people = set()
     asked = found.values_list(
         "verdict", "chosen__checkpoint", "chosen__adapter", "conversation__owner"
     )
     for verdict, checkpoint, adapter, person in asked:
         same = verdict == Comparison.Verdict.SAME
-        choice = Choice.TIE if same else choices.get((checkpoint, adapter))
+        choice: str | None = Choice.TIE if same else choices.get((checkpoint, adapter))
         if choice is not None:  # else a third model was better
             votes[choice] += 1
             people.add(person)

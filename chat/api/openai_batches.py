@@ -67,7 +67,7 @@ def _created(body, user) -> BatchRun:
         raise ValidationError({"__all__": ValidationError(message, "invalid_json")})
     problems: dict[str, ValidationError] = {}
     endpoint, metadata = body.get("endpoint"), body.get("metadata") or {}
-    if endpoint not in endpoints():
+    if not isinstance(endpoint, str) or endpoint not in endpoints():
         message = _("The endpoints of batches are %(endpoints)s.")
         told = {"endpoints": ", ".join(endpoints())}
         problems["endpoint"] = ValidationError(message % told, "invalid_value")
@@ -91,7 +91,7 @@ def _created(body, user) -> BatchRun:
     if problems:
         raise ValidationError(problems)
     with transaction.atomic():
-        return begin(user, source, endpoint, metadata)
+        return begin(user, source, str(endpoint), metadata)
 
 
 def status_of(run: BatchRun) -> str:

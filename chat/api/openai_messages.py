@@ -37,7 +37,7 @@ def turns_of(messages, refuse, param: str = "messages") -> list[dict]:
         if role is None:
             refuse(f"{place}.role", _("The roles are system, developer, user, assistant and tool."))
         content = text_of(message.get("content"), f"{place}.content", refuse, spelt == "assistant")
-        turn = {"role": role or "user", "content": content}
+        turn: dict = {"role": role or "user", "content": content}
         if role == "assistant" and (calls := _calls(message)):
             turn["tool_calls"] = calls
         if role == "tool":
