@@ -157,7 +157,18 @@ function showEnd(turn, frame) {
   const first = (timings.queued_s ?? NaN) + (timings.prefill_s ?? NaN);
   turn.querySelector("[data-first]").hidden = Number.isNaN(first);
   part(turn, "first").textContent = first.toFixed(1);
+  showFill(frame.usage?.total_tokens);
   turn.dataset.figures = tokens ? (speed ? "all" : "tokens") : "";
+}
+
+// How much of the context the last prompt and its answer took.
+function showFill(used) {
+  const fill = document.getElementById("context-fill");
+  if (!fill || !used) return;
+  const bar = fill.querySelector("progress");
+  bar.value = Math.min(used, bar.max);
+  fill.querySelector("[data-used]").textContent = bar.value.toLocaleString("en");
+  fill.hidden = false;
 }
 
 const show = {

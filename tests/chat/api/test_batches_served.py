@@ -11,13 +11,13 @@ import pytest
 from tests.support.live_portal import Portal, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("web")]
-LINES = 40
+LINES = 400
 
 
 @pytest.fixture(scope="module")
 def portal(tmp_path_factory):
     with Portal(tmp_path_factory.mktemp("batches") / "data") as running:
-        wait_for(running.healthy, 90, "the portal with its model")
+        wait_for(running.healthy, 240, "the portal with its model")
         yield running
 
 
