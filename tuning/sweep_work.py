@@ -54,6 +54,7 @@ def carry_out_sweep(work: TuningWork, loaded, heartbeat: Heartbeat) -> None:
     ranked = sorted(losses, key=lambda number: (losses[number] is None, losses[number] or 0.0))
     for place, number in enumerate(ranked):  # the best first: it has the run's own name
         prefix = prefixes[number]
+        assert prefix is not None  # it has not failed
         prefix.metadata["variant"] = number + 1
         name = f"{run.name}-v{number + 1}"[-120:] if place else ""
         folder = run.folder / f"variant-{number + 1}"

@@ -49,7 +49,7 @@ def parsed(text: str) -> list[dict[str, Any]]:
     """A sweep as people write it: one variant a line, `learning_rate=1e-2 seed=7`, values with
     spaces in quotes. ValidationError.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for line in text.splitlines():
         try:
             words = shlex.split(line.replace(",", " "))
@@ -105,7 +105,9 @@ def checked(
     if not isinstance(sweep, (list, tuple)) or not FEWEST <= len(sweep) <= MOST:
         message = _("A sweep has %(fewest)s to %(most)s variants.")
         raise ValidationError(message % {"fewest": FEWEST, "most": MOST}, "sweep_size")
-    faults, frozen, recipes = [], [], []
+    faults: list[ValidationError] = []
+    frozen: list[dict[str, Any]] = []
+    recipes: list[Recipe] = []
     for number, changes in enumerate(sweep, 1):
         try:
             whole, recipe = complete(_shaped(changes))
