@@ -105,7 +105,7 @@ def checked(
     if not isinstance(sweep, (list, tuple)) or not FEWEST <= len(sweep) <= MOST:
         message = _("A sweep has %(fewest)s to %(most)s variants.")
         raise ValidationError(message % {"fewest": FEWEST, "most": MOST}, "sweep_size")
-    faults: list[Any] = []
+    faults: list[ValidationError] = []
     frozen: list[dict[str, Any]] = []
     recipes: list[Recipe] = []
     for number, changes in enumerate(sweep, 1):

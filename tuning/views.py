@@ -19,6 +19,7 @@ from portal.numbers import whole_number
 from portal.runs import lifecycle
 from portal.runs.once import once_per_form
 from tuning.curves import MOST_CURVES, chart, variant_label
+from tuning.estimates import measured
 from tuning.forms import LABELS, TuningRunForm, as_shown
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, recommended_preset
@@ -146,6 +147,7 @@ def new_run(request):
             ],
             "checkpoints": {row.pk: row.name for row in form.fields["checkpoint"].queryset},
             "url": request.build_absolute_uri("/api/v1/tuning-runs/"),
+            "measured": measured(user),
         },
         "waiting": Run.objects.filter(status__in=Run.ACTIVE).count(),
     }
