@@ -126,13 +126,8 @@ class _OwnPrompts:
     def __init__(self, prompter: Prompter):
         self._prompter = prompter
 
-    async def render(
-        self,
-        folder: str,
-        messages: Sequence[dict[str, str]],
-        text: str | None = None,
-        begun: str = "",
-        thinking: bool | None = None,
-    ) -> Rendered:
-        ids = prompt_ids(self._prompter, messages, text, begun, thinking)
-        return Rendered(ids, sorted(self._prompter.end_ids))
+    async def render(self, folder: str, request: Request) -> Rendered:
+        ids = prompt_ids(
+            self._prompter, request.messages, request.text, request.begun, request.sampling.thinking
+        )
+        return Rendered(ids, sorted(self._prompter.end_ids), request.sampling.json_schema)

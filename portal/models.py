@@ -356,7 +356,7 @@ class IdempotencyKey(models.Model):
 
 
 class TokenUsage(models.Model):
-    """Tokens of one person on one day, by the way they were asked for."""
+    """Tokens of one person on one day, by the way they were asked for and the model."""
 
     class Door(models.TextChoices):
         CHAT = "chat", _("chat pages")
@@ -364,7 +364,8 @@ class TokenUsage(models.Model):
 
     user = models.ForeignKey(User, models.CASCADE, related_name="token_usage")
     day = models.DateField()
-    door = models.CharField(max_length=4, choices=Door.choices)
+    door = models.CharField(_("through"), max_length=4, choices=Door.choices)
+    model = models.CharField(_("model"), max_length=240, blank=True)  # base or base:adapter
     prompt_tokens = models.PositiveBigIntegerField(default=0)
     completion_tokens = models.PositiveBigIntegerField(default=0)
     answers = models.PositiveIntegerField(default=0)
@@ -374,24 +375,23 @@ class TokenUsage(models.Model):
         verbose_name_plural = _("token usage")
         ordering = ["-day", "door"]
         constraints = [
-            models.UniqueConstraint(fields=["user", "day", "door"], name="one_usage_a_day")
+            models.UniqueConstraint(fields=["user", "day", "door", "model"], name="one_usage_a_day")
         ]
 
     def __str__(self):
         return f"{self.user_id} {self.day} {self.door}"
 
     @classmethod
-    def count(cls, user_id: int, door: str, prompt: int, completion: int) -> None:
-        """Adds an answer to today's; best effort."""
-        mine = {"user_id": user_id, "day": timezone.localdate(), "door": door}
+    def count(cls, user_id: int, door: str, model: str, prompt: int, completion: int) -> None:
+        """Adds an answer to today's. Doors ask portal/budget/tokens.py."""
+        mine = {"user_id": user_id, "day": timezone.localdate(), "door": door, "model": model}
         more = {
             "prompt_tokens": F("prompt_tokens") + prompt,
             "completion_tokens": F("completion_tokens") + completion,
             "answers": F("answers") + 1,
         }
-        with contextlib.suppress(DatabaseError), transaction.atomic():
-            cls.objects.get_or_create(**mine)
-            cls.objects.filter(**mine).update(**more)
+        cls.objects.get_or_create(**mine)
+        cls.objects.filter(**mine).update(**more)
 
 
 # They refer to the above.

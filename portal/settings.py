@@ -22,6 +22,7 @@ from csp.constants import NONCE, NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
 from portal import __version__
+from portal.budget.pricing import device_rates, rate
 from portal.devices import declared, placing
 from portal.rest.schema import ERROR
 
@@ -142,6 +143,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "channels",
     "portal",  # before django_q: its qcluster command takes precedence
+    "portal.budget",
     "django_q",
     "rest_framework",
     "drf_spectacular",
@@ -300,6 +302,13 @@ METRICS_FROM = _parsed(
 
 # Queued runs that one member may have; more are refused (429).
 QUEUED_RUNS = _parsed("PORTAL_QUEUED_RUNS", "20", int)
+
+# Units of the budget: for an hour of the device that runs are computed on ("10", or by kind:
+# "10,cpu=0.5"), and for 1,000 tokens of chat and programs alike. Without either no budget is kept.
+DEVICE_RATES = _parsed("PORTAL_DEVICE_RATE", "0", device_rates)
+TOKEN_RATE = _parsed("PORTAL_TOKEN_RATE", "0", rate)
+# Tokens of one person on one day, pages and programs together; 0: as many as they like.
+TOKENS_PER_DAY = _parsed("PORTAL_TOKENS_PER_DAY", "0", int)
 
 # Whether an adapter needs an approved evaluation before it can be shared with the team.
 APPROVAL_NEEDED = _flag("PORTAL_APPROVAL")

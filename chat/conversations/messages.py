@@ -12,6 +12,7 @@ from chat.engine.thoughts import apart
 from chat.models import Checkpoint, Message
 from chat.sampling import as_sampling
 from chat.worker.router import WorkerUnavailable
+from portal.budget import tokens
 from portal.models import TokenUsage
 
 
@@ -66,10 +67,12 @@ def turns_before(answer: Message) -> list[dict[str, str]]:
 
 
 def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The last question alone, with what the system says: how a model trained on single turns was
-    asked.
+    """The last question alone, with what the system says and the tools have said since: how a model
+    trained on single turns was asked.
     """
-    return [turn for turn in turns[:-1] if turn["role"] == "system"] + list(turns[-1:])
+    asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
+    last = asked[-1] if asked else 0
+    return [turn for turn in turns[:last] if turn["role"] == "system"] + list(turns[last:])
 
 
 def earlier_turns(request: Request) -> int:
@@ -108,6 +111,6 @@ def save_end(answer: LiveAnswer) -> None:
         )
         door = TokenUsage.Door.API if message.api_key_id else TokenUsage.Door.CHAT
         spent = [answer.usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
-        TokenUsage.count(message.conversation.owner_id, door, *spent)
+        tokens.count(message.conversation.owner_id, door, message.model_label, *spent)
         if message.api_key and message.api_key.tokens_per_day is not None:
             message.api_key.spend(answer.usage.get("total_tokens") or 0)

@@ -8,6 +8,7 @@ from django.utils.translation import gettext as _
 from chat import sampling as sampling_rules
 from chat.conversations.tree import Tree, show
 from chat.models import Adapter, Checkpoint, Comparison, Conversation, Message
+from portal.budget import tokens
 from portal.rest.conventions import Conflict
 from portal.text import check_content, shown
 
@@ -171,6 +172,7 @@ def _written(
     """(question, queued answers). With `content` the question is new, a branch beside the question
     `beside` or at the end of what is shown; without, it is that of the answer `beside`.
     """
+    tokens.check(conversation.owner_id)
     # The lock makes two simultaneous sends queue up here, so that only the first finds no answer in
     # flight.
     held = Conversation.objects.select_for_update().get(pk=conversation.pk)

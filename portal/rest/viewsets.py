@@ -8,6 +8,7 @@ from rest_framework import exceptions, viewsets
 from rest_framework.fields import get_error_detail
 from rest_framework.negotiation import BaseContentNegotiation
 
+from portal.budget.holds import OverBudget
 from portal.models import ApiKey
 from portal.numbers import whole_number
 from portal.runs.lifecycle import TooManyQueued
@@ -16,12 +17,14 @@ from portal.runs.lifecycle import TooManyQueued
 @contextlib.contextmanager
 def rules_as_400():
     """Django's ValidationError, which the rules raise for every door, as DRF's; 429 when it is not
-    the body that is wrong but the owner's number of waiting runs.
+    the body that is wrong but the owner's number of waiting runs, or their budget.
     """
     try:
         yield
-    except TooManyQueued as problem:
-        raise exceptions.Throttled(detail=problem.message, code=problem.code) from problem
+    except (TooManyQueued, OverBudget) as problem:
+        refused = exceptions.Throttled(detail=problem.message, code=problem.code)
+        refused.wait = getattr(problem, "wait", None)  # without DRF's own sentence of it
+        raise refused from problem
     except ValidationError as problem:
         raise exceptions.ValidationError(get_error_detail(problem)) from problem
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import math
-import statistics
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -20,11 +19,11 @@ from portal import audit
 from portal.devices.overview import why_runs_wait
 from portal.models import QueueHold, Run
 from portal.runs import lifecycle
+from portal.runs.speeds import Speeds
 from portal.runs.waiting import waiting_order
-from portal.runs.work import queues, work_of
+from portal.runs.work import queues
 
 PRIORITIES = {"normal": Run.Priority.NORMAL, "low": Run.Priority.LOW}
-MEASURED = 5  # ended runs whose speed an estimate is made of
 
 
 class OrderChanged(ValidationError):
@@ -78,7 +77,7 @@ def _queue(name: str, active: list[Run], hold: QueueHold | None) -> Queue:
     order = (
         [here[pk] for pk in waiting_order(name) if pk in here] if len(here) > len(running) else []
     )
-    speeds = _Speeds() if order else None
+    speeds = Speeds() if order else None
     free_in = _free_in(name, running)
     for place, run in enumerate(order, 1):
         before = order[place - 2] if place > 1 else (running[-1] if running else None)
@@ -123,34 +122,6 @@ def _free_in(queue: str, running: list[Run]) -> list[float]:
     found = sorted([*idle, *known])
     heapq.heapify(found)
     return found
-
-
-class _Speeds:
-    """How long runs take, from what ended lately: seconds for each unit of the kind's size."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], float | None] = {}
-
-    def seconds(self, run: Run) -> float | None:
-        size = work_of(run.kind).size(run.recipe)
-        if not size:
-            return None
-        base = (run.recipe.get("checkpoint") or {}).get("name", "")
-        if (run.kind, base) not in self._known:
-            self._known[run.kind, base] = self._measured(run.kind, base)
-        each = self._known[run.kind, base]
-        return None if each is None else each * size
-
-    def _measured(self, kind: str, base: str) -> float | None:
-        ended = Run.objects.filter(
-            kind=kind, recipe__checkpoint__name=base, status=Run.Status.SUCCEEDED
-        ).order_by("-id")[:MEASURED]
-        speeds = [
-            run.seconds / size
-            for run in ended
-            if run.seconds and (size := work_of(kind).size(run.recipe))
-        ]
-        return statistics.median(speeds) if speeds else None
 
 
 # ------------------------------------------------------------------ decisions

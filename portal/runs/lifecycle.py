@@ -25,6 +25,7 @@ from django_q.brokers import get_broker
 from django_q.tasks import async_task
 from redis import RedisError
 
+from portal.budget import holds
 from portal.models import QueueHold, Run
 from portal.notices.notify import run_ended
 from portal.runs.waiting import waiting_order
@@ -60,12 +61,15 @@ def enqueue(run: Run, *, ring_bell: bool = True) -> None:
     """Saves a new run as queued in the queue of its kind, and rings that once the transaction is
     committed. ring_bell=False: for who claims the run in the same transaction.
 
-    Raises TooManyQueued when the owner has enough runs waiting.
+    Raises TooManyQueued when the owner has enough runs waiting, and OverBudget when the units
+    do not suffice (portal/budget/holds.py): then nothing is saved.
     """
     if ring_bell:
         _refuse_too_many(run)
     run.status, run.queue = Status.QUEUED, work_of(run.kind).queue
-    run.save()
+    with transaction.atomic():
+        run.save()
+        holds.open_for(run)
     if ring_bell:
         transaction.on_commit(lambda: ring(run.pk))
 
@@ -143,8 +147,8 @@ def heartbeat(run_id: int, token: str, **progress) -> Signal:
 
 
 def _finish(run_id: int, token: str, status: str, error: dict | None = None) -> None:
-    """Commits a terminal status on its own. The token stays, so that the supervisor can tell its
-    own run's end from a fence.
+    """Commits a terminal status, and what the run has cost, on its own. The token stays, so that
+    the supervisor can tell its own run's end from a fence.
     """
     with transaction.atomic():
         if not _held(run_id, token).update(
@@ -156,7 +160,8 @@ def _finish(run_id: int, token: str, status: str, error: dict | None = None) -> 
             cancel_requested=False,
         ):
             raise FencedOff(run_id)
-        if status != Status.CANCELLED:
+        holds.close_for(run_id)
+        if status != Status.CANCELLED or error:  # its owner knows, unless the portal did it
             run_ended(run_id)
 
 
@@ -170,7 +175,7 @@ def fail(run_id: int, token: str, code: str, message: str) -> None:
 
 def acknowledge_cancel(run_id: int, token: str) -> None:
     """The working process has stopped because cancel was asked for."""
-    _finish(run_id, token, Status.CANCELLED)
+    _finish(run_id, token, Status.CANCELLED, holds.why_stopped(run_id))
 
 
 def step_aside(run_id: int, token: str) -> None:
@@ -188,6 +193,7 @@ def step_aside(run_id: int, token: str) -> None:
         raise FencedOff(run_id)
 
 
+@transaction.atomic
 def lost(run_id: int, token: str, reason: str) -> None:
     """The process died. Queued again while attempts are left, failed
     otherwise.
@@ -195,11 +201,13 @@ def lost(run_id: int, token: str, reason: str) -> None:
     held = _held(run_id, token)
     if held.filter(cancel_requested=True).update(
         status=Status.CANCELLED,
+        error=holds.why_stopped(run_id),
         finished_at=timezone.now(),
         lease_expires_at=None,
         cancel_requested=False,
         phase="",
     ):
+        holds.close_for(run_id)
         return
     if held.filter(attempt__lt=F("max_attempts")).update(
         status=Status.QUEUED,
@@ -209,21 +217,23 @@ def lost(run_id: int, token: str, reason: str) -> None:
         phase="",
     ):
         logger.warning("run %s lost its process (%s): queued again", run_id, reason)
-        ring(run_id)
-        return
-    message = f"The process was lost in every attempt. Last: {reason}"
-    with transaction.atomic():
-        if held.update(
-            status=Status.FAILED,
-            finished_at=timezone.now(),
-            lease_expires_at=None,
-            phase="",
-            error={"code": "process_lost", "message": message},
-        ):
-            logger.error("run %s failed: %s", run_id, reason)
-            run_ended(run_id)
+        transaction.on_commit(lambda: ring(run_id))
+    elif held.update(
+        status=Status.FAILED,
+        finished_at=timezone.now(),
+        lease_expires_at=None,
+        phase="",
+        error={
+            "code": "process_lost",
+            "message": f"The process was lost in every attempt. Last: {reason}",
+        },
+    ):
+        holds.close_for(run_id)
+        run_ended(run_id)
+        logger.error("run %s failed: %s", run_id, reason)
 
 
+@transaction.atomic
 def cancel(run: Run, *, to_go_on: bool = False) -> None:
     """A queued run ends here; a running one is told with its next heartbeat. Ended runs stay as
     they are. to_go_on: it is paused, and said to be.
@@ -232,13 +242,15 @@ def cancel(run: Run, *, to_go_on: bool = False) -> None:
     if Run.objects.filter(pk=run.pk, status=Status.QUEUED).update(
         status=Status.CANCELLED, finished_at=timezone.now(), cancel_requested=False
     ):
+        holds.close_for(run.pk)
         return
     Run.objects.filter(pk=run.pk, status=Status.RUNNING).update(cancel_requested=True)
 
 
+@transaction.atomic
 def resume(run: Run) -> bool:
     """Queues a failed or cancelled run again; it goes on from what it has saved. False when there
-    is nothing to resume. Raises TooManyQueued.
+    is nothing to resume. Raises TooManyQueued and OverBudget.
     """
     _refuse_too_many(run)
     resumed = Run.objects.filter(pk=run.pk, status__in=(Status.FAILED, Status.CANCELLED)).update(
@@ -252,6 +264,7 @@ def resume(run: Run) -> bool:
         interrupted_at=None,
     )
     if resumed:
+        holds.open_for(run)
         transaction.on_commit(lambda: ring(run.pk))
     return bool(resumed)
 
@@ -270,6 +283,7 @@ class Reaper:
         """
         now = timezone.now()
         self._requeue_lost(now)
+        holds.tidy()
         running = Counter(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
         busy = {queue for queue, count in running.items() if count >= slots(queue)}
         deaf = set()

@@ -21,6 +21,7 @@ from django.core.exceptions import ValidationError
 from django.db import close_old_connections
 from django.utils import timezone
 
+from portal.budget.meter import Meter
 from portal.models import Run
 from portal.outages import outage_of
 from portal.runs import lifecycle
@@ -46,7 +47,7 @@ def run_work(work: RunWork, token: str) -> str:
     it) and returns the run's status.
     """
     run_id, log = work.run.pk, work.log
-    heartbeat = Heartbeat(run_id, token, log)
+    heartbeat = Heartbeat(run_id, token, log, Meter(work.run))
     error: tuple[str, str] | None = None
     stopped = None
 

@@ -148,7 +148,7 @@ def test_a_deleted_dataset_takes_no_new_run_and_old_runs_keep_theirs(
 def test_problems_are_worded_in_the_reader_s_language(member, checkpoint):
     with pytest.raises(ValidationError) as refused:
         recipe_for(checkpoint, pre_seq_len=5000)
-    assert "256" in refused.value.message_dict["pre_seq_len"][0]
+    assert "2048" in refused.value.message_dict["pre_seq_len"][0]
 
 
 def test_a_prefix_that_begins_as_a_text_is_offered_one(member, make_dataset, checkpoint):

@@ -86,6 +86,7 @@ class MicroBatch:
 
     top_ids, top_logprobs [n, k]: given for rows whose answers the base wrote itself; then not the
     targets but the base's distribution is what the prediction is held to.
+    behind [rows]: which of several prefixes each row stands behind; None: all behind the same.
     """
 
     input_ids: torch.Tensor
@@ -94,6 +95,14 @@ class MicroBatch:
     weights: torch.Tensor
     top_ids: torch.Tensor | None = None
     top_logprobs: torch.Tensor | None = None
+    behind: torch.Tensor | None = None
+
+    @property
+    def owners(self) -> torch.Tensor | None:
+        """[n]: which of several prefixes each prediction stands behind."""
+        if self.behind is None:
+            return None
+        return self.behind[self.positions // self.input_ids.shape[1]]
 
     @classmethod
     def of(

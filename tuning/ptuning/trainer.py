@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tuning.ptuning import training_state
 from tuning.ptuning.batches import MicroBatch, group_by_length, rows_of_step, token_weights
 from tuning.ptuning.encoded import Encoded, TooLong
 from tuning.ptuning.general_prompts import GENERAL_PROMPTS
-from tuning.ptuning.initial import TextTooLong, keys_and_values, text_ids
+from tuning.ptuning.initial import begin
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.memory import MicroBatchSize
 from tuning.ptuning.prefix import PrefixEncoder
@@ -29,6 +30,8 @@ from tuning.ptuning.progress import Progress, Report, Stopped, TrainingFailed
 from tuning.ptuning.recipe import METHOD, Recipe
 from tuning.ptuning.teacher import Lesson, lessons, spread
 from tuning.ptuning.validation import MOST_ROWS, BestStep, Validation
+
+Row = tuple[list[int], list[int]]  # token ids and labels
 
 __all__ = ["Progress", "Report", "Stopped", "Trainer", "TrainingFailed"]
 
@@ -100,7 +103,7 @@ class Trainer:
             hidden_size=text_config.hidden_size,
             freeze_first=recipe.freeze_first,
         )
-        self._begin(examples, initial)
+        begin(self.encoder, loaded, recipe, examples, initial)
         self.encoder.to(loaded.device)
         self._optimizer = torch.optim.AdamW(
             self.encoder.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -110,12 +113,13 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(
             loaded.device.type, enabled=loaded.dtype == torch.float16
         )
-        self._layers = decoder_layers(loaded.model, loaded.layers)
+        self._scaler.scale(torch.ones((), device=loaded.device))  # what makes it ready
+        self.layers = decoder_layers(loaded.model, loaded.layers)
         probe = torch.tensor([self._examples[0][0]], device=loaded.device)
-        self._loss = PrefixLoss(loaded.model, probe)
-        self._pad_id = loaded.tokenizer.pad_token_id or 0
+        self.loss = PrefixLoss(loaded.model, probe)
+        self.pad_id = loaded.tokenizer.pad_token_id or 0
         self._most_tokens = micro_batch_tokens
-        self._size = MicroBatchSize(
+        self.size = MicroBatchSize(
             loaded,
             recipe.max_source_length + recipe.max_target_length,
             recipe.pre_seq_len,
@@ -123,6 +127,7 @@ class Trainer:
         )
         self.step = 0
         self._best = BestStep(recipe.early_stopping)
+        self.validation_loss: float | None = None  # the last one measured
         self._validation = self._held_out(validation) if recipe.eval_steps else None
         self._losses: list[float] = []  # since the last logged step
         self._lessons: list[Lesson] = []
@@ -137,28 +142,11 @@ class Trainer:
             if not self._lessons:
                 message = "the base answers none of the general prompts that kl_weight needs"
                 raise TrainingFailed("no_general_answers", message)
-        self._resume()
-
-    def _begin(self, examples: Sequence[dict[str, Any]], initial: torch.Tensor | None) -> None:
-        """The prefix before the first step, as the recipe's `init` says."""
-        recipe, loaded = self.recipe, self.loaded
-        if recipe.init == "zero":
-            torch.nn.init.zeros_(self.encoder.embedding.weight)
-        elif recipe.init == "adapter":
-            wanted = self.encoder().shape
-            if initial is None or initial.shape != wanted:
-                found = "none" if initial is None else list(initial.shape)
-                message = f"the prefix to go on from is {found}, this run's is {list(wanted)}"
-                raise TrainingFailed("no_adapter_to_go_on_from", message)
-            self.encoder.begin_with(initial.float())
-        elif recipe.init == "prompt":
-            whole = (examples[number] for number in range(len(examples)))
-            shown = (row for row in whole if row["prompt"].strip() and row["response"].strip())
-            try:
-                ids = text_ids(loaded, recipe.init_text, shown, recipe.pre_seq_len)
-            except TextTooLong as fault:
-                raise TrainingFailed("init_text_too_long", str(fault)) from fault
-            self.encoder.begin_with(keys_and_values(loaded, ids))
+        self._began: float | None = None  # of what speed is told of; None before the first step
+        self._samples = 0
+        saved = training_state.load_newest(state_folder, loaded.device) if state_folder else None
+        if saved is not None:
+            self.load_state(saved)
 
     def _held_out(self, rows: Sequence[dict[str, Any]]) -> Validation | None:
         """None where there are no rows to hold out."""
@@ -172,12 +160,12 @@ class Trainer:
         if not len(some):
             return None
         return Validation(
-            self._loss,
+            self.loss,
             [some[number] for number in range(len(some))],
-            self._pad_id,
+            self.pad_id,
             loaded.device,
-            tokens=self._size.tokens,
-            overhead=self._size.overhead,
+            tokens=self.size.tokens,
+            overhead=self.size.overhead,
         )
 
     @property
@@ -189,49 +177,70 @@ class Trainer:
     def trainable_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.encoder.parameters())
 
+    @property
+    def ended(self) -> bool:
+        return self.step >= self.recipe.max_steps or self._best.ends
+
     def train(self) -> KVPrefix:
         """Runs from `step`, where the newest saved state left off, to max_steps; or, with
         early_stopping, until the validation loss gets no better, and returns the best step's.
         """
-        recipe, self._began, self._samples = self.recipe, time.monotonic(), 0
-        while self.step < recipe.max_steps and not self._best.ends:
-            learning_rate = recipe.learning_rate_at(self.step)
-            loss, divergence, norm = self._update(learning_rate)
-            self.step += 1
-            self._losses.append(loss)
-            self._samples += recipe.samples_per_step
-            logged = None
-            if self.step % recipe.logging_steps == 0 or self.step == recipe.max_steps:
-                logged = sum(self._losses) / len(self._losses)
-                self._losses = []
-            validation = self._validated()
-            speed = self._samples / max(1e-9, time.monotonic() - self._began)
-            stop = self._report(
-                Progress(
-                    self.step,
-                    recipe.max_steps,
-                    loss,
-                    learning_rate,
-                    norm,
-                    speed,
-                    logged,
-                    divergence if self._lessons else None,
-                    validation,
-                )
-            )
-            done = self.step == recipe.max_steps or self._best.ends
-            if logged is not None:
-                self._began, self._samples = time.monotonic(), 0
-            if self._folder is not None and (stop or done or self.step % recipe.save_steps == 0):
-                began = time.monotonic()
-                self._save()
-                self._keep(self.step, self.kv_prefix())
-                self._began += time.monotonic() - began
+        while not self.ended:
+            progress = self.advance(*self._gradients(*self.due()))
+            stop, done = self._report(progress), self.ended
+            if self._folder is not None and (
+                stop or done or self.step % self.recipe.save_steps == 0
+            ):
+                with self.pause():
+                    training_state.save(self._folder, self.step, self.state())
+                    self._keep(self.step, self.kv_prefix())
             if stop and not done:
                 raise Stopped(self.step)
+        return self.result()
+
+    def result(self) -> KVPrefix:
+        """Of an ended training: the last step's prefix, or with early_stopping the best one's."""
         if self._best.patience and self._best.encoder is not None:
             self.encoder.load_state_dict(self._best.encoder)
         return self.kv_prefix()
+
+    def advance(self, loss: float, divergence: float) -> Progress:
+        """The optimizer's step, with the gradients that the encoder holds, and what is to be told
+        of it. loss and divergence: on the rows of `due`.
+        """
+        recipe = self.recipe
+        learning_rate = recipe.learning_rate_at(self.step)
+        norm = self._update(loss, learning_rate)
+        self.step += 1
+        self._losses.append(loss)
+        self._samples += recipe.samples_per_step
+        logged = None
+        if self.step % recipe.logging_steps == 0 or self.step == recipe.max_steps:
+            logged = sum(self._losses) / len(self._losses)
+            self._losses = []
+        validation = self._validated()
+        speed = self._samples / max(1e-9, time.monotonic() - (self._began or 0.0))
+        if logged is not None:
+            self._began, self._samples = time.monotonic(), 0
+        return Progress(
+            self.step,
+            recipe.max_steps,
+            loss,
+            learning_rate,
+            norm,
+            speed,
+            logged,
+            divergence if self._lessons else None,
+            validation,
+        )
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done inside does not count as training when speed is told."""
+        began = time.monotonic()
+        yield
+        if self._began is not None:
+            self._began += time.monotonic() - began
 
     def _validated(self) -> float | None:
         """The loss on held-out rows, on steps that measure it."""
@@ -239,12 +248,11 @@ class Trainer:
         last = self.step == recipe.max_steps
         if self._validation is None or not (last or self.step % recipe.eval_steps == 0):
             return None
-        began = time.monotonic()
-        with torch.no_grad():
+        with self.pause(), torch.no_grad():
             loss = self._validation(self.encoder().to(self.loaded.dtype))
+        self.validation_loss = loss
         if recipe.early_stopping:
             self._best.take(self.step, loss, self.encoder)
-        self._began += time.monotonic() - began  # speed is that of training
         return loss
 
     @torch.no_grad()
@@ -257,31 +265,37 @@ class Trainer:
             metadata={"method": METHOD, "step": self.best_step, "recipe": self.recipe.as_dict()},
         )
 
-    def _update(self, learning_rate: float) -> tuple[float, float, float]:
-        """One optimizer step; returns (loss on the task, KL from the base on general prompts,
-        gradient norm before clipping).
-        """
+    def due(self) -> tuple[list[Row], list[Lesson]]:
+        """What the next step reads: rows of the task (ids, labels) and general ones."""
         recipe = self.recipe
+        self._began = self._began or time.monotonic()
         numbers = rows_of_step(self.step, recipe.samples_per_step, len(self._examples), recipe.seed)
-        rows = [self._examples[number] for number in numbers]
-        general = [
-            self._lessons[number]
-            for number in rows_of_step(
-                self.step, recipe.general_prompts_per_step, len(self._lessons), recipe.seed + 1
-            )
-        ]
+        general = rows_of_step(
+            self.step, recipe.general_prompts_per_step, len(self._lessons), recipe.seed + 1
+        )
+        return (
+            [self._examples[number] for number in numbers],
+            [self._lessons[number] for number in general],
+        )
+
+    def _gradients(self, rows: list[Row], general: list[Lesson]) -> tuple[float, float]:
+        """Those of a whole step, into the encoder; returns (loss on the task, KL from the base on
+        general prompts). Smaller micro-batches when memory runs out.
+        """
         while True:
             random_state = training_state.random_state(self.loaded.device)
             try:
-                loss, divergence = self._accumulate(rows, general)
-                break
+                return self._accumulate(rows, general)
             except torch.OutOfMemoryError as error:
                 out_of_memory = str(error)
-            self._optimizer.zero_grad(set_to_none=True)
-            self._size.use_less(max(len(ids) for ids, _ in rows), len(rows), out_of_memory)
+            self.encoder.zero_grad(set_to_none=True)
+            self.size.use_less(max(len(ids) for ids, _ in rows), len(rows), out_of_memory)
             training_state.set_random_state(random_state, self.loaded.device)
+
+    def _update(self, loss: float, learning_rate: float) -> float:
+        """One optimizer step; returns the gradient norm before clipping."""
         self._scaler.unscale_(self._optimizer)
-        limit = recipe.max_grad_norm or math.inf
+        limit = self.recipe.max_grad_norm or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.encoder.parameters(), limit).item()
         # An infinite gradient in float16 is what the scaler is there for: it skips the step and
         # lowers the scale.
@@ -299,75 +313,75 @@ class Trainer:
             group["lr"] = learning_rate
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return loss, divergence, norm
+        return norm
 
-    def _micro_batches(
-        self, rows: list[tuple[list[int], list[int]]], general: list[Lesson]
-    ) -> Iterator[MicroBatch]:
+    def weights(self, rows: list[Row], general: list[Lesson]) -> tuple[list[float], list[float]]:
+        """What a token of each row of a step counts in the loss, scaled against underflow."""
+        recipe, scale = self.recipe, self._scaler.get_scale()
+        task = token_weights([labels for _, labels in rows], recipe.per_device_train_batch_size)
+        held = token_weights([lesson.labels for lesson in general], max(1, len(general)))
+        return [scale * one for one in task], [scale * recipe.kl_weight * one for one in held]
+
+    def unscaled(self, task: float, divergence: float) -> tuple[float, float]:
+        """(loss on the task, KL) of sums that were taken with `weights`."""
+        scale = self._scaler.get_scale()
+        return task / scale, divergence / scale / (self.recipe.kl_weight or 1.0)
+
+    def _micro_batches(self, rows: list[Row], general: list[Lesson]) -> Iterator[MicroBatch]:
         """The task's rows in groups of similar length, then the general ones."""
-        recipe, device = self.recipe, self.loaded.device
-        weights = token_weights([labels for _, labels in rows], recipe.per_device_train_batch_size)
+        device = self.loaded.device
+        weights, general_weights = self.weights(rows, general)
         for group in group_by_length(
-            [len(ids) for ids, _ in rows], self._size.tokens, self._size.overhead
+            [len(ids) for ids, _ in rows], self.size.tokens, self.size.overhead
         ):
             yield MicroBatch.of(
                 [rows[row] for row in group],
                 [weights[row] for row in group],
-                self._pad_id,
+                self.pad_id,
                 device,
             )
-        weights = token_weights([lesson.labels for lesson in general], max(1, len(general)))
         lengths = [len(lesson.ids) for lesson in general]
-        for group in group_by_length(lengths, self._size.tokens, self._size.overhead):
+        for group in group_by_length(lengths, self.size.tokens, self.size.overhead):
             chosen = [general[row] for row in group]
             yield MicroBatch.of(
                 [(lesson.ids, lesson.labels) for lesson in chosen],
-                [recipe.kl_weight * weights[row] for row in group],
-                self._pad_id,
+                [general_weights[row] for row in group],
+                self.pad_id,
                 device,
                 top=[(lesson.top_ids, lesson.top_logprobs) for lesson in chosen],
             )
 
-    def _accumulate(
-        self, rows: list[tuple[list[int], list[int]]], general: list[Lesson]
-    ) -> tuple[float, float]:
-        """Gradients of a whole step into the encoder's .grad; returns (loss on the task, KL)."""
-        self._optimizer.zero_grad(set_to_none=True)
+    def _accumulate(self, rows: list[Row], general: list[Lesson]) -> tuple[float, float]:
+        self.encoder.zero_grad(set_to_none=True)
         prefix = self.encoder()
         # Micro-batches add their gradients up at this leaf; the encoder's own backward runs once.
         leaf = prefix.detach().to(self.loaded.dtype).requires_grad_()
         total = torch.zeros(2, device=self.loaded.device)
         leaf_gradient = torch.zeros_like(prefix)
-        with gradient_checkpointing(self._layers, self._size.replay):
+        with gradient_checkpointing(self.layers, self.size.replay):
             for batch in self._micro_batches(rows, general):
-                loss = self._loss(
-                    batch, leaf, self._scaler.scale(batch.weights), self.recipe.prefix_dropout
-                )
+                loss = self.loss(batch, leaf, batch.weights, self.recipe.prefix_dropout)
                 (gradient,) = torch.autograd.grad(loss, leaf)
                 leaf_gradient += gradient
                 total[int(batch.top_ids is not None)] += loss.detach().to(total.device)
         prefix.backward(leaf_gradient)
-        task, divergence = (total / self._scaler.get_scale()).tolist()
-        return task, divergence / (self.recipe.kl_weight or 1.0)
+        return self.unscaled(*total.tolist())
 
-    def _save(self) -> None:
-        assert self._folder is not None
-        training_state.save(
-            self._folder,
-            self.step,
-            {
-                "step": self.step,
-                "encoder": self.encoder.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "scaler": self._scaler.state_dict(),
-                "random": training_state.random_state(self.loaded.device),
-                "losses": self._losses,
-                "micro_batch_tokens": self._size.tokens,
-                "replay": self._size.replay,
-                "best": self._best.state(),
-                "identity": self._identity(),
-            },
-        )
+    def state(self) -> dict[str, Any]:
+        """Everything that `load_state` needs to go on as if nothing had happened."""
+        return {
+            "step": self.step,
+            "encoder": self.encoder.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "random": training_state.random_state(self.loaded.device),
+            "losses": self._losses,
+            "micro_batch_tokens": self.size.tokens,
+            "replay": self.size.replay,
+            "best": self._best.state(),
+            "validation_loss": self.validation_loss,
+            "identity": self._identity(),
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -376,14 +390,8 @@ class Trainer:
             "examples": len(self._examples),
         }
 
-    def _resume(self) -> None:
-        state = (
-            training_state.load_newest(self._folder, self.loaded.device)
-            if self._folder is not None
-            else None
-        )
-        if state is None:
-            return
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Raises TrainingFailed when it is another run's."""
         mine, theirs = self._identity(), state["identity"]
         # a state of an earlier version lacks the settings that came later, with their old meaning
         theirs["recipe"] = Recipe.from_dict(theirs["recipe"]).as_dict()
@@ -397,8 +405,9 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self._losses = state["losses"]
-        self._size.tokens, self._size.replay = state["micro_batch_tokens"], state["replay"]
+        self.size.tokens, self.size.replay = state["micro_batch_tokens"], state["replay"]
         if self._most_tokens is not None:  # perhaps there is less memory than there was
-            self._size.tokens = min(self._size.tokens, self._most_tokens)
+            self.size.tokens = min(self.size.tokens, self._most_tokens)
         self._best.load(state.get("best") or {})
+        self.validation_loss = state.get("validation_loss")
         training_state.set_random_state(state["random"], self.loaded.device)

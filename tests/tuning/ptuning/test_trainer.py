@@ -8,12 +8,15 @@ import pytest
 import torch
 from peft import PrefixTuningConfig, get_peft_model
 
+from chat.engine.adapters import save
+from chat.engine.request import LONGEST_PREFIX, AdapterRef
 from tests.support import tiny_training as tiny
 from tuning.ptuning import loss as loss_module
 from tuning.ptuning import training_state
 from tuning.ptuning.batches import MicroBatch, token_weights
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixEncoder
+from tuning.ptuning.proof import prove
 from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Stopped, Trainer, TrainingFailed
 
@@ -166,6 +169,18 @@ def test_only_the_prefix_learns_and_it_learns():
     logged = [progress.logged for progress in seen if progress.logged is not None]
     assert len(logged) == 20 and logged[0] == pytest.approx((seen[0].loss + seen[1].loss) / 2)
     assert seen[0].learning_rate == 5e-2 and seen[-1].learning_rate == pytest.approx(5e-2 / 40)
+
+
+def test_the_longest_prefix_is_served_as_it_was_trained(tmp_path):
+    loaded = tiny.loaded(max_position_embeddings=4096)
+    recipe = replace(RECIPE, pre_seq_len=LONGEST_PREFIX, max_steps=2)
+    trainer = Trainer(loaded, recipe, tiny.examples(5))
+    start = trainer.kv_prefix().tensor.clone()
+    prefix = trainer.train()
+    assert (prefix.tensor != start).any((0, 1, 2, 4)).all()  # every one of its positions
+    served = AdapterRef(save(prefix, tmp_path), str(tmp_path))
+    proof = prove(loaded, prefix.tensor, served, [ids for ids, _ in encoded(loaded)])
+    assert proof.holds and proof.same == 5
 
 
 def test_a_model_that_would_learn_itself_is_refused():
@@ -321,8 +336,8 @@ def test_running_out_of_memory_makes_smaller_micro_batches_then_replays_layers(m
     plain, refused = Trainer._accumulate, []
 
     def scarce(self, rows, general):
-        if not self._size.replay:
-            refused.append(self._size.tokens)
+        if not self.size.replay:
+            refused.append(self.size.tokens)
             raise torch.OutOfMemoryError("no memory")
         return plain(self, rows, general)
 

@@ -16,7 +16,7 @@ from chat.models import Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
 from portal.runs.process import carry_out, print_line
-from portal.terminal import row_named
+from portal.terminal import row_named, user_named
 from tuning.datasets import store
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, recipe_for, steps_of
@@ -84,7 +84,7 @@ class Command(ForegroundCommand):
             hyper.add_argument(flag(name), default=None, metavar="TEXT")
 
     def handle(self, **options):
-        owner = self.owner(options["user"])
+        owner = user_named(options["user"])
         checkpoint = (
             self.checkpoint(options["checkpoint"], owner) if options["checkpoint"] else None
         )

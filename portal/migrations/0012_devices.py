@@ -8,7 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('portal', '0010_teams_and_reviewers'),
+        ('portal', '0011_usage_by_model'),
     ]
 
     operations = [
