@@ -13,6 +13,8 @@ from django.utils.translation import gettext_lazy, gettext_noop
 SENTENCES = {
     "run_succeeded": gettext_noop("“%(text)s” has succeeded."),
     "run_failed": gettext_noop("“%(text)s” has failed."),
+    "run_cancelled": gettext_noop("“%(text)s” was stopped."),
+    "nearly_spent": gettext_noop("%(text)s %% of the compute units are used."),
     "review": gettext_noop("“%(text)s” waits for approval."),
 }
 

@@ -161,7 +161,7 @@ def _finish(run_id: int, token: str, status: str, error: dict | None = None) -> 
         ):
             raise FencedOff(run_id)
         holds.close_for(run_id)
-        if status != Status.CANCELLED:
+        if status != Status.CANCELLED or error:  # its owner knows, unless the portal did it
             run_ended(run_id)
 
 

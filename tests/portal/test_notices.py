@@ -13,7 +13,9 @@ from django.core import mail
 from django.utils import timezone
 from django.utils.translation import override
 
-from portal.models import Run, User
+from portal.budget.models import Account
+from portal.budget.signals import nearly_spent
+from portal.models import Run, Team, User
 from portal.notices import delivery, webhook
 from portal.notices.models import Delivery, Notice, NoticeSettings
 from portal.notices.notify import KEPT, notify
@@ -150,6 +152,17 @@ def test_reviewers_are_told_what_waits_for_them(member, other_member, staff, set
         reviewing.is_approved = before
     assert {n.user for n in Notice.objects.filter(kind="review")} == {other_member, staff}
     assert Notice.objects.count() == 2
+
+
+def test_a_balance_that_is_nearly_spent_is_told(member, other_member):
+    team = Team.objects.create(name="ads")
+    team.members.add(member, other_member)
+    for account in (Account(user=member), Account(team=team)):
+        nearly_spent.send(Account, account=account, percent=81)
+    told = list(Notice.objects.order_by("id").values_list("user__username", "text"))
+    assert told == [("member", "81"), ("member", "81"), ("other", "81")]
+    with override("en"):
+        assert Notice.objects.first().sentence == "81 % of the compute units are used."
 
 
 # ---- webhooks
