@@ -8,11 +8,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-<<<<<<<< HEAD:portal/migrations/0015_devices.py
         ('portal', '0014_batches'),
-========
-        ('portal', '0011_usage_by_model'),
->>>>>>>> devices:portal/migrations/0012_devices.py
     ]
 
     operations = [

@@ -11,11 +11,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-<<<<<<<< HEAD:portal/migrations/0016_notices.py
         ('portal', '0015_devices'),
-========
-        ('portal', '0012_devices'),
->>>>>>>> devices:portal/migrations/0013_notices.py
     ]
 
     operations = [

@@ -6,11 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-<<<<<<<< HEAD:portal/migrations/0017_drain.py
         ('portal', '0016_notices'),
-========
-        ('portal', '0013_notices'),
->>>>>>>> devices:portal/migrations/0014_drain.py
     ]
 
     operations = [
