@@ -7,6 +7,7 @@ from pathlib import Path
 from django.conf import settings
 from django.core.exceptions import ValidationError
 
+from chat.engine.request import LONGEST_PREFIX
 from chat.models import Adapter, Checkpoint
 from chat.registry import digest_of, publish_adapter
 
@@ -90,8 +91,12 @@ def _convert(folder: Path, base: Checkpoint, target: Path) -> str:
             kind = f"{prefix.metadata['format']} folder"
     except adapters.AdapterInvalid as error:
         raise ValidationError(str(error)) from error
-    length, context = prefix.tensor.shape[3], base.description.get("context_length")
-    if isinstance(context, int) and length >= context:
+    length, context = prefix.pre_seq_len, base.description.get("context_length")
+    if length > LONGEST_PREFIX:
+        raise ValidationError(
+            f"The prefix has {length} tokens; those of at most {LONGEST_PREFIX} are served."
+        )
+    if isinstance(context, int) and prefix.shifts_positions and length >= context - 1:
         raise ValidationError(
             f"The prefix has {length} tokens; {base.name} has room for {context} in all."
         )

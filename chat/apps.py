@@ -13,6 +13,7 @@ class ChatConfig(AppConfig):
 
     def ready(self):
         from chat import checks  # noqa: F401  registers them
+        from chat.batches.work import BatchWork
         from chat.fetching.explanations import EXPLANATIONS as FETCHING
         from chat.fetching.work import FetchWork
         from portal.runs.work import register
@@ -21,6 +22,7 @@ class ChatConfig(AppConfig):
         explain(EXPLANATIONS)
         explain(FETCHING)
         register(FetchWork)
+        register(BatchWork)
 
 
 def _worker_settings() -> router.WorkerSettings:

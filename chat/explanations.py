@@ -6,6 +6,9 @@ EXPLANATIONS = {
     "worker_unavailable": _(
         "The model does not answer at the moment. It is started again by itself: try again soon."
     ),
+    "chat_paused": _(
+        "Chat is paused: a run needs the memory. It comes back by itself when the run has ended."
+    ),
     "worker_loading": _("The model is still loading: try again in a moment."),
     "loading_failed": _("The model could not be loaded. What was served before is served again."),
     "memory_too_small": _("The model needs more memory than is free at the moment."),

@@ -1,5 +1,5 @@
-"""What every run that computes with base weights does first: choose a device, wait until it is
-free, load the checkpoint and make sure that it is the one of the plan.
+"""What every run that computes with base weights does first: ask for a device and wait until it is
+granted one, load the checkpoint and make sure that it is the one of the plan.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 
+from chat.checkpoints import memory
 from chat.checkpoints.describe import CheckpointInvalid
+from portal.devices import arbiter, holding, inventory
+from portal.devices.placing import Granted, Wish, torch_device
 from portal.models import Run
-from portal.runs import device_lock
 from portal.runs.heartbeat import Heartbeat, RunFailed
 from portal.runs.work import RunWork
 
@@ -27,6 +29,34 @@ class ModelWork(RunWork):
     """
 
     queue = "gpu"
+    granted: Granted | None = None  # while the checkpoint is loaded
+
+    def bytes_needed(self, device: str) -> tuple[int, int] | None:
+        """(comfortably, at least) on a device of that kind; None where the checkpoint's description
+        says too little.
+        """
+        run = self.run
+        precision = memory.held_as(
+            run.checkpoint.description, device, run.recipe.get("quantization_bit")
+        )
+        for estimate in memory.estimates(run.checkpoint.description):
+            if (estimate.use, estimate.precision) == ("chat", precision):
+                return estimate.bytes, estimate.bytes
+        return None
+
+    def wish(self) -> Wish:
+        """On any declared device, or as ever: on PORTAL_DEVICE, or on all the cards there are."""
+        names = tuple(device.name for device in inventory.register())
+        if not settings.DEVICES and ":" in settings.DEVICE:
+            names = (settings.DEVICE,)
+        kind = "cuda" if any(name.startswith("cuda") for name in names) else "cpu"
+        needed = self.bytes_needed(kind)
+        if needed is None:  # the files, and half as much for what is computed
+            size = int(self.run.checkpoint.description.get("bytes") or 0)
+            needed = (size * 3 // 2 + memory.PROGRAM,) * 2
+        most, least = needed
+        together = not settings.DEVICES and len(names) > 1
+        return Wish(arbiter.holder_of(self.run), self.kind, most, least, names, together)
 
     @contextlib.contextmanager
     def loaded_model(
@@ -62,27 +92,22 @@ class ModelWork(RunWork):
             yield loaded
 
     @contextlib.contextmanager
-    def held_devices(self, heartbeat: Heartbeat, plan: str, count: int = 1) -> Iterator[str]:
-        """`count` devices that are this run's alone until the block ends: the kind of several
-        ("cuda"), or the name of one. Processors count as one device, which processes share.
+    def held_devices(self, heartbeat: Heartbeat, plan: str) -> Iterator[str]:
+        """The run's devices (`wish`), its alone among runs until the block ends, as torch calls
+        them: the name of one, or the kind of several.
         """
         from chat.engine import loading
 
-        device = settings.DEVICE or str(loading.default_device())
-        if device == "cpu":
-            os.nice(5)  # chat comes first: its worker shares these processors
-            wanted = [device]
-        elif count == 1:
-            wanted = [device]
-        else:
-            device = device.partition(":")[0]
-            wanted = [f"{device}:{number}" for number in range(count)]
         run = self.run
-        self.log(
-            f"run {run.pk}, attempt {run.attempt}: {run.checkpoint} on {', '.join(wanted)}, {plan}"
-        )
-        with contextlib.ExitStack() as locks:
-            for one in wanted:
-                locks.enter_context(device_lock.hold(one, heartbeat.waiting))
+        with contextlib.ExitStack() as held:
+            self.granted = held.enter_context(
+                holding.hold(run, self.wish(), heartbeat, self.log, label=run.checkpoint.name)
+            )
+            device = settings.DEVICE or str(loading.default_device())
+            if settings.DEVICES:
+                device = torch_device(list(self.granted.shares))
+            if device == "cpu":
+                os.nice(5)  # chat comes first: its worker shares these processors
+            self.log(f"run {run.pk}, attempt {run.attempt}: {run.checkpoint} on {device}, {plan}")
             heartbeat.tell(phase=Run.Phase.LOADING)
             yield device

@@ -122,6 +122,9 @@ class Adapter(Shared, models.Model):
     step = models.PositiveIntegerField(_("step"), null=True, editable=False)
     # whether its training rows had earlier turns; None: nobody knows (imported)
     with_history = models.BooleanField(_("trained on conversations"), null=True, blank=True)
+    # of two that stand one after the other: their sha256, the one in front first
+    # (chat/compositions.py)
+    parts = models.JSONField(default=list, blank=True, editable=False)
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     objects = AccessQuerySet.as_manager()
@@ -472,3 +475,6 @@ class ShareLink(OfConversation, models.Model):
         return cls.objects.filter(
             revoked_at=None, expires_at__gt=timezone.now(), conversation__deleted_at=None
         )
+
+
+from chat.batches.rows import ApiFile, BatchRun  # noqa: E402, F401  rows of this app

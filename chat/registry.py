@@ -83,14 +83,18 @@ def free_name(wish: str, longest: int) -> str:
 
 def find_model(user, name: str) -> tuple[Checkpoint, Adapter | None]:
     """The checkpoint and adapter that `checkpoint`, `adapter` or `checkpoint:adapter` names;
-    LookupError when `user` sees none.
+    LookupError when `user` sees none. An adapter may be two, as `style+domain`
+    (chat/compositions.py); ValidationError when they do not go together.
     """
+    from chat import compositions  # which publishes what it makes
+
     if not is_storable(name):
         raise LookupError(name)
     base, colon, tuned = name.partition(":")
     adapters = Adapter.objects.visible_to(user).select_related("checkpoint")
     if colon:
         adapter = adapters.filter(name=tuned, checkpoint__name=base).first()
+        adapter = adapter or _together(compositions.named, user, base, tuned)
         if adapter is None:
             raise LookupError(name)
         return adapter.checkpoint, adapter
@@ -98,9 +102,17 @@ def find_model(user, name: str) -> tuple[Checkpoint, Adapter | None]:
     if checkpoint is not None:
         return checkpoint, None
     adapter = adapters.filter(name=base).first()
+    adapter = adapter or _together(compositions.named, user, "", base)
     if adapter is None:
         raise LookupError(name)
     return adapter.checkpoint, adapter
+
+
+def _together(named, user, checkpoint_name: str, name: str) -> Adapter | None:
+    try:
+        return named(user, checkpoint_name, name)
+    except ValidationError as error:
+        raise ValidationError({"model": error}) from error
 
 
 # ------------------------------------------------------------------ checkpoints

@@ -1,5 +1,5 @@
-"""Rows answered by vLLM servers, for a process without an event loop of its own: what an evaluation
-needs of an engine. No Django.
+"""Rows answered by the portal's workers and vLLM servers, for a process without an event loop of
+its own: what an evaluation needs of an engine. No Django.
 """
 
 from __future__ import annotations
@@ -7,20 +7,23 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 
-from chat.engine.prompt_process import load_prompter, prompt_ids
+from chat.engine.prompt_process import prompt_ids
 from chat.engine.prompts import Prompter
 from chat.engine.request import CheckpointRef, Event, GenerationRefused, Request, Sink
-from chat.worker.addresses import WorkerAddress
+from chat.prompters import prompter_of
 from chat.worker.prompt_renderer import Rendered
-from chat.worker.router import Router, WorkerUnavailable
+from chat.worker.router import Router, WorkerClient, WorkerUnavailable
 
 ATTEMPTS = 4  # for a row: its server may be lost, and another may go on
 PAUSE = 2.0  # seconds before a row is asked again where nobody took it
 LISTEN = 0.5  # seconds that a step waits for an answer
-SUBMIT_TIMEOUT = 120.0
+TIMEOUT = 120.0  # seconds for a question to all servers
+# rows given to one server at once: more than it computes together, less than it lets one user wait
+IN_FLIGHT_OWN, IN_FLIGHT_VLLM = 64, 512
 
 
 class RemoteEngine:
@@ -28,49 +31,67 @@ class RemoteEngine:
     in `step`, with all events of an answer at once.
 
     Each row goes to the server that is least busy, so rows are spread over all of them; one whose
-    server is lost is asked again. Rows are greedy or seeded, so the second answer is the first.
+    server is lost is asked again, of the others. Rows are greedy or seeded, so the second answer
+    is the first.
+
+    own, vllm: how many of each had the checkpoint at the start.
     """
 
-    def __init__(self, router: Router, checkpoint: CheckpointRef, prompter: Prompter):
-        self.prompter = prompter
+    def __init__(self, router: Router, checkpoint: CheckpointRef):
+        self.own = self.vllm = 0
         self._router, self._checkpoint = router, checkpoint
-        self._answers: queue.SimpleQueue[tuple[Sink, list[Event]]] = queue.SimpleQueue()
-        self._asked: dict[str, str] = {}  # of rows under way: under which id, after a second try
+        # a worker keeps what it answered under an id for a while, and others number rows as well
+        self._run_id = uuid.uuid4().hex
+        self._answers: queue.SimpleQueue[tuple[Sink, list[Event]] | GenerationRefused]
+        self._answers = queue.SimpleQueue()
+        self._asked: dict[str, str] = {}  # of rows under way: under which id at the servers
         self._stopped: set[str] = set()
+        self._one_by_one = asyncio.Lock()  # or all would choose the same server
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
     @classmethod
-    def where_served(
+    def where_held(
         cls, urls: Sequence[str], token: str, checkpoint: CheckpointRef, *, with_adapter: bool
-    ) -> RemoteEngine | None:
-        """An engine over those of the workers' `urls` that are vLLM's; None when no such server has
-        the checkpoint (with its adapters).
+    ) -> RemoteEngine:
+        """An engine over those of `urls` that have the checkpoint (with its adapters) just now;
+        `own` and `vllm` say how many.
         """
-        urls = [url for url in urls if WorkerAddress.parse(url).vllm]
-        if not urls:
-            return None
-        prompter = load_prompter(checkpoint.folder)
-        router = Router(urls, token, renderer=_OwnPrompts(prompter))
-        engine = cls(router, checkpoint, prompter)
-        if engine._run(router.is_served(checkpoint, with_adapter=with_adapter)):
-            return engine
-        engine.close()
-        return None
+        router = Router(urls, token, renderer=_OwnPrompts(checkpoint.folder))
+        engine = cls(router, checkpoint)
+        holding = engine._run(router.holding(checkpoint, with_adapter=with_adapter))
+        engine.own = sum(isinstance(backend, WorkerClient) for backend in holding)
+        engine.vllm = len(holding) - engine.own
+        return engine
+
+    @property
+    def prompter(self) -> Prompter:
+        return prompter_of(self._checkpoint.folder)
+
+    @property
+    def in_flight(self) -> int:
+        """Rows that all of them together should be given at once."""
+        return IN_FLIGHT_OWN * self.own + (IN_FLIGHT_VLLM if self.vllm else 0)
 
     def submit(self, request: Request, sink: Sink) -> None:
-        """Raises RequestRefused; WorkerUnavailable when no server is left."""
-        self._run(self._submit(request))
-        self._asked[request.id] = request.id
-        asyncio.run_coroutine_threadsafe(self._answer(request, sink), self._loop)
+        """Returns at once; a refusal is the row's terminal event."""
+        self._asked[request.id] = f"{self._run_id}-{request.id}"
+        named = replace(request, id=self._asked[request.id], user=self._run_id)
+        asyncio.run_coroutine_threadsafe(self._answer(request.id, named, sink), self._loop)
 
     def step(self) -> bool:
-        """Hands on what has been answered. False: nothing is under way."""
+        """Hands on what has been answered. False: nothing is under way. Raises WorkerUnavailable
+        when no server is left, RequestRefused when the adapter does not fit.
+        """
         try:
-            sink, events = self._answers.get(block=bool(self._asked), timeout=LISTEN)
+            answer = self._answers.get(block=bool(self._asked), timeout=LISTEN)
         except queue.Empty:
             return bool(self._asked)
-        del self._asked[events[0].id]
+        if isinstance(answer, GenerationRefused):
+            self._asked.clear()
+            raise answer
+        sink, events = answer
+        self._asked.pop(events[0].id, None)
         for event in events:
             sink(event)
         return True
@@ -86,31 +107,41 @@ class RemoteEngine:
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _run(self, work):
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(SUBMIT_TIMEOUT)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT)
 
-    async def _submit(self, request: Request) -> None:
-        for attempt in range(ATTEMPTS):
+    async def _answer(self, row: str, request: Request, sink: Sink) -> None:
+        """Has a row answered: its events at the end."""
+        events: list[Event] = []
+        try:
+            for attempt in range(ATTEMPTS):
+                again = replace(request, id=f"{request.id}-{attempt}")
+                await self._submit(row, again)
+                self._asked[row] = again.id
+                events = await self._read(again.id)
+                if events[-1].type == "finished" or row in self._stopped:
+                    break
+        except GenerationRefused as refusal:
+            if isinstance(refusal, WorkerUnavailable) or refusal.code == "invalid_adapter":
+                self._answers.put(refusal)
+                return
+            events = [Event(row, 1, "failed", {"error": refusal.as_error()})]
+        self._answers.put((sink, [replace(event, id=row) for event in events]))
+
+    async def _submit(self, row: str, request: Request) -> None:
+        """Waits where everybody has all that they take. Raises GenerationRefused."""
+        failures = 0
+        while True:
             try:
-                return await self._router.submit(request, self._checkpoint)
+                async with self._one_by_one:
+                    return await self._router.submit(request, self._checkpoint)
             except WorkerUnavailable:
-                if attempt + 1 == ATTEMPTS:
+                failures += 1
+                if failures == ATTEMPTS:
+                    raise
+            except GenerationRefused as refusal:
+                if refusal.code != "queue_full" or row in self._stopped:
                     raise
             await asyncio.sleep(PAUSE)
-
-    async def _answer(self, request: Request, sink: Sink) -> None:
-        """The events of a submitted request, at the end."""
-        events = await self._read(request.id)
-        for attempt in range(1, ATTEMPTS):
-            if events[-1].type == "finished" or request.id in self._stopped:
-                break
-            again = replace(request, id=f"{request.id}-{attempt}")
-            self._asked[request.id] = again.id
-            try:
-                await self._submit(again)
-                events = await self._read(again.id)
-            except GenerationRefused as error:  # nobody left to ask
-                events = [Event(again.id, 1, "failed", {"error": error.as_error()})]
-        self._answers.put((sink, [replace(event, id=request.id) for event in events]))
 
     async def _read(self, id: str) -> list[Event]:
         """Up to the terminal one."""
@@ -123,16 +154,12 @@ class RemoteEngine:
 class _OwnPrompts:
     """A Renderer in this process."""
 
-    def __init__(self, prompter: Prompter):
-        self._prompter = prompter
+    def __init__(self, folder: str):
+        self._folder = folder
 
-    async def render(
-        self,
-        folder: str,
-        messages: Sequence[dict[str, str]],
-        text: str | None = None,
-        begun: str = "",
-        thinking: bool | None = None,
-    ) -> Rendered:
-        ids = prompt_ids(self._prompter, messages, text, begun, thinking)
-        return Rendered(ids, sorted(self._prompter.end_ids))
+    async def render(self, folder: str, request: Request) -> Rendered:
+        prompter = prompter_of(self._folder)
+        ids = prompt_ids(
+            prompter, request.messages, request.text, request.begun, request.sampling.thinking
+        )
+        return Rendered(ids, sorted(prompter.end_ids), request.sampling.json_schema)

@@ -23,6 +23,7 @@ from chat.checkpoints.memory import PROGRAM, estimates, machine
 from chat.models import Checkpoint, ServingSwitch
 from chat.registry import remember_memory
 from chat.worker.serving import EngineLike, Target
+from chat.worker_claims import WorkerClaims
 
 if TYPE_CHECKING:
     from chat.engine.engine import Engine
@@ -47,8 +48,12 @@ class LoadFailed(Exception):
 class DatabaseSupply:
     """A chat.worker.serving.Supply: `name` for ever, or with "" whatever the default is."""
 
-    def __init__(self, name: str = ""):
+    def __init__(self, name: str = "", address: str = ""):
+        """address: where this worker listens; its claims are known by that, also after it was
+        started again.
+        """
         self._name = name
+        self._claims = WorkerClaims(address or str(os.getpid()))
         self._switch: int | None = None  # the row of the change that goes on
         self._had: Target | None = None  # what was served last
         self._me = f"{platform.node()}:{os.getpid()}"
@@ -85,15 +90,29 @@ class DatabaseSupply:
             self._end_as_failed(switch, LoadFailed("worker_died", message))
             _restore(switch)
 
-    # -- loading
+    # -- memory
+
+    def reserve(self, target: Target) -> bool:
+        return self._claims.reserve(target.key, target.name, _bytes_needed(_checkpoint(target)))
+
+    def must_leave(self) -> bool:
+        return self._claims.must_leave()
+
+    def keep(self, targets: list[Target]) -> None:
+        self._claims.keep([target.key for target in targets])
 
     def fits_beside(self, target: Target) -> bool:
         needed = _bytes_needed(_checkpoint(target))
-        return needed is not None and needed < _free()
+        if needed is None or needed >= _free():
+            return False
+        return self._claims.reserve(target.key, target.name, needed, beside=True)
+
+    # -- loading
 
     def load(self, target: Target) -> EngineLike:
         import torch
 
+        from chat.engine.capacity import free_memory
         from chat.engine.engine import Engine, EngineConfig
         from chat.engine.loading import load
 
@@ -107,7 +126,9 @@ class DatabaseSupply:
         before = _taken(settings.DEVICE)
         started = timezone.now()
         loaded = load(
-            checkpoint.path, device=settings.DEVICE or None, precision=checkpoint.precision or None
+            checkpoint.path,
+            device=self._claims.torch_device() or settings.DEVICE or None,
+            precision=checkpoint.precision or None,
         )
         if loaded.fingerprint != checkpoint.fingerprint:
             message = f"the files of {checkpoint.name} have changed since it was registered"
@@ -124,7 +145,14 @@ class DatabaseSupply:
         }
         with contextlib.suppress(DatabaseError):
             remember_memory(checkpoint, measured)
-        return Engine(loaded, EngineConfig(cache_share=settings.CACHE_SHARE))
+        share = settings.CACHE_SHARE
+        if settings.DEVICES:  # of the memory that is the portal's
+            free = free_memory(loaded.device)
+            room = self._claims.room_beside(target.key, measured["bytes"])
+            share *= min(1.0, room / max(free, 1))
+        engine = Engine(loaded, EngineConfig(cache_share=share))
+        self._claims.took(target.key, measured["bytes"] + engine.cache.nbytes)
+        return engine
 
     def try_out(self, engine: EngineLike) -> str:
         from chat.engine.request import Request, SamplingParams

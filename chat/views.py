@@ -109,11 +109,19 @@ def _context(request, conversation) -> dict:
         "examples": EXAMPLES,
         "explanations": {code: str(text) for code, text in EXPLANATIONS.items()},
         "presets": [{"name": name, **values} for name, values in PRESETS],
+        "fill": _fill(chosen and chosen["checkpoint"], last),
         "takes_system": bool(chosen) and chosen["checkpoint"].takes_system,
         "sampling": _sampling_fields(
             last.sampling if last else {}, panel_of(chosen and chosen["checkpoint"])
         ),
     }
+
+
+def _fill(checkpoint: Checkpoint | None, last: Message | None) -> dict | None:
+    """How much of the model's context the last prompt and its answer took, in tokens."""
+    size = checkpoint.description.get("context_length") if checkpoint else None
+    used = (last.usage or {}).get("total_tokens") if last else None
+    return {"size": size, "used": min(used or 0, size)} if size else None
 
 
 def _edited(turns: list[Message], wanted: int | None) -> int | None:

@@ -9,7 +9,9 @@ from django.db.models.fields.json import KT
 from django.db.models.functions import Cast
 from django.http import HttpResponseRedirect
 from django.urls import reverse
+from django.utils.formats import date_format
 from django.utils.html import format_html
+from django.utils.timezone import localtime
 from django.utils.translation import gettext_lazy as _
 
 from evaluation.comparison import MOST
@@ -18,6 +20,7 @@ from evaluation.models import EvaluationRun
 from evaluation.reviewing import may_review
 from evaluation.verdicts import interval, overall, said
 from portal.admin import RunAdmin
+from portal.templatetags.portal import person
 from tuning.admin import ReadOnly
 
 PREDICTIONS_PER_PAGE = 20
@@ -68,8 +71,7 @@ class EvaluationRunAdmin(ReadOnly, RunAdmin):
         "dataset",
         "answered_by",
         "predictions_link",
-        "owner",
-        "created_at",
+        "begun",
     ]
     list_display_links = ["id", "name"]
     list_filter = ["status", "review", "decoding", "checkpoint", "owner"]
@@ -123,6 +125,15 @@ class EvaluationRunAdmin(ReadOnly, RunAdmin):
     def predictions_link(self, run):
         address = reverse("admin:evaluation_evaluationrun_change", args=[run.pk])
         return format_html('<a href="{}#predictions">{}</a>', address, self.rows(run))
+
+    @admin.display(description=_("created"), ordering="created_at")
+    def begun(self, run):
+        """Who, and when."""
+        return format_html(
+            '{}<br><small class="nowrap">{}</small>',
+            person(run.owner),
+            date_format(localtime(run.created_at), "SHORT_DATETIME_FORMAT"),
+        )
 
     @admin.display(description=_("model"), ordering="checkpoint__name")
     def answered_by(self, run):

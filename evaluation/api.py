@@ -10,6 +10,7 @@ from rest_framework.response import Response
 
 from evaluation import exports, reviewing, upstream_files
 from evaluation.comparison import compare, compare_all
+from evaluation.figures import figures_of
 from evaluation.models import EvaluationRun, Prediction
 from evaluation.plan import create_evaluation
 from evaluation.serializers import (
@@ -26,6 +27,7 @@ from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 from portal.runs import lifecycle
+from portal.runs.figures import event_file_response
 from portal.runs.once import once
 
 
@@ -79,7 +81,10 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
     @extend_schema(
         parameters=[
             OpenApiParameter(
-                "with", int, required=True, description="Another evaluation of the same rows."
+                "with",
+                {"type": "integer", "minimum": 0},
+                required=True,
+                description="Another evaluation of the same rows.",
             )
         ],
         responses=ComparisonSerializer,
@@ -96,9 +101,12 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
 
     @extend_schema(
         parameters=[
-            OpenApiParameter("baseline", int, required=True),
+            OpenApiParameter("baseline", {"type": "integer", "minimum": 0}, required=True),
             OpenApiParameter(
-                "runs", str, required=True, description="Ids of evaluations, comma separated."
+                "runs",
+                {"type": "string", "pattern": "^[0-9]{1,18}(,[0-9]{1,18})*$"},
+                required=True,
+                description="Ids of evaluations, comma separated.",
             ),
         ],
         responses=ManyComparedSerializer,
@@ -202,6 +210,13 @@ class EvaluationRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Vis
         lines = exports.csv_lines(self._scored())
         response = StreamingHttpResponse(lines, content_type="text/csv; charset=utf-8")
         return _attachment(response, exports.CSV)
+
+    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    @action(detail=True, pagination_class=None, content_negotiation_class=AnyAccept)
+    def tensorboard(self, request, pk=None):
+        """The scores with their intervals as a TensorBoard event file."""
+        run = self._scored()
+        return event_file_response(run, figures_of(run))
 
     @extend_schema(responses={200: OpenApiTypes.OBJECT})
     @action(detail=True, url_path=exports.JSON, pagination_class=None)

@@ -19,6 +19,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
+from chat.models import Comparison, Message
 from evaluation.comparison import check_comparable
 from evaluation.models import BlindVote, EvaluationRun, Prediction
 
@@ -102,23 +103,54 @@ def result(run: EvaluationRun, other: EvaluationRun, *, judges: bool = False) ->
     found = BlindVote.objects.filter(run=run, other=other)
     found = found.exclude(judge="") if judges else found.filter(judge="")
     votes = list(found.values_list("row", "by", "judge", "choice"))
-    counts = Counter(choice for *_row, choice in votes)
-    wins, losses = counts[Choice.RUN], counts[Choice.OTHER]
-    low, high = wilson(wins, wins + losses)
     agreement, kappa = agreed((row, choice) for row, _by, _judge, choice in votes)
     return {
-        "votes": len(votes),
+        **_counted(Counter(choice for *_row, choice in votes)),
+        "reviewers": len({(by, judge) for _row, by, judge, _choice in votes}),
+        "agreement": agreement,
+        "kappa": kappa,
+    }
+
+
+def in_chat(run: EvaluationRun, other: EvaluationRun) -> dict[str, Any]:
+    """The same of questions that people asked both models at once in chat, each a vote. Not blind:
+    they saw whose answers they were.
+    """
+    found = Comparison.objects.exclude(verdict__in=("", Comparison.Verdict.NONE))
+    for side in (run, other):
+        theirs = Message.objects.filter(checkpoint=side.checkpoint_id, adapter=side.adapter_id)
+        found = found.filter(pk__in=theirs.exclude(comparison=None).values("comparison"))
+    choices = {
+        (run.checkpoint_id, run.adapter_id): Choice.RUN,
+        (other.checkpoint_id, other.adapter_id): Choice.OTHER,
+    }
+    votes: Counter[Any] = Counter()
+    people = set()
+    asked = found.values_list(
+        "verdict", "chosen__checkpoint", "chosen__adapter", "conversation__owner"
+    )
+    for verdict, checkpoint, adapter, person in asked:
+        same = verdict == Comparison.Verdict.SAME
+        choice: str | None = Choice.TIE if same else choices.get((checkpoint, adapter))
+        if choice is not None:  # else a third model was better
+            votes[choice] += 1
+            people.add(person)
+    return {**_counted(votes), "reviewers": len(people), "agreement": None, "kappa": None}
+
+
+def _counted(votes: Counter) -> dict[str, Any]:
+    wins, losses = votes[Choice.RUN], votes[Choice.OTHER]
+    low, high = wilson(wins, wins + losses)
+    return {
+        "votes": votes.total(),
         "run": wins,
         "other": losses,
-        "tie": counts[Choice.TIE],
+        "tie": votes[Choice.TIE],
         "rate": 100 * wins / (wins + losses) if wins + losses else None,
         "low": low,
         "high": high,
         "p": sign_test(wins, losses),
         "verdict": _verdict(low, high),
-        "reviewers": len({(by, judge) for _row, by, judge, _choice in votes}),
-        "agreement": agreement,
-        "kappa": kappa,
     }
 
 

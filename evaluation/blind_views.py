@@ -48,6 +48,7 @@ def result(request, pk, other):
         "other": against,
         "people": blind.result(run, against),
         "models": blind.result(run, against, judges=True),
+        "chat": blind.in_chat(run, against),
         "left": len(blind.rows_that_differ(run, against)),
     }
     return render(request, "evaluation/blind_result.html", context)

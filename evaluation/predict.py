@@ -7,9 +7,8 @@ goes on and ends with the same predictions.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from chat.engine.engine import Engine, EngineConfig
@@ -22,7 +21,6 @@ from tuning.datasets.examples import messages_of
 GREEDY, UPSTREAM = "greedy", "upstream"
 # rows given to the engine at once; it runs as many of them as fit and keeps the rest queued
 IN_FLIGHT = 64
-IN_FLIGHT_ELSEWHERE = 512  # rows given to servers elsewhere, of which there may be several
 
 NOTHING: Mapping[int, str] = {}
 
@@ -55,15 +53,9 @@ def sampling_of(decoding: str, max_target_length: int, seed: int) -> SamplingPar
 def engine_for(
     loaded: Loaded, max_source_length: int, max_target_length: int, pre_seq_len: int = 0
 ) -> Engine:
-    """An engine with rows just long enough, so that as many as possible fit into a batch.
-
-    Its texts are the decoded tokens as they are: scores are counted before the chat's
-    post-processing, as the original does.
-    """
-    prompter = copy.copy(loaded.prompter)
-    prompter.cleaner = lambda: None  # type: ignore[method-assign]
+    """An engine with rows just long enough, so that as many as possible fit into a batch."""
     return Engine(
-        replace(loaded, prompter=prompter),
+        loaded,
         EngineConfig(
             max_length=max_source_length + max_target_length,
             prefix_room=pre_seq_len,
@@ -109,12 +101,13 @@ def predict(
     decoding then only checks where it agrees.
 
     When `should_stop` turns true (asked between engine steps) what is in flight is aborted and the
-    rest is left out. Raises RequestRefused when the adapter does not fit the checkpoint; any other
-    refusal or fault ends its row alone.
+    rest is left out. Raises RequestRefused when the adapter does not fit the checkpoint,
+    WorkerUnavailable when no server elsewhere is left; any other refusal or fault ends its row
+    alone.
     """
     prompter = engine.prompter
     if in_flight is None:
-        in_flight = IN_FLIGHT if isinstance(engine, Engine) else IN_FLIGHT_ELSEWHERE
+        in_flight = IN_FLIGHT if isinstance(engine, Engine) else engine.in_flight
     waiting = iter(rows)
     running: dict[str, int] = {}
     texts: dict[int, list[str]] = {}
@@ -145,6 +138,7 @@ def predict(
                         prompt_ids=tuple(prompter.prompt_ids(messages, max_source_length)),
                         adapter=adapter,
                         sampling=sampling_of(decoding, max_target_length, seed + row),
+                        untidied=True,  # as the original: scores come before the chat's tidying
                         resembles=resembles.get(row, ""),
                     )
                     engine.submit(request, sink)

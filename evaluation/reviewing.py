@@ -8,12 +8,16 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.db.models import Q
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop
 
 from evaluation.models import EvaluationRun
 from portal import audit
+from portal.models import User
+from portal.notices.notify import notify
 
 NOTED: dict[Any, str] = {
     EvaluationRun.Review.APPROVED: gettext_noop("approved"),
@@ -51,6 +55,16 @@ def review(user, run: EvaluationRun, decision: str, note: str = "") -> None:
     run.reviewed_by, run.reviewed_at = (user, timezone.now()) if decision else (None, None)
     run.save(update_fields=["review", "review_note", "reviewed_by", "reviewed_at"])
     audit.note(user, run, NOTED[decision] + (f": {note}" if note else ""))
+
+
+def ask_for_review(run: EvaluationRun) -> None:
+    """Tells the reviewers, where a tuned model needs an approved evaluation and has none."""
+    if not settings.APPROVAL_NEEDED or run.adapter is None or is_approved(run.adapter):
+        return
+    url = reverse("evaluation_run", args=[run.pk])
+    reviewers = User.objects.filter(Q(is_staff=True) | Q(is_reviewer=True), is_active=True)
+    for reviewer in reviewers.exclude(pk=run.owner_id):
+        notify(reviewer, "review", run.name, url, key=f"review:{run.pk}")
 
 
 def is_approved(adapter) -> bool:

@@ -9,6 +9,7 @@ from chat.models import Adapter, Checkpoint
 from evaluation.metrics import known
 from evaluation.models import EvaluationRun, Prediction
 from portal.rest.conventions import RunSerializer
+from portal.rest.fields import Text
 from tuning.models import Dataset
 
 _INTERVAL: dict[str, Any] = {
@@ -114,8 +115,8 @@ class ComparisonSerializer(serializers.Serializer):
 
 
 class ReviewSerializer(serializers.Serializer):
-    decision = serializers.CharField(allow_blank=True, help_text="approved, rejected or blank")
-    note = serializers.CharField(
+    decision = Text(allow_blank=True, help_text="approved, rejected or blank")
+    note = Text(
         required=False,
         allow_blank=True,
         default="",
@@ -152,15 +153,13 @@ class NewEvaluationSerializer(serializers.Serializer):
     adapter = _Visible(
         queryset=Adapter.objects.all(), required=False, allow_null=True, default=None
     )
-    decoding = serializers.CharField(
-        default=EvaluationRun.Decoding.GREEDY, help_text="greedy or upstream"
-    )
+    decoding = Text(default=EvaluationRun.Decoding.GREEDY, help_text="greedy or upstream")
     max_examples = serializers.IntegerField(required=False, allow_null=True, default=None)
     with_baseline = serializers.BooleanField(
         default=True, help_text="Evaluate the bare checkpoint too."
     )
-    split = serializers.CharField(required=False, allow_blank=True, default="", max_length=20)
+    split = Text(required=False, allow_blank=True, default="", max_length=20)
     max_source_length = serializers.IntegerField(required=False, allow_null=True, default=None)
     max_target_length = serializers.IntegerField(required=False, allow_null=True, default=None)
     seed = serializers.IntegerField(default=42)
-    name = serializers.CharField(required=False, allow_blank=True, default="", max_length=120)
+    name = Text(required=False, allow_blank=True, default="", max_length=120)

@@ -16,10 +16,14 @@ from django.conf import settings
 from django.db.models import F
 
 from chat.model_work import ModelWork
+from chat.worker.addresses import WorkerAddress
+from evaluation import reviewing
 from evaluation.comparison import update_differences
+from evaluation.figures import figures_of
 from evaluation.metrics import PERPLEXITY, measured
 from evaluation.models import EvaluationRun, Prediction
 from portal.models import Run
+from portal.runs.figures import Figure
 from portal.runs.heartbeat import STEP_ASIDE, Heartbeat, RunFailed, StopRequested
 from tuning.datasets.examples import messages_of
 from tuning.datasets.store import Split, open_split
@@ -68,39 +72,73 @@ class EvaluationWork(ModelWork):
             waiting = [row for row in range(min(recipe["rows"], len(split))) if row not in done]
             heartbeat.tell(progress=len(done))
             if waiting or run.general is None:
-                plan = f"{run.adapter_name or 'no adapter'}, {len(waiting)} rows, {run.decoding}"
-                with self._engine(heartbeat, plan) as engine:
-                    self._predict(heartbeat, split, waiting, engine)
-                    heartbeat.flush()
-                    self._look_closer(heartbeat, split, engine)
+                self._compute(heartbeat, split, waiting)
         heartbeat.flush()
 
         scores = self._scores()
         self.log("  ".join(f"{metric} {score['value']:.2f}" for metric, score in scores.items()))
         heartbeat.tell(lambda: EvaluationRun.objects.filter(pk=run.pk).update(scores=scores))
 
+    def _compute(self, heartbeat: Heartbeat, split: Split, waiting: list[int]) -> None:
+        """Rows by the servers that hold the checkpoint, where there are several or a vLLM; else,
+        and what only the model itself can tell, by an engine in this process.
+        """
+        from chat.worker.router import WorkerUnavailable
+
+        run = self.run
+        plan = f"{run.adapter_name or 'no adapter'}, {len(waiting)} rows, {run.decoding}"
+        with self._elsewhere() as servers:
+            if servers is not None:
+                count = f"{servers.own} workers and {servers.vllm} vLLM servers"
+                self.log(f"run {run.pk}, attempt {run.attempt}: on {count}, {plan}")
+                try:
+                    self._predict(heartbeat, split, waiting, servers)
+                    if not servers.own:
+                        heartbeat.flush()
+                        return self._look_closer(heartbeat, split, servers)
+                except WorkerUnavailable as lost:
+                    if not servers.own:
+                        raise
+                    self.log(f"no worker is left ({lost}); the rest is done here")
+                heartbeat.flush()
+                heartbeat.work_asks = False
+                done = set(run.predictions.values_list("row", flat=True))
+                waiting = [row for row in waiting if row not in done]
+        with self._engine(heartbeat, plan) as engine:
+            if waiting:
+                self._predict(heartbeat, split, waiting, engine)
+                heartbeat.flush()
+            self._look_closer(heartbeat, split, engine)
+
     @contextlib.contextmanager
-    def _engine(self, heartbeat: Heartbeat, plan: str) -> Iterator[Engine | RemoteEngine]:
-        """The vLLM servers that have the checkpoint, all of them; else an engine in this
-        process.
+    def _elsewhere(self) -> Iterator[RemoteEngine | None]:
+        """All servers that have these very weights; None: this process is as good. One worker
+        would only be kept from its chats.
         """
         from chat.remote_engine import RemoteEngine
+
+        run = self.run
+        urls = settings.WORKER_URLS
+        if (
+            run.checkpoint.precision
+        ):  # workers serve it so, and the plan is of the weights as stored
+            urls = [url for url in urls if WorkerAddress.parse(url).vllm]
+        if not urls or self.run.recipe["quantization_bit"] is not None:
+            yield None
+            return
+        servers = RemoteEngine.where_held(
+            urls, settings.WORKER_TOKEN, run.checkpoint.ref(), with_adapter=run.adapter is not None
+        )
+        with contextlib.closing(servers):
+            yield servers if servers.vllm or servers.own > 1 else None
+
+    @contextlib.contextmanager
+    def _engine(self, heartbeat: Heartbeat, plan: str) -> Iterator[Engine]:
+        """An engine in this process."""
         from evaluation import forgetting, predict
 
         run, recipe = self.run, self.run.recipe
         lengths = recipe["max_source_length"], recipe["max_target_length"]
-        if recipe["quantization_bit"] is None:
-            elsewhere = RemoteEngine.where_served(
-                settings.WORKER_URLS,
-                settings.WORKER_TOKEN,
-                run.checkpoint.ref(),
-                with_adapter=run.adapter is not None,
-            )
-            if elsewhere is not None:
-                self.log(f"run {run.pk}, attempt {run.attempt}: on vLLM servers, {plan}")
-                with contextlib.closing(elsewhere):
-                    yield elsewhere
-                return
         quantization = recipe["quantization_bit"]
         with self.loaded_model(heartbeat, plan, quantization_bit=quantization) as loaded:
             pre_seq_len = recipe["adapter"]["pre_seq_len"] if run.adapter is not None else 0
@@ -241,6 +279,10 @@ class EvaluationWork(ModelWork):
 
     def after_success(self) -> None:
         update_differences(self.run.pk)
+        reviewing.ask_for_review(self.run)
+
+    def figures(self) -> list[Figure]:
+        return figures_of(EvaluationRun.objects.get(pk=self.run.pk))
 
 
 def _prediction(

@@ -12,11 +12,12 @@ from django_q import admin as _queue_pages  # noqa: F401 - registered before the
 from django_q.models import Failure, OrmQ, Schedule, Success
 
 from portal.login import AdminLoginForm
-from portal.models import ApiKey, Team, User
+from portal.models import ApiKey, ExternalLogin, Team, User
 from portal.runs import lifecycle
 
 admin.site.site_header = admin.site.site_title = _("Model portal")
 admin.site.index_title = _("Administration")
+admin.site.enable_nav_sidebar = False  # the lists need its width, and the index shows the same
 admin.site.login_form = AdminLoginForm
 # who adds a schedule names a function to be called
 for model in (Schedule, OrmQ, Success, Failure):
@@ -24,8 +25,20 @@ for model in (Schedule, OrmQ, Success, Failure):
         admin.site.unregister(model)
 
 
+class ExternalLogins(admin.TabularInline):
+    """To look at, and to take away: the next login is then a stranger's again."""
+
+    model = ExternalLogin
+    extra = 0
+    readonly_fields = ["issuer", "subject", "created_at"]
+
+    def has_add_permission(self, request, obj=None):
+        return False
+
+
 @admin.register(User)
 class MemberAdmin(UserAdmin):
+    inlines = [ExternalLogins]
     list_display = ["username", "is_staff", "is_reviewer", "is_active", "last_login"]
     list_filter = ["is_staff", "is_reviewer", "is_active", "teams"]
 

@@ -8,3 +8,4 @@ class PortalConfig(AppConfig):
 
     def ready(self):
         from portal import checks  # noqa: F401  (registers them)
+        from portal.notices import receivers  # noqa: F401  (connects them)

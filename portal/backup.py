@@ -28,7 +28,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from portal import __version__
 
 FORMAT = 1
-IMMUTABLE, RUNS, SECRETS = ("datasets", "adapters"), "runs", ("secret_key", "worker_token")
+IMMUTABLE, RUNS, SECRETS = ("datasets", "adapters", "files"), "runs", ("secret_key", "worker_token")
 MANIFEST, ENVIRONMENT = "manifest.json", "environment.txt"
 DUMPS = {"sqlite": "database.sqlite3", "postgresql": "database.dump"}
 _SECRET_WORDS = ("KEY", "TOKEN", "PASSWORD", "SECRET", "URL", "UPSTREAMS", "WORKERS")

@@ -5,9 +5,11 @@ import os
 import shutil
 import stat
 import sys
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import Error, Info, Warning, register
+from django.utils.translation import override
 
 # Every variable that portal/settings.py reads; docs/operations.md explains them.
 VARIABLES = {
@@ -22,7 +24,18 @@ VARIABLES = {
     "PORTAL_DATABASE_URL",
     "PORTAL_REDIS_URL",
     "PORTAL_QUEUED_RUNS",
+    "PORTAL_DEVICE_RATE",
+    "PORTAL_TOKEN_RATE",
+    "PORTAL_TOKENS_PER_DAY",
     "PORTAL_APPROVAL",
+    "PORTAL_OIDC_ISSUER",
+    "PORTAL_OIDC_NAME",
+    "PORTAL_OIDC_CLIENT_ID",
+    "PORTAL_OIDC_CLIENT_SECRET",
+    "PORTAL_OIDC_SCOPES",
+    "PORTAL_OIDC_CREATE",
+    "PORTAL_OIDC_ADMIN_GROUP",
+    "PORTAL_OIDC_GROUPS_CLAIM",
     "PORTAL_TIME_ZONE",
     "PORTAL_HTTPS",
     "PORTAL_PROXIES",
@@ -32,10 +45,18 @@ VARIABLES = {
     "PORTAL_WORKER_TOKEN",
     "PORTAL_UPSTREAMS",
     "PORTAL_UPSTREAM_KEY",
+    "PORTAL_MLFLOW_URL",
+    "PORTAL_MLFLOW_TOKEN",
+    "PORTAL_MLFLOW_EXPERIMENT",
     "PORTAL_DEVICE",
+    "PORTAL_DEVICES",
+    "PORTAL_BESIDE_CHAT",
     "PORTAL_CACHE_SHARE",
     "PORTAL_IDLE_UNLOAD",
     "PORTAL_LOADING_WAIT",
+    "PORTAL_WEBHOOK_HOSTS",
+    "PORTAL_EMAIL_URL",
+    "PORTAL_EMAIL_FROM",
     "PORTAL_LOG_LEVEL",
     "PORTAL_LOG_FORMAT",
     "PORTAL_METRICS_FROM",
@@ -123,6 +144,41 @@ def launcher(**kwargs):
             id="portal.E007",
         )
     ]
+
+
+@register()
+def single_sign_on(**kwargs):
+    if not settings.OIDC_ISSUER:
+        return []
+    found = []
+    if not (settings.OIDC_RP_CLIENT_ID and settings.OIDC_RP_CLIENT_SECRET):
+        found.append(
+            Error(
+                "PORTAL_OIDC_ISSUER needs PORTAL_OIDC_CLIENT_ID and PORTAL_OIDC_CLIENT_SECRET.",
+                id="portal.E009",
+            )
+        )
+    address = urlsplit(settings.OIDC_ISSUER)
+    here = address.hostname in {"localhost", "127.0.0.1", "::1"}
+    if address.scheme != "https" and not (address.scheme == "http" and here):
+        found.append(
+            Error(
+                "PORTAL_OIDC_ISSUER must be an https address: whoever changes the provider's "
+                "answers on the way logs in as anybody.",
+                id="portal.E010",
+            )
+        )
+    return found
+
+
+@register()
+def devices(**kwargs):
+    from portal.devices.inventory import problem_in_words  # its rows need the apps
+
+    with override("en"):  # as all that is said in a terminal
+        told = [problem_in_words(problem) for problem in settings.DEVICE_PROBLEMS]
+    hint = "PORTAL_DEVICES=cuda:0=24GB,cuda:1=24GB or PORTAL_DEVICES=cpu=16GB"
+    return [Error(f"PORTAL_DEVICES: {each}", hint=hint, id="portal.E011") for each in told]
 
 
 @register()

@@ -11,6 +11,10 @@ from django.utils.translation import gettext_lazy as _
 EXPLANATIONS = {
     "disk_full": _("The disk of the server is full. When there is room again the run can go on."),
     "process_lost": _("The process ended in every attempt. The log says more."),
+    "too_large_for_devices": _(
+        "It needs more memory than any device has. Take a smaller base, shorter texts or smaller "
+        "batches."
+    ),
     "unexpected": _("Something unexpected went wrong. The log says more."),
 }
 

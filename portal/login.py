@@ -2,6 +2,7 @@
 many wrong ones a pause (docs/adr/0015-login-pause.md).
 """
 
+import contextlib
 import hashlib
 import ipaddress
 
@@ -16,26 +17,36 @@ MOST_OF_ADDRESS = 100  # for all names together
 PAUSE = 300  # seconds, counted from the first of them
 
 
-def guessing(request, username: str):
+def guessing(request, username: str | None = None):
     """Counts an attempt before the password is looked at, so that many at once gain nothing, and
-    returns what forgets it when the password is right. ValidationError: there is a pause.
+    returns what forgets it when the password is right. ValidationError: there is a pause. Without
+    a name (single sign-on, which keeps the password elsewhere) the address alone counts.
 
     Per address and name, so that nobody locks a colleague out from elsewhere; and per address, so
     that nobody tries one password on every name, or drowns the counters in names.
     """
     address = _network(request.META.get("REMOTE_ADDR", ""))
-    of_address, of_name = _key(address), _key(f"{address} {username}")
-    for key, most in ((of_address, MOST_OF_ADDRESS), (of_name, MOST_FAILURES)):
+    counters = {_key(address): MOST_OF_ADDRESS}
+    if username is not None:
+        counters[_key(f"{address} {username}")] = MOST_FAILURES
+    for key, most in counters.items():
         cache.add(key, 0, PAUSE)
         if cache.incr(key) > most:
             message = _("Too many failed attempts. Try again in %(minutes)s minutes.")
             raise ValidationError(message % {"minutes": PAUSE // 60}, "too_many_attempts")
 
     def forget() -> None:
-        cache.delete(of_name)
-        cache.decr(of_address)
+        if username is not None:
+            cache.delete(_key(f"{address} {username}"))
+        forget_attempt(request)
 
     return forget
+
+
+def forget_attempt(request) -> None:
+    """Of the address alone, when a login of it succeeded."""
+    with contextlib.suppress(ValueError):  # forgotten meanwhile, by its age
+        cache.decr(_key(_network(request.META.get("REMOTE_ADDR", ""))))
 
 
 def _network(address: str) -> str:

@@ -43,6 +43,27 @@ class Team(models.Model):
         return self.name
 
 
+class ExternalLogin(models.Model):
+    """Whom a provider's subject opens an account for (portal/single_sign_on.py)."""
+
+    user = models.ForeignKey(
+        User, models.CASCADE, related_name="external_logins", verbose_name=_("member")
+    )
+    issuer = models.CharField(_("provider"), max_length=255)
+    subject = models.CharField(_("subject"), max_length=255)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("external login")
+        verbose_name_plural = _("external logins")
+        constraints = [
+            models.UniqueConstraint(fields=["issuer", "subject"], name="one_account_a_subject")
+        ]
+
+    def __str__(self):
+        return f"{self.subject} ({self.issuer})"
+
+
 class ApiKeyQuerySet(AccessQuerySet):
     def valid(self):
         return self.filter(Q(expires_at=None) | Q(expires_at__gt=timezone.now()), revoked_at=None)
@@ -185,6 +206,7 @@ class Run(Shared, models.Model):
         EVALUATION = "evaluation", _("Evaluation")
         FETCH = "fetch", _("Download")
         CHECK = "check", _("Check of a dataset")
+        BATCH = "batch", _("Batch")
 
     class Priority(models.IntegerChoices):
         NORMAL = 0, _("normal")
@@ -238,6 +260,8 @@ class Run(Shared, models.Model):
     phase = models.CharField(
         _("phase"), max_length=40, choices=Phase.choices, blank=True, editable=False
     )
+    # where its figures were sent: {"url"} or {"error"} (portal/runs/mlflow.py); {}: nowhere
+    tracking = models.JSONField(default=dict, editable=False)
     # {"code", "message"}
     error = models.JSONField(_("error"), null=True, blank=True, editable=False)
 
@@ -320,10 +344,14 @@ class Run(Shared, models.Model):
 
 
 class QueueHold(models.Model):
-    """A queue that takes no new run until an admin releases it; what runs goes on to its end."""
+    """A queue that takes no new run until an admin releases it; what runs goes on to its end, or
+    saves and waits with the others.
+    """
 
     queue = models.CharField(max_length=20, primary_key=True)
     reason = models.CharField(_("reason"), max_length=200, blank=True)
+    # what runs is to save and step aside too
+    checkpoint = models.BooleanField(default=False)
     by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     since = models.DateTimeField(auto_now_add=True)
 
@@ -352,15 +380,20 @@ class IdempotencyKey(models.Model):
 
 
 class TokenUsage(models.Model):
-    """Tokens of one person on one day, by the way they were asked for."""
+    """Tokens of one person on one day, by the way they were asked for and the model."""
 
     class Door(models.TextChoices):
         CHAT = "chat", _("chat pages")
         API = "api", _("programs")
+        BATCH = "batch", _("batches")
+
+    # what a token of a batch counts beside one that somebody waits for
+    BATCH_PRICE = 0.5
 
     user = models.ForeignKey(User, models.CASCADE, related_name="token_usage")
     day = models.DateField()
-    door = models.CharField(max_length=4, choices=Door.choices)
+    door = models.CharField(_("through"), max_length=8, choices=Door.choices)
+    model = models.CharField(_("model"), max_length=240, blank=True)  # base or base:adapter
     prompt_tokens = models.PositiveBigIntegerField(default=0)
     completion_tokens = models.PositiveBigIntegerField(default=0)
     answers = models.PositiveIntegerField(default=0)
@@ -370,21 +403,25 @@ class TokenUsage(models.Model):
         verbose_name_plural = _("token usage")
         ordering = ["-day", "door"]
         constraints = [
-            models.UniqueConstraint(fields=["user", "day", "door"], name="one_usage_a_day")
+            models.UniqueConstraint(fields=["user", "day", "door", "model"], name="one_usage_a_day")
         ]
 
     def __str__(self):
         return f"{self.user_id} {self.day} {self.door}"
 
     @classmethod
-    def count(cls, user_id: int, door: str, prompt: int, completion: int) -> None:
-        """Adds an answer to today's; best effort."""
-        mine = {"user_id": user_id, "day": timezone.localdate(), "door": door}
+    def count(cls, user_id: int, door: str, model: str, prompt: int, completion: int) -> None:
+        """Adds an answer to today's. Doors ask portal/budget/tokens.py."""
+        mine = {"user_id": user_id, "day": timezone.localdate(), "door": door, "model": model}
         more = {
             "prompt_tokens": F("prompt_tokens") + prompt,
             "completion_tokens": F("completion_tokens") + completion,
             "answers": F("answers") + 1,
         }
-        with contextlib.suppress(DatabaseError), transaction.atomic():
-            cls.objects.get_or_create(**mine)
-            cls.objects.filter(**mine).update(**more)
+        cls.objects.get_or_create(**mine)
+        cls.objects.filter(**mine).update(**more)
+
+
+# They refer to the above.
+from portal.devices.models import Device, DeviceClaim  # noqa: E402, F401
+from portal.notices.models import Delivery, Notice, NoticeSettings  # noqa: E402, F401

@@ -3,7 +3,9 @@
 from django.core.exceptions import ValidationError
 from django.utils.functional import SimpleLazyObject
 
-from portal.models import Run
+from portal.budget import pricing
+from portal.budget.statement import is_nearly_spent
+from portal.models import Notice, Run
 
 
 def shell(request):
@@ -15,12 +17,19 @@ def shell(request):
     return {
         "theme": theme if theme in ("light", "dark") else None,
         "section": request.path.split("/")[1],
+        "budget": pricing.on(),
+        "nearly_spent": SimpleLazyObject(lambda: is_nearly_spent(request.user)),
+        "unread": SimpleLazyObject(lambda: _unread(request.user)),
         "busy": SimpleLazyObject(
             lambda: (
                 Run.objects.filter(status=Run.Status.RUNNING, queue="gpu").order_by("id").first()
             )
         ),
     }
+
+
+def _unread(user) -> int:
+    return Notice.objects.filter(user=user, read_at=None).count() if user.is_authenticated else 0
 
 
 def reason(error) -> str:

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable
 from ipaddress import ip_network
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 import dj_database_url
@@ -21,6 +22,8 @@ from csp.constants import NONCE, NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
 from portal import __version__
+from portal.budget.pricing import device_rates, rate
+from portal.devices import declared, placing
 from portal.rest.schema import ERROR
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -46,6 +49,36 @@ def _parsed(name: str, default: str, parse: Callable):
         raise SystemExit(
             f"The value of {name} cannot be used; docs/operations.md says what it may be."
         ) from None
+
+
+def _hosts_and_networks(entries: list[str]) -> tuple[set[str], list]:
+    """Entries that are an address or a network, and all others."""
+    names, networks = set(), []
+    for entry in entries:
+        try:
+            networks.append(ip_network(entry))
+        except ValueError:
+            names.add(entry.lower())
+    return names, networks
+
+
+def _mail_server(url: str) -> tuple[str, int, str, str, bool, bool]:
+    """(host, port, user, password, STARTTLS, TLS)"""
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("smtp", "smtps") or not parts.hostname):
+        raise ValueError(url)
+    secure = parts.scheme == "smtps"
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    port = parts.port or (465 if secure else 587)
+    plain = port == 25 or parts.hostname in ("localhost", "127.0.0.1")  # this machine's own
+    return (
+        parts.hostname or "",
+        port,
+        user,
+        password,
+        bool(url) and not secure and not plain,
+        secure,
+    )
 
 
 # Of every process of the portal: what it writes is read by its own account alone. 007 shares the
@@ -110,6 +143,7 @@ INSTALLED_APPS = [
     "django.contrib.staticfiles",
     "channels",
     "portal",  # before django_q: its qcluster command takes precedence
+    "portal.budget",
     "django_q",
     "rest_framework",
     "drf_spectacular",
@@ -199,6 +233,24 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
 ]
 
+# Single sign-on (portal/single_sign_on.py): the provider's issuer, as its discovery names it.
+OIDC_ISSUER = os.environ.get("PORTAL_OIDC_ISSUER", "")
+OIDC_NAME = os.environ.get("PORTAL_OIDC_NAME", "SSO")  # on the login page's button
+OIDC_RP_CLIENT_ID = os.environ.get("PORTAL_OIDC_CLIENT_ID", "")
+OIDC_RP_CLIENT_SECRET = os.environ.get("PORTAL_OIDC_CLIENT_SECRET", "")
+OIDC_RP_SCOPES = os.environ.get("PORTAL_OIDC_SCOPES", "openid email profile")
+# Whether somebody without an account gets one.
+OIDC_CREATE = _flag("PORTAL_OIDC_CREATE")
+# Whoever is in this group of the provider's is an administrator, and nobody else that it lets in.
+OIDC_ADMIN_GROUP = os.environ.get("PORTAL_OIDC_ADMIN_GROUP", "")
+OIDC_GROUPS_CLAIM = os.environ.get("PORTAL_OIDC_GROUPS_CLAIM", "groups")
+OIDC_USE_PKCE = True
+OIDC_TIMEOUT = 10  # seconds
+OIDC_AUTHENTICATION_CALLBACK_URL = "single_sign_on_callback"
+AUTHENTICATION_BACKENDS = ["django.contrib.auth.backends.ModelBackend"]
+if OIDC_ISSUER:
+    AUTHENTICATION_BACKENDS.append("portal.single_sign_on.Backend")
+
 LANGUAGE_CODE = "zh-hans"
 LANGUAGES = [("zh-hans", _("Simplified Chinese")), ("en", _("English"))]
 LANGUAGE_COOKIE_AGE = 365 * 86400
@@ -218,6 +270,16 @@ STORAGES = {
     },
 }
 
+# The devices of this machine and what of their memory is the portal's, "cuda:0=24GB,cuda:1=24GB" or
+# "cpu=16GB"; "": what is found. portal/checks.py tells what is wrong with it.
+DEVICES, DEVICE_PROBLEMS = declared.parse(os.environ.get("PORTAL_DEVICES", ""))
+# What happens where a run's memory does not suffice beside chat (portal/devices/placing.py).
+BESIDE_CHAT = _parsed(
+    "PORTAL_BESIDE_CHAT",
+    placing.QUEUE if DEVICES else placing.ANY,
+    lambda name: placing.POLICIES[placing.POLICIES.index(name)],
+)
+
 # One `name` for all clusters (it salts the signatures); Q_CLUSTER_NAME chooses the cluster.
 # Timeouts lie far above any run and retry above the timeout, or the broker would deliver a task
 # twice. The Run row, not the queue, is the truth (portal/runs/lifecycle.py).
@@ -236,10 +298,18 @@ Q_CLUSTER = {
     "save_limit": 100,
     "label": "Queue",
     "ALT_CLUSTERS": {
-        "gpu": {
+        # batches, which may take a day and wait for room more than they work
+        "batch": {
             "workers": 1,
             "recycle": 1,
             "queue_limit": 1,
+            "timeout": 30 * 86400,
+            "retry": 31 * 86400,
+        },
+        "gpu": {
+            "workers": max(1, len(DEVICES)),  # a run on each device
+            "recycle": 1,
+            "queue_limit": max(1, len(DEVICES)),
             "timeout": 30 * 86400,
             "retry": 31 * 86400,
         },
@@ -258,6 +328,13 @@ METRICS_FROM = _parsed(
 
 # Queued runs that one member may have; more are refused (429).
 QUEUED_RUNS = _parsed("PORTAL_QUEUED_RUNS", "20", int)
+
+# Units of the budget: for an hour of the device that runs are computed on ("10", or by kind:
+# "10,cpu=0.5"), and for 1,000 tokens of chat and programs alike. Without either no budget is kept.
+DEVICE_RATES = _parsed("PORTAL_DEVICE_RATE", "0", device_rates)
+TOKEN_RATE = _parsed("PORTAL_TOKEN_RATE", "0", rate)
+# Tokens of one person on one day, pages and programs together; 0: as many as they like.
+TOKENS_PER_DAY = _parsed("PORTAL_TOKENS_PER_DAY", "0", int)
 
 # Whether an adapter needs an approved evaluation before it can be shared with the team.
 APPROVAL_NEEDED = _flag("PORTAL_APPROVAL")
@@ -300,6 +377,7 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "portal.rest.schema.with_errors",
+        "portal.rest.schema.json_alone",
     ],
     "ENUM_NAME_OVERRIDES": {
         "RunStatus": "portal.models.Run.Status",
@@ -350,11 +428,23 @@ WORKER_TOKEN = os.environ.get("PORTAL_WORKER_TOKEN") or _secret("worker_token")
 # "CHECKPOINT_NAME=URL|MODEL", comma separated.
 UPSTREAMS = _list("PORTAL_UPSTREAMS")
 UPSTREAM_KEY = os.environ.get("PORTAL_UPSTREAM_KEY", "")
+# An MLflow server that is told the figures of every tuning run and evaluation that succeeds.
+MLFLOW_URL = os.environ.get("PORTAL_MLFLOW_URL", "")
+MLFLOW_TOKEN = os.environ.get("PORTAL_MLFLOW_TOKEN", "")
+MLFLOW_EXPERIMENT = os.environ.get("PORTAL_MLFLOW_EXPERIMENT") or "portal"
 # Where training and evaluation run: "" means cuda when there is one, else cpu.
 DEVICE = os.environ.get("PORTAL_DEVICE", "")
 # What starts the process of a run, for instance "srun --gres=gpu:1": it gets the command behind it,
 # runs it on a machine with the same folders, and forwards signals.
 LAUNCHER = shlex.split(os.environ.get("PORTAL_LAUNCHER", ""))
+# Where notices may be sent by webhook: names of hosts, and addresses or networks, which may be
+# private ones.
+WEBHOOK_HOSTS, WEBHOOK_NETWORKS = _hosts_and_networks(_list("PORTAL_WEBHOOK_HOSTS"))
+# smtp://user:password@host:587 (STARTTLS) or smtps://...; "": no e-mail.
+EMAIL = _parsed("PORTAL_EMAIL_URL", "", _mail_server)
+EMAIL_HOST, EMAIL_PORT, EMAIL_HOST_USER, EMAIL_HOST_PASSWORD, EMAIL_USE_TLS, EMAIL_USE_SSL = EMAIL
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = os.environ.get("PORTAL_EMAIL_FROM", "portal@localhost")
 # Part of the free memory that a worker's key-value cache may take; what is left is for training
 # beside it.
 CACHE_SHARE = _parsed("PORTAL_CACHE_SHARE", "0.4", float)

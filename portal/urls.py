@@ -11,20 +11,40 @@ from django.views.generic import RedirectView
 from django.views.i18n import set_language
 from drf_spectacular.views import SpectacularSwaggerSplitView
 
+from chat.api import chatglm
 from portal import views
+from portal.budget import views as budget
+from portal.devices import views as device_views
 from portal.health import healthz, metrics
 from portal.login import LoginForm
+from portal.notices import views as notice_views
 from portal.rest.conventions import OPENAI_PATH, no_interface, wrong_base
 from portal.rest.schema_view import SchemaView
 
-urlpatterns = [
+urlpatterns = []
+if settings.OIDC_ISSUER:
+    from portal import single_sign_on  # with libraries of its own
+
+    urlpatterns += [
+        path("login/sso/", single_sign_on.Begin.as_view(), name="single_sign_on"),
+        path(
+            "login/sso/callback/",
+            single_sign_on.Callback.as_view(),
+            name="single_sign_on_callback",
+        ),
+        path("login/sso/leave/", single_sign_on.leave, name="single_sign_on_leave"),
+    ]
+urlpatterns += [
     path("", views.root, name="home"),  # GET: home page; POST: ChatGLM-6B's api.py
+    # POST: the same for clients that cannot set a header, where the setting allows it
+    re_path(r"^key/(?P<key>[^/]+)/?$", chatglm.answer_to_key, name="chatglm-key"),
     path(
         "login/",
         auth_views.LoginView.as_view(
             template_name="portal/login.html",
             authentication_form=LoginForm,
             redirect_authenticated_user=True,
+            extra_context={"sso_name": settings.OIDC_ISSUER and settings.OIDC_NAME},
         ),
         name="login",
     ),
@@ -34,7 +54,13 @@ urlpatterns = [
     path("metrics", metrics, name="metrics"),
     path("tasks/", views.tasks, name="tasks"),
     path("tasks/decide/", views.decide, name="decide"),
+    path("devices/", device_views.devices, name="devices"),
+    path("devices/decide/", device_views.decide, name="decide_on_device"),
+    path("notices/", notice_views.notices, name="notices"),
+    path("notices/settings/", notice_views.change_settings, name="notice_settings"),
     path("account/", views.account, name="account"),
+    path("usage/", budget.page, name="usage"),
+    path("usage/usage.csv", budget.export, name="usage_csv"),
     path("", include("chat.urls")),
     path("", include("tuning.urls")),
     path("", include("evaluation.urls")),

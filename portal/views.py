@@ -26,6 +26,7 @@ from evaluation.models import EvaluationRun
 from portal.access import get_visible
 from portal.forms import KeyForm, PasswordChangeForm
 from portal.models import ApiKey, Run, TokenUsage
+from portal.notices.views import account_context
 from portal.runs import board, work
 from tuning.models import Dataset, TuningRun
 
@@ -128,6 +129,7 @@ def tasks(request):
         "page": page,
         "mine": mine,
         "page_is_live": 3,
+        "drained": all(queue.hold for queue in queues) and board.drained(),
     }
     return render(request, "portal/tasks.html", context | {"worker": worker_state()})
 
@@ -139,13 +141,25 @@ def decide(request):
     """
     action, pk = request.POST.get("action"), request.POST.get("run")
     try:
-        if action in ("hold", "release"):
+        if action in ("drain", "undrain"):
+            _decide_on_all(request, action)
+        elif action in ("hold", "release"):
             _decide_on_queue(request, action)
         else:
             _decide_on_run(request, action, pk)
     except ValidationError as refused:
         messages.warning(request, " ".join(refused.messages))
     return redirect("tasks")
+
+
+def _decide_on_all(request, action: str) -> None:
+    if not request.user.is_staff:
+        raise PermissionDenied
+    if action == "drain":
+        reason = request.POST.get("reason", "").strip()
+        board.drain(request.user, reason, checkpoint="checkpoint" in request.POST)
+    else:
+        board.undrain(request.user)
 
 
 def _decide_on_queue(request, action: str) -> None:
@@ -236,5 +250,6 @@ def account(request):
         "secret": secret,
         "usage": usage_of(request.user),
         "usage_days": USAGE_DAYS,
+        **account_context(request.user),
     }
     return render(request, "portal/account.html", context)

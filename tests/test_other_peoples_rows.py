@@ -2,12 +2,17 @@
 comes from the URL conf: a new route is tried by itself, a new kind of row fails until it is made.
 """
 
+from datetime import timedelta
+
 import pytest
 from django.test import Client
+from django.utils import timezone
 
 from chat.models import Adapter, Comparison, Conversation, FetchRun, Message
 from evaluation import reviewing
 from evaluation.models import EvaluationRun
+from portal.budget import ledger
+from portal.budget.models import Grant
 from portal.models import ApiKey, Team
 from tests.support.page_fixtures import *  # noqa: F403 - a member's rows
 from tests.support.urls import routes
@@ -25,7 +30,14 @@ TEAM_WIDE = (
     "/checkpoints/",
     "/api/v1/serving-switches/",
 )  # seen by every member
-NO_PAGE = ("/comparisons/", "/adapters/", "/api/v1/queue/runs/")  # rows that are only acted on
+# rows that are only acted on
+NO_PAGE = (
+    "/comparisons/",
+    "/adapters/",
+    "/api/v1/queue/runs/",
+    "/api/v1/budget/grants/",
+    "/api/v1/budget/entries/",
+)
 
 
 @pytest.fixture
@@ -52,7 +64,10 @@ def theirs(conversation, dataset, tuning_run, evaluated, adapter, member):
         checkpoint=adapter.checkpoint,
         recipe={"dataset": {"split": "train"}},
     )
+    grant = ledger.grant(None, member, 10, timezone.now() + timedelta(days=1), MARK)
     return {
+        "/api/v1/budget/grants/": grant.pk,
+        "/api/v1/budget/entries/": ledger.charge([member], 5).pk,
         "/checks/": check.pk,
         "/api/v1/check-runs/": check.pk,
         "/downloads/": fetch.pk,
@@ -111,7 +126,7 @@ PRIVATE = ("/chat/", "/comparisons/", "/api/v1/conversations/", "/api/v1/message
 
 
 def rows_of_all_kinds() -> list:
-    kinds = (Conversation, Message, Dataset, TuningRun, EvaluationRun, Adapter, FetchRun)
+    kinds = (Conversation, Message, Dataset, TuningRun, EvaluationRun, Adapter, FetchRun, Grant)
     return [list(kind.objects.order_by("pk").values()) for kind in kinds]
 
 

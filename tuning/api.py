@@ -18,7 +18,9 @@ from portal.numbers import whole_number
 from portal.rest.conventions import Conflict, Pages
 from portal.rest.viewsets import AnyAccept, VisibleRows, rules_as_400
 from portal.runs import lifecycle
+from portal.runs.figures import event_file_response
 from portal.runs.once import once
+from tuning.figures import figures_of
 from tuning.models import TuningRun
 from tuning.plan import create_run
 from tuning.serializers import NewTuningRunSerializer, TuningMetricSerializer, TuningRunSerializer
@@ -90,6 +92,13 @@ class TuningRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, Visible
         """Loss, learning rate and speed of each logged step, oldest first."""
         page = self.paginate_queryset(self.get_object().metrics.all())
         return self.get_paginated_response(TuningMetricSerializer(page, many=True).data)
+
+    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    @action(detail=True, pagination_class=None, content_negotiation_class=AnyAccept)
+    def tensorboard(self, request, pk=None):
+        """The curves as a TensorBoard event file."""
+        run = self.get_object()
+        return event_file_response(run, figures_of(run))
 
     @extend_schema(
         parameters=[OpenApiParameter("tail", int, description="only so many of the last lines")],

@@ -45,6 +45,8 @@ UNUSABLE_RECIPE = {
     "text_too_long": _("At most %(most)s characters."),
     "init_with_projection": _("A prefix behind a projection can only begin at random."),
     "no_general_prompts": _("Holding forgetting needs a share of general prompts."),
+    "no_beside_share": _("Standing beside other tuned models needs a share of the steps."),
+    "beside_on_several": _("Beside other tuned models a prefix is trained on one device."),
     "no_eval_steps": _("Stopping early needs a validation interval."),
     "not_with_method": _("Only for P-tuning v2; the method is “%(method)s”."),
     "too_many_devices": _("A step has only %(most)s examples to share out."),

@@ -12,6 +12,7 @@ from chat.models import Adapter, Checkpoint
 from portal.forms import Styled
 from tuning.models import Dataset
 from tuning.ptuning.recipe import BOOLEANS, TEXTS
+from tuning.sweeps import parsed
 
 
 class ReadableEncoder(json.JSONEncoder):
@@ -56,11 +57,13 @@ LABELS = {
     "lora_dropout": _("LoRA dropout"),
     "lora_targets": _("LoRA modules"),
     "devices": _("Devices"),
+    "beside": _("To be served together with"),
+    "beside_share": _("Share of steps behind it"),
 }
 # what one method alone has: its card is shown with it
 OF_LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")
 # how a prefix begins and what it must not forget: a card of its own
-START = ("init", "kl_weight", "kl_share", "init_text", "init_adapter")
+START = ("init", "kl_weight", "kl_share", "init_text", "init_adapter", "beside", "beside_share")
 MAIN = (
     "method",
     "pre_seq_len",
@@ -93,6 +96,19 @@ class TuningRunForm(Styled, forms.Form):
             ("full", _("Full fine-tuning")),
         ]
     )
+    sweep = forms.CharField(
+        label=_("Variants, one a line"),
+        required=False,
+        widget=forms.Textarea(
+            attrs={
+                "rows": 4,
+                "class": "input num",
+                "placeholder": "seed=1\nseed=2\nseed=1 learning_rate=1e-2",
+                "spellcheck": "false",
+            }
+        ),
+    )
+
     pre_seq_len = forms.IntegerField()
     learning_rate = forms.FloatField()
     max_steps = forms.IntegerField()
@@ -157,15 +173,19 @@ class TuningRunForm(Styled, forms.Form):
     lora_dropout = forms.FloatField()
     lora_targets = forms.CharField(required=False)
     devices = forms.IntegerField()
+    beside = forms.ChoiceField(required=False)
+    beside_share = forms.FloatField(initial=0.5)
 
     def __init__(self, *args, user, **kwargs):
         super().__init__(*args, **kwargs)
-        self.fields["init_adapter"].choices = [("", _("none"))] + [
+        adapters = [("", _("none"))] + [
             (adapter.sha256, f"{adapter.checkpoint.name}:{adapter.name}")
             for adapter in Adapter.objects.visible_to(user).select_related("checkpoint")
         ]
         if not user.is_staff:  # the others make a model for everybody
             self.fields["method"].choices = self.fields["method"].choices[:1]
+        for name in ("init_adapter", "beside"):
+            self.fields[name].choices = adapters
         self.fields["dataset"].queryset = Dataset.objects.visible_to(user)
         self.fields["checkpoint"].queryset = Checkpoint.objects.visible_to(user)
         for name, label in LABELS.items():
@@ -178,6 +198,9 @@ class TuningRunForm(Styled, forms.Form):
                 )
             else:
                 field.widget.attrs["data-recipe"] = "text" if name in TEXTS else ""
+
+    def clean_sweep(self) -> list | None:
+        return parsed(self.cleaned_data["sweep"]) or None
 
     def hyper(self) -> dict:
         """The recipe's fields, typed."""

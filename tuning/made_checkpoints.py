@@ -67,14 +67,7 @@ def problems_of(owner, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, list
 
 def _too_large(checkpoint: Checkpoint, recipe: Recipe) -> ValidationError | None:
     precision = "float32" if recipe.precision == "float32" else _usual_precision(checkpoint)
-    needed = next(
-        (
-            one
-            for one in memory.estimates(checkpoint.description)
-            if one.use == "full" and one.precision == precision
-        ),
-        None,
-    )
+    needed = memory.full(checkpoint.description, precision)
     if needed is None or needed.fits:
         return None
     parts = {term.name: filesizeformat(term.bytes) for term in needed.terms}

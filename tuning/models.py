@@ -194,6 +194,11 @@ class TuningRun(Run):
     # whether the served prefix answers as the trained one (tuning.ptuning.proof.Proof.as_dict)
     proof = models.JSONField(null=True, editable=False)
 
+    # of a sweep, when it has ended: for each variant {"changes", "step", "loss",
+    # "validation_loss", "adapter" (id or None), "best", "error" ({"code", "message"} or None)}
+    variants = models.JSONField(default=list, editable=False)
+    peak_memory = models.BigIntegerField(null=True, editable=False)  # bytes, of the run's process
+
     objects = AccessQuerySet.as_manager()
 
     class Meta:
@@ -257,6 +262,7 @@ class TuningMetric(models.Model):
 
     run = models.ForeignKey(TuningRun, models.CASCADE, related_name="metrics")
     step = models.PositiveIntegerField()
+    variant = models.PositiveSmallIntegerField(default=0)  # of a sweep, from 0
     loss = models.FloatField()
     learning_rate = models.FloatField()
     samples_per_second = models.FloatField(null=True)
@@ -266,8 +272,10 @@ class TuningMetric(models.Model):
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
-        ordering = ["step"]
-        constraints = [models.UniqueConstraint(fields=["run", "step"], name="one_metric_per_step")]
+        ordering = ["step", "variant"]
+        constraints = [
+            models.UniqueConstraint(fields=["run", "step", "variant"], name="one_metric_per_step")
+        ]
 
     def __str__(self):
         return f"step {self.step}"

@@ -1,4 +1,6 @@
-"""/v1/files as OpenAI's clients know them: training files, which are the portal's datasets."""
+"""/v1/files as OpenAI's clients know them: training files, which are the portal's datasets, and
+files of batches (chat/batches/files.py).
+"""
 
 import json
 from collections.abc import AsyncIterator
@@ -6,16 +8,18 @@ from collections.abc import AsyncIterator
 from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.exceptions import ValidationError
-from django.http import HttpResponseBase, JsonResponse, StreamingHttpResponse
+from django.http import FileResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 from django.utils.translation import gettext as _
 
 from chat.api.openai import for_scripts_in_thread
+from chat.api.openai_pages import listed, listed_whole, number_of
+from chat.batches import files as batch_files
+from chat.models import ApiFile
 from portal.access import get_visible
 from portal.explanations import sentence
 from portal.rest.conventions import READABLE, Conflict, json_error
 from tuning.datasets import store
 from tuning.models import Dataset, DatasetVersion
-from tuning.openai_pages import listed, number_of
 
 PURPOSE = "fine-tune"
 FORM_ROOM = 1 << 20  # bytes of a multipart body beside the file itself
@@ -36,11 +40,17 @@ def files(request, user) -> HttpResponseBase:
     """POST /v1/files (multipart: purpose, file), GET /v1/files"""
     if request.method == "POST":
         return _upload(request, user)
-    found = Dataset.objects.visible_to(user).prefetch_related("versions")
+    datasets = Dataset.objects.visible_to(user).prefetch_related("versions")
+    others = ApiFile.objects.visible_to(user)
     wanted = request.GET.get("purpose")
-    if wanted and wanted != PURPOSE:
-        found = found.none()
-    return listed(request, found, "file-", told)
+    if wanted == PURPOSE:
+        return listed(request, datasets, "file-", told)
+    if wanted:
+        return listed(request, others.filter(purpose=wanted), batch_files.PREFIX, batch_files.told)
+    entries = [*map(told, datasets), *map(batch_files.told, others)]
+    newest_first = request.GET.get("order") != "asc"
+    entries.sort(key=lambda entry: entry["created_at"], reverse=newest_first)
+    return listed_whole(request, entries)
 
 
 def _upload(request, user) -> JsonResponse:
@@ -50,12 +60,15 @@ def _upload(request, user) -> JsonResponse:
         message = sentence(store.MESSAGES, "too_large", {"limit": most >> 20})
         return json_error(413, message, code="too_large", param="file")
     purpose, file = request.POST.get("purpose"), request.FILES.get("file")
-    if purpose != PURPOSE:
-        message = _("Only files with the purpose “fine-tune” are kept here.")
+    if purpose not in (PURPOSE, ApiFile.Purpose.BATCH):
+        message = _("Only files with the purposes “fine-tune” and “batch” are kept here.")
         raise ValidationError({"purpose": ValidationError(message, "invalid_value")})
     if file is None:
         message = _("Send a file.")
         raise ValidationError({"file": ValidationError(message, "missing_required_parameter")})
+    if purpose == ApiFile.Purpose.BATCH:
+        kept = batch_files.received(user, file)
+        return JsonResponse(batch_files.told(kept), json_dumps_params=READABLE)
     try:
         dataset = store.ingest(file, name="", owner=user)
     except store.DatasetRejected as rejected:
@@ -73,6 +86,8 @@ def _upload(request, user) -> JsonResponse:
 @for_scripts_in_thread("GET", "HEAD", "DELETE", scope="data")
 def file(request, user, name: str) -> HttpResponseBase:
     """GET, DELETE /v1/files/{id}"""
+    if name.startswith(batch_files.PREFIX):
+        return _batch_file(request, batch_files.file_named(user, name))
     dataset = dataset_of(user, name)
     if request.method != "DELETE":
         return JsonResponse(told(dataset), json_dumps_params=READABLE)
@@ -86,9 +101,25 @@ def file(request, user, name: str) -> HttpResponseBase:
     return JsonResponse({"id": deleted, "object": "file", "deleted": True})
 
 
+def _batch_file(request, kept: ApiFile) -> HttpResponseBase:
+    if request.method != "DELETE":
+        return JsonResponse(batch_files.told(kept), json_dumps_params=READABLE)
+    deleted = batch_files.file_id(kept)
+    try:
+        batch_files.delete(kept)
+    except ValidationError as fault:
+        raise Conflict(fault.messages[0], code="in_use") from fault
+    return JsonResponse({"id": deleted, "object": "file", "deleted": True})
+
+
 @for_scripts_in_thread("GET", "HEAD", scope="data")
 def content(request, user, name: str) -> HttpResponseBase:
-    """GET /v1/files/{id}/content: the examples as OpenAI's `messages`, whatever was uploaded."""
+    """GET /v1/files/{id}/content: the examples as OpenAI's `messages`, whatever was uploaded; a
+    batch's file as it is.
+    """
+    if name.startswith(batch_files.PREFIX):
+        kept = batch_files.file_named(user, name)
+        return FileResponse(open(kept.path, "rb"), content_type="application/jsonl")
     version = dataset_of(user, name).current
     if version is None or store.TRAIN not in version.splits:
         return json_error(404, _("The dataset has no rows to train on."), code="not_found")

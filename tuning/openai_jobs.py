@@ -8,6 +8,7 @@ from django.http import Http404, HttpResponseBase, JsonResponse
 from django.utils.translation import gettext as _
 
 from chat.api.openai import for_scripts_in_thread, parsed_body
+from chat.api.openai_pages import listed, listed_whole, number_of
 from chat.models import Checkpoint
 from portal.access import get_visible
 from portal.models import Run
@@ -17,7 +18,6 @@ from portal.runs.once import once
 from tuning.datasets.store import TRAIN
 from tuning.models import TuningRun
 from tuning.openai_files import dataset_of, file_id
-from tuning.openai_pages import listed, listed_whole, number_of
 from tuning.plan import PRESETS, create_run, default_preset, recipe_for, steps_of
 from tuning.ptuning.recipe import Recipe
 

@@ -16,12 +16,13 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils.translation import gettext as _
 
+from chat.engine.request import LONGEST_PREFIX
 from chat.models import Adapter, Checkpoint
 from portal.explanations import sentence
 from portal.models import Run
 from portal.runs import lifecycle
 from portal.text import shown
-from tuning import made_checkpoints
+from tuning import made_checkpoints, sweeps
 from tuning.datasets import checks
 from tuning.datasets.store import TRAIN, VALIDATION, examples
 from tuning.explanations import UNUSABLE_RECIPE
@@ -209,14 +210,16 @@ def create_run(
     checkpoint: Checkpoint,
     name: str = "",
     preset: str | None = None,
+    sweep: list[dict[str, Any]] | None = None,
     in_queue: bool = True,
     **hyper: Any,
 ) -> TuningRun:
     """Checks everything, freezes the plan and puts the run into its queue. ValidationError({field:
     problems}), all at once.
 
-    `hyper`: any of HYPER_PARAMETERS over the preset's. in_queue=False leaves the bell unrung, for
-    who carries the run out itself.
+    `hyper`: any of HYPER_PARAMETERS over the preset's. sweep: what each of several prefixes that
+    are trained at once changes of them (tuning/sweeps.py). in_queue=False leaves the bell unrung,
+    for who carries the run out itself.
     """
     problems: dict[str, list] = {}
     version = dataset.current
@@ -228,17 +231,19 @@ def create_run(
         ]
     usual = preset or _usual_preset(checkpoint, hyper)
     planned = PRESETS.get(usual, Recipe())
-    if hyper.get("init", planned.init) == "prompt" and version is not None:
-        hyper["init_text"] = hyper.get("init_text") or default_init_text(version)
-    if hyper.get("init", planned.init) == "adapter" and hyper.get("init_adapter"):
-        try:
-            before = _to_go_on_from(owner, hyper["init_adapter"], checkpoint)
-        except ValidationError as error:
-            problems["init_adapter"] = [error]
-        else:
-            hyper |= {"init_adapter": before.sha256, "pre_seq_len": before.pre_seq_len}
+    if sweep and not hyper.get("eval_steps"):
+        # at the end at least: that is what the best is known by
+        hyper["eval_steps"] = planned.eval_steps or hyper.get("max_steps", planned.max_steps)
+
+    def complete(changes: dict[str, Any]) -> tuple[dict[str, Any], Recipe]:
+        implied = _implied(owner, version, checkpoint, planned, {**hyper, **changes})
+        return {**changes, **implied}, recipe_for(
+            checkpoint, preset, **{**hyper, **changes, **implied}
+        )
+
     try:
-        recipe = recipe_for(checkpoint, preset, **hyper)
+        implied, recipe = complete({})
+        hyper |= implied
     except ValidationError as error:
         problems |= error.error_dict
     else:
@@ -248,6 +253,11 @@ def create_run(
             problems["early_stopping"] = [ValidationError(message, "no_validation_rows")]
         if recipe.overlong == REFUSE and version is not None:
             problems |= _too_long(version, checkpoint, recipe)
+    if sweep and not problems:
+        try:
+            sweep = _swept(sweep, complete, version, checkpoint, recipe)
+        except ValidationError as error:
+            problems["sweep"] = error.error_list
     name = str(name or "").strip()
     if len(name) > 120:
         problems["name"] = [ValidationError(_("A name has at most 120 characters."), "too_long")]
@@ -262,6 +272,7 @@ def create_run(
         total=recipe.max_steps,
         recipe={
             **recipe.as_dict(),
+            **({"sweep": sweep} if sweep else {}),
             "preset": usual,
             **frozen_inputs(version, TRAIN, checkpoint),
         },
@@ -269,6 +280,68 @@ def create_run(
     with transaction.atomic():
         lifecycle.enqueue(run, ring_bell=in_queue)
     return run
+
+
+def _implied(
+    owner, version, checkpoint: Checkpoint, planned: Recipe, hyper: dict
+) -> dict[str, Any]:
+    """What hyper-parameters about the start imply: a text that nobody wrote, the adapter by its
+    content, with its length. ValidationError({field: ...}).
+    """
+    init, implied = hyper.get("init", planned.init), {}
+    problems: dict[str, ValidationError] = {}
+    if init == "prompt" and version is not None and not hyper.get("init_text"):
+        implied["init_text"] = default_init_text(version)
+    if init == "adapter" and hyper.get("init_adapter"):
+        try:
+            before = _adapter_of(owner, hyper["init_adapter"], checkpoint)
+        except ValidationError as error:
+            problems["init_adapter"] = error
+        else:
+            implied |= {"init_adapter": before.sha256, "pre_seq_len": before.pre_seq_len}
+    if isinstance(wishes := hyper.get("beside", ""), str) and wishes.strip(" ,"):
+        length = implied.get("pre_seq_len", hyper.get("pre_seq_len", planned.pre_seq_len))
+        try:
+            implied["beside"] = _beside(owner, wishes, checkpoint, length)
+        except ValidationError as error:
+            problems["beside"] = error
+    if problems:
+        raise ValidationError(problems)
+    return implied
+
+
+def _beside(owner, wishes: str, checkpoint: Checkpoint, pre_seq_len: Any) -> str:
+    """The adapters that are to stand in front, by their sha256; ValidationError."""
+    found = [
+        _adapter_of(owner, wish.strip(), checkpoint) for wish in wishes.split(",") if wish.strip()
+    ]
+    for one in found:
+        if isinstance(pre_seq_len, int) and one.pre_seq_len + pre_seq_len > LONGEST_PREFIX:
+            message = _("“%(name)s” and this prefix have %(length)s positions; %(most)s fit.")
+            length = one.pre_seq_len + pre_seq_len
+            named = {"name": one.name, "length": length, "most": LONGEST_PREFIX}
+            raise ValidationError(message % named, "does_not_fit")
+    return ",".join(dict.fromkeys(one.sha256 for one in found))
+
+
+def _swept(
+    sweep, complete, version, checkpoint: Checkpoint, shared: Recipe
+) -> list[dict[str, Any]]:
+    """The variants as they are frozen; ValidationError. shared: the recipe without changes."""
+    if shared.method != METHOD:
+        raise ValidationError(_("Only prefixes can be trained several at once."), "not_supported")
+    if shared.devices > 1:
+        message = _("Several prefixes at once are trained on one device.")
+        raise ValidationError(message, "not_supported")
+    if version is None or VALIDATION not in version.splits:
+        message = _("The dataset has no validation rows to find the best variant by.")
+        raise ValidationError(message, "no_validation_rows")
+    frozen, recipes = sweeps.checked(sweep, complete)
+    if recipes[0].beside:
+        message = _("Variants cannot be trained beside other tuned models.")
+        raise ValidationError(message, "not_supported")
+    sweeps.check_memory(checkpoint, recipes)
+    return frozen
 
 
 def _too_long(version: DatasetVersion, checkpoint: Checkpoint, recipe: Recipe) -> dict[str, list]:
@@ -279,8 +352,8 @@ def _too_long(version: DatasetVersion, checkpoint: Checkpoint, recipe: Recipe) -
     return {"overlong": [ValidationError(line, "rows_too_long") for line in told]} if told else {}
 
 
-def _to_go_on_from(owner, wish, checkpoint: Checkpoint) -> Adapter:
-    """The adapter that a new run begins as, by its sha256, name or id; ValidationError."""
+def _adapter_of(owner, wish, checkpoint: Checkpoint) -> Adapter:
+    """An adapter of the checkpoint by its sha256, name or id; ValidationError."""
     visible = Adapter.objects.visible_to(owner)
     found = visible.filter(sha256=wish).first() or visible.named(wish)
     if found is None:

@@ -5,6 +5,7 @@ from rest_framework import serializers
 
 from chat.models import Checkpoint
 from portal.rest.conventions import RunSerializer
+from portal.rest.fields import Text
 from tuning.models import Dataset, TuningMetric, TuningRun
 from tuning.plan import PRESETS
 from tuning.ptuning.recipe import BOOLEANS, CHOICES, LIMITS, TEXTS, WHOLE_NUMBERS
@@ -34,6 +35,12 @@ class TuningRunSerializer(RunSerializer):
         "prompts, tokens, same, gap, tolerance, holds",
     )
 
+    variants = serializers.JSONField(
+        read_only=True,
+        help_text="of an ended sweep, for each variant: changes, step, loss, validation_loss, "
+        "adapter (id), best, error",
+    )
+
     class Meta(RunSerializer.Meta):
         model = TuningRun
         fields = [
@@ -53,6 +60,8 @@ class TuningRunSerializer(RunSerializer):
             "made_checkpoint",
             "saved_steps",
             "proof",
+            "peak_memory",
+            "variants",
         ]
         read_only_fields = fields
 
@@ -73,6 +82,7 @@ class TuningMetricSerializer(serializers.ModelSerializer):
         model = TuningMetric
         fields = [
             "step",
+            "variant",
             "loss",
             "learning_rate",
             "samples_per_second",
@@ -95,7 +105,7 @@ def _hyper_fields() -> dict[str, serializers.Field]:
             named = [choice for choice in choices if choice is not None]
             found[name] = serializers.ChoiceField(named, required=False, allow_null=None in choices)
     for name, most in TEXTS.items():
-        found[name] = serializers.CharField(required=False, allow_blank=True, max_length=most)
+        found[name] = Text(required=False, allow_blank=True, max_length=most)
     return found
 
 
@@ -104,13 +114,21 @@ class NewTuningRunSerializer(serializers.Serializer):
 
     dataset = serializers.PrimaryKeyRelatedField(queryset=Dataset.objects.none())
     checkpoint = serializers.PrimaryKeyRelatedField(queryset=Checkpoint.objects.none())
-    name = serializers.CharField(
+    name = Text(
         required=False,
         max_length=120,
         allow_blank=True,
         help_text="the tuned model's name; else the dataset's",
     )
     preset = serializers.ChoiceField(list(PRESETS), required=False, allow_null=True)
+    sweep = serializers.ListField(
+        child=serializers.DictField(),
+        required=False,
+        allow_null=True,
+        help_text="several prefixes trained at once: what each changes of the hyper-parameters, "
+        'such as [{"seed": 1}, {"seed": 2, "learning_rate": 0.01}]; the best by validation loss '
+        "is the run's adapter, the others stand beside it",
+    )
 
     def get_fields(self):
         fields = super().get_fields() | _hyper_fields()

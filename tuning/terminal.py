@@ -103,17 +103,6 @@ class ForegroundCommand(BaseCommand):
         for name in VALUES:
             pasted.add_argument(flag(name), metavar="X")
 
-    def owner(self, username: str | None) -> User:
-        found = (
-            User.objects.filter(username=username)
-            if username
-            else User.objects.filter(is_superuser=True)
-        )
-        user = found.filter(is_active=True).order_by("id").first()
-        if user is None:
-            raise CommandError(_("There is no such user. Name one with --user."))
-        return user
-
     def say(self, line: str) -> None:
         """What was made of a pasted flag; standard output is the result's."""
         self.stderr.write(line)

@@ -37,6 +37,7 @@ urlpatterns = [
     path("tuning/new/", views.new_run, name="tuning_run_new"),
     path("tuning/<int:pk>/", views.detail, name="tuning_run"),
     path("tuning/<int:pk>/steps/<int:step>/", views.publish_step, name="tuning_run_step"),
+    path("tuning/<int:pk>/beside/<int:other>/", views.together, name="tuning_run_together"),
     path("tuning/<int:pk>/recipe.json", views.recipe_file, name="tuning_run_recipe"),
     path("tuning/<int:pk>/cancel/", views.cancel, name="tuning_run_cancel"),
     path("tuning/<int:pk>/resume/", views.resume, name="tuning_run_resume"),

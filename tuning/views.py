@@ -4,27 +4,30 @@ from django.contrib import messages
 from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.http import JsonResponse
-from django.shortcuts import redirect, render
+from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.http import content_disposition_header
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
-from chat.models import Checkpoint
+from chat.compositions import composed
+from chat.models import Adapter, Checkpoint
 from portal.access import get_visible
 from portal.forms import add_errors
 from portal.models import Run
 from portal.numbers import whole_number
 from portal.runs import lifecycle
 from portal.runs.once import once_per_form
+from tuning.curves import MOST_CURVES, chart, variant_label
+from tuning.estimates import measured
 from tuning.forms import LABELS, TuningRunForm, as_shown
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, recommended_preset
 from tuning.ptuning.recipe import Recipe
 from tuning.steps import publish_saved_step
+from tuning.sweeps import as_text
 
 PER_PAGE = 20
-CHART_POINTS = 600  # more than the chart has pixels to show
 LOG_BYTES = 16_000  # of the log's end on the page
 
 
@@ -42,10 +45,11 @@ def run_list(request):
 def detail(request, pk):
     found = TuningRun.objects.select_related("owner", "checkpoint", "dataset_version__dataset")
     run = get_visible(found, request.user, pk=pk)
-    points, made = _points(run), run.made_checkpoint
-    other = found.visible_to(request.user).filter(pk=whole_number(request.GET.get("with"))).first()
-    if other == run:
-        other = None
+    wanted = [whole_number(text) for text in request.GET.getlist("with")][:MOST_CURVES]
+    visible = found.visible_to(request.user).exclude(pk=pk)
+    others = list(visible.filter(pk__in=[number for number in wanted if number is not None]))
+    shown, newest = chart(run, others), run.metrics.last()
+    made = run.made_checkpoint
     context = {
         "run": run,
         "mine": TuningRun.objects.changeable_by(request.user).filter(pk=pk).exists(),
@@ -64,47 +68,54 @@ def detail(request, pk):
         )[:3]
         if made
         else (),
-        "hyper": _hyper(run, other),
-        "other": other,
-        "comparable": found.visible_to(request.user).exclude(pk=pk).filter(loss__isnull=False)[:20],
+        "hyper": _hyper(run, others),
+        "others": others,
+        "comparable": visible.filter(loss__isnull=False).exclude(pk__in=[o.pk for o in others])[
+            :20
+        ],
         "saved_steps": run.saved_steps(),
-        "chart": {
-            "total": max(
-                one.total or one.recipe.get("max_steps", 0) for one in (run, other) if one
-            ),
-            "points": _thinned(points),
-            "other": _thinned(_points(other)) if other else None,
-        },
-        "first": points[0] if points else None,
+        "chart": shown,
+        "first": shown["points"][0] if shown["points"] else None,
+        "learning_rate": f"{newest.learning_rate:.2e}" if newest else "—",
+        "schedule": as_shown("lr_scheduler_type", run.recipe.get("lr_scheduler_type")),
+        "variants": _variants(run),
+        "beside": Adapter.objects.visible_to(request.user).filter(
+            checkpoint=run.checkpoint, sha256__in=run.recipe.get("beside", "").split(",")
+        )
+        if run.recipe.get("beside")
+        else (),
         "log": run.log_tail(LOG_BYTES),
         "page_is_live": 2 if run.is_active else None,
     }
     return render(request, "tuning/tuningrun_detail.html", context)
 
 
-def _points(run: TuningRun) -> list[tuple[int, float, float | None]]:
-    """(step, loss, loss on validation rows or None)"""
-    return list(run.metrics.values_list("step", "loss", "validation_loss"))
-
-
-def _hyper(run: TuningRun, other: TuningRun | None) -> list[tuple]:
-    """(label, name, value, the other run's value if that differs) of each hyper-parameter."""
-    theirs = Recipe.from_dict(other.recipe).as_dict() if other else {}
+def _hyper(run: TuningRun, others: list[TuningRun]) -> list[tuple]:
+    """(label, name, value, [(another run, its value) where that differs]) of each
+    hyper-parameter.
+    """
+    theirs = [(other, Recipe.from_dict(other.recipe).as_dict()) for other in others]
     found = []
     for name, label in LABELS.items():
         if name in run.recipe:
             value = run.recipe[name]
-            differs = bool(other) and theirs[name] != value
-            found.append(
-                (label, name, as_shown(name, value), differs, as_shown(name, theirs.get(name)))
-            )
+            differing = [
+                (other, as_shown(name, recipe[name]))
+                for other, recipe in theirs
+                if recipe[name] != value
+            ]
+            found.append((label, name, as_shown(name, value), differing))
     return found
 
 
-def _thinned(points: list) -> list:
-    """At most about CHART_POINTS of them, the last one always among them."""
-    stride = len(points) // CHART_POINTS + 1
-    return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
+def _variants(run: TuningRun) -> list[dict]:
+    """Of a sweep: what each changes, and once it has ended what became of it."""
+    adapters = {adapter.pk: adapter for adapter in run.adapters.all()}
+    ended = run.variants or [{} for _ in run.recipe.get("sweep") or ()]
+    return [
+        {**one, "label": variant_label(run, number), "adapter": adapters.get(one.get("adapter"))}
+        for number, one in enumerate(ended)
+    ]
 
 
 def new_run(request):
@@ -123,6 +134,7 @@ def new_run(request):
                         dataset=fields["dataset"],
                         checkpoint=fields["checkpoint"],
                         name=fields["name"],
+                        sweep=fields["sweep"],
                         **form.hyper(),
                     ),
                 )
@@ -142,6 +154,7 @@ def new_run(request):
             ],
             "checkpoints": {row.pk: row.name for row in form.fields["checkpoint"].queryset},
             "url": request.build_absolute_uri("/api/v1/tuning-runs/"),
+            "measured": measured(user),
         },
         "waiting": Run.objects.filter(status__in=Run.ACTIVE).count(),
     }
@@ -168,6 +181,7 @@ def _initial(request, presets: dict) -> dict:
             "dataset": wanted or earlier.dataset_version.dataset,
             "preset": "",
         }
+        initial["sweep"] = as_text(earlier.recipe.get("sweep") or ())
         return initial | {name: earlier.recipe.get(name) for name in LABELS}
     if initial["preset"] not in presets:
         initial["preset"] = recommended_preset(checkpoint) if checkpoint else next(iter(presets))
@@ -183,6 +197,20 @@ def publish_step(request, pk, step):
     run = get_visible(TuningRun.objects.changeable_by(request.user), request.user, pk=pk)
     try:
         adapter = publish_saved_step(run, step)
+    except ValidationError as refused:
+        messages.warning(request, refused.message)
+        return redirect("tuning_run", pk=pk)
+    return redirect(f"{reverse('chat')}?adapter={adapter.pk}")
+
+
+@require_POST
+def together(request, pk, other):
+    """The run's adapter with one that it was trained beside, to be talked to."""
+    run = get_visible(TuningRun.objects, request.user, pk=pk)
+    front = get_visible(Adapter.objects, request.user, pk=other)
+    made = run.adapters.visible_to(request.user).filter(pk=getattr(run.result(), "pk", None))
+    try:
+        adapter = composed(request.user, front, get_object_or_404(made))
     except ValidationError as refused:
         messages.warning(request, refused.message)
         return redirect("tuning_run", pk=pk)

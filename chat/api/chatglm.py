@@ -8,6 +8,7 @@ default (or what the checkpoint wishes), and max_length counts prompt and answer
 """
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ValidationError
 from django.http import HttpResponseBase, JsonResponse
@@ -19,10 +20,12 @@ from chat import registry
 from chat.api import completion, errors
 from chat.api.openai import body_of
 from chat.conversations.messages import without_history
+from chat.engine.thoughts import apart
 from chat.models import Checkpoint
 from chat.sampling import number_problem
+from portal.models import ApiKey
 from portal.rest.api_keys import KeyRefused, check_key, user_of_request
-from portal.rest.conventions import READABLE
+from portal.rest.conventions import READABLE, json_error
 from portal.text import check_content, is_storable
 
 PARAMETERS = ("max_length", "top_p", "temperature")
@@ -32,8 +35,24 @@ MAX_LENGTH = 2048  # unless the request has another; the rest is as everywhere
 
 @csrf_exempt
 @login_not_required
+async def answer_to_key(request, key: str) -> HttpResponseBase:
+    """POST /key/KEY/, for clients that can set neither a header nor a name in their address; only
+    with PORTAL_KEY_IN_ADDRESS.
+    """
+    if not settings.KEY_IN_ADDRESS:
+        return json_error(404, _("Not found."), code="not_found")
+    if request.method != "POST":
+        return json_error(405, _("Use %(method)s.") % {"method": "POST"}, headers={"Allow": "POST"})
+    return await _answer(request, await sync_to_async(ApiKey.user_of)(key))
+
+
+@csrf_exempt
+@login_not_required
 async def answer(request) -> HttpResponseBase:
-    user = await user_of_request(request)
+    return await _answer(request, await user_of_request(request))
+
+
+async def _answer(request, user) -> HttpResponseBase:
     if user is None:
         return errors.no_key(request)
     name = ""
@@ -53,10 +72,11 @@ async def answer(request) -> HttpResponseBase:
         return errors.no_such_model(name)
     except errors.REFUSALS as error:
         return errors.response_of(error)
+    text = apart(answered.text)[1]  # the protocol has no place for thoughts
     return JsonResponse(
         {
-            "response": answered.text,
-            "history": [*(body.get("history") or []), [body["prompt"], answered.text]],
+            "response": text,
+            "history": [*(body.get("history") or []), [body["prompt"], text]],
             "status": 200,
             "time": timezone.localtime().strftime("%Y-%m-%d %H:%M:%S"),
         },

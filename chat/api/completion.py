@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from asgiref.sync import sync_to_async
 from django.utils.translation import gettext as _
 
+from chat.api.openai_tools import NO_TOOLS, Offered
+from chat.conversations.turns import model_label
 from chat.engine.request import Event, Request, interrupted
 from chat.models import Adapter, Checkpoint
 from chat.sampling import as_sampling
 from chat.worker import router
 from chat.worker.router import coalesced
+from portal.budget import tokens
 from portal.logins import ended, login_of
 from portal.models import TokenUsage, User
 from portal.rest.conventions import error
@@ -30,6 +33,7 @@ def requests_of(
     adapter: Adapter | None,
     messages: list[dict],
     samplings: list[dict],
+    offered: Offered = NO_TOOLS,
 ) -> list[Request]:
     """One request per sampling (checked values, see chat/sampling.py), all with the same prompt."""
     reference = adapter.ref() if adapter else None
@@ -40,6 +44,8 @@ def requests_of(
             adapter=reference,
             sampling=as_sampling(sampling, checkpoint.sampling),
             user=str(user.pk),
+            tools=offered.tools,
+            must_call=offered.must_call,
         )
         for sampling in samplings
     ]
@@ -51,9 +57,11 @@ async def stream(
     """(index of the request, event) in the order of arrival, until all have ended; deltas that came
     together are one.
 
-    RequestRefused or WorkerUnavailable before the first event when the worker takes none of them or
-    goes away. LoginOver when the user's key ends (portal/logins.py), before or after it.
+    OverBudget before anything is begun (portal/budget/tokens.py), RequestRefused or
+    WorkerUnavailable before the first event when the worker takes none of them or goes away.
+    LoginOver when the user's key ends (portal/logins.py), before or after it.
     """
+    await sync_to_async(tokens.check)(user.pk)
     workers = router.get_router()
     needed = checkpoint.ref()
     arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
@@ -111,12 +119,23 @@ async def stream(
         if key is not None and key.tokens_per_day is not None and prompt + written:
             await asyncio.shield(sync_to_async(key.spend)(prompt + written))
         if prompt + written:
-            count = sync_to_async(TokenUsage.count)
-            await asyncio.shield(count(user.pk, str(TokenUsage.Door.API), prompt, written))
+            await asyncio.shield(
+                sync_to_async(_count)(user.pk, checkpoint, requests[0], prompt, written)
+            )
         if left:
             await asyncio.shield(
                 asyncio.gather(*(workers.abort(r.id) for r in running), return_exceptions=True)
             )
+
+
+def _count(user_id: int, checkpoint: Checkpoint, request: Request, prompt: int, written: int):
+    adapter = None
+    if request.adapter is not None:
+        adapter = Adapter.objects.filter(
+            checkpoint=checkpoint.pk, sha256=request.adapter.name
+        ).first()
+    label = model_label(checkpoint, adapter)
+    tokens.count(user_id, str(TokenUsage.Door.API), label, prompt, written)
 
 
 def _joined(news: list[tuple[int, Event | Exception]]) -> Iterator[tuple[int, Event | Exception]]:

@@ -8,19 +8,23 @@ from rest_framework import exceptions
 from chat.api.completion import GenerationFailed, LoginOver
 from chat.engine.request import GenerationRefused
 from chat.worker.router import WorkerUnavailable
+from portal.budget.holds import OverBudget
 from portal.explanations import explained
 from portal.rest.api_keys import KeyRefused, why_no_key
 from portal.rest.conventions import READABLE, Unavailable, error, json_error
+from portal.runs.lifecycle import TooManyQueued
 from portal.text import shown
 
 RETRY_AFTER = 5  # seconds, where nobody knows better
 # an answer was taken and waited for its model, which did not come
-NO_MODEL = ("worker_loading", "loading_failed", "no_worker_for_checkpoint")
+NO_MODEL = ("worker_loading", "chat_paused", "loading_failed", "no_worker_for_checkpoint")
 REFUSALS = (ValidationError, GenerationRefused, GenerationFailed)
 
 
 def problems_of(refusal: ValidationError) -> list[dict]:
-    """[{"param", "message", "code"}] of a ValidationError({field: ...})."""
+    """[{"param", "message", "code"}] of a ValidationError({field: ...}) or of one sentence."""
+    if not hasattr(refusal, "error_dict"):
+        refusal = ValidationError({"__all__": refusal})
     return [
         {"param": None if field == "__all__" else field, "message": message, "code": one.code}
         for field, errors in refusal.error_dict.items()
@@ -56,13 +60,20 @@ def why_unavailable(refusal: WorkerUnavailable) -> str:
 
 
 def response_of(refusal: Exception) -> JsonResponse:
-    """One of REFUSALS with its HTTP status: 400 for a bad request, 503 with Retry-After for a bad
-    moment, 500 for a fault.
+    """One of REFUSALS with its HTTP status: 400 for a bad request, 429 for one too many, 503 with
+    Retry-After for a bad moment, 500 for a fault.
     """
     headers = {}
     if isinstance(refusal, GenerationRefused) and refusal.later:
         status = 503
         headers["Retry-After"] = str(refusal.retry_after or RETRY_AFTER)
+    elif isinstance(refusal, OverBudget | TooManyQueued):
+        return json_error(
+            429,
+            refusal.message,
+            code=refusal.code,
+            headers={"Retry-After": str(getattr(refusal, "wait", RETRY_AFTER))},
+        )
     elif isinstance(refusal, LoginOver):
         status = 401
     elif isinstance(refusal, GenerationFailed) and refusal.error.get("code") in NO_MODEL:

@@ -20,7 +20,8 @@ from chat import registry
 from chat.api import completion, errors, sse
 from chat.api.completion import CollectedCompletion
 from chat.api.openai_request import ChatRequest, chat_request
-from chat.engine.thoughts import Thoughts, apart
+from chat.api.openai_tools import Answer
+from chat.engine.request import Request
 from chat.models import Adapter, Checkpoint
 from portal.logins import login_of
 from portal.rest.api_keys import KeyRefused, check_key, user_of_request
@@ -120,41 +121,52 @@ async def chat_completions(request, user) -> HttpResponseBase:
         return errors.response_of(error)
     except LookupError:
         return errors.no_such_model(wanted.model)
-    requests = completion.requests_of(user, checkpoint, adapter, wanted.messages, wanted.samplings)
-    head = {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "created": int(time.time()),
-        "model": wanted.model,
-    }
+    requests = asked(user, checkpoint, adapter, wanted)
     try:
         if wanted.stream:
             events = completion.stream(checkpoint, requests, user)
             first = await anext(events)  # a refusal still has its HTTP status
-            return sse.response(_chunks(head, wanted, first, events), login_of(user))
+            return sse.response(_chunks(wanted, first, events), login_of(user))
         answers = await completion.collect(checkpoint, requests, user)
     except errors.REFUSALS as error:
         return errors.response_of(error)
-    return JsonResponse(
-        {
-            **head,
-            "object": "chat.completion",
-            "choices": [_choice(index, answer, wanted) for index, answer in enumerate(answers)],
-            "usage": usage_of(answers),
-        },
-        json_dumps_params=READABLE,
+    return JsonResponse(answered(wanted, answers), json_dumps_params=READABLE)
+
+
+def asked(
+    user, checkpoint: Checkpoint, adapter: Adapter | None, wanted: ChatRequest
+) -> list[Request]:
+    """One for each choice."""
+    return completion.requests_of(
+        user, checkpoint, adapter, wanted.messages, wanted.samplings, wanted.offered
     )
 
 
+def answered(wanted: ChatRequest, answers: list[CollectedCompletion]) -> dict:
+    """The body of the answers to `asked`."""
+    return {
+        **_head(wanted, "chat.completion"),
+        "choices": [_choice(index, answer, wanted) for index, answer in enumerate(answers)],
+        "usage": usage_of(answers),
+    }
+
+
+def _head(wanted: ChatRequest, kind: str) -> dict:
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": wanted.model,
+        "object": kind,
+    }
+
+
 def _choice(index: int, answer: CollectedCompletion, wanted: ChatRequest) -> dict:
-    thought, text = apart(answer.text)
-    message = {"role": "assistant", "content": text, "refusal": None}
-    if thought:
-        message["reasoning_content"] = thought
+    told = Answer(wanted.offered).whole(answer.text)
     return {
         "index": index,
-        "message": message,
+        "message": told.message(),
         "logprobs": _logprobs(answer.logprobs, wanted),
-        "finish_reason": answer.finish_reason,
+        "finish_reason": told.finish_reason(answer.finish_reason),
     }
 
 
@@ -180,10 +192,10 @@ def usage_of(answers: list[CollectedCompletion], prompts: int = 1) -> dict:
     return {**counts, **({"max_tokens": min(room)} if room else {})}
 
 
-async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenerator[str, None]:
-    head = {**head, "object": "chat.completion.chunk"}
+async def _chunks(wanted: ChatRequest, first, events) -> AsyncGenerator[str, None]:
+    head = _head(wanted, "chat.completion.chunk")
     answers = [CollectedCompletion() for _sampling in wanted.samplings]
-    thoughts = [Thoughts() for _sampling in wanted.samplings]
+    told = [Answer(wanted.offered) for _sampling in wanted.samplings]
 
     def chunk(
         index: int, delta: dict, finish_reason: str | None = None, entries: list | None = None
@@ -202,15 +214,16 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenera
             if event.type == "loading":
                 yield sse.loading(event)
             elif event.type == "delta":
-                delta = _said(*thoughts[index].feed(event.data["text"]))
                 entries = event.data.get("logprobs")
-                if delta or entries:
-                    yield chunk(index, delta, entries=entries)
+                for piece in told[index].feed(event.data["text"]):
+                    yield chunk(index, told[index].delta(piece), entries=entries)
+                    entries = None
+                if entries:
+                    yield chunk(index, {}, entries=entries)
             elif event.type == "finished":
-                rest = _said(*thoughts[index].flush())
-                if rest:
-                    yield chunk(index, rest)
-                yield chunk(index, {}, answers[index].finish_reason)
+                for piece in told[index].flush():
+                    yield chunk(index, told[index].delta(piece))
+                yield chunk(index, {}, told[index].finish_reason(answers[index].finish_reason))
         if wanted.include_usage:
             yield sse.data({**head, "choices": [], "usage": usage_of(answers)})
     except errors.REFUSALS as error:  # the status line has gone out long ago
@@ -218,12 +231,6 @@ async def _chunks(head: dict, wanted: ChatRequest, first, events) -> AsyncGenera
     finally:
         await events.aclose()
     yield "data: [DONE]\n\n"
-
-
-def _said(thought: str, text: str) -> dict:
-    """A delta, with thoughts under the name that vLLM and DeepSeek gave them."""
-    told = {"reasoning_content": thought, "content": text}
-    return {name: value for name, value in told.items() if value}
 
 
 @for_scripts("GET", "HEAD")
@@ -258,6 +265,8 @@ async def model(request, user, name: str):
     """GET /v1/models/{id}; names may contain slashes."""
     try:
         checkpoint, adapter = await sync_to_async(registry.find_model)(user, name)
+    except ValidationError as error:
+        return errors.response_of(error)
     except LookupError:
         return errors.no_such_model(name)
     return JsonResponse({**_model(checkpoint, adapter), "id": name})

@@ -15,6 +15,8 @@ from chat.api import completion, errors, sse
 from chat.api.completion import CollectedCompletion
 from chat.api.openai import body_of, for_scripts, usage_of
 from chat.api.openai_request import MOST_CHOICES, Body
+from chat.engine.request import Request
+from chat.models import Adapter, Checkpoint
 from portal.logins import login_of
 from portal.rest.conventions import READABLE
 from portal.text import is_storable
@@ -83,26 +85,29 @@ async def completions(request, user) -> HttpResponseBase:
         return errors.response_of(error)
     except LookupError:
         return errors.no_such_model(wanted.model)
-    requests = [
-        replace(each, **prompt)
-        for prompt in wanted.prompts
-        for each in completion.requests_of(user, checkpoint, adapter, [], wanted.samplings)
-    ]
-    head = {
-        "id": f"cmpl-{uuid.uuid4().hex}",
-        "object": "text_completion",
-        "created": int(time.time()),
-        "model": wanted.model,
-    }
-    echoes = [(request.text or "") if wanted.echo else "" for request in requests]
+    requests = asked(user, checkpoint, adapter, wanted)
     try:
         if wanted.stream:
             events = completion.stream(checkpoint, requests, user)
             first = await anext(events)  # a refusal still has its HTTP status
-            return sse.response(_chunks(head, wanted, echoes, first, events), login_of(user))
+            return sse.response(_chunks(wanted, first, events), login_of(user))
         answers = await completion.collect(checkpoint, requests, user)
     except errors.REFUSALS as error:
         return errors.response_of(error)
+    return JsonResponse(answered(wanted, answers), json_dumps_params=READABLE)
+
+
+def asked(user, checkpoint: Checkpoint, adapter: Adapter | None, wanted: Wanted) -> list[Request]:
+    """One for each choice of each prompt."""
+    return [
+        replace(each, **prompt)
+        for prompt in wanted.prompts
+        for each in completion.requests_of(user, checkpoint, adapter, [], wanted.samplings)
+    ]
+
+
+def answered(wanted: Wanted, answers: list[CollectedCompletion]) -> dict:
+    """The body of the answers to `asked`."""
     choices = [
         {
             "index": index,
@@ -110,15 +115,29 @@ async def completions(request, user) -> HttpResponseBase:
             "logprobs": _logprobs(answer.logprobs, wanted),
             "finish_reason": answer.finish_reason,
         }
-        for index, (echo, answer) in enumerate(zip(echoes, answers, strict=True))
+        for index, (echo, answer) in enumerate(zip(_echoes(wanted), answers, strict=True))
     ]
     usage = usage_of(answers, len(wanted.prompts))
-    return JsonResponse({**head, "choices": choices, "usage": usage}, json_dumps_params=READABLE)
+    return {**_head(wanted), "choices": choices, "usage": usage}
 
 
-async def _chunks(
-    head: dict, wanted: Wanted, echoes: list[str], first, events
-) -> AsyncGenerator[str, None]:
+def _echoes(wanted: Wanted) -> list[str]:
+    """What stands before the text of each choice."""
+    texts = [prompt.get("text", "") if wanted.echo else "" for prompt in wanted.prompts]
+    return [text for text in texts for _sampling in wanted.samplings]
+
+
+def _head(wanted: Wanted) -> dict:
+    return {
+        "id": f"cmpl-{uuid.uuid4().hex}",
+        "object": "text_completion",
+        "created": int(time.time()),
+        "model": wanted.model,
+    }
+
+
+async def _chunks(wanted: Wanted, first, events) -> AsyncGenerator[str, None]:
+    head, echoes = _head(wanted), _echoes(wanted)
     answers = [CollectedCompletion() for _echo in echoes]
 
     def chunk(index: int, text: str, finish_reason: str | None = None, logprobs=None) -> str:

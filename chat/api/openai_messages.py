@@ -1,6 +1,8 @@
 """The `messages` of OpenAI's API as turns of the roles that chat templates know."""
 
 import json
+import uuid
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
@@ -12,25 +14,20 @@ ROLES = {
     "developer": "system",
     "user": "user",
     "assistant": "assistant",
-    "tool": "user",
-    "function": "user",
+    "tool": "tool",
+    "function": "tool",
 }
 TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
-def turns_of(messages, refuse, param: str = "messages") -> list[dict[str, str]]:
-    """[{"role": "system" | "user" | "assistant", "content"}], the last one the user's;
+def turns_of(messages, refuse, param: str = "messages") -> list[dict]:
+    """The turns of a chat.engine.request.Request, the last one the user's or a tool's;
     `refuse(param, message, code?)` is called for every problem.
-
-    Calls of tools and their results are told in words, since most templates know neither: the call
-    as the assistant's text, the results as one message of the user's.
     """
     if not isinstance(messages, list) or not messages:
         refuse(param, _("Send at least one message."), "missing_required_parameter")
         return []
-    found: list[dict[str, str]] = []
-    names: dict[str, str] = {}  # of the tools, by the id of the call
-    after_result = False
+    found: list[dict] = []
     for i, message in enumerate(messages):
         place = f"{param}[{i}]"
         if not isinstance(message, dict):
@@ -41,17 +38,14 @@ def turns_of(messages, refuse, param: str = "messages") -> list[dict[str, str]]:
         if role is None:
             refuse(f"{place}.role", _("The roles are system, developer, user, assistant and tool."))
         content = text_of(message.get("content"), f"{place}.content", refuse, spelt == "assistant")
-        if spelt == "assistant":
-            content = "\n".join(part for part in (content, _calls(message, names)) if part)
-        is_result = spelt in ("tool", "function")
-        if is_result:
-            name = message.get("name") or names.get(str(message.get("tool_call_id")), "")
-            content = f"{name}: {content}" if name else content
-        if is_result and after_result:
-            found[-1]["content"] += f"\n\n{content}"
-        elif role != "system" or content.strip():  # clients send an empty one for none
-            found.append({"role": role or "user", "content": content})
-        after_result = is_result
+        turn: dict[str, Any] = {"role": role or "user", "content": content}
+        if role == "assistant" and (calls := _calls(message)):
+            turn["tool_calls"] = calls
+        if role == "tool":
+            told = {name: message.get(name) for name in ("tool_call_id", "name")}
+            turn |= {name: str(text) for name, text in told.items() if _is_text(text)}
+        if role != "system" or content.strip():  # clients send an empty one for none
+            found.append(turn)
     if found and found[-1]["role"] == "system":  # a client that knows one box for text
         found[-1]["role"] = "user"
     if found and found[-1]["role"] == "assistant":
@@ -87,21 +81,29 @@ def _text_of_part(part) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _calls(message: dict, names: dict[str, str]) -> str:
-    """An assistant's calls of tools, a line each; their names go into `names`."""
+def _calls(message: dict) -> list[dict]:
+    """An assistant's calls of tools, in OpenAI's form with all of its fields."""
     calls = message.get("tool_calls") or []
     if isinstance(message.get("function_call"), dict):
         calls = [{"function": message["function_call"]}]
-    lines = []
+    found = []
     for call in calls if isinstance(calls, list) else []:
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict):
             continue
-        name, arguments = function.get("name"), function.get("arguments")
+        id, name, arguments = call.get("id"), function.get("name"), function.get("arguments")
         if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        line = f"{name}({arguments})"
-        if is_storable(line):
-            names[str(call.get("id"))] = str(name)
-            lines.append(line)
-    return "\n".join(lines)
+            arguments = json.dumps(arguments or {}, ensure_ascii=False)
+        if _is_text(name) and is_storable(arguments):
+            called = {"name": name, "arguments": arguments}
+            id = id if _is_text(id) else new_call_id()
+            found.append({"id": id, "type": "function", "function": called})
+    return found
+
+
+def _is_text(value) -> bool:
+    return isinstance(value, str) and bool(value) and is_storable(value)
+
+
+def new_call_id() -> str:
+    return f"call_{uuid.uuid4().hex[:24]}"

@@ -9,6 +9,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
 from chat.api.openai_messages import turns_of
+from chat.api.openai_tools import Offered, offered
 from chat.conversations.messages import without_history
 from chat.engine.request import LIMITS, MOST_BIASES, MOST_STOPS
 from chat.sampling import as_whole, number_problem
@@ -44,10 +45,11 @@ NEUTRAL = {
 @dataclass(frozen=True)
 class ChatRequest:
     model: str
-    messages: list[dict[str, str]]
+    messages: list[dict]  # turns of a chat.engine.request.Request
     samplings: list[dict]  # one per choice: fields of chat.engine.request.SamplingParams
     stream: bool
     include_usage: bool
+    offered: Offered  # the tools
 
 
 @dataclass
@@ -208,6 +210,7 @@ class Body:
 def chat_request(fields) -> ChatRequest:
     """ValidationError({param: ...}) naming every problem of the body."""
     body = Body.of(fields)
+    tools = offered(body)
     body.neutral()
     model = body.model()
     messages = turns_of(body.get("messages"), body.refuse)
@@ -219,7 +222,7 @@ def chat_request(fields) -> ChatRequest:
     samplings = [{**each, **more} for each in body.samplings()]
     stream, include_usage = body.stream()
     body.check()
-    return ChatRequest(model, messages, samplings, stream, include_usage)
+    return ChatRequest(model, messages, samplings, stream, include_usage, tools)
 
 
 def _thinking(body: Body) -> bool | None:

@@ -1,8 +1,7 @@
-"""POST /v1/responses, for text: OpenAI's newer interface onto the same answers. Nothing is stored,
-so `previous_response_id` names nothing here.
+"""POST /v1/responses, for text and calls of functions: OpenAI's newer interface onto the same
+answers. Nothing is stored, so `previous_response_id` names nothing here.
 """
 
-import json
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -17,8 +16,10 @@ from chat import registry
 from chat.api import completion, errors, sse
 from chat.api.completion import CollectedCompletion
 from chat.api.openai import body_of, for_scripts
+from chat.api.openai_items import Items, as_messages
 from chat.api.openai_messages import turns_of
 from chat.api.openai_request import Body
+from chat.api.openai_tools import Offered, offered
 from portal.logins import login_of
 from portal.rest.conventions import READABLE
 
@@ -28,15 +29,17 @@ UNSUPPORTED = ("previous_response_id", "conversation", "prompt")
 @dataclass(frozen=True)
 class Wanted:
     model: str
-    messages: list[dict[str, str]]
+    messages: list[dict]  # turns of a chat.engine.request.Request
     sampling: dict
     stream: bool
+    offered: Offered  # the tools
     fields: dict  # the body, parts of which the answer repeats
 
 
 def wanted_of(fields) -> Wanted:
     """ValidationError({param: ...}) naming every problem of the body."""
     body = Body.of(fields)
+    tools = offered(body)
     body.neutral()
     for param in UNSUPPORTED:
         if body.get(param):
@@ -44,7 +47,7 @@ def wanted_of(fields) -> Wanted:
     if body.flag("background"):
         body.unsupported("background")
     model, instructions = body.model(), body.get("instructions")
-    messages = turns_of(_messages(body), body.refuse, "input")
+    messages = turns_of(as_messages(body.get("input")), body.refuse, "input")
     if instructions is not None and not isinstance(instructions, str):
         body.refuse("instructions", _("Must be a text."))
     elif instructions:
@@ -55,29 +58,7 @@ def wanted_of(fields) -> Wanted:
     sampling = {**sampling, "json_schema": body.json_schema("text.format", wished)}
     stream = body.flag("stream")
     body.check()
-    return Wanted(model, messages, sampling, stream, body.fields)
-
-
-def _messages(body: Body):
-    """`input` as messages of the chat interface."""
-    items = body.get("input")
-    if isinstance(items, str):
-        return [{"role": "user", "content": items}]
-    if not isinstance(items, list):
-        return items
-    found = []
-    for item in items:
-        kind = item.get("type", "message") if isinstance(item, dict) else None
-        if kind == "function_call":
-            call = {"id": item.get("call_id"), "function": item}
-            found.append({"role": "assistant", "tool_calls": [call]})
-        elif kind == "function_call_output":
-            result = item.get("output")
-            result = result if isinstance(result, (str, list)) else json.dumps(result)
-            found.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": result})
-        elif kind != "reasoning":
-            found.append(item)
-    return found
+    return Wanted(model, messages, sampling, stream, tools, fields)
 
 
 @for_scripts("POST")
@@ -90,7 +71,9 @@ async def responses(request, user) -> HttpResponseBase:
         return errors.response_of(error)
     except LookupError:
         return errors.no_such_model(wanted.model)
-    requests = completion.requests_of(user, checkpoint, adapter, wanted.messages, [wanted.sampling])
+    requests = completion.requests_of(
+        user, checkpoint, adapter, wanted.messages, [wanted.sampling], wanted.offered
+    )
     told = Told(wanted)
     try:
         if wanted.stream:
@@ -100,7 +83,7 @@ async def responses(request, user) -> HttpResponseBase:
         (answer,) = await completion.collect(checkpoint, requests, user)
     except errors.REFUSALS as error:
         return errors.response_of(error)
-    return JsonResponse(told.response(answer), json_dumps_params=READABLE)
+    return JsonResponse(told.whole(answer), json_dumps_params=READABLE)
 
 
 class Told:
@@ -108,61 +91,53 @@ class Told:
 
     def __init__(self, wanted: Wanted):
         self.wanted = wanted
-        self.id, self.item = f"resp_{uuid.uuid4().hex}", f"msg_{uuid.uuid4().hex}"
+        self.id, self.items = f"resp_{uuid.uuid4().hex}", Items(wanted.offered)
         self.created = int(time.time())
         self._number = -1
+
+    def whole(self, answer: CollectedCompletion) -> dict:
+        for _event in (*self.items.feed(answer.text), *self.items.end(status_of(answer))):
+            pass
+        return self.response(answer)
 
     def response(self, answer: CollectedCompletion | None = None, error: dict | None = None):
         """The response object: under way without an answer, failed with an error."""
         fields = self.wanted.fields
-        cut = answer is not None and answer.finish_reason == "length"
-        status = "failed" if error else "incomplete" if cut else "completed"
+        status = "failed" if error else status_of(answer) if answer else "in_progress"
+        cut = status == "incomplete"
         return {
             "id": self.id,
             "object": "response",
             "created_at": self.created,
-            "status": status if answer or error else "in_progress",
+            "status": status,
             "error": error and {"code": "server_error", "message": error["message"]},
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             "instructions": fields.get("instructions"),
             "max_output_tokens": fields.get("max_output_tokens"),
             "model": self.wanted.model,
-            "output": [self.message(answer.text, status)] if answer else [],
-            "parallel_tool_calls": True,
+            "output": self.items.output(status) if answer else [],
+            "parallel_tool_calls": fields.get("parallel_tool_calls") is not False,
             "previous_response_id": None,
             "reasoning": {"effort": None, "summary": None},
             "store": False,
             "temperature": fields.get("temperature"),
             "text": fields.get("text") or {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "tool_choice": fields.get("tool_choice") or "auto",
+            "tools": fields.get("tools") or [],
             "top_p": fields.get("top_p"),
             "truncation": "disabled",
             "usage": answer and _usage(answer.usage),
             "metadata": fields.get("metadata") or {},
         }
 
-    def message(self, text: str | None, status: str) -> dict:
-        content = [] if text is None else [self.part(text)]
-        return {
-            "type": "message",
-            "id": self.item,
-            "status": status,
-            "role": "assistant",
-            "content": content,
-        }
-
-    @staticmethod
-    def part(text: str) -> dict:
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
-
     def event(self, kind: str, **fields) -> str:
         self._number += 1
         payload = {"type": kind, "sequence_number": self._number, **fields}
         return f"event: {kind}\n{sse.data(payload)}"
 
-    def of_part(self, kind: str, **fields) -> str:
-        return self.event(kind, item_id=self.item, output_index=0, content_index=0, **fields)
+
+def status_of(answer: CollectedCompletion) -> str:
+    return "incomplete" if answer.finish_reason == "length" else "completed"
 
 
 def _usage(usage: dict) -> dict:
@@ -177,27 +152,19 @@ def _usage(usage: dict) -> dict:
 
 
 async def _events(told: Told, first, events) -> AsyncGenerator[str, None]:
-    answer, pieces = CollectedCompletion(), []
+    answer = CollectedCompletion()
     try:
         yield told.event("response.created", response=told.response())
         yield told.event("response.in_progress", response=told.response())
-        message = told.message(None, "in_progress")
-        yield told.event("response.output_item.added", output_index=0, item=message)
-        yield told.of_part("response.content_part.added", part=told.part(""))
         async for _index, event in completion.resumed(first, events, [answer]):
             if event.type == "loading":
                 yield sse.loading(event)
             elif event.type == "delta":
-                pieces.append(event.data["text"])
-                yield told.of_part(
-                    "response.output_text.delta", delta=event.data["text"], logprobs=[]
-                )
-        answer.text = "".join(pieces)
+                for kind, fields in told.items.feed(event.data["text"]):
+                    yield told.event(kind, **fields)
+        for kind, fields in told.items.end(status_of(answer)):
+            yield told.event(kind, **fields)
         response = told.response(answer)
-        yield told.of_part("response.output_text.done", text=answer.text, logprobs=[])
-        yield told.of_part("response.content_part.done", part=told.part(answer.text))
-        item = response["output"][0]
-        yield told.event("response.output_item.done", output_index=0, item=item)
         yield told.event(f"response.{response['status']}", response=response)
     except errors.REFUSALS as error:  # the status line has gone out long ago
         failed = told.response(error=errors.object_of(error))

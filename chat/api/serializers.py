@@ -1,8 +1,7 @@
 """The shapes of checkpoints, adapters, conversations and messages in the REST API."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -12,6 +11,8 @@ from chat.engine.request import LIMITS
 from chat.models import Adapter, Checkpoint, Conversation, Message, Precision, ServingSwitch
 from chat.sampling import NUMBERS
 from portal.explanations import explained
+from portal.rest.fields import Text, Texts
+from portal.text import LONGEST_CONTENT
 
 NOTES = {
     "temperature": "; 0 is greedy",
@@ -26,6 +27,9 @@ class CheckpointSerializer(serializers.ModelSerializer):
     )
     tuning_run = serializers.IntegerField(
         source="run_id", read_only=True, allow_null=True, help_text="the run that made it"
+    )
+    precision = serializers.ChoiceField(
+        Precision.choices, allow_blank=True, read_only=True, help_text="empty: as it is stored"
     )
 
     class Meta:
@@ -83,10 +87,8 @@ class ServingSwitchSerializer(serializers.ModelSerializer):
 
 
 class NewCheckpointSerializer(serializers.Serializer):
-    path = serializers.CharField(
-        max_length=500, help_text="a Hugging Face folder on the portal's machine"
-    )
-    name = serializers.CharField(max_length=100, required=False, allow_blank=True)
+    path = Text(max_length=500, help_text="a Hugging Face folder on the portal's machine")
+    name = Text(max_length=100, required=False, allow_blank=True)
     default = serializers.BooleanField(required=False, default=False)
 
 
@@ -104,7 +106,7 @@ class EstimateSerializer(serializers.Serializer):
     terms = TermSerializer(many=True)
 
 
-class AdapterSerializer(serializers.ModelSerializer):
+class AdapterSerializer(Texts, serializers.ModelSerializer):
     owner = serializers.CharField(source="owner.username", read_only=True, allow_null=True)
     tuning_run = serializers.IntegerField(source="run_id", read_only=True, allow_null=True)
     model = serializers.SerializerMethodField(
@@ -142,7 +144,7 @@ class AdapterSerializer(serializers.ModelSerializer):
         return shared
 
 
-class ConversationSerializer(serializers.ModelSerializer):
+class ConversationSerializer(Texts, serializers.ModelSerializer):
     class Meta:
         model = Conversation
         fields = ["id", "title", "checkpoint", "adapter", "created_at", "updated_at"]
@@ -191,35 +193,49 @@ class ReferenceField(serializers.Field):
     """An id or a name."""
 
 
-class SamplingSerializer(serializers.Serializer):
-    """For the schema; chat/sampling.py does the checking."""
+def _sampling() -> dict:
+    """The object as OpenAPI says it, with the limits that chat/sampling.py holds to."""
+    thinking = "whether a model that can think before it answers does; as its template has it"
+    described: dict[str, dict[str, Any]] = {
+        "do_sample": {"type": "boolean"},
+        "thinking": {"type": "boolean", "description": thinking},
+    }
+    for name in NUMBERS:
+        limits = LIMITS[name]
+        described[name] = {
+            "type": "integer" if limits.kind is int else "number",
+            "minimum": limits.low,
+            "maximum": limits.high,
+            **({"exclusiveMinimum": True} if limits.above else {}),
+            "description": f"{limits}{NOTES.get(name, '')}",
+        }
+    properties = {name: {**each, "nullable": True} for name, each in described.items()}
+    return {
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+        "nullable": True,
+    }
 
-    do_sample = serializers.BooleanField(required=False)
-    thinking = serializers.BooleanField(
-        required=False,
-        help_text="whether a model that can think before it answers does; as its template has it",
-    )
 
-    def get_fields(self):
-        fields = super().get_fields()
-        for name in NUMBERS:
-            whole = LIMITS[name].kind is int
-            kind = serializers.IntegerField if whole else serializers.FloatField
-            fields[name] = kind(required=False, help_text=f"{LIMITS[name]}{NOTES.get(name, '')}")
-        return fields
+@extend_schema_field(_sampling())
+class SamplingField(serializers.Field):
+    """Sampling parameters."""
 
 
 class SendSerializer(serializers.Serializer):
     """For the schema; chat/conversations/turns.py does the checking, for every door alike."""
 
-    content = serializers.CharField()
+    content = serializers.CharField(max_length=LONGEST_CONTENT)
     checkpoint = ReferenceField(
         required=False, help_text="id or name; absent: as in the last turn, else the default"
     )
     adapter = ReferenceField(
-        required=False, help_text="id or name; null: prefix off; absent: as in the last turn"
+        required=False,
+        help_text="id or name; a list of two: both together, where one was trained beside the "
+        "other; null: prefix off; absent: as in the last turn",
     )
-    sampling = SamplingSerializer(required=False)
+    sampling = SamplingField(required=False)
     with_history = serializers.BooleanField(
         required=False,
         allow_null=True,
@@ -235,4 +251,8 @@ class TurnSerializer(serializers.Serializer):
     answer = MessageSerializer(help_text="pending: read it from /api/v1/messages/{id}/stream/")
 
 
-STREAM = OpenApiTypes.STR  # server-sent events; the frames are in docs/api.md
+STREAM = {  # one server-sent event; the frames in its data are in docs/api.md
+    "type": "object",
+    "properties": {name: {"type": "string"} for name in ("id", "event", "data")},
+    "required": ["event", "data"],
+}

@@ -20,7 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from chat.checkpoints.adapter_files import PEFT_CONFIG, PEFT_TENSOR, PEFT_WEIGHTS, peft_config
+from chat.checkpoints.adapter_files import (
+    PEFT_CONFIG,
+    PEFT_TENSOR,
+    PEFT_WEIGHTS,
+    frozen_tokens,
+    peft_config,
+)
 from chat.engine.adapters import AdapterInvalid, KVPrefix
 
 _LARGEST_JSON = 64 * 1024 * 1024  # bytes
@@ -113,14 +119,17 @@ def write_original(
     return folder
 
 
-def write_peft(prefix: KVPrefix, folder: str | Path, base_model: str = "") -> Path:
-    """Write a folder for peft's PeftModel.from_pretrained (PREFIX_TUNING). base_model: the name
-    peft is to remember.
+def write_peft(
+    prefix: KVPrefix, folder: str | Path, base_model: str = "", *, cartridge: bool = False
+) -> Path:
+    """Write a folder for peft's PeftModel.from_pretrained, as PREFIX_TUNING or CARTRIDGE.
+    base_model: the name peft is to remember.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({PEFT_TENSOR: flatten(prefix)}, folder / PEFT_WEIGHTS)
-    _write_json(folder / PEFT_CONFIG, peft_config(prefix.tensor.shape, base_model))
+    frozen = frozen_tokens(prefix.metadata) if cartridge else None
+    _write_json(folder / PEFT_CONFIG, peft_config(prefix.tensor.shape, base_model, frozen))
     return folder
 
 
@@ -174,9 +183,10 @@ def _project(embedding: Tensor, tensors: dict[str, Tensor], folder: Path) -> Ten
 
 def _read_peft(folder: Path) -> tuple[Tensor, dict[str, Any]]:
     config = _json(folder / PEFT_CONFIG)
-    if config.get("peft_type") != "PREFIX_TUNING":
+    kind = config.get("peft_type")
+    if kind not in ("PREFIX_TUNING", "CARTRIDGE"):
         raise AdapterInvalid(
-            f"{folder.name} is a peft {config.get('peft_type')} adapter; a prefix is PREFIX_TUNING"
+            f"{folder.name} is a peft {kind} adapter; a prefix is PREFIX_TUNING or CARTRIDGE"
         )
     for name in (PEFT_WEIGHTS, "adapter_model.bin"):
         if (folder / name).is_file():
@@ -193,7 +203,16 @@ def _read_peft(folder: Path) -> tuple[Tensor, dict[str, Any]]:
             f"{config['num_virtual_tokens']}, "
             f"its tensor has {len(flat)}"
         )
-    return flat, {"format": "peft", "prefix_projection": bool(config.get("prefix_projection"))}
+    details = {"format": "peft", "prefix_projection": bool(config.get("prefix_projection"))}
+    if kind == "CARTRIDGE":
+        frozen = config.get("num_frozen_tokens", 1)
+        if isinstance(frozen, bool) or not isinstance(frozen, int) or not 0 <= frozen <= len(flat):
+            raise AdapterInvalid(
+                f"{folder.name}: {PEFT_CONFIG} says num_frozen_tokens {frozen!r}, its tensor has "
+                f"{len(flat)} positions"
+            )
+        details["num_frozen_tokens"] = frozen
+    return flat, details
 
 
 def _tensors(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -107,6 +107,36 @@ def estimates(description: Mapping[str, Any], here: Machine | None = None) -> li
     return [*chat, *tuning, *(_full(shape, name, here) for name in ("float32", "bfloat16"))]
 
 
+def ptuning(
+    description: Mapping[str, Any], precision: str, length: int, tokens: int
+) -> Estimate | None:
+    """Of one run: a prefix of so many tokens, learnt from so many tokens at once. None where the
+    description says too little.
+    """
+    shape, here = _shape(description), machine()
+    if shape is None:
+        return None
+    estimate = _ptuning(shape, precision, here, length, tokens)
+    measured = description.get("measured") or {}
+    return _corrected(estimate, measured) if measured.get("device") == here.device else estimate
+
+
+def full(description: Mapping[str, Any], precision: str) -> Estimate | None:
+    """Of full fine-tuning that computes in float32 or bfloat16; None where the description says too
+    little.
+    """
+    shape = _shape(description)
+    return None if shape is None else _full(shape, precision, machine())
+
+
+def held_as(description: Mapping[str, Any], device: str, bits: int | None = None) -> str:
+    """The precision that its weights have in memory on such a device."""
+    if bits in (4, 8):
+        return f"int{bits}"
+    stored = str(description.get("dtype"))
+    return "float32" if device.startswith("cpu") or stored == "float32" else "bfloat16"
+
+
 @dataclass(frozen=True)
 class _Shape:
     parameters: int
@@ -183,11 +213,10 @@ def _corrected(estimate: Estimate, measured: Mapping[str, Any]) -> Estimate:
     return replace(estimate, terms=(term, *rest))
 
 
-def _activations(shape: _Shape, width: float) -> Term:
-    """What the way back needs of one example: about ten vectors and three of the feed-forward layer
-    per token and layer, and the logits with their gradient in float32.
+def _activations(shape: _Shape, width: float, tokens: int) -> Term:
+    """What the way back needs of so many tokens: about ten vectors and three of the feed-forward
+    layer per token and layer, and the logits with their gradient in float32.
     """
-    tokens = min(EXAMPLE, shape.context)
     numbers = tokens * shape.layers * (10 * shape.hidden + 3 * shape.intermediate)
     logits = 2 * tokens * shape.vocabulary
     text = (
@@ -197,16 +226,44 @@ def _activations(shape: _Shape, width: float) -> Term:
     return Term("activations", int(numbers * width + logits * 4), text)
 
 
-def _ptuning(shape: _Shape, precision: str, here: Machine) -> Estimate:
-    trained = PREFIX * shape.cache_numbers
-    prefix = Term("prefix", trained * (8 + ADAM), f"{PREFIX} × {shape.cache_text} × {8 + ADAM} B")
+def _ptuning(
+    shape: _Shape, precision: str, here: Machine, length: int = PREFIX, tokens: int = 0
+) -> Estimate:
+    """tokens: of the examples that are computed at once; 0: one of EXAMPLE."""
+    trained = length * shape.cache_numbers
+    prefix = Term("prefix", trained * (8 + ADAM), f"{length} × {shape.cache_text} × {8 + ADAM} B")
     terms = (
         _weights(shape, PRECISIONS[precision]),
         prefix,
-        _activations(shape, _held(precision)),
+        _activations(shape, _held(precision), tokens or min(EXAMPLE, shape.context)),
         _program(),
     )
     return Estimate("ptuning", precision, terms, here.bytes)
+
+
+def sweep(
+    description: Mapping[str, Any],
+    precision: str,
+    prefix_lengths: Sequence[int],
+    longest: int,
+    here: Machine | None = None,
+) -> Estimate | None:
+    """Several prefixes that learn at once, on examples of at most `longest` tokens; None when the
+    description says too little. Besides what one prefix needs, each keeps its best step and a copy
+    in the batch.
+    """
+    shape = _shape(description)
+    if shape is None:
+        return None
+    tokens, each = sum(prefix_lengths), 16 + ADAM
+    prefixes = Term(
+        "prefix",
+        tokens * shape.cache_numbers * each,
+        f"({' + '.join(map(str, prefix_lengths))}) × {shape.cache_text} × {each} B",
+    )
+    activations = _activations(shape, _held(precision), min(longest, shape.context))
+    terms = (_weights(shape, PRECISIONS[precision]), prefixes, activations, _program())
+    return Estimate("ptuning", precision, terms, (here or machine()).bytes)
 
 
 def _full(shape: _Shape, precision: str, here: Machine) -> Estimate:
@@ -220,7 +277,7 @@ def _full(shape: _Shape, precision: str, here: Machine) -> Estimate:
         Term("weights", int(shape.parameters * (4 + copy)), weights),
         Term("gradients", shape.parameters * 4, f"{count} × 4 B"),
         Term("optimiser", shape.parameters * ADAM, f"{count} × {ADAM} B"),
-        _activations(shape, width),
+        _activations(shape, width, min(EXAMPLE, shape.context)),
         _program(),
     )
     return Estimate("full", precision, terms, here.bytes)

@@ -12,6 +12,7 @@ from chat.engine.thoughts import apart
 from chat.models import Checkpoint, Message
 from chat.sampling import as_sampling
 from chat.worker.router import WorkerUnavailable
+from portal.budget import tokens
 from portal.models import TokenUsage
 
 
@@ -44,6 +45,21 @@ def turns_before(answer: Message) -> list[dict[str, str]]:
     """What the model is shown for this answer, {"role", "content"} of each: the branch that leads
     to it, its question last.
     """
+    turns = [{"role": role, "content": content} for _pk, role, content in _rows_before(answer)]
+    if not answer.with_history:
+        turns = without_history(turns)
+    return [{"role": "system", "content": answer.system}, *turns] if answer.system else turns
+
+
+def left_out_of(answer: Message) -> set[int]:
+    """The ids of the oldest messages, which did not fit into the context of this answer."""
+    if not answer.left_out:
+        return set()
+    return {pk for pk, _role, _content in _rows_before(answer)[: answer.left_out]}
+
+
+def _rows_before(answer: Message) -> list[tuple[int, str, str]]:
+    """(id, role, content) of what leads to an answer and is told to its model."""
     conversation = answer.conversation
     path = Tree(conversation).path(answer.pk)[:-1]
     rows = {
@@ -52,24 +68,24 @@ def turns_before(answer: Message) -> list[dict[str, str]]:
             "pk", "role", "content"
         )
     }
-    turns: list[dict[str, str]] = []
-    for role, content in (rows[pk] for pk in path):
-        if role == Message.Role.USER and turns and turns[-1]["role"] == "user":
+    turns: list[tuple[int, str, str]] = []
+    for pk, (role, content) in ((pk, rows[pk]) for pk in path):
+        if role == Message.Role.USER and turns and turns[-1][1] == Message.Role.USER:
             turns.pop()  # it got no answer
         if role == Message.Role.ASSISTANT:
             content = apart(content)[1]  # nobody is shown earlier thoughts
         if content:
-            turns.append({"role": role, "content": content})
-    if not answer.with_history:
-        turns = without_history(turns)
-    return [{"role": "system", "content": answer.system}, *turns] if answer.system else turns
+            turns.append((pk, role, content))
+    return turns
 
 
 def without_history(turns: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """The last question alone, with what the system says: how a model trained on single turns was
-    asked.
+    """The last question alone, with what the system says and the tools have said since: how a model
+    trained on single turns was asked.
     """
-    return [turn for turn in turns[:-1] if turn["role"] == "system"] + list(turns[-1:])
+    asked = [i for i, turn in enumerate(turns) if turn["role"] == "user"]
+    last = asked[-1] if asked else 0
+    return [turn for turn in turns[:last] if turn["role"] == "system"] + list(turns[last:])
 
 
 def earlier_turns(request: Request) -> int:
@@ -108,6 +124,6 @@ def save_end(answer: LiveAnswer) -> None:
         )
         door = TokenUsage.Door.API if message.api_key_id else TokenUsage.Door.CHAT
         spent = [answer.usage.get(name) or 0 for name in ("prompt_tokens", "completion_tokens")]
-        TokenUsage.count(message.conversation.owner_id, door, *spent)
+        tokens.count(message.conversation.owner_id, door, message.model_label, *spent)
         if message.api_key and message.api_key.tokens_per_day is not None:
             message.api_key.spend(answer.usage.get("total_tokens") or 0)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from django.utils.safestring import mark_safe
 
+from chat.conversations.messages import left_out_of
 from chat.conversations.rendering import to_html
 from chat.conversations.streaming import StreamedMarkdown
 from chat.conversations.tree import Tree, show
@@ -28,8 +29,9 @@ def thread(
     """The newest turns of the branch that is shown (or that ends with `leaf`), those before the
     one of the id `before`, or those around the one `at`, whose branch is shown from then on.
 
-    Each turn has `branch` (where it stands among its branches; None: it is the only one); an answer
-    also `html` and `text`; the last one, when it is being compared, `compared`: all answers.
+    Each turn has `branch` (where it stands among its branches; None: it is the only one) and
+    `is_left_out` (it did not fit into the context of the last answer here); an answer also `html`
+    and `text`; the last one, when it is being compared, `compared`: all answers.
     """
     if conversation is None:
         return Thread()
@@ -47,6 +49,10 @@ def thread(
     turns = [rows[pk] for pk in shown if pk in rows]
     for turn in turns:
         turn.branch = _branch(tree, turn)
+    answered = next((turn for turn in turns[::-1] if turn.role == Message.Role.ASSISTANT), None)
+    left_out = left_out_of(answered) if answered else set()
+    for turn in turns:
+        turn.is_left_out = turn.pk in left_out
     newest = len(path) == len(whole)
     if turns and newest and turns[-1].comparison_id:
         last = turns[-1]

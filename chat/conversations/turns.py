@@ -1,15 +1,19 @@
 """A turn of a conversation: the user's message and the answer that is to come."""
 
+from collections.abc import Callable
+
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from chat import compositions
 from chat import sampling as sampling_rules
 from chat.conversations.tree import Tree, show
 from chat.models import Adapter, Checkpoint, Comparison, Conversation, Message
+from portal.budget import tokens
 from portal.rest.conventions import Conflict
-from portal.text import check_content, shown
+from portal.text import check_content, is_storable, shown
 
 TITLE = 40  # characters of the first message that become a fresh conversation's title
 MOST_COMPARED = 4  # models that answer one question side by side
@@ -40,7 +44,8 @@ def create_turn(
     """(the user's message, the queued answer); `chat.conversations.live.start(answer)` then makes
     somebody write it.
 
-    `checkpoint` and `adapter` are rows, ids or names that `user` may see. checkpoint None: the
+    `checkpoint` and `adapter` are rows, ids or names that `user` may see; two adapters in a list
+    stand together. checkpoint None: the
     adapter's, else the conversation's last one, else the default. adapter None: prefix off; KEEP:
     as in the conversation's last turn. with_history: whether the model is shown the earlier turns;
     None: as it was trained. system: what it is told before them; None: as in the last turn. edited:
@@ -124,7 +129,7 @@ def _asked(conversation, user, checkpoint, adapter, told: dict, problems: dict) 
     """
     if adapter is KEEP:
         adapter = _last_adapter(conversation, user, checkpoint)
-    adapter = _checked(lambda value: _row(Adapter, user, value), adapter, "adapter", problems)
+    adapter = _checked(lambda value: _adapter(user, value), adapter, "adapter", problems)
     checkpoint = _checked(
         lambda value: _row(Checkpoint, user, value), checkpoint, "checkpoint", problems
     )
@@ -171,6 +176,7 @@ def _written(
     """(question, queued answers). With `content` the question is new, a branch beside the question
     `beside` or at the end of what is shown; without, it is that of the answer `beside`.
     """
+    tokens.check(conversation.owner_id)
     # The lock makes two simultaneous sends queue up here, so that only the first finds no answer in
     # flight.
     held = Conversation.objects.select_for_update().get(pk=conversation.pk)
@@ -209,6 +215,10 @@ def _written(
     return message, answers
 
 
+# Called with a comparison that has been judged: what stands above makes use of the verdict.
+JUDGED: list[Callable[[Comparison], None]] = []
+
+
 def judge(comparison: Comparison, verdict: str, chosen: Message | None) -> None:
     """Writes down what the asker thinks of the compared answers; the conversation goes on with the
     better one and its model.
@@ -225,6 +235,8 @@ def judge(comparison: Comparison, verdict: str, chosen: Message | None) -> None:
         Conversation.objects.filter(pk=comparison.conversation_id).update(
             checkpoint=chosen.checkpoint, adapter=chosen.adapter
         )
+    for use in JUDGED:
+        use(comparison)
 
 
 def model_label(checkpoint, adapter=None) -> str:
@@ -268,6 +280,20 @@ def _row(model, user, value):
             _("“%(value)s” does not exist.") % {"value": shown(value)}, "does_not_exist"
         )
     return found
+
+
+def _adapter(user, value):
+    """As `_row`, of adapters; [one, other] or "one+other": both together (chat/compositions.py)."""
+    if isinstance(value, list) and len(value) == 2:
+        one, other = (_row(Adapter, user, each) for each in value)
+        if one is None or other is None:
+            raise ValidationError(_("Name two adapters to stand together."), "invalid")
+        return compositions.composed(user, one, other)
+    if isinstance(value, str) and compositions.SIGN in value and is_storable(value):
+        known = Adapter.objects.visible_to(user).named(value)
+        if found := known or compositions.named(user, "", value):
+            return found
+    return _row(Adapter, user, value)
 
 
 def _last_adapter(conversation, user, checkpoint):

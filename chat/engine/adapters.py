@@ -219,16 +219,17 @@ class AdapterPool:
         host = prefix.tensor.to(self._loaded.dtype)
         if self._device.type == "cuda":
             host = host.pin_memory()
-        self.put(ref.name, host)
-        return host
+        return self._put(ref.name, host)
 
-    def put(self, name: str, host: torch.Tensor) -> None:
+    def _put(self, name: str, host: torch.Tensor) -> torch.Tensor:
+        """The tensor that is kept: the first, where several threads have read the same files."""
         with self._lock:
             on_device = host if self._device.type == "cpu" else None
-            self._entries[name] = _Resident(host, on_device)
+            entry = self._entries.setdefault(name, _Resident(host, on_device))
             self._entries.move_to_end(name)
             while len(self._entries) > 1 and self._bytes("host") > self._host_bytes:
                 self._entries.popitem(last=False)
+            return entry.host
 
     def on_device(self, name: str, host: torch.Tensor) -> torch.Tensor:
         """The adapter on the model's device; a cold one is copied from pinned memory without

@@ -16,16 +16,20 @@ FEW_ROWS = 4  # up to here a forward waits for memory, and more tokens cost litt
 # Share of guesses that must come true for them to pay, from docs/engine.md's table of products: at
 # one row, at a few, at many.
 WORTH_AT_ONE, WORTH_AT_FEW, WORTH_AT_MANY = 0.12, 0.35, 0.85
-PAUSE = 24  # tokens without a guess after guesses that did not pay
+# Tokens without a guess after guesses that did not pay, in small and in large batches: twice as
+# many each time, until one is wholly right.
+PAUSE, PAUSE_AT_MANY = 24, 96
 
 
 class Drafter:
-    """One answer's guesses. resembles: tokens of a text that the answer may resemble."""
+    """One answer's guesses. resembles: tokens of a text that the answer may resemble. trust: the
+    share of such guesses that came true in other answers.
+    """
 
-    def __init__(self, prompt: Sequence[int], resembles: Sequence[int] = ()):
+    def __init__(self, prompt: Sequence[int], resembles: Sequence[int] = (), trust: float = 1.0):
         self._known: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}  # where what follows these tokens stands
-        self._trust, self._pause = 1.0, 0
+        self._trust, self._pause, self._failures = trust, 0, 0
         self._extend(prompt)
         self._extend(resembles)
         # an answer that begins as that text begins
@@ -57,10 +61,12 @@ class Drafter:
         if count < 1 or self._pause > 0 or (rows > FEW_ROWS and not self._resembles):
             return []
         if self._trust < worth:
-            self._trust, self._pause = worth, PAUSE  # then one more attempt
+            pause = PAUSE if rows <= FEW_ROWS else PAUSE_AT_MANY
+            self._trust, self._pause = worth, pause << self._failures  # then one more attempt
+            self._failures += 1
             return []
         length = len(self._answer)
-        if self._answer == self._resembles[:length]:
+        if length < len(self._resembles) and self._answer == self._resembles[:length]:
             return self._resembles[length : length + count]
         for size in range(LONGEST, SHORTEST - 1, -1):
             at = self._after.get(tuple(self._known[-size:]))
@@ -70,3 +76,5 @@ class Drafter:
 
     def came_true(self, guessed: int, right: int) -> None:
         self._trust = 0.7 * self._trust + 0.3 * right / guessed
+        if right == guessed:
+            self._failures = 0

@@ -30,7 +30,7 @@ from chat.engine.offline import GenerationOutput, OutputCollector
 from chat.engine.prefill import Prefiller, groups
 from chat.engine.prompt_cache import PromptCache
 from chat.engine.prompts import Prompter
-from chat.engine.request import LONGEST_PREFIX, Request, Sink
+from chat.engine.request import Request, Sink
 from chat.engine.sampler import SampledToken, sample
 from chat.engine.scheduler import Scheduler
 from chat.engine.sequence import OnEnd, Sequence
@@ -45,17 +45,18 @@ class EngineConfig:
     """max_rows, max_length: requests in a batch, tokens of one request (prompt and answer); sized
     from free memory when None. cache_share: part of the free memory that the key-value cache may
     take when rows are sized from it. queue_limit: requests waiting beyond which `submit` refuses.
-    prefill_tokens: prompt tokens computed in one step. prefix_room: columns kept for an adapter's
-    prefix. reuse_prompts: keep the keys and values of earlier prompts. compiled: use the forward of
-    our own where there is one for the model (flat_forward.py). drafts: guess greedy answers' next
-    tokens where it pays (drafts.py; with the forward of our own alone).
+    prefill_tokens: prompt tokens computed in one step. prefix_room: columns of each row for its
+    adapter's prefix where rows hold copies, chosen by free memory when None (capacity.py).
+    reuse_prompts: keep the keys and values of earlier prompts. compiled: use the forward of our own
+    where there is one for the model (flat_forward.py). drafts: guess greedy answers' next tokens
+    where it pays (drafts.py; with the forward of our own alone).
     """
 
     max_rows: int | None = None
     max_length: int | None = None
     queue_limit: int = 256
     prefill_tokens: int = 512
-    prefix_room: int = LONGEST_PREFIX
+    prefix_room: int | None = None
     cache_share: float = CACHE_SHARE
     reuse_prompts: bool = True
     drafts: bool = True
@@ -117,7 +118,11 @@ class Engine:
             self.decoder = decoder_for(loaded, self.cache, self.positions)
             self._prefiller = Prefiller(loaded, self.cache, self.positions)
         self._validator = RequestValidator(
-            loaded, self.positions, self.adapters, self.max_length, config.prefix_room
+            loaded,
+            self.positions,
+            self.adapters,
+            self.max_length,
+            None if flat else self.capacity.columns,
         )
         self.scheduler = Scheduler(
             max_rows=self.max_rows,

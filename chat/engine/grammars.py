@@ -51,8 +51,10 @@ class Grammars:
         self._loaded, self._lock = loaded, threading.Lock()
         self._tokenizer: Any = None
 
-    def compile(self, schema: str) -> Grammar:
-        """RequestRefused for what is no JSON schema, or one that llguidance does not know."""
+    def compile(self, schema: str, param: str = "response_format") -> Grammar:
+        """RequestRefused, naming `param`, for what is no JSON schema, or one that llguidance does
+        not know.
+        """
         from llguidance import LLMatcher
 
         try:
@@ -64,7 +66,7 @@ class Grammars:
         if problem:
             reason = problem.strip().splitlines()[0]
             raise RequestRefused(
-                "invalid_value", f"the JSON schema cannot be used: {reason}", "response_format"
+                "invalid_value", f"the JSON schema cannot be used: {reason}", param
             )
         return Grammar(matcher, self._loaded.vocabulary, sorted(self._loaded.prompter.end_ids))
 

@@ -120,10 +120,12 @@ def load(
             )
         config.quantization_bit = quantization_bit
     tokenizer = _tokenizer(folder, family, config)
-    # On a GPU each weight goes straight there (and is packed there); several GPUs share the layers.
+    # On a GPU each weight goes straight there (and is packed there); several GPUs share the layers
+    # unless one is named.
     placement = {}
     if device.type == "cuda":
-        placement["device_map"] = "auto" if torch.cuda.device_count() > 1 else {"": device}
+        spread = device.index is None and torch.cuda.device_count() > 1
+        placement["device_map"] = "auto" if spread else {"": device}
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,

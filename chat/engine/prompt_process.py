@@ -1,7 +1,7 @@
 """`python -m chat.engine.prompt_process`: renders prompts until its input ends.
 
-One JSON object a line: {"call", "folder", "messages", "text", "begun", "thinking"} in, {"call",
-"ids", "end_ids"} or {"call", "refused": {...}} or {"call", "error"} out.
+One JSON object a line: {"call", "folder", ...PROMPT} in, {"call", "ids", "end_ids", "json_schema"}
+or {"call", "refused": {...}} or {"call", "error"} out.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def load_prompter(folder: str | Path) -> Prompter:
     )
 
 
-PROMPT = ("messages", "text", "begun", "thinking")  # of a call
+# of a call: fields of chat.engine.request.Request and of its sampling
+PROMPT = ("messages", "text", "begun", "thinking", "tools", "must_call")
 
 
 @lru_cache(maxsize=16)
@@ -53,20 +54,27 @@ def prompt_ids(
     text: str | None,
     begun: str = "",
     thinking: bool | None = None,
+    tools: Sequence[dict[str, Any]] = (),
+    must_call: Sequence[str] = (),
 ) -> list[int]:
     """Of messages and what there is of the answer, or of a text to be gone on with; of neither,
     none.
     """
     if text is not None:
         return prompter.plain_ids(text)
-    return prompter.prompt_ids(messages, begun=begun, thinking=thinking) if messages else []
+    if not messages:
+        return []
+    return prompter.prompt_ids(
+        messages, begun=begun, thinking=thinking, tools=tools, must_call=must_call
+    )
 
 
 def answer(call: dict[str, Any]) -> dict[str, Any]:
     try:
         prompter = _prompter(call["folder"])
         ids = prompt_ids(prompter, *(call[name] for name in PROMPT))
-        return {"ids": ids, "end_ids": sorted(prompter.end_ids)}
+        schema = prompter.answer_schema(call["tools"], call["must_call"], call["json_schema"])
+        return {"ids": ids, "end_ids": sorted(prompter.end_ids), "json_schema": schema}
     except RequestRefused as refusal:
         fields = ("code", "message", "param")
         return {"refused": {name: getattr(refusal, name) for name in fields}}

@@ -14,15 +14,17 @@ from typing import Any, Protocol
 
 from chat.engine.detokenizer import IncrementalDetokenizer, detokenizer
 from chat.engine.request import RequestRefused
+from chat.engine.tools import ToolForm, in_words
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
+TOOL_FIELDS = ("tool_calls", "tool_call_id", "name")
 IGNORED = -100  # label that the loss leaves out
 UNCUT = 1 << 30  # a length in tokens that nothing reaches
 
-Messages = Sequence[dict[str, str]]
+Messages = Sequence[dict[str, Any]]
 
 
-def checked(messages: Messages) -> list[dict[str, str]]:
+def checked(messages: Messages) -> list[dict[str, Any]]:
     """The messages as plain dictionaries, or RequestRefused."""
     if not messages:
         raise RequestRefused("empty_prompt", "there are no messages", param="messages")
@@ -37,7 +39,11 @@ def checked(messages: Messages) -> list[dict[str, str]]:
             )
     if not any(message["content"].strip() for message in messages):
         raise RequestRefused("empty_prompt", "the messages hold no text", param="messages")
-    return [{"role": message["role"], "content": message["content"]} for message in messages]
+    return [
+        {"role": message["role"], "content": message["content"]}
+        | {name: message[name] for name in TOOL_FIELDS if message.get(name)}
+        for message in messages
+    ]
 
 
 class Cleaner(Protocol):
@@ -52,14 +58,22 @@ class Prompter(ABC):
 
     end_ids: frozenset[int]
 
+    tool_form: ToolForm | None = None  # how calls of functions are written; None: not at all
+
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self._lock = threading.RLock()
 
     @abstractmethod
-    def _render(self, messages: list[dict[str, str]], thinking: bool | None = None) -> list[int]:
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        thinking: bool | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> list[int]:
         """Tokens of the whole prompt, up to where the answer begins. thinking: whether the model
-        shall think first, where its template leaves that open.
+        shall think first, where its template leaves that open. tools, and turns that call them:
+        only where there is a `tool_form`.
         """
 
     def opening(self, prompt: Sequence[int]) -> str:
@@ -108,18 +122,35 @@ class Prompter(ABC):
         max_length: int | None = None,
         begun: str = "",
         thinking: bool | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+        must_call: Sequence[str] = (),
     ) -> list[int]:
         """Tokens of the prompt. With `max_length` the text is shortened to fit, as in training.
-        begun: of the answer, what is there already.
+        begun: of the answer, what is there already. tools, must_call: as a Request has them.
         """
         messages = checked(messages)
+        if self.tool_form is None:
+            if tools:
+                message = "the checkpoint's chat template has no place for tools"
+                raise RequestRefused("unsupported_parameter", message, param="tools")
+            messages = in_words(messages)
+        elif must_call:
+            begun = begun or self.tool_form.opening
         with self._lock:
-            ids = self._render(messages, thinking)
+            ids = self._render(messages, thinking, tools)
             if max_length is not None and len(ids) > max_length:
                 ids = self._fit(messages, max_length)
             if begun:
                 ids += self.response_ids(begun)[:-1]
         return ids
+
+    def answer_schema(
+        self, tools: Sequence[dict[str, Any]], must_call: Sequence[str], schema: str | None
+    ) -> str | None:
+        """The JSON schema of an answer of which `schema` is asked and that may, or must, call."""
+        if self.tool_form is None or not tools:
+            return schema
+        return self.tool_form.schema(tools, must_call, schema)
 
     def plain_ids(self, text: str) -> list[int]:
         """Tokens of a text that is to be gone on with, no chat template around it."""

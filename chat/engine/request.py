@@ -10,12 +10,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort", "error"]
 EventType = Literal["loading", "queued", "started", "delta", "finished", "failed"]
 
-# tokens of an adapter: room the engine keeps in each row, so nothing longer is trained
-LONGEST_PREFIX = 256
+LONGEST_PREFIX = 2048  # tokens of an adapter: nothing longer is trained or imported
 DEFAULT_NEW_TOKENS = 512
 MOST_STOPS = 4  # as many as OpenAI's API takes
 MOST_BIASES = 1024  # entries of a logit_bias
@@ -102,15 +101,16 @@ class SamplingParams:
             tokens = f"token ids (0 to {vocabulary - 1}) with -100 to 100 each"
             refuse("logit_bias", f"at most {MOST_BIASES} {tokens}")
 
-    def new_tokens_limit(self, prompt: int, room: int) -> int:
-        """Tokens that the answer to a prompt of `prompt` tokens may have, where both have `room`:
-        what was asked for, or as many as the prompt leaves. Clients ask for their own default
-        (4096, 32000), so more than fits is no reason to refuse.
+    def new_tokens_limit(self, prompt: int, room: int, prefix: int = 0) -> int:
+        """Tokens that the answer to a prompt of `prompt` tokens may have, where both have `room`
+        (behind an adapter of `prefix` tokens): what was asked for, or as many as the prompt leaves.
+        Clients ask for their own default (4096, 32000), so more than fits is no reason to refuse.
         """
+        behind = f" behind the adapter's prefix of {prefix}" if prefix else ""
         if prompt + 1 > room:
             raise RequestRefused(
                 "context_length_exceeded",
-                f"the context holds {room} tokens; the prompt has {prompt}",
+                f"the context holds {max(room, 0)} tokens{behind}; the prompt has {prompt}",
                 param="messages",
             )
         wanted = self.max_new_tokens
@@ -161,14 +161,20 @@ class Request:
     """
 
     id: str
-    # {"role": Role, "content": str}, oldest first, last one from the user
-    messages: tuple[dict[str, str], ...] = ()
+    # {"role": Role, "content": str}, oldest first, last one from the user or a tool; an assistant's
+    # may have "tool_calls", a tool's "tool_call_id" and "name", in OpenAI's form
+    messages: tuple[dict[str, Any], ...] = ()
     prompt_ids: tuple[int, ...] | None = None
     text: str | None = None
     begun: str = ""  # the answer's beginning, which is there already; with `messages`
+    # functions that the answer may call, in OpenAI's form (chat/engine/tools.py); with `messages`
+    tools: tuple[dict[str, Any], ...] = ()
+    must_call: tuple[str, ...] = ()  # their names, one of which it calls; none: as it likes
     adapter: AdapterRef | None = None  # None: prefix off
     sampling: SamplingParams = field(default_factory=SamplingParams)
     user: str = ""  # admission is round-robin over users
+    # the text as its tokens spell it, without the family's tidying (Prompter.clean)
+    untidied: bool = False
     # what the answer may resemble (another model's answer): makes a greedy one quicker where it
     # does, and never another
     resembles: str = ""
@@ -246,7 +252,7 @@ class RequestRefused(GenerationRefused):
     """The engine will not take the request; nothing was computed.
 
     `code`: context_length_exceeded | queue_full | invalid_adapter | invalid_value | empty_prompt |
-    template_refused | unavailable (an upstream server's word)
+    template_refused | unsupported_parameter | unavailable (an upstream server's word)
     """
 
     def __init__(

@@ -100,7 +100,7 @@ class Sequence:
         self._stops = (
             StopStrings(self.request.sampling.stop) if self.request.sampling.stop else None
         )
-        self._cleaner = self.prompter.cleaner()
+        self._cleaner = None if self.request.untidied else self.prompter.cleaner()
         goes_on = not self.request.messages or self.request.begun
         self._opening = "" if goes_on else self.prompter.opening(self.prompt)
 

@@ -15,12 +15,16 @@ from chat.engine.prompts import Prompter
 from chat.engine.sampler import SampledToken, sample
 from chat.engine.sequence import Sequence
 
+TRUST_OVER = 20  # guesses
+
 
 class Speculation:
     """Belongs to the engine's thread."""
 
     def __init__(self, steps: FlatSteps, prompter: Prompter):
         self._steps, self._prompter = steps, prompter
+        # share of guesses that came true lately, of answers without and with a text they resemble
+        self._trust = {False: 1.0, True: 1.0}
 
     def decode(self, rows: Several[Sequence]) -> list[tuple[Sequence, SampledToken]] | None:
         """The rows' next tokens, in order; their lengths count those that are kept. None, and
@@ -36,7 +40,7 @@ class Speculation:
             resembles = row.request.resembles
             # without the token that ends an answer
             known = self._prompter.response_ids(resembles)[:-1] if resembles else []
-            row.drafter = Drafter(row.prompt, known)
+            row.drafter = Drafter(row.prompt, known, self._trust[bool(resembles)])
         drafter = row.drafter
         drafter.take(row.output_ids[drafter.taken :])
         return drafter.guess(rows, row.new_tokens_limit - len(row.output_ids) - 1)
@@ -65,6 +69,8 @@ class Speculation:
                 continue
             assert row.drafter is not None
             row.drafter.came_true(len(guess), right)
+            kind = bool(row.request.resembles)
+            self._trust[kind] += (right / len(guess) - self._trust[kind]) / TRUST_OVER
             sampled += [
                 (row, SampledToken(ids[at] if finite[at] else None))
                 for at in range(start, start + right + 1)

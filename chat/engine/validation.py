@@ -4,6 +4,7 @@ computed here.
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from secrets import randbits
@@ -22,8 +23,8 @@ from chat.engine.sequence import OnEnd, Sequence
 class RequestValidator:
     """Runs on the caller's thread; may read an adapter from the disk.
 
-    max_length: prompt and answer tokens of one request. prefix_room: the longest prefix that a slot
-    has room for.
+    max_length: prompt and answer tokens of one request. columns: of a slot, which holds its prefix
+    too; None: rows read prefixes where they lie.
     """
 
     def __init__(
@@ -32,10 +33,10 @@ class RequestValidator:
         positions: Positions,
         adapters: AdapterPool,
         max_length: int,
-        prefix_room: int,
+        columns: int | None,
     ):
         self._loaded, self._positions, self._adapters = loaded, positions, adapters
-        self._max_length, self._prefix_room = max_length, prefix_room
+        self._max_length, self._columns = max_length, columns
         self._grammars = Grammars(loaded)
         self._most_bytes = loaded.context_length * _longest_token(loaded.prompter.tokenizer)
 
@@ -48,20 +49,17 @@ class RequestValidator:
         if prefix is None or strength == 0:
             request, prefix, strength = replace(request, adapter=None), None, 1.0
         pre_seq_len = prefix.shape[3] if prefix is not None else 0
-        if pre_seq_len > self._prefix_room:
-            raise RequestRefused(
-                "invalid_adapter",
-                f"the adapter's prefix is {pre_seq_len} long, this engine has room for "
-                f"{self._prefix_room}",
-                param="adapter",
-            )
         plan = replace(self._positions.plan(prompt, pre_seq_len), prefix_bias=math.log(strength))
-        room = min(self._max_length, self._loaded.context_length - plan.offset)
+        room = self._room(pre_seq_len, plan.offset)
         seed = request.sampling.seed
         sampling = replace(request.sampling, seed=randbits(63) if seed is None else seed)
         sampler_state = SamplerState.of(sampling, prompt)
-        if sampling.json_schema is not None:
-            sampler_state.grammar = self._grammars.compile(sampling.json_schema)
+        schema = self._loaded.prompter.answer_schema(
+            request.tools, request.must_call, sampling.json_schema
+        )
+        if schema is not None:
+            told = "tools" if sampling.json_schema is None else "response_format"
+            sampler_state.grammar = self._grammars.compile(schema, told)
         return Sequence(
             request=request,
             prompt=prompt,
@@ -69,10 +67,32 @@ class RequestValidator:
             prompter=self._loaded.prompter,
             sampler_state=sampler_state,
             positions=plan,
-            new_tokens_limit=sampling.new_tokens_limit(len(prompt), room),
+            new_tokens_limit=sampling.new_tokens_limit(len(prompt), room, pre_seq_len),
             prefix=prefix,
             on_end=on_end,
         )
+
+    def _room(self, pre_seq_len: int, offset: int) -> int:
+        """Tokens that prompt and answer may have together."""
+        context, columns = self._loaded.context_length, self._columns
+        if offset >= context - 1:
+            raise RequestRefused(
+                "invalid_adapter",
+                f"the adapter's prefix has {pre_seq_len} tokens; the checkpoint's context holds "
+                f"{context} in all",
+                param="adapter",
+            )
+        room = min(self._max_length, context - offset)
+        if columns is None:
+            return room
+        if pre_seq_len >= columns - 1:
+            raise RequestRefused(
+                "invalid_adapter",
+                f"the adapter's prefix has {pre_seq_len} tokens; a row of this engine holds "
+                f"{columns} in all",
+                param="adapter",
+            )
+        return min(room, columns - pre_seq_len)
 
     def _prompt(self, request: Request) -> list[int]:
         given = (bool(request.messages), request.text is not None, request.prompt_ids is not None)
@@ -87,9 +107,14 @@ class RequestValidator:
             prompt = self._loaded.prompter.plain_ids(request.text)
         elif request.prompt_ids is None:
             begun = {"role": "assistant", "content": request.begun}
-            self._check_size([*request.messages, begun])
+            offered = [{"role": "tool", "content": json.dumps(tool)} for tool in request.tools]
+            self._check_size([*request.messages, begun, *offered])
             prompt = self._loaded.prompter.prompt_ids(
-                request.messages, begun=request.begun, thinking=request.sampling.thinking
+                request.messages,
+                begun=request.begun,
+                thinking=request.sampling.thinking,
+                tools=request.tools,
+                must_call=request.must_call,
             )
         else:
             prompt = list(request.prompt_ids)

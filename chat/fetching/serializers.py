@@ -6,6 +6,7 @@ from rest_framework import serializers
 from chat.checkpoints.fetch.catalogue import CATALOGUE
 from chat.models import FetchRun
 from portal.rest.conventions import RunSerializer
+from portal.rest.fields import Text
 
 
 class FileSerializer(serializers.Serializer):
@@ -51,12 +52,12 @@ class FetchRunSerializer(RunSerializer):
 
 
 class NewFetchRunSerializer(serializers.Serializer):
-    source = serializers.CharField(
+    source = Text(
         max_length=4096,
         help_text=f"{', '.join(CATALOGUE)}, hf:ORG/NAME[@REVISION], "
         "modelscope:ORG/NAME[@REVISION], a folder, an archive or a .gguf file on the portal's "
         "machine",
     )
-    name = serializers.CharField(max_length=100, required=False, allow_blank=True)
+    name = Text(max_length=100, required=False, allow_blank=True)
     default = serializers.BooleanField(required=False, default=False)
     accept_licence = serializers.BooleanField(required=False, default=False)

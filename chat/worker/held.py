@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from chat.engine.request import Event, Request, error_object
-from chat.worker.serving import Coming
+from chat.worker.serving import PAUSED, Coming
 from chat.worker.subscriptions import SequenceState
 
 TELL_EVERY = 2.0  # seconds
@@ -69,8 +69,10 @@ class Waiting:
         for held in list(self._held.values()):
             if now - held.since > self._longest:
                 del self._held[held.sequence.id]
-                message = f"the model was still being loaded after {self._longest:.0f} s"
-                self.fail(held, "worker_loading", message)
+                paused = coming is not None and coming.phase == PAUSED
+                what = "paused for a run" if paused else "being loaded"
+                message = f"the model was still {what} after {self._longest:.0f} s"
+                self.fail(held, "chat_paused" if paused else "worker_loading", message)
                 continue
             mine = coming is not None and coming.target.fingerprint == held.fingerprint
             phase = coming.phase if mine and coming is not None else "waiting"

@@ -96,6 +96,8 @@ class OpenAIBackend(SSEBackend):
             "frequency_penalty": sampling.frequency_penalty or None,
             "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
             "response_format": response_format(sampling.json_schema),
+            "tools": list(request.tools) or None,
+            "tool_choice": _choice(request.must_call, len(request.tools)),
         }
         if self._extras:
             penalty = sampling.repetition_penalty
@@ -111,6 +113,13 @@ class OpenAIBackend(SSEBackend):
         if sampling.logprobs is not None:
             body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
         return {name: value for name, value in body.items() if value is not None}
+
+
+def _choice(must_call: tuple[str, ...], offered: int) -> Any:
+    """`tool_choice` in OpenAI's words; None: as the model likes."""
+    if len(must_call) == 1 < offered:
+        return {"type": "function", "function": {"name": must_call[0]}}
+    return "required" if must_call else None
 
 
 def _too_many(text: str) -> bool:

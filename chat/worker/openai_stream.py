@@ -24,6 +24,8 @@ class Reading:
     finish_reason: str | None = None
     usage: dict[str, int] = field(default_factory=dict)
     _thinking: bool = False
+    _call: int | None = None  # the number of the call that is being written
+    _given: bool = False  # whether it has arguments so far
 
     def take(self, chunk: Any) -> list[dict[str, Any]]:
         """The data of the `delta` events that a chunk says. ValueError: it reports an error."""
@@ -54,15 +56,41 @@ class Reading:
         said = said if isinstance(said, dict) else {"content": said}
         thought = text_of(said.get("reasoning_content") or said.get("reasoning"))
         text = text_of(said.get("content") or choice.get("text"))
+        text += self._calls(said.get("tool_calls"))
         if thought:
             thought, self._thinking = ("" if self._thinking else "<think>\n") + thought, True
         return self._text_delta(text, choice, thought)
+
+    def _calls(self, calls: Any) -> str:
+        """As models write them (chat/engine/tool_calls.py)."""
+        text = ""
+        for i, call in enumerate(calls if isinstance(calls, list) else ()):
+            function = call.get("function") if isinstance(call, dict) else None
+            if not isinstance(function, dict):
+                continue
+            number, name = call.get("index", i), function.get("name")
+            if name and number != self._call:
+                text += self._call_end()
+                text += f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": '
+                self._call, self._given = number, False
+            given = function.get("arguments") or ""
+            given = given if isinstance(given, str) else json.dumps(given)
+            text, self._given = text + given, self._given or bool(given)
+        return text
+
+    def _call_end(self) -> str:
+        if self._call is None:
+            return ""
+        self._call = None
+        return ("" if self._given else "{}") + "}\n</tool_call>\n"
 
     def _text_delta(
         self, text: str, choice: dict[str, Any], thought: str = ""
     ) -> dict[str, Any] | None:
         if self._thinking and (text or self.finish_reason):
             thought, self._thinking = thought + "\n</think>\n\n", False
+        if self.finish_reason:
+            text += self._call_end()
         if not thought + text:
             return None
         logprobs = choice.get("logprobs")

@@ -13,12 +13,11 @@ import contextlib
 import itertools
 import json
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from chat.engine.request import RequestRefused
+from chat.engine.request import Request, RequestRefused
 from chat.worker.client import WorkerUnavailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,21 +27,30 @@ PATIENCE = 60.0  # seconds; the first prompt of a checkpoint waits for imports a
 
 @dataclass(frozen=True)
 class Rendered:
-    """ids: the prompt, up to where the answer begins. end_ids: tokens that end an answer."""
+    """ids: the prompt, up to where the answer begins. end_ids: tokens that end an answer.
+    json_schema: what the answer must satisfy, if anything.
+    """
 
     ids: list[int]
     end_ids: list[int]
+    json_schema: str | None = None
+
+
+def asked(request: Request) -> dict[str, Any]:
+    """What chat.engine.prompt_process reads of a request."""
+    return {
+        "messages": request.messages,
+        "text": request.text,
+        "begun": request.begun,
+        "thinking": request.sampling.thinking,
+        "tools": request.tools,
+        "must_call": request.must_call,
+        "json_schema": request.sampling.json_schema,
+    }
 
 
 class Renderer(Protocol):
-    async def render(
-        self,
-        folder: str,
-        messages: Sequence[dict[str, str]],
-        text: str | None = None,
-        begun: str = "",
-        thinking: bool | None = None,
-    ) -> Rendered:
+    async def render(self, folder: str, request: Request) -> Rendered:
         """The prompt of a checkpoint: of messages and what there is of the answer, or of a text to
         be gone on with; of neither, `ids` is empty.
 
@@ -61,20 +69,12 @@ class PromptRenderer:
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._numbers = itertools.count()
 
-    async def render(
-        self,
-        folder: str,
-        messages: Sequence[dict[str, str]],
-        text: str | None = None,
-        begun: str = "",
-        thinking: bool | None = None,
-    ) -> Rendered:
+    async def render(self, folder: str, request: Request) -> Rendered:
         pipe = (await self._running()).stdin
         assert pipe is not None
         number, future = next(self._numbers), asyncio.get_running_loop().create_future()
         self._calls[number] = future
-        call = {"call": number, "folder": folder, "messages": list(messages), "text": text}
-        call |= {"begun": begun, "thinking": thinking}
+        call = {"call": number, "folder": folder, **asked(request)}
         try:
             pipe.write(json.dumps(call).encode() + b"\n")
             async with asyncio.timeout(PATIENCE):
@@ -88,7 +88,7 @@ class PromptRenderer:
             raise RequestRefused(**answer["refused"])
         if "error" in answer:
             raise WorkerUnavailable(f"no prompts can be made for {folder}: {answer['error']}")
-        return Rendered(answer["ids"], answer["end_ids"])
+        return Rendered(answer["ids"], answer["end_ids"], answer["json_schema"])
 
     async def close(self) -> None:
         process, self._process = self._process, None

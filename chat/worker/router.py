@@ -106,12 +106,21 @@ class Router:
                 if not full or i + 1 == len(candidates):
                     raise
 
-    async def is_served(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> bool:
-        """Does any backend have it just now?"""
-        try:
-            return bool(await self._candidates(checkpoint, with_adapter=with_adapter))
-        except WorkerUnavailable:
-            return False
+    async def holding(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> list[Backend]:
+        """The backends that have it just now."""
+        answers = await self._answers(checkpoint, with_adapter)
+        return [
+            backend
+            for backend, answer in zip(self.backends, answers, strict=True)
+            if answer is True
+        ]
+
+    async def _answers(self, checkpoint: CheckpointRef, with_adapter: bool) -> list[Any]:
+        """Of each backend: whether it has it, or why it cannot say."""
+        return await asyncio.gather(
+            *(backend.serves(checkpoint, with_adapter=with_adapter) for backend in self.backends),
+            return_exceptions=True,
+        )
 
     async def events(self, id: str, after: int = 0) -> AsyncGenerator[list[Event], None]:
         """As WorkerClient.events, wherever the sequence is. SequenceLost when nobody knows it."""
@@ -157,10 +166,7 @@ class Router:
             await self._own_renderer.close()
 
     async def _candidates(self, checkpoint: CheckpointRef, *, with_adapter: bool) -> list[Backend]:
-        answers = await asyncio.gather(
-            *(backend.serves(checkpoint, with_adapter=with_adapter) for backend in self.backends),
-            return_exceptions=True,
-        )
+        answers = await self._answers(checkpoint, with_adapter)
         fitting = [
             backend
             for backend, answer in zip(self.backends, answers, strict=True)

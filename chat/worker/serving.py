@@ -20,6 +20,7 @@ from chat.engine.request import Request, Sink
 
 log = logging.getLogger(__name__)
 
+PAUSED = "paused"  # phase of a checkpoint that comes back when a run has ended
 LOOK_EVERY = 3.0  # seconds between two looks at what is to be served
 DRAIN = 60.0  # seconds that running answers get where the memory is needed for another checkpoint
 RETIRE = 600.0  # seconds that they get where it is not
@@ -58,6 +59,17 @@ class Supply(Protocol):
     def wanted(self) -> Target | None:
         """What to serve now; None: nothing any more, the worker should end."""
 
+    def reserve(self, target: Target) -> bool:
+        """Takes the memory that it needs, when all else of this worker leaves; False: a run has
+        it now, ask again.
+        """
+
+    def must_leave(self) -> bool:
+        """Does a run wait for the memory of what is served?"""
+
+    def keep(self, targets: list[Target]) -> None:
+        """These are in memory, or about to be, and nothing else is any more."""
+
     def fits_beside(self, target: Target) -> bool:
         """Is there memory for it beside what is in memory?"""
 
@@ -89,6 +101,14 @@ class OneCheckpoint:
 
     def wanted(self) -> Target | None:
         return self._target
+
+    def reserve(self, target: Target) -> bool:
+        return True
+
+    def must_leave(self) -> bool:
+        return False
+
+    def keep(self, targets: list[Target]) -> None: ...
 
     def fits_beside(self, target: Target) -> bool:
         return True
@@ -195,7 +215,7 @@ class Serving:
             log.exception("cannot tell what to serve")
             self.house.give_up(str(error))
             return False
-        served = await self._change(target)
+        served = await self._begin(target)
         while served:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY):
@@ -204,16 +224,22 @@ class Serving:
             self._rung.clear()
             try:
                 wanted = await asyncio.to_thread(self.supply.wanted)
+                leave = await asyncio.to_thread(self.supply.must_leave)
             except Exception:
                 log.exception("cannot tell whether the served checkpoint is still the right one")
                 continue
             if wanted is None:
                 return True
+            if leave and self.current is not None:
+                await self._leave(self.current)
             if wanted.key == self._refused:
                 continue
             here = self.resting or (self.current.target if self.current else None)
             if here is None or here.key != wanted.key or (self.resting is not None and woken):
-                served = await self._change(wanted)
+                served = await self._begin(wanted)
+            elif self.coming is not None:  # what waited for memory is not wanted any more
+                self.coming = None
+                self.house.tell_change()
             if self.expected is not None:
                 self.expected = None
                 self.house.tell_change()
@@ -260,7 +286,20 @@ class Serving:
         self.house.tell_change()
         await running.close()
         del running
+        await self._released()
+
+    async def _released(self) -> None:
+        """Something has left memory."""
         await asyncio.to_thread(self.supply.release)
+        await asyncio.to_thread(self.supply.keep, self._in_memory())
+
+    def _in_memory(self) -> list[Target]:
+        found = [running.target for running in self._retiring]
+        if self.current is not None:
+            found.append(self.current.target)
+        if self.coming is not None and self.coming.phase != PAUSED:
+            found.append(self.coming.target)
+        return found
 
     async def close(self) -> None:
         for task in self._retiring.values():
@@ -269,6 +308,24 @@ class Serving:
         await asyncio.gather(*(each.close() for each in running))
 
     # -- a change
+
+    async def _begin(self, target: Target) -> bool:
+        """Changes to it, or waits for a run to give its memory back: then what is served stays.
+        False when nothing is served after it.
+        """
+        if await asyncio.to_thread(self.supply.reserve, target):
+            return await self._change(target)
+        if self.coming is None or self.coming.target.key != target.key:
+            log.info("checkpoint %s waits for memory that a run has", target.name)
+            self.coming, self.resting = Coming(target, PAUSED), None
+            self.house.tell_change()
+        return True
+
+    async def _leave(self, running: Running) -> None:
+        """Out of memory for a run, after the running answers; `follow` brings it back."""
+        log.info("checkpoint %s leaves memory for a run", running.target.name)
+        self.coming = Coming(running.target, PAUSED)
+        await self._drain(running)
 
     async def _change(self, target: Target) -> bool:
         """False when nothing is served after it."""
@@ -318,6 +375,7 @@ class Serving:
         await asyncio.to_thread(self.supply.release)
         instead = await asyncio.to_thread(self.supply.failed, target, error)
         self.coming = None
+        await asyncio.to_thread(self.supply.keep, self._in_memory())
         if instead is None or instead.key == target.key:
             self._refused, instead = target.key, None
         if self.current is None and instead is not None:
@@ -329,7 +387,7 @@ class Serving:
         if instead is None:
             self.house.give_up(str(error))
             return False
-        return await self._change(instead)
+        return await self._begin(instead)
 
     async def _drain(self, running: Running) -> None:
         """Out of memory, after its answers."""
@@ -340,7 +398,7 @@ class Serving:
         self.current = None
         await running.close()
         del running
-        await asyncio.to_thread(self.supply.release)
+        await self._released()
 
     async def _retire(self, running: Running) -> None:
         await self._wait_for_end(running, RETIRE)
@@ -349,7 +407,7 @@ class Serving:
         del self._retiring[running]
         name = running.target.name
         del running
-        await asyncio.to_thread(self.supply.release)
+        await self._released()
         log.info("checkpoint %s has left memory", name)
 
     async def _wait_for_end(self, running: Running, seconds: float) -> None:

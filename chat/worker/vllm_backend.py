@@ -68,9 +68,7 @@ class VllmBackend(SSEBackend):
         if checkpoint is None:
             raise WorkerUnavailable(f"{self.name} has not been asked what it serves")
         sampling.check()
-        rendered = await self._renderer.render(
-            checkpoint.folder, request.messages, request.text, request.begun, sampling.thinking
-        )
+        rendered = await self._renderer.render(checkpoint.folder, request)
         ids = rendered.ids if request.prompt_ids is None else list(request.prompt_ids)
         if not ids:
             raise RequestRefused("empty_prompt", "the prompt is empty", param="messages")
@@ -99,11 +97,11 @@ class VllmBackend(SSEBackend):
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "repetition_penalty": sampling.repetition_penalty,
-            "max_tokens": sampling.new_tokens_limit(len(ids), room),
+            "max_tokens": sampling.new_tokens_limit(len(ids), room, placeholders),
             "presence_penalty": sampling.presence_penalty,
             "frequency_penalty": sampling.frequency_penalty,
             "logit_bias": {str(token): bias for token, bias in sampling.logit_bias} or None,
-            "response_format": response_format(sampling.json_schema),
+            "response_format": response_format(rendered.json_schema),
             "seed": sampling.seed,
             "stop": list(sampling.stop),
             "stop_token_ids": rendered.end_ids,

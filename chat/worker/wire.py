@@ -33,6 +33,7 @@ from chat.engine.request import AdapterRef, Request, SamplingParams
 
 LARGEST_FRAME = 32 * 1024 * 1024  # bytes; a prompt of a full 128k context fits many times
 LONGEST_SOCKET_PATH = 100  # sun_path has 108 bytes
+TURN = ("role", "content", "tool_calls", "tool_call_id", "name")  # of a message
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,14 @@ def request_from_dict(fields: dict[str, Any]) -> Request:
     return Request(
         id=str(fields["id"]),
         messages=tuple(
-            {"role": turn["role"], "content": turn["content"]}
+            {name: turn[name] for name in TURN if name in turn}
             for turn in fields.get("messages") or ()
         ),
         text=None if fields.get("text") is None else str(fields["text"]),
         prompt_ids=None if prompt_ids is None else tuple(prompt_ids),
+        begun=str(fields.get("begun") or ""),
+        tools=tuple(fields.get("tools") or ()),
+        must_call=tuple(fields.get("must_call") or ()),
         adapter=AdapterRef(**adapter) if adapter else None,
         sampling=SamplingParams(
             **{
@@ -124,5 +128,6 @@ def request_from_dict(fields: dict[str, Any]) -> Request:
             }
         ),
         user=str(fields.get("user") or ""),
+        untidied=bool(fields.get("untidied")),
         resembles=str(fields.get("resembles") or ""),
     )

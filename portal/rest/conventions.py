@@ -29,6 +29,7 @@ OPENAI_PATHS = (
     "responses",
     "models",
     "files",
+    "batches",
     "fine_tuning/jobs",
 )
 READABLE = {"ensure_ascii": False}  # for JsonResponse: Chinese as it is, as DRF writes it
@@ -99,7 +100,8 @@ def no_interface(request):
 
 # what OpenAI's clients put behind the base address they were given
 OPENAI_PATH = (
-    r"^(?:.*?/)??((?:chat/)?completions|responses|embeddings|models|files|fine_tuning/jobs)/?$"
+    r"^(?:.*?/)??((?:chat/)?completions|responses|embeddings|models|files|batches"
+    r"|fine_tuning/jobs)/?$"
 )
 
 
@@ -198,6 +200,24 @@ class Pages(CursorPagination):
     ordering = "-id"
     page_size_query_param = "page_size"
     max_page_size = 500
+
+    def get_page_size(self, request):
+        """DRF would overlook what is no number."""
+        wish = request.query_params.get(self.page_size_query_param)
+        if wish is None:
+            return self.page_size
+        number = whole_number(wish)
+        if not number or number < 1:
+            raise exceptions.ValidationError({self.page_size_query_param: [_("A number from 1.")]})
+        return min(number, self.max_page_size)
+
+    def get_schema_operation_parameters(self, view):
+        told = super().get_schema_operation_parameters(view)
+        for parameter in told:
+            if parameter["name"] == self.page_size_query_param:
+                parameter["schema"]["minimum"] = 1
+                parameter["description"] = f"at most {self.max_page_size} are given"
+        return told
 
     def decode_cursor(self, request):
         """DRF takes the position in a cursor as it comes; a made-up one would fail in the

@@ -9,6 +9,7 @@ from rest_framework.response import Response
 from portal.access import get_visible
 from portal.models import ApiKey, Run
 from portal.rest.conventions import Conflict
+from portal.rest.fields import Text
 from portal.rest.viewsets import rules_as_400
 from portal.runs import board
 from portal.runs.work import queues
@@ -42,11 +43,17 @@ class QueueSerializer(serializers.Serializer):
 
 class OrderSerializer(serializers.Serializer):
     runs = serializers.ListField(child=serializers.IntegerField(), max_length=1000)
-    version = serializers.CharField(required=False, help_text="of the list that was looked at")
+    version = Text(required=False, help_text="of the list that was looked at")
 
 
 class HoldSerializer(serializers.Serializer):
-    reason = serializers.CharField(max_length=200, required=False, allow_blank=True, default="")
+    reason = Text(max_length=200, required=False, allow_blank=True, default="")
+
+
+class DrainSerializer(HoldSerializer):
+    checkpoint = serializers.BooleanField(
+        default=False, help_text="what runs saves and waits too; else it goes on to its end"
+    )
 
 
 class PrioritySerializer(serializers.Serializer):
@@ -105,6 +112,25 @@ class QueueViewSet(viewsets.ViewSet):
         board.release(request.user, name)
         return Response(_told(request.user))
 
+    @extend_schema(request=DrainSerializer, responses=QueueSerializer(many=True))
+    @action(detail=False, methods=["post"])
+    def drain(self, request):
+        """Admins: for maintenance nothing new begins in any queue, until `undrain`."""
+        self._admin(request, queues()[0])
+        body = DrainSerializer(data=request.data)
+        body.is_valid(raise_exception=True)
+        told = body.validated_data
+        board.drain(request.user, told["reason"], checkpoint=told["checkpoint"])
+        return Response(_told(request.user))
+
+    @extend_schema(request=None, responses=QueueSerializer(many=True))
+    @action(detail=False, methods=["post"])
+    def undrain(self, request):
+        """Admins: everything goes on."""
+        self._admin(request, queues()[0])
+        board.undrain(request.user)
+        return Response(_told(request.user))
+
     @extend_schema(request=PrioritySerializer, responses=QueueSerializer(many=True))
     @action(detail=False, methods=["post"], url_path=r"runs/(?P<pk>[0-9]{1,18})/priority")
     def priority(self, request, pk=None):
@@ -151,7 +177,7 @@ def _run(run: Run, user, left: float | None, entry: board.Waiting | None = None)
         "status": run.status,
         "priority": Run.Priority(run.priority).name.lower(),
         "place": entry.place if entry else None,
-        "reason": entry.reason if entry else "",
+        "reason": entry.reason if entry else run.wait_reason,
         "starts_in": starts_in,
         "seconds_left": left,
     }

@@ -6,7 +6,8 @@ an admin does about it. Every decision is noted with who and when
 from __future__ import annotations
 
 import hashlib
-import statistics
+import heapq
+import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -15,13 +16,14 @@ from django.db import transaction
 from django.utils.translation import gettext as _
 
 from portal import audit
+from portal.devices.overview import why_runs_wait
 from portal.models import QueueHold, Run
 from portal.runs import lifecycle
+from portal.runs.speeds import Speeds
 from portal.runs.waiting import waiting_order
-from portal.runs.work import queues, work_of
+from portal.runs.work import queues
 
 PRIORITIES = {"normal": Run.Priority.NORMAL, "low": Run.Priority.LOW}
-MEASURED = 5  # ended runs whose speed an estimate is made of
 
 
 class OrderChanged(ValidationError):
@@ -57,6 +59,9 @@ class Queue:
 def board() -> list[Queue]:
     """Every queue in which something runs, waits or is held, and the one of the device."""
     active = list(Run.objects.filter(status__in=Run.ACTIVE).select_related("owner"))
+    waits = why_runs_wait()
+    for run in active:
+        run.wait_reason = waits.get(run.pk, "")
     holds = {hold.queue: hold for hold in QueueHold.objects.select_related("by")}
     names = {run.queue for run in active} | set(holds) | {"gpu"}
     return [_queue(name, active, holds.get(name)) for name in sorted(names, key=queues().index)]
@@ -72,15 +77,16 @@ def _queue(name: str, active: list[Run], hold: QueueHold | None) -> Queue:
     order = (
         [here[pk] for pk in waiting_order(name) if pk in here] if len(here) > len(running) else []
     )
-    speeds = _Speeds() if order else None
-    starts_in = _left_of_all(running)
+    speeds = Speeds() if order else None
+    free_in = _free_in(name, running)
     for place, run in enumerate(order, 1):
         before = order[place - 2] if place > 1 else (running[-1] if running else None)
         reason = _why(run, before, hold)
-        queue.waiting.append(Waiting(run, place, reason, None if hold else starts_in))
+        begins = heapq.heappop(free_in)
+        starts_in = None if hold or begins == math.inf else timedelta(seconds=begins)
+        queue.waiting.append(Waiting(run, place, reason, starts_in))
         took = speeds.seconds(run) if speeds else None
-        known = starts_in is not None and took is not None
-        starts_in = starts_in + timedelta(seconds=took) if known else None  # type: ignore[operator]
+        heapq.heappush(free_in, math.inf if took is None else begins + took)
     return queue
 
 
@@ -106,38 +112,16 @@ def seconds_left(run: Run) -> float | None:
     return run.seconds * max(0, run.total - run.progress) / run.progress
 
 
-def _left_of_all(running: list[Run]) -> timedelta | None:
+def _free_in(queue: str, running: list[Run]) -> list[float]:
+    """A heap: in how many seconds each of the queue's workers is free; infinite where nobody
+    knows.
+    """
     left = [seconds_left(run) for run in running]
-    known = [seconds for seconds in left if seconds is not None]
-    return timedelta(seconds=sum(known)) if len(known) == len(left) else None
-
-
-class _Speeds:
-    """How long runs take, from what ended lately: seconds for each unit of the kind's size."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, str], float | None] = {}
-
-    def seconds(self, run: Run) -> float | None:
-        size = work_of(run.kind).size(run.recipe)
-        if not size:
-            return None
-        base = (run.recipe.get("checkpoint") or {}).get("name", "")
-        if (run.kind, base) not in self._known:
-            self._known[run.kind, base] = self._measured(run.kind, base)
-        each = self._known[run.kind, base]
-        return None if each is None else each * size
-
-    def _measured(self, kind: str, base: str) -> float | None:
-        ended = Run.objects.filter(
-            kind=kind, recipe__checkpoint__name=base, status=Run.Status.SUCCEEDED
-        ).order_by("-id")[:MEASURED]
-        speeds = [
-            run.seconds / size
-            for run in ended
-            if run.seconds and (size := work_of(kind).size(run.recipe))
-        ]
-        return statistics.median(speeds) if speeds else None
+    known = [math.inf if seconds is None else seconds for seconds in left]
+    idle = [0.0] * max(0, lifecycle.slots(queue) - len(known))
+    found = sorted([*idle, *known])
+    heapq.heapify(found)
+    return found
 
 
 # ------------------------------------------------------------------ decisions
@@ -209,6 +193,28 @@ def hold(user, queue: str, reason: str = "") -> QueueHold:
     if new:
         audit.note(user, held, f"held: {reason[:200]}")
     return held
+
+
+def drain(user, reason: str = "", *, checkpoint: bool = False) -> None:
+    """For maintenance: nothing new begins in any queue. checkpoint: what runs saves and waits with
+    the others; else it goes on to its end. `undrain` takes it back.
+    """
+    for queue in queues():
+        held = hold(user, queue, reason)
+        if checkpoint and not held.checkpoint:
+            QueueHold.objects.filter(queue=queue).update(checkpoint=True)
+            audit.note(user, held, "what runs saves and waits")
+
+
+def undrain(user) -> None:
+    for queue in queues():
+        release(user, queue)
+
+
+def drained() -> bool:
+    """Is every queue held?"""
+    held = set(QueueHold.objects.values_list("queue", flat=True))
+    return held >= set(queues())
 
 
 def release(user, queue: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 from django.db import DatabaseError, close_old_connections, connection, transaction
 
+from portal.budget.meter import Meter
 from portal.models import Run
 from portal.runs import lifecycle
 
@@ -64,9 +65,10 @@ class Heartbeat(threading.Thread):
     database never stops the work.
     """
 
-    def __init__(self, run_id: int, token: str, log: Log):
+    def __init__(self, run_id: int, token: str, log: Log, meter: Meter | None = None):
         super().__init__(name="heartbeat", daemon=True)
         self._run_id, self._token, self._log = run_id, token, log
+        self._meter, self._phase = meter, str(Run.Phase.STARTING)
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._writing = threading.Lock()  # one write at a time, the oldest words first
         self._progress: dict[str, Any] = {}
@@ -151,10 +153,13 @@ class Heartbeat(threading.Thread):
                 os._exit(1)
             writes, self._writes = self._writes, []
             progress, self._progress = self._progress, {}
+        phase = progress.get("phase", self._phase)
         try:
             close_old_connections()
             with transaction.atomic():
                 signalled = lifecycle.heartbeat(self._run_id, self._token, **progress)
+                if self._meter is not None:
+                    self._meter.write(phase)
                 for write in writes:
                     write()
         except lifecycle.FencedOff:
@@ -175,7 +180,10 @@ class Heartbeat(threading.Thread):
                 self._log(traceback.format_exc().rstrip())
             finally:
                 os._exit(1)  # without a heartbeat nobody would know that the work goes on
-        self._written = time.monotonic()
-        if signalled is lifecycle.Signal.CANCEL:
-            self.stop_requested = self.stop_requested or CANCEL
+        self._written, self._phase = time.monotonic(), phase
+        if self._meter is not None:
+            self._meter.committed()
+        if signalled is not lifecycle.Signal.CONTINUE:
+            cancel = signalled is lifecycle.Signal.CANCEL
+            self.stop_requested = self.stop_requested or (CANCEL if cancel else STEP_ASIDE)
         return True

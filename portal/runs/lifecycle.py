@@ -12,6 +12,7 @@ row means that the process has been fenced off and must stop.
 import enum
 import logging
 import secrets
+from collections import Counter
 from datetime import datetime, timedelta
 
 from django.conf import settings
@@ -24,7 +25,9 @@ from django_q.brokers import get_broker
 from django_q.tasks import async_task
 from redis import RedisError
 
+from portal.budget import holds
 from portal.models import QueueHold, Run
+from portal.notices.notify import run_ended
 from portal.runs.waiting import waiting_order
 from portal.runs.work import work_of
 
@@ -51,18 +54,22 @@ class Signal(enum.Enum):
 
     CONTINUE = "continue"
     CANCEL = "cancel"
+    STEP_ASIDE = "step aside"
 
 
 def enqueue(run: Run, *, ring_bell: bool = True) -> None:
     """Saves a new run as queued in the queue of its kind, and rings that once the transaction is
     committed. ring_bell=False: for who claims the run in the same transaction.
 
-    Raises TooManyQueued when the owner has enough runs waiting.
+    Raises TooManyQueued when the owner has enough runs waiting, and OverBudget when the units
+    do not suffice (portal/budget/holds.py): then nothing is saved.
     """
     if ring_bell:
         _refuse_too_many(run)
     run.status, run.queue = Status.QUEUED, work_of(run.kind).queue
-    run.save()
+    with transaction.atomic():
+        run.save()
+        holds.open_for(run)
     if ring_bell:
         transaction.on_commit(lambda: ring(run.pk))
 
@@ -132,23 +139,30 @@ def heartbeat(run_id: int, token: str, **progress) -> Signal:
     now = timezone.now()
     if not _held(run_id, token).update(heartbeat_at=now, lease_expires_at=now + LEASE, **progress):
         raise FencedOff(run_id)
-    cancel = Run.objects.filter(pk=run_id, cancel_requested=True).exists()
-    return Signal.CANCEL if cancel else Signal.CONTINUE
+    if Run.objects.filter(pk=run_id, cancel_requested=True).exists():
+        return Signal.CANCEL
+    held = QueueHold.objects.filter(checkpoint=True).values("queue")
+    aside = Run.objects.filter(pk=run_id, queue__in=held).exists()
+    return Signal.STEP_ASIDE if aside else Signal.CONTINUE
 
 
 def _finish(run_id: int, token: str, status: str, error: dict | None = None) -> None:
-    """Commits a terminal status on its own. The token stays, so that the supervisor can tell its
-    own run's end from a fence.
+    """Commits a terminal status, and what the run has cost, on its own. The token stays, so that
+    the supervisor can tell its own run's end from a fence.
     """
-    if not _held(run_id, token).update(
-        status=status,
-        error=error,
-        finished_at=timezone.now(),
-        lease_expires_at=None,
-        phase="",
-        cancel_requested=False,
-    ):
-        raise FencedOff(run_id)
+    with transaction.atomic():
+        if not _held(run_id, token).update(
+            status=status,
+            error=error,
+            finished_at=timezone.now(),
+            lease_expires_at=None,
+            phase="",
+            cancel_requested=False,
+        ):
+            raise FencedOff(run_id)
+        holds.close_for(run_id)
+        if status != Status.CANCELLED or error:  # its owner knows, unless the portal did it
+            run_ended(run_id)
 
 
 def succeed(run_id: int, token: str) -> None:
@@ -161,7 +175,7 @@ def fail(run_id: int, token: str, code: str, message: str) -> None:
 
 def acknowledge_cancel(run_id: int, token: str) -> None:
     """The working process has stopped because cancel was asked for."""
-    _finish(run_id, token, Status.CANCELLED)
+    _finish(run_id, token, Status.CANCELLED, holds.why_stopped(run_id))
 
 
 def step_aside(run_id: int, token: str) -> None:
@@ -179,6 +193,7 @@ def step_aside(run_id: int, token: str) -> None:
         raise FencedOff(run_id)
 
 
+@transaction.atomic
 def lost(run_id: int, token: str, reason: str) -> None:
     """The process died. Queued again while attempts are left, failed
     otherwise.
@@ -186,11 +201,13 @@ def lost(run_id: int, token: str, reason: str) -> None:
     held = _held(run_id, token)
     if held.filter(cancel_requested=True).update(
         status=Status.CANCELLED,
+        error=holds.why_stopped(run_id),
         finished_at=timezone.now(),
         lease_expires_at=None,
         cancel_requested=False,
         phase="",
     ):
+        holds.close_for(run_id)
         return
     if held.filter(attempt__lt=F("max_attempts")).update(
         status=Status.QUEUED,
@@ -200,7 +217,7 @@ def lost(run_id: int, token: str, reason: str) -> None:
         phase="",
     ):
         logger.warning("run %s lost its process (%s): queued again", run_id, reason)
-        ring(run_id)
+        transaction.on_commit(lambda: ring(run_id))
     elif held.update(
         status=Status.FAILED,
         finished_at=timezone.now(),
@@ -211,9 +228,12 @@ def lost(run_id: int, token: str, reason: str) -> None:
             "message": f"The process was lost in every attempt. Last: {reason}",
         },
     ):
+        holds.close_for(run_id)
+        run_ended(run_id)
         logger.error("run %s failed: %s", run_id, reason)
 
 
+@transaction.atomic
 def cancel(run: Run, *, to_go_on: bool = False) -> None:
     """A queued run ends here; a running one is told with its next heartbeat. Ended runs stay as
     they are. to_go_on: it is paused, and said to be.
@@ -222,13 +242,15 @@ def cancel(run: Run, *, to_go_on: bool = False) -> None:
     if Run.objects.filter(pk=run.pk, status=Status.QUEUED).update(
         status=Status.CANCELLED, finished_at=timezone.now(), cancel_requested=False
     ):
+        holds.close_for(run.pk)
         return
     Run.objects.filter(pk=run.pk, status=Status.RUNNING).update(cancel_requested=True)
 
 
+@transaction.atomic
 def resume(run: Run) -> bool:
     """Queues a failed or cancelled run again; it goes on from what it has saved. False when there
-    is nothing to resume. Raises TooManyQueued.
+    is nothing to resume. Raises TooManyQueued and OverBudget.
     """
     _refuse_too_many(run)
     resumed = Run.objects.filter(pk=run.pk, status__in=(Status.FAILED, Status.CANCELLED)).update(
@@ -242,6 +264,7 @@ def resume(run: Run) -> bool:
         interrupted_at=None,
     )
     if resumed:
+        holds.open_for(run)
         transaction.on_commit(lambda: ring(run.pk))
     return bool(resumed)
 
@@ -260,10 +283,12 @@ class Reaper:
         """
         now = timezone.now()
         self._requeue_lost(now)
-        busy = set(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
+        holds.tidy()
+        running = Counter(Run.objects.filter(status=Status.RUNNING).values_list("queue", flat=True))
+        busy = {queue for queue, count in running.items() if count >= slots(queue)}
         deaf = set()
-        # Behind a running run the message waits in the broker; the time to answer it counts from
-        # when the queue is free.
+        # Behind running runs the message waits in the broker; the time to answer it counts from
+        # when the queue has a free worker.
         waiting = Run.objects.filter(status=Status.QUEUED)
         on_hold = set(QueueHold.objects.values_list("queue", flat=True))
         waiting.filter(queue__in=busy | on_hold).exclude(rung_at=None).update(rung_at=now)
@@ -272,7 +297,7 @@ class Reaper:
         for run in waiting.exclude(queue__in=busy | on_hold).filter(
             Q(rung_at=None) | Q(rung_at__lt=now - RING_AGAIN)
         ):
-            if run.rung_at is not None:
+            if run.rung_at is not None and not running[run.queue]:
                 deaf.add(run.queue)
             ring(run.pk)
         return deaf
@@ -291,6 +316,12 @@ class Reaper:
             else:
                 overdue[run.pk] = run.heartbeat_at
         self._overdue = overdue
+
+
+def slots(queue: str) -> int:
+    """Runs of the queue that go on at the same time on one machine."""
+    cluster = settings.Q_CLUSTER["ALT_CLUSTERS"].get(queue, settings.Q_CLUSTER)
+    return cluster["workers"]
 
 
 def forget_deliveries(queue: str) -> None:

@@ -17,10 +17,12 @@ if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
     django.setup()
 
+from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import close_old_connections
 from django.utils import timezone
 
+from portal.budget.meter import Meter
 from portal.models import Run
 from portal.outages import outage_of
 from portal.runs import lifecycle
@@ -45,7 +47,21 @@ def carry_out(run_id: int, token: str, log: Log) -> str:
     status = run_work(work, token)
     if status == Run.Status.SUCCEEDED:
         work.after_success()
+        _send_figures(work)
     return status
+
+
+def _send_figures(work: RunWork) -> None:
+    """To the MLflow server of the settings, if there is one; the row says what became of it."""
+    if not settings.MLFLOW_URL:
+        return
+    from portal.runs import mlflow  # and with it an HTTP client
+
+    run = work.load(work.run.pk)
+    if figures := work.figures():
+        told = mlflow.send(run, figures)
+        Run.objects.filter(pk=run.pk).update(tracking=told)
+        work.log(f"MLflow: {told.get('url') or told['error']}")
 
 
 def run_work(work: RunWork, token: str) -> str:
@@ -53,7 +69,7 @@ def run_work(work: RunWork, token: str) -> str:
     it) and returns the run's status.
     """
     run_id, log = work.run.pk, work.log
-    heartbeat = Heartbeat(run_id, token, log)
+    heartbeat = Heartbeat(run_id, token, log, Meter(work.run))
     error: tuple[str, str] | None = None
     stopped = lost = None
 

@@ -1,4 +1,4 @@
-"""Keeps the portal's processes running: web, inference worker and the two queue clusters.
+"""Keeps the portal's processes running: web, inference worker and the queue clusters.
 
 One supervisor for a data folder (`only_one`). Whatever it starts ends with it: the kernel kills its
 children when it dies, and a run's process, which is told to save and stop, is killed after a grace.
@@ -24,11 +24,14 @@ from django.conf import settings
 from django.db import DatabaseError, close_old_connections
 from django.utils.module_loading import import_string
 
+from portal.devices import arbiter, inventory
+from portal.notices import delivery
 from portal.runs import children, lifecycle
 
 logger = logging.getLogger(__name__)
 
 REAP_EVERY = 5.0  # seconds
+LOOK_AT_DEVICES = 30.0  # seconds
 PROBE_EVERY, PROBE_TIMEOUT = 3.0, 5.0  # seconds
 MOST_MISSES = 5  # probes in a row, after which a process counts as hung
 LONGEST_START = 300.0  # seconds until the first answer
@@ -156,7 +159,7 @@ def child_processes(host: str, port: int, worker: bool) -> list[Child]:
     if worker:
         probe = Probe(import_string(settings.WORKER_CONNECT), "/status")
         found.append(Child("worker", [*manage, "inference_worker"], probe=probe))
-    for queue in ("default", "gpu"):
+    for queue in ("default", "gpu", "batch"):
         found.append(
             Child(f"queue {queue}", [*manage, "qcluster"], {"Q_CLUSTER_NAME": queue}, queue)
         )
@@ -176,7 +179,8 @@ class Supervisor:
     def __init__(self, children: list[Child]):
         self.children = children
         self.stopping = False
-        self._reaper = lifecycle.Reaper()
+        self._reaper, self._sweeper = lifecycle.Reaper(), arbiter.Sweeper()
+        self._looked = -LOOK_AT_DEVICES  # when the devices were last looked at
         self._adopted: dict[psutil.Process, float] = {}  # run processes without a queue worker
 
     def run(self, announce) -> None:
@@ -216,6 +220,11 @@ class Supervisor:
         close_old_connections()
         try:
             deaf = self._reaper.reap()
+            self._sweeper.sweep()
+            delivery.ring_due()
+            if time.monotonic() - self._looked > LOOK_AT_DEVICES:
+                self._looked = time.monotonic()
+                inventory.register()
         except DatabaseError:
             logger.exception("the reaper could not reach the database")
             return

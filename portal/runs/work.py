@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from portal.models import Run
 
 if TYPE_CHECKING:
+    from portal.runs.figures import Figure
     from portal.runs.heartbeat import Heartbeat, Log
 
 
@@ -45,6 +46,10 @@ class RunWork:
 
     def after_success(self) -> None:
         """What is left to do once the row says that the run has succeeded."""
+
+    def figures(self) -> list[Figure]:
+        """What it measured, for those who keep figures elsewhere; the run has ended."""
+        return []
 
 
 _KINDS: dict[str, type[RunWork]] = {}

@@ -9,6 +9,8 @@ from django.utils.html import format_html
 from django.utils.translation import gettext as _
 
 from portal import explanations
+from portal.budget import pricing
+from portal.devices import reasons
 from portal.models import Run
 
 register = template.Library()
@@ -82,6 +84,36 @@ def thousands(number):
 
 
 @register.filter
+def milliseconds(number):
+    """A time in milliseconds, as `duration` says it; empty for none."""
+    return duration(number / 1000) if number else ""
+
+
+@register.filter
+def units(micro):
+    """Micro-units of the budget as units: 1,234.5."""
+    return pricing.in_words(micro)
+
+
+@register.filter
+def units_moved(micro):
+    """With their sign; empty for none."""
+    return f"{'+' if micro > 0 else '−'}{pricing.in_words(abs(micro))}" if micro else ""
+
+
+@register.filter
+def gigabytes(count):
+    """Bytes of memory: 6.1 GB."""
+    return reasons.gigabytes(count)
+
+
+@register.filter
+def wait_reason(reason):
+    """Why a claim waits for a device, as a sentence."""
+    return reasons.in_words(reason)
+
+
+@register.filter
 def split_name(name):
     """What people call a split of a dataset; a split with a name of its own keeps it."""
     return {"train": _("Training"), "validation": _("Validation"), "test": _("Test")}.get(
@@ -100,6 +132,8 @@ def person(user):
     """How people call a user: the full name when there is one, in the order of its script, else the
     username.
     """
+    if user is None:  # who has been deleted
+        return "—"
     first, last = user.first_name.strip(), user.last_name.strip()
     if not (first or last):
         return user.username

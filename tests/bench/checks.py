@@ -38,9 +38,10 @@ def main() -> None:
         from django.conf import settings
 
         from chat.engine.prompts import Prompter
+        from chat.prompters import prompter_of
         from tuning.datasets.examples import messages_of
         from tuning.datasets.files import Split
-        from tuning.datasets.measuring import measure, prompter_of
+        from tuning.datasets.measuring import measure
 
         base = str(settings.BASE_DIR / "chat" / "starter" / "model")
         prompter = prompter_of(base)

@@ -2,8 +2,8 @@
 
     python -m tests.bench.shared_prefix [--quick] [--json]
 
-SmolLM2-135M-Instruct in float32 on one thread, prefixes of 128 tokens and of the longest length
-under 32 greedy rows of 32 tokens, and the same rows bare: answer tokens per CPU-second, and by how
+SmolLM2-135M-Instruct in float32 on one thread, prefixes of 128, 512 and 2,048 tokens under 32
+greedy rows of 32 tokens, and the same rows bare: answer tokens per CPU-second, and by how
 much serving them makes the process grow. `copied` is the engine without its flat forward,
 alternating.
 
@@ -30,7 +30,7 @@ from tests.bench import report
 from tests.bench.vllm import WORDS, jobs
 from tests.vllm import environment
 
-ROWS, LENGTHS = 32, (0, 128, LONGEST_PREFIX)
+ROWS, LENGTHS = 32, (0, 128, 512, LONGEST_PREFIX)
 
 
 def make_prefix(loaded: Loaded, folder: Path, length: int) -> AdapterRef:

@@ -316,3 +316,25 @@ def test_a_page_that_is_not_there_says_so_in_the_portals_look(client, member, la
     client.cookies["django_language"] = language
     response = client.get("/chat/999999/")
     assert response.status_code == 404 and 'class="empty"' in text_of(response)
+
+
+def test_what_no_longer_fits_into_the_context_is_marked(client, member, checkpoint):
+    checkpoint.description = {**checkpoint.description, "context_length": 1024}
+    checkpoint.save()
+    talk = Conversation.objects.create(owner=member, checkpoint=checkpoint)
+    for number in range(3):
+        talk.messages.create(role="user", content=f"问{number}")
+        answer = talk.messages.create(
+            role="assistant", content=f"答{number}", checkpoint=checkpoint
+        )
+    client.force_login(member)
+    page = client.get(f"/chat/{talk.pk}/")
+    assert not any(turn.is_left_out for turn in page.context["turns"])
+    assert 'id="context-fill" hidden' in page.content.decode()
+    answer.left_out, answer.usage = 2, {"total_tokens": 900}
+    answer.save()
+    page = client.get(f"/chat/{talk.pk}/")
+    marked = [turn.content for turn in page.context["turns"] if turn.is_left_out]
+    assert marked == ["问0", "答0"]
+    assert page.content.decode().count("已不在上下文中") == 2
+    assert page.context["fill"] == {"size": 1024, "used": 900}

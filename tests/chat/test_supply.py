@@ -6,8 +6,13 @@ from chat import serving, supply
 from chat.checkpoints import memory
 from chat.models import Checkpoint, ServingSwitch
 from chat.registry import register_checkpoint
+from portal.devices import arbiter, inventory, reasons
+from portal.devices.declared import Declared
+from portal.devices.placing import Wish
 from portal.explanations import explained
+from portal.models import Run
 from portal.rest.conventions import Conflict
+from portal.runs import lifecycle
 from tests.support.folders import checkpoint_folder
 
 pytestmark = pytest.mark.django_db
@@ -159,3 +164,50 @@ def test_the_page_tells_the_outcome(pair, worker, client, staff, language):
     worker.succeeded(target, "Paris <b>is</b>", 2.5)
     page = client.get(f"/checkpoints/{new.pk}/").content.decode()
     assert "Paris &lt;b&gt;is" in page and "2.5" in page
+
+
+@pytest.fixture
+def declared(settings, monkeypatch):
+    """One device of 8 GB; a model needs 3 of them, whatever its files say."""
+    settings.DEVICES, settings.BESIDE_CHAT = (Declared("cuda:0", 8 * 10**9),), "queue"
+    monkeypatch.setattr(inventory, "_cards", lambda: None)
+    monkeypatch.setattr(supply, "_bytes_needed", lambda checkpoint: 3 * 10**9)
+    monkeypatch.setattr(supply, "_free", lambda: 100 * 10**9)
+    inventory.register()
+
+
+def held() -> list[tuple[str, int]]:
+    return [(claim.label, claim.bytes // 10**9) for claim in arbiter.claims() if claim.device_id]
+
+
+def test_a_worker_claims_what_it_has_in_memory(pair, declared):
+    old, new = (supply._target(row) for row in pair)
+    worker = supply.DatabaseSupply(address="unix:/a")
+    assert worker.reserve(old) and held() == [("old", 3)]
+    assert worker.reserve(new) and worker.fits_beside(new) and held() == [("new", 6)]
+    worker.keep([new])
+    assert held() == [("new", 3)]
+    # started again it takes its own place, not another one
+    again = supply.DatabaseSupply(address="unix:/a")
+    assert again.reserve(old) and held() == [("old", 3)]
+    assert again._claims.torch_device() == "cuda:0"
+    again.keep([])
+    assert held() == []
+
+
+def test_a_worker_waits_for_a_run_and_a_switch_keeps_what_is_served(pair, declared, member):
+    old, new = (supply._target(row) for row in pair)
+    worker = supply.DatabaseSupply(address="unix:/a")
+    assert worker.reserve(old)
+    run = Run.objects.create(owner=member, kind="tuning", name="r")
+    token = lifecycle.claim(run.pk)
+    wish = Wish(arbiter.holder_of(run), "tuning", 4 * 10**9, 4 * 10**9)
+    assert arbiter.ask(wish, run=run, token=token)
+    assert worker.reserve(new) and not worker.fits_beside(new)  # the old one has to leave first
+    other = supply.DatabaseSupply(address="unix:/b")
+    assert not other.reserve(old)
+    (waiting,) = arbiter.claims().filter(device=None)
+    assert f"#{run.pk}" in reasons.in_words(waiting.reason)
+    lifecycle.succeed(run.pk, token)
+    assert other.reserve(old)
+    assert not arbiter.claims().filter(device=None).exists()

@@ -9,6 +9,7 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
+from chat.models import Conversation
 from evaluation import blind
 from evaluation.models import BlindVote, EvaluationRun, Prediction
 from tests.support.page_fixtures import *  # noqa: F403  this page's rows
@@ -153,3 +154,29 @@ def test_a_model_judges_both_ways_round_and_is_marked(
     assert "A model as judge, not people" in page
     with pytest.raises(CommandError, match="404"):
         call_command(*ask, "--model", "another")
+
+
+def test_what_was_preferred_in_chat_stands_apart(client, member, two):
+    """Of comparisons in which both models took part; nobody's conversation is shown."""
+    base, tuned = two
+
+    def compared(verdict, chosen=None):
+        conversation = Conversation.objects.create(owner=member, title="x")
+        made = conversation.comparisons.create(verdict=verdict)
+        for run in two:
+            told = {"checkpoint": run.checkpoint, "adapter": run.adapter, "comparison": made}
+            answer = conversation.messages.create(role="assistant", content="秘密", **told)
+            if run is chosen:
+                made.chosen = answer
+        made.save()
+
+    for verdict, chosen in [("better", tuned)] * 3 + [("better", base), ("same", None)]:
+        compared(verdict, chosen)
+    compared("none")
+    compared("")
+    client.force_login(member)
+    address = f"/evaluations/{tuned.pk}/blind/{base.pk}/result/"
+    response = client.get(address)
+    told = response.context["chat"]
+    assert (told["run"], told["other"], told["tie"], told["reviewers"]) == (3, 1, 1, 1)
+    assert response.context["people"]["votes"] == 0 and "秘密" not in text_of(response)

@@ -179,6 +179,8 @@ class TestChecks:
             ("WORKER_URLS", ["worker.sock"], "portal.E003"),
             ("UPSTREAMS", ["http://gpu:8000"], "portal.E004"),
             ("CACHE_SHARE", 1.5, "portal.E006"),
+            ("OIDC_ISSUER", "https://id.example", "portal.E009"),  # and no client
+            ("OIDC_ISSUER", "http://id.example", "portal.E010"),
             ("ALLOWED_HOSTS", ["*"], "portal.W002"),
             ("ALLOWED_HOSTS", ["portal.example"], "portal.W003"),
         ],

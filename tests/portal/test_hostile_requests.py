@@ -86,6 +86,27 @@ def test_an_id_that_no_row_can_have_is_404(logged_in, run, number):
         assert logged_in.get(f"{path}{number}/").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "spelt"),
+    [
+        *(("conversations/", "page_size", spelt) for spelt in ("0", "-1", "x", "", "null", "1e9")),
+        ("check-runs/", "status", "no-such-status"),
+        ("check-runs/", "dataset", "x"),
+        ("collected-examples/", "status", "no-such-status"),
+        ("collected-examples/", "message", "9" * 30),
+    ],
+)
+def test_a_list_overlooks_nothing_that_it_is_asked(logged_in, path, name, spelt):
+    answer = logged_in.get(f"/api/v1/{path}", {name: spelt})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize("value", [0, 1.5, True, [], {}])
+def test_what_is_no_text_is_not_taken_as_one(logged_in, value):
+    answer = logged_in.post("/api/v1/conversations/", {"title": value}, "application/json")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "title")
+
+
 @pytest.mark.parametrize("position", ["abc", "\0", "9" * 30, "9" * 5000])
 def test_a_made_up_cursor_is_404(logged_in, run, position):
     cursor = base64.b64encode(f"p={position}".encode()).decode()

@@ -29,7 +29,10 @@ PAGES = [
     "/evaluations/new/",
     "/evaluations/leaderboard/",
     "/tasks/",
+    "/devices/",
+    "/notices/",
     "/account/",
+    "/usage/",
     "/checkpoints/new/",
     "/adapters/",
 ]

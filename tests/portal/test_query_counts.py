@@ -5,15 +5,18 @@ A change that is meant: QUERY_COUNTS=write pytest tests/portal/test_query_counts
 
 import json
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from chat.models import Adapter, Conversation
 from portal import audit
-from portal.models import Run
+from portal.budget import ledger
+from portal.models import Run, TokenUsage
 from tests.support.page_fixtures import *  # noqa: F403  this page's rows
 from tests.support.page_rows import evaluation, json_lines
 from tuning.datasets import store
@@ -36,7 +39,12 @@ PATHS = {
     "/evaluations/compare/": "/evaluations/compare/?run={evaluated}",
     "/evaluations/leaderboard/": "/evaluations/leaderboard/?dataset={dataset}",
     "/tasks/": "/tasks/",
+    "/devices/": "/devices/",
+    "/notices/": "/notices/",
     "/account/": "/account/",
+    "/usage/": "/usage/",
+    "/api/v1/budget/": "/api/v1/budget/",
+    "/api/v1/usage/": "/api/v1/usage/",
     "/adapters/": "/adapters/",
     "/checkpoints/": "/checkpoints/",
     "/checkpoints/new/": "/checkpoints/new/",
@@ -55,6 +63,9 @@ ADMIN = {
     "/admin/tuning/ID/": "/admin/tuning/tuningrun/{tuning_run}/change/",
     "/admin/adapters/": "/admin/chat/adapter/",
     "/admin/audit/": "/admin/admin/logentry/",
+    "/admin/grants/": "/admin/budget/grant/",
+    "/admin/ledger/": "/admin/budget/transaction/",
+    "/admin/usage/": "/admin/portal/tokenusage/",
 }
 
 
@@ -83,8 +94,15 @@ def add_more(member, checkpoint, dataset, count=4):
         base = evaluation(member, dataset, checkpoint)
         evaluation(member, dataset, checkpoint, adapter, 20.0, baseline=base)
         audit.note(member, base, "approved")
+        use_units(member, number)
         conversation = Conversation.objects.create(owner=member, title="t", checkpoint=checkpoint)
         conversation.messages.create(role="user", content="q")
+
+
+def use_units(member, number=0):
+    ledger.grant(member, member, 10**6, timezone.now() + timedelta(days=1))
+    ledger.charge([member], 1000)
+    TokenUsage.count(member.pk, "api", f"base:{number}", 5, 5)
 
 
 def count_all(client, rows, users) -> dict[str, int]:
@@ -121,6 +139,7 @@ def test_pages_make_the_queries_of_the_table_however_many_rows_there_are(
         "tuning_run": tuning_run.pk,
         "evaluated": evaluated.pk,
     }
+    use_units(member)
     few = count_all(client, rows, users)
     if os.environ.get("QUERY_COUNTS") == "write":
         TABLE.write_text(json.dumps(few, indent=2) + "\n")

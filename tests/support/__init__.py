@@ -13,8 +13,9 @@ Folders and files, made in a temporary folder:
 Processes, started for real so that they can be killed for real:
     live_portal.py       `manage.py up` with a data folder of its own; free_port, wait_for
     web_process.py       the web process in front of a pretend worker
-    worker_process.py    a worker process around pretend_engine.py
+    worker_process.py    a worker process around pretend_engine.py or engine_worker.py
     pretend_engine.py    an engine without a model: the last message says what it does
+    engine_worker.py     a worker with the real engine on a checkpoint folder
     openai_server.py     a small OpenAI-compatible server, for the backend that asks one
     completions_server.py   one that speaks vLLM's completions, for the backend of vLLM servers
     earlier_portal.py    a database as the first version left it

@@ -1,5 +1,5 @@
 """A tiny random checkpoint of each family that people bring, with the chat template that the family
-publishes (chat_templates/, shortened by the tools).
+publishes (chat_templates/, shortened by the tools, but for those WITH_TOOLS).
 """
 
 import re
@@ -13,7 +13,10 @@ from tests.support.tiny_models import byte_tokenizer, tiny_config
 
 TEMPLATES = Path(__file__).parent / "chat_templates"
 ROOM = 352  # ids, with the templates' own control tokens
-CONTROL = re.compile(r"<\|[a-z_]+\|>|<(?:start|end)_of_turn>|</?think>|<sop>|\[/?INST\]|\[gMASK\]")
+CONTROL = re.compile(
+    r"<\|[a-z_]+\|>|<(?:start|end)_of_turn>|</?think>|<sop>|\[/?INST\]|\[gMASK\]"
+    r"|\[TOOL_CALLS\]|\[/?AVAILABLE_TOOLS\]|\[/?TOOL_RESULTS\]"
+)
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,21 @@ FAMILIES = {
     "InternLM as Llama": Published("llama", "internlm", "<|im_end|>"),
 }
 
+WITH_TOOLS = {
+    "Qwen2.5 with tools": Published("qwen2", "qwen2.5-tools", "<|im_end|>"),
+    "Llama 3.1 with tools": Published("llama", "llama3.1-tools", "<|eot_id|>", "<|begin_of_text|>"),
+    "Mistral with tools": Published("mistral", "mistral-tools", "</s>"),
+}
+ALL = FAMILIES | WITH_TOOLS
+
 
 def template_of(name: str) -> str:
-    return (TEMPLATES / f"{FAMILIES[name].template}.jinja").read_text(encoding="utf-8")
+    return (TEMPLATES / f"{ALL[name].template}.jinja").read_text(encoding="utf-8")
 
 
 def tokenizer(name: str) -> PreTrainedTokenizerFast:
     """Byte-level, with the control tokens that the template writes, each one token."""
-    published, template = FAMILIES[name], template_of(name)
+    published, template = ALL[name], template_of(name)
     made = PreTrainedTokenizerFast(
         tokenizer_object=type(byte_tokenizer().backend_tokenizer).from_str(
             byte_tokenizer().backend_tokenizer.to_str()
@@ -63,10 +73,11 @@ def tokenizer(name: str) -> PreTrainedTokenizerFast:
     return made
 
 
-def write(name: str, folder: Path) -> Path:
+def write(name: str, folder: Path, context: int | None = None) -> Path:
     """The folder as people register it."""
-    config, text = tiny_config(FAMILIES[name].architecture), tokenizer(name)
+    config, text = tiny_config(ALL[name].architecture), tokenizer(name)
     config.vocab_size = ROOM
+    config.max_position_embeddings = context or config.max_position_embeddings
     config.bos_token_id, config.eos_token_id = text.bos_token_id, text.eos_token_id
     config.pad_token_id = text.pad_token_id
     torch.manual_seed(11)

@@ -47,6 +47,12 @@ QUIRKS = {
     + chunk({"reasoning_content": "?"})
     + chunk({"content": "kept"})
     + DONE,
+    "tools": chunk({"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "f"}}]})
+    + chunk({"tool_calls": [{"index": 0, "function": {"arguments": '{"a": '}}]})
+    + chunk({"tool_calls": [{"index": 0, "function": {"name": "", "arguments": "1}"}}]})
+    + chunk({"tool_calls": [{"index": 1, "function": {"name": "g", "arguments": ""}}]})
+    + chunk({}, finish_reason="tool_calls")
+    + DONE,
     "long-line": chunk({"content": "kept" * 100_000}, finish_reason="stop") + DONE,
     "error": chunk({"content": "kept"}) + 'data: {"error": "out of memory"}\n\n',
     "garbage": chunk({"content": "kept"}) + "data: {nonsense\n\n",

@@ -33,6 +33,7 @@ from chat.engine.request import AdapterRef, Request, SamplingParams
 
 VOCABULARY = 320
 CONTEXT = 256
+LONG_CONTEXT = 4096  # of an architecture with `-long` behind its name
 # whose layers see the last WINDOW tokens: all of Mistral's, some of the others'
 WINDOWED = ("gemma3", "gemma2", "mistral", "qwen2-window")
 WINDOW = 16
@@ -69,13 +70,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(architecture: str) -> PretrainedConfig:
+    architecture, long, _ = architecture.partition("-long")
     shape = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
-        "max_position_embeddings": CONTEXT,
+        "max_position_embeddings": CONTEXT if not long else LONG_CONTEXT,
         "initializer_range": 0.25,  # large, so that the best token is best by far
         "tie_word_embeddings": True,
         "bos_token_id": None,

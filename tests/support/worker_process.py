@@ -18,6 +18,8 @@ class PretendWorker:
     on a unix socket.
     """
 
+    module = "tests.support.pretend_engine"
+
     def __init__(self, url: str = "", **options):
         # short: a socket's path is limited
         self.folder = tempfile.TemporaryDirectory(prefix="worker-")
@@ -27,7 +29,7 @@ class PretendWorker:
 
     def start(self):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.pretend_engine", self.url, TOKEN, *self.options],
+            [sys.executable, "-m", self.module, self.url, TOKEN, *self.options],
             cwd=ROOT,
             env={**os.environ},
             stdout=subprocess.PIPE,
@@ -54,3 +56,19 @@ class PretendWorker:
         if self.process.poll() is None:
             self.kill()
         self.folder.cleanup()
+
+
+class EngineWorker(PretendWorker):
+    """The same around the real engine on a checkpoint folder."""
+
+    module = "tests.support.engine_worker"
+
+    def __init__(self, checkpoint_folder):
+        super().__init__()
+        self.options = [str(checkpoint_folder)]
+
+    def kill(self):
+        """Leaves in `taken` the ids of the requests that it took."""
+        self.process.kill()
+        self.taken = self.process.stdout.read().split()
+        super().kill()

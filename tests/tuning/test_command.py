@@ -178,7 +178,7 @@ def test_bad_input_is_named_and_nothing_is_started(base, tmp_path):
             "question",
         ),
         (["--train-file", str(good), "--checkpoint", "other"], "base"),
-        (["--train-file", str(good), "--user", "nobody"], "--user"),
+        (["--train-file", str(good), "--user", "nobody"], "nobody"),
         (
             ["--train-file", str(good), "--pre-seq-len", "0", "--learning-rate", "7"],
             "--pre-seq-len: ",

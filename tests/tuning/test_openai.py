@@ -74,7 +74,7 @@ async def test_a_bad_file_is_refused_with_its_line(client):
         await upload(client, JSONL.splitlines()[0] + b"\nnot json\n")
     assert refused.value.param == "file" and refused.value.body["problems"][0]["line"] == 2
     with pytest.raises(openai.BadRequestError) as refused:
-        await client.files.create(file=("a.jsonl", JSONL), purpose="batch")
+        await client.files.create(file=("a.jsonl", JSONL), purpose="vision")
     assert refused.value.param == "purpose"
 
 

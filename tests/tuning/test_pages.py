@@ -142,11 +142,12 @@ def test_two_runs_are_compared_with_their_differences_marked(
     TuningMetric.objects.create(run=other, step=3, loss=1.5, learning_rate=0.1)
     client.force_login(member)
     response = client.get(f"/tuning/{tuning_run.pk}/?with={other.pk}")
-    assert response.context["chart"]["other"] == [(3, 1.5, None)]
+    label = f"#{other.pk} longer"
+    assert response.context["chart"]["others"] == [{"label": label, "points": [(3, 1.5, None)]}]
     assert text_of(response).count("<mark") == 1 and f"#{other.pk}: 16</mark>" in text_of(response)
     TuningRun.objects.filter(pk=other.pk).update(owner=other_member)
     response = client.get(f"/tuning/{tuning_run.pk}/?with={other.pk}")
-    assert response.context["other"] is None  # other people's runs are not there
+    assert response.context["others"] == []  # other people's runs are not there
 
 
 def test_a_saved_step_becomes_a_tuned_model_once(client, member, other_member, tuning_run):
@@ -175,3 +176,20 @@ def test_the_recipe_is_a_file_to_keep(client, member, tuning_run):
     response = client.get(f"/tuning/{tuning_run.pk}/recipe.json")
     assert response.json() == tuning_run.recipe
     assert "attachment" in response["Content-Disposition"]
+
+
+def test_the_form_knows_what_the_newest_run_on_a_base_took(
+    client, member, other_member, tuning_run
+):
+    TuningRun.objects.filter(pk=tuning_run.pk).update(
+        samples_per_second=8.0,
+        peak_memory=1 << 30,
+        recipe={**tuning_run.recipe, "kl_weight": 0.5, "kl_share": 0.25, "sweep": [{}, {}]},
+    )
+    client.force_login(member)
+    told = client.get("/tuning/new/").context["page_data"]["measured"]
+    (found,) = told.values()
+    assert list(told) == [tuning_run.checkpoint_id] and found["rows_per_second"] == 20
+    assert (found["run"], found["memory"]) == (tuning_run.pk, 1 << 30)
+    client.force_login(other_member)
+    assert client.get("/tuning/new/").context["page_data"]["measured"] == {}

@@ -148,7 +148,7 @@ def test_a_deleted_dataset_takes_no_new_run_and_old_runs_keep_theirs(
 def test_problems_are_worded_in_the_reader_s_language(member, checkpoint):
     with pytest.raises(ValidationError) as refused:
         recipe_for(checkpoint, pre_seq_len=5000)
-    assert "256" in refused.value.message_dict["pre_seq_len"][0]
+    assert "2048" in refused.value.message_dict["pre_seq_len"][0]
 
 
 def test_a_prefix_that_begins_as_a_text_is_offered_one(member, make_dataset, checkpoint):
@@ -230,3 +230,47 @@ def test_a_run_may_go_on_from_a_tuned_model_of_the_same_base(
         with pytest.raises(ValidationError) as refused:
             started(wish)
         assert refused.value.error_dict["init_adapter"][0].code == code
+
+
+def test_a_prefix_may_learn_to_stand_behind_tuned_models_of_the_same_base(
+    member, other_member, checkpoint, make_dataset, client
+):
+    style, voice, hidden, _long = (
+        Adapter.objects.create(
+            name=name,
+            checkpoint=checkpoint,
+            owner=owner,
+            sha256=name[0] * 64,
+            pre_seq_len=length,
+            folder="x",
+        )
+        for name, owner, length in (
+            ("style", member, 24),
+            ("voice", member, 24),
+            ("hidden", other_member, 24),
+            ("long", member, 2000),
+        )
+    )
+    named = {"dataset": make_dataset(member), "checkpoint": checkpoint, "preset": "starter"}
+    run = create_run(member, beside=f"style, {voice.pk},style", **named)
+    assert run.recipe["beside"] == f"{'s' * 64},{'v' * 64}" and _going_on_from(style)
+    for wish, code in [("style,hidden", "does_not_exist"), ("long", "does_not_fit")]:
+        with pytest.raises(ValidationError) as refused:
+            create_run(member, beside=wish, **named)
+        assert refused.value.error_dict["beside"][0].code == code
+    assert problems_of(create_run, member, beside="style", beside_share=0.0, **named) == {
+        "beside_share": ["no_beside_share"]
+    }
+    # the page offers both together once the run has made something, and says when they do not fit
+    client.force_login(member)
+    made = Adapter.objects.create(
+        name="made", checkpoint=checkpoint, owner=member, run=run, sha256="m" * 64,
+        pre_seq_len=64, folder="x",
+    )  # fmt: skip
+    path = f"/tuning/{run.pk}/beside/{style.pk}/"
+    assert path in client.get(f"/tuning/{run.pk}/").content.decode()
+    answer = client.post(path, follow=True)
+    assert "made" in answer.content.decode() and "beside" in answer.content.decode()
+    assert client.post(f"/tuning/{run.pk}/beside/{hidden.pk}/").status_code == 404
+    made.delete()
+    assert client.post(path).status_code == 404

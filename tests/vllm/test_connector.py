@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from chat.engine.adapters import KVPrefix, save
 from chat.engine.engine import Engine, EngineConfig
 from chat.engine.loading import Loaded, load
-from chat.engine.request import AdapterRef, Request, SamplingParams
+from chat.engine.request import LONGEST_PREFIX, AdapterRef, Request, SamplingParams
 from tests.support.live_portal import wait_for
 from tests.support.tiny_models import byte_tokenizer
 from tests.vllm import environment
@@ -116,7 +116,8 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(smol, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "smol.log"
-    details = command(smol.folder, smol.adapters, "--enable-prompt-tokens-details")
+    more = ("--enable-prompt-tokens-details", "--max-model-len", "4096")
+    details = command(smol.folder, smol.adapters, *more)
     with VllmServer(details, log) as server:
         yield server
 
@@ -134,6 +135,12 @@ def test_eight_prefixes_and_bare_rows_in_one_batch_are_our_engines_answers(smol,
         )
         > 5
     )
+
+
+def test_rows_behind_the_longest_prefix_are_our_engines_answers(smol, server):
+    prefix = smol.add(LONGEST_PREFIX, seed=78)
+    asks = [Ask(smol.prompt(5 + 9 * i, 600 + i), 20, prefix if i % 3 else None) for i in range(6)]
+    assert server.all_tokens(asks) == smol.ours(asks)
 
 
 def test_rows_of_one_prefix_share_its_full_blocks(smol, server):

@@ -40,6 +40,7 @@ class Limits:
     max_ratio: int = 200  # unpacked : packed; text packs 3 to 20 times, a gzip bomb 1,028 times
     max_members: int = 1000
     max_line_bytes: int = 4 << 20
+    max_lines: int = 20_000_000  # every line costs, also a blank one
 
 
 class Budget:

@@ -82,12 +82,13 @@ class CheckRunViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, VisibleR
             ("dataset", "dataset_version__dataset_id"),
             ("checkpoint", "checkpoint_id"),
         ):
-            if query.get(name):
-                found = found.filter(**{key: whole_number(query[name])})
+            if (number := self.number_wished(name)) is not None:
+                found = found.filter(**{key: number})
         if query.get("dataset"):
             newest = DatasetVersion.objects.filter(dataset=OuterRef("dataset_version__dataset"))
             found = found.filter(dataset_version=Subquery(newest.values("pk")[:1]))
-        return found.filter(status=query["status"]) if query.get("status") else found
+        state = self.choice_wished("status", Run.Status.values)
+        return found.filter(status=state) if state else found
 
     @extend_schema(
         parameters=[

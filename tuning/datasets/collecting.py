@@ -7,6 +7,7 @@ before it; who may change the dataset takes the waiting ones into a new version,
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 from django.core.exceptions import ValidationError
@@ -15,7 +16,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from chat.conversations.messages import turns_before
-from chat.models import Message
+from chat.models import Comparison, Message
 from tuning.datasets.editing import change_rows, line_of
 from tuning.datasets.store import TRAIN
 from tuning.models import CollectedExample, Dataset, DatasetVersion
@@ -66,6 +67,20 @@ def collect_answer(
         found.status, found.decided_at, found.decided_by = Status.WAITING, None, None
         found.save()
     return found
+
+
+def collect_better(comparison: Comparison) -> None:
+    """Proposes the better one of compared answers as a row of the asker's collection; of a verdict
+    that was changed, the one before no longer. What somebody corrected stays.
+    """
+    user, chosen = comparison.conversation.owner, comparison.chosen
+    earlier = CollectedExample.objects.filter(
+        by=user, message__comparison=comparison, status=Status.WAITING, original=""
+    )
+    earlier.exclude(message=chosen).delete()
+    if chosen is not None:
+        with contextlib.suppress(ValidationError):  # still being written, empty, or a row already
+            collect_answer(user, chosen)
 
 
 def _asked(answer: Message) -> tuple[str, list[list[str]]]:

@@ -172,12 +172,13 @@ class CollectedExampleViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, 
 
     def get_queryset(self):
         found = super().get_queryset().select_related("by", "version")
+        if self.action != "list" or self.request is None:  # None: the schema is made
+            return found
         for name, key in (("dataset", "dataset_id"), ("message", "message_id")):
-            wish = self.request and self.request.query_params.get(name)
-            if wish and self.action == "list":
-                found = found.filter(**{key: whole_number(wish)})
-        wish = self.request and self.request.query_params.get("status")
-        return found.filter(status=wish) if wish and self.action == "list" else found
+            if (number := self.number_wished(name)) is not None:
+                found = found.filter(**{key: number})
+        state = self.choice_wished("status", CollectedExample.Status.values)
+        return found.filter(status=state) if state else found
 
     @extend_schema(
         parameters=[

@@ -9,6 +9,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 from rensa import RMinHash
 
 from tuning.datasets.findings import Findings
@@ -24,6 +25,7 @@ _DAMAGE = re.compile(
 )
 
 PERMUTATIONS, _BANDS, _SHINGLE = 64, 8, 4
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, its bits without a pattern: 2**64 over the golden ratio
 ALIKE = 0.85  # share of equal MinHash values from which on two rows are near duplicates
 
 
@@ -74,14 +76,22 @@ class Lint:
 
 def sketches(texts: Sequence[str]) -> list[bytes]:
     """The MinHash of each text's runs of four characters, as PERMUTATIONS 32-bit integers."""
-    shingles = [
-        [text[at : at + _SHINGLE] for at in range(max(1, len(text) - _SHINGLE + 1))]
-        for text in texts
-    ]
-    return [
-        array("I", digest).tobytes()
-        for digest in RMinHash.digests_from_token_sets(shingles, PERMUTATIONS, 1)
-    ]
+    if not texts:
+        return []
+    padded = [text.ljust(_SHINGLE, "\0") for text in texts]
+    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), "<u4")
+    ends = np.cumsum([len(text) for text in padded])
+    hashes = np.zeros(max(0, len(codes) - _SHINGLE + 1), np.uint64)
+    for at in range(_SHINGLE):  # of every run in one go, those from one text into the next as well
+        hashes = hashes * _MIX + codes[at : at + len(hashes)]
+    hashes = (hashes ^ (hashes >> np.uint64(31))) * _MIX
+    within = np.ones(len(hashes), bool)
+    for back in range(1, _SHINGLE):
+        within[ends[:-1] - back] = False
+    counts = [len(text) - _SHINGLE + 1 for text in padded]
+    starts = np.concatenate(([0], np.cumsum(counts))).astype(np.uint64)
+    found = RMinHash.digest_matrix_from_flat_token_hashes(hashes[within], starts, PERMUTATIONS, 1)
+    return [array("I", digest).tobytes() for digest in found.to_rows()]
 
 
 def near_duplicates(found: Sequence[bytes]) -> list[tuple[int, int]]:

@@ -12,12 +12,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
 from typing import Any
 
 from chat.checkpoints.describe import CheckpointInvalid
-from chat.engine.families import FAMILIES, Family, family_of
-from chat.engine.prompts import IGNORED, Prompter
+from chat.engine.prompts import IGNORED
+from chat.prompters import prompter_of
 from tuning.datasets import lint
 from tuning.datasets.files import Split
 from tuning.ptuning.encoded import Encoded, lengths_of
@@ -26,25 +25,6 @@ _BLOCK = 2000  # rows of one piece of work
 MOST_TOLD = 1000  # pairs of near duplicates, and longest rows, that are named
 PARTS = ("prompt", "response")
 Lengths = list[tuple[int, int]]
-
-
-@lru_cache(maxsize=2)
-def prompter_of(folder: str) -> Prompter:
-    """The text side of a checkpoint as the trainer has it. Raises CheckpointInvalid."""
-    from chat.checkpoints.describe import describe, read_config
-
-    describe(folder)
-    family = family_of(read_config(folder)) or FAMILIES[-1]
-    if type(family).register is not Family.register:  # classes of ours, which need torch
-        from chat.engine.loading import load_prompter
-    else:
-        from chat.engine.prompt_process import load_prompter
-    try:
-        return load_prompter(folder)
-    except (OSError, ValueError, KeyError, TypeError) as fault:
-        raise CheckpointInvalid(
-            "tokenizer_missing", f"the tokenizer cannot be loaded: {fault}"
-        ) from fault
 
 
 def _measured(folder: str, sha256: str, start: int) -> tuple[list[bytes], Lengths]:

@@ -132,6 +132,7 @@ MESSAGES = {
         "and assistant take turns."
     ),
     "line_too_long": gettext_lazy("The line is longer than %(limit)s MB."),
+    "too_many_lines": gettext_lazy("The file has more than %(limit)s lines."),
     "encoding": gettext_lazy("The text is neither UTF-8 nor GB18030."),
     "no_rows": gettext_lazy("The file holds no row that can be used."),
     "too_large": gettext_lazy("The file, or what is packed in it, is larger than %(limit)s MB."),

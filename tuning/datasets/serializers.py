@@ -4,11 +4,12 @@ from django.utils.translation import gettext as _
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
+from portal.rest.fields import Text, Texts
 from tuning.datasets import store
 from tuning.models import CollectedExample, Dataset
 
 
-class DatasetSerializer(serializers.ModelSerializer):
+class DatasetSerializer(Texts, serializers.ModelSerializer):
     owner = serializers.CharField(source="owner.username", allow_null=True, read_only=True)
     status = serializers.SerializerMethodField(
         help_text="Always ready: an upload is checked while it is sent, and stored whole or not."
@@ -98,31 +99,29 @@ class UploadSerializer(serializers.Serializer):
     validation_file = serializers.FileField(
         required=False, default=None, help_text="Such a file too: the validation rows."
     )
-    sheet = serializers.CharField(
+    sheet = Text(
         max_length=100,
         required=False,
         allow_blank=True,
         default="",
         help_text="Of a workbook. Empty: the first one.",
     )
-    name = serializers.CharField(max_length=120, required=False, allow_blank=True, default="")
-    prompt_column = serializers.CharField(
+    name = Text(max_length=120, required=False, allow_blank=True, default="")
+    prompt_column = Text(
         max_length=100,
         required=False,
         allow_blank=True,
         default="",
         help_text="Empty: recognised from the first row.",
     )
-    response_column = serializers.CharField(
+    response_column = Text(
         max_length=100,
         required=False,
         allow_blank=True,
         default="",
         help_text="Same as prompt_column: that column holds a whole conversation.",
     )
-    history_column = serializers.CharField(
-        max_length=100, required=False, allow_blank=True, default=""
-    )
+    history_column = Text(max_length=100, required=False, allow_blank=True, default="")
     skip_bad_rows = serializers.BooleanField(
         default=False, help_text="Take the good rows of a file that has bad ones, rather than none."
     )
@@ -166,11 +165,11 @@ class TrainedSerializer(serializers.Serializer):
 
 
 class RowSerializer(serializers.Serializer):
-    prompt = serializers.CharField(trim_whitespace=False)
-    response = serializers.CharField(trim_whitespace=False)
+    prompt = Text(trim_whitespace=False)
+    response = Text(trim_whitespace=False)
     history = serializers.ListField(
         child=serializers.ListField(
-            child=serializers.CharField(trim_whitespace=False, allow_blank=True),
+            child=Text(trim_whitespace=False, allow_blank=True),
             min_length=2,
             max_length=2,
         ),
@@ -252,7 +251,7 @@ class CollectedExampleSerializer(serializers.ModelSerializer):
 
 class NewCollectedExampleSerializer(serializers.Serializer):
     message = serializers.IntegerField(help_text="The answer, of one of your conversations.")
-    response = serializers.CharField(
+    response = Text(
         required=False,
         allow_null=True,
         default=None,

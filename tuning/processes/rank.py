@@ -3,8 +3,8 @@ together. It knows its job's files and no database.
 
 job.json: {"processes", "device", "checkpoint" (folder), "fingerprint", "recipe", "rows" and
 "validation" (sha256 of splits; validation may be null), "prompts" (rows that the result is proven
-on), "initial" (an adapter's folder or null), "state", "steps", "general" and "result" (folders),
-"told" (what the result says of where it is from)}.
+on), "initial" (an adapter's folder or null), "micro_batch_tokens" (or null), "state", "steps",
+"general" and "result" (folders), "told" (what the result says of where it is from)}.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def work(folder: Path) -> None:
         report,
         initial=adapters.load(job["initial"]).tensor if job["initial"] else None,
         validation=Split(job["validation"]) if job["validation"] else (),
+        micro_batch_tokens=job.get("micro_batch_tokens"),
         keep=None if team.rank else keeper(Path(job["steps"]), job["told"]),
         general_folder=Path(job["general"]),
         team=team,

@@ -31,6 +31,17 @@ def rows_of_step(step: int, samples: int, count: int, seed: int) -> list[int]:
     ]
 
 
+def front_of_step(step: int, count: int, share: float, seed: int) -> int | None:
+    """Which of `count` other prefixes stands in front in update `step`; None in all but `share` of
+    the steps. Depends on its arguments alone, as rows_of_step.
+    """
+    if not count:
+        return None
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step * 7919 + 1)
+    drawn = torch.rand(2, generator=generator).tolist()
+    return int(drawn[1] * count) if drawn[0] < share else None
+
+
 def token_weights(labels: Sequence[Sequence[int]], batch_size: int) -> list[float]:
     """Weight of each label token of each example, so that the weighted sum over a step is
     the original's loss.
@@ -86,6 +97,7 @@ class MicroBatch:
 
     top_ids, top_logprobs [n, k]: given for rows whose answers the base wrote itself; then not the
     targets but the base's distribution is what the prediction is held to.
+    behind [rows]: which of several prefixes each row stands behind; None: all behind the same.
     """
 
     input_ids: torch.Tensor
@@ -94,6 +106,14 @@ class MicroBatch:
     weights: torch.Tensor
     top_ids: torch.Tensor | None = None
     top_logprobs: torch.Tensor | None = None
+    behind: torch.Tensor | None = None
+
+    @property
+    def owners(self) -> torch.Tensor | None:
+        """[n]: which of several prefixes each prediction stands behind."""
+        if self.behind is None:
+            return None
+        return self.behind[self.positions // self.input_ids.shape[1]]
 
     @classmethod
     def of(

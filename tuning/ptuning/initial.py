@@ -7,13 +7,17 @@ text the best: training then begins at what an instruction in the prompt would h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache
 
 from chat.chatglm.positions import turn_places
 from chat.engine.loading import Loaded
+from tuning.ptuning.prefix import PrefixEncoder
+from tuning.ptuning.progress import TrainingFailed
+from tuning.ptuning.recipe import Recipe
 
 
 class TextTooLong(ValueError):
@@ -22,6 +26,35 @@ class TextTooLong(ValueError):
     def __init__(self, tokens: int, room: int):
         super().__init__(f"the task text has {tokens} tokens, the prefix has room for {room}")
         self.tokens, self.room = tokens, room
+
+
+def begin(
+    encoder: PrefixEncoder,
+    loaded: Loaded,
+    recipe: Recipe,
+    examples: Sequence[dict[str, Any]],
+    before: torch.Tensor | None,
+) -> None:
+    """The prefix before the first step, as the recipe's `init` says; a new encoder is random
+    already. before: the prefix to go on from.
+    """
+    if recipe.init == "zero":
+        torch.nn.init.zeros_(encoder.embedding.weight)
+    elif recipe.init == "adapter":
+        wanted = encoder().shape
+        if before is None or before.shape != wanted:
+            found = "none" if before is None else list(before.shape)
+            message = f"the prefix to go on from is {found}, this run's is {list(wanted)}"
+            raise TrainingFailed("no_adapter_to_go_on_from", message)
+        encoder.begin_with(before.float())
+    elif recipe.init == "prompt":
+        whole = (examples[number] for number in range(len(examples)))
+        shown = (row for row in whole if row["prompt"].strip() and row["response"].strip())
+        try:
+            ids = text_ids(loaded, recipe.init_text, shown, recipe.pre_seq_len)
+        except TextTooLong as fault:
+            raise TrainingFailed("init_text_too_long", str(fault)) from fault
+        encoder.begin_with(keys_and_values(loaded, ids))
 
 
 def text_ids(

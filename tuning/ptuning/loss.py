@@ -42,6 +42,13 @@ class Goal:
         return cross_entropy(logits.float(), self._targets[part], reduction="none")
 
 
+def _summed(values: torch.Tensor, owners: torch.Tensor | None, count: int) -> torch.Tensor:
+    """The sum of values [n]; with owners [n] one sum for each of `count` owners."""
+    if owners is None:
+        return values.sum()
+    return values.new_zeros(count).index_add(0, owners, values)
+
+
 class _FrozenHeadLoss(torch.autograd.Function):
     """sum(weights * losses(head(hidden))) in float32, its gradient computed beside it."""
 
@@ -53,24 +60,29 @@ class _FrozenHeadLoss(torch.autograd.Function):
         weights: torch.Tensor,
         head: nn.Module,
         rows: int,
+        owners: torch.Tensor | None,
+        count: int,
     ) -> torch.Tensor:
-        """hidden [n, hidden_size], weights [n]; `rows` at a time."""
+        """hidden [n, hidden_size], weights [n]; `rows` at a time. owners, count: as of _summed."""
         gradient = torch.empty_like(hidden)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        shape = () if owners is None else (count,)
+        total = torch.zeros(shape, dtype=torch.float32, device=hidden.device)
         for start in range(0, len(hidden), rows):
             part = slice(start, start + rows)
             with torch.enable_grad():
                 some = hidden[part].detach().requires_grad_()
-                loss = (goal.losses(head(some), part) * weights[part]).sum()
-            (gradient[part],) = torch.autograd.grad(loss, some)
-            total += loss.detach()
+                losses = goal.losses(head(some), part) * weights[part]
+                (gradient[part],) = torch.autograd.grad(losses.sum(), some)
+            total += _summed(losses.detach(), None if owners is None else owners[part], count)
         ctx.save_for_backward(gradient)
+        ctx.owners = owners
         return total
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None, None
+        factor = upstream if ctx.owners is None else upstream[ctx.owners, None]
+        return gradient * factor.to(gradient.dtype), None, None, None, None, None, None
 
 
 class PrefixLoss:
@@ -101,23 +113,32 @@ class PrefixLoss:
         )
 
     def __call__(
-        self, batch: MicroBatch, prefix: torch.Tensor, weights: torch.Tensor, dropout: float = 0.0
+        self,
+        batch: MicroBatch,
+        prefix: torch.Tensor,
+        weights: torch.Tensor,
+        dropout: float = 0.0,
+        count: int = 1,
     ) -> torch.Tensor:
         """Scalar float32; prefix [layers, 2, kv_heads, pre_seq_len, head_dim] in the model's dtype,
-        weights [n].
+        weights [n]. Where the batch's rows stand behind `count` prefixes: [count], a loss for
+        each; prefix then has one for every row, as TrainingPrefixCache takes them.
         """
         arguments = {
             "input_ids": batch.input_ids,
             "past_key_values": TrainingPrefixCache(prefix, batch.input_ids.shape[0], dropout),
             "use_cache": True,
         }
+        owners = batch.owners
         if self._is_plain:
             hidden = self._base(**arguments).last_hidden_state
             some = hidden.flatten(0, 1)[batch.positions.to(hidden.device)]
             goal, weights = Goal(batch, some.device), weights.to(some.device)
             if not torch.is_grad_enabled():
                 return self._without_gradient(some, goal, weights)
-            return _FrozenHeadLoss.apply(some, goal, weights, self._head, self._rows)
+            if owners is not None:
+                owners = owners.to(some.device)
+            return _FrozenHeadLoss.apply(some, goal, weights, self._head, self._rows, owners, count)
         length = batch.input_ids.shape[1]
         columns = (batch.positions % length).unique()
         if self._keeps:
@@ -129,7 +150,8 @@ class PrefixLoss:
             torch.searchsorted(columns, batch.positions % length),
         )
         some = logits[rows.to(logits.device), where.to(logits.device)]
-        return (Goal(batch, some.device).losses(some) * weights.to(some.device)).sum()
+        losses = Goal(batch, some.device).losses(some) * weights.to(some.device)
+        return _summed(losses, owners if owners is None else owners.to(some.device), count)
 
     def _without_gradient(
         self, hidden: torch.Tensor, goal: Goal, weights: torch.Tensor

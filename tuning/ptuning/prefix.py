@@ -106,10 +106,12 @@ class TrainingPrefixCache(Cache):
     """
 
     def __init__(self, prefix: torch.Tensor, batch: int, dropout: float = 0.0):
-        """prefix: [layers, 2, kv_heads, pre_seq_len, head_dim]; dropout is drawn anew for every
-        row, as the original does.
+        """prefix: [layers, 2, kv_heads, pre_seq_len, head_dim] for the whole batch, or
+        [layers, 2, batch, ...] with one for each row; dropout is drawn anew for every row, as the
+        original does.
         """
-        rows = prefix.unsqueeze(2).expand(-1, -1, batch, -1, -1, -1)
+        each = prefix.dim() == 6
+        rows = prefix if each else prefix.unsqueeze(2).expand(-1, -1, batch, -1, -1, -1)
         if dropout:
             rows = nn.functional.dropout(rows, dropout)
         super().__init__(layers=[_PrefixLayer(layer[0], layer[1]) for layer in rows])

@@ -42,6 +42,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "lora_alpha": (1, 8192),
     "lora_dropout": (0.0, 0.9),
     "devices": (1, 64),
+    "beside_share": (0.0, 1.0),
 }
 CHOICES: dict[str, tuple[Any, ...]] = {
     "method": METHODS,
@@ -53,7 +54,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "overlong": OVERLONG,
     "freeze_first": (False, True),
 }
-TEXTS = {"init_text": 4000, "init_adapter": 120, "lora_targets": 400}  # field -> most characters
+# field -> most characters
+TEXTS = {"init_text": 4000, "init_adapter": 120, "lora_targets": 400, "beside": 1000}
 BOOLEANS = frozenset(name for name, choices in CHOICES.items() if choices == (False, True))
 MAX_SAMPLES_PER_STEP = 4096
 # what a prefix alone has: the value that says nothing of it
@@ -63,6 +65,7 @@ _OF_A_PREFIX: dict[str, Any] = {
     "prefix_projection": False,
     "prefix_dropout": 0.0,
     "quantization_bit": None,
+    "beside": "",
 }
 
 
@@ -70,8 +73,8 @@ _OF_A_PREFIX: dict[str, Any] = {
 class Problem:
     """One thing wrong with a recipe. `code`: not_a_number | out_of_range | not_a_choice |
     too_many_samples | warmup_too_long | no_init_text | no_init_adapter | text_too_long |
-    init_with_projection | no_general_prompts | no_eval_steps | not_with_method |
-    float16_on_several | too_many_devices.
+    init_with_projection | no_general_prompts | no_eval_steps | no_beside_share |
+    not_with_method | float16_on_several | too_many_devices | beside_on_several.
     """
 
     field: str
@@ -139,6 +142,10 @@ class Recipe:
     # Processes that share the examples of a step, each on a device of its own (tuning/processes/).
     # The update is the same.
     devices: int = 1
+    # Adapters of the same base, by their sha256 with commas between them, one of which stands in
+    # front of this prefix in beside_share of the steps, so that both can be served together.
+    beside: str = ""
+    beside_share: float = 0.5
 
     @property
     def samples_per_step(self) -> int:
@@ -240,6 +247,11 @@ class Recipe:
             )
         if self.kl_weight and not self.kl_share:
             refuse("kl_share", "no_general_prompts", "kl_weight needs a share of general prompts")
+        if self.beside and not self.beside_share:
+            refuse("beside_share", "no_beside_share", "beside needs a share of steps above 0")
+        if self.beside and self.devices > 1:
+            message = "a prefix that learns beside others learns on one device"
+            refuse("devices", "beside_on_several", message)
         if self.early_stopping and not self.eval_steps:
             refuse("eval_steps", "no_eval_steps", "early_stopping needs eval_steps")
         return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,16 @@ import torch
 from chat.engine.adapters import KVPrefix
 from chat.engine.loading import Loaded
 from tuning.ptuning import training_state
-from tuning.ptuning.batches import MicroBatch, group_by_length, rows_of_step, token_weights
+from tuning.ptuning.batches import (
+    MicroBatch,
+    front_of_step,
+    group_by_length,
+    rows_of_step,
+    token_weights,
+)
 from tuning.ptuning.encoded import Encoded, TooLong
 from tuning.ptuning.general_prompts import GENERAL_PROMPTS
-from tuning.ptuning.initial import TextTooLong, keys_and_values, text_ids
+from tuning.ptuning.initial import begin
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.memory import MicroBatchSize
 from tuning.ptuning.prefix import PrefixEncoder
@@ -30,7 +37,9 @@ from tuning.ptuning.progress import Progress, Report, Stopped, TrainingFailed
 from tuning.ptuning.recipe import METHOD, Recipe
 from tuning.ptuning.teacher import Lesson, lessons, spread
 from tuning.ptuning.team import ALONE, Team
-from tuning.ptuning.validation import MOST_ROWS, BestStep, Validation
+from tuning.ptuning.validation import BestStep, held_out
+
+Row = tuple[list[int], list[int]]  # token ids and labels
 
 __all__ = ["Progress", "Report", "Stopped", "Trainer", "TrainingFailed"]
 
@@ -42,6 +51,7 @@ class Trainer:
     run resumes from and saves every `save_steps` steps; None: nowhere. micro_batch_tokens: padded
     tokens of one forward; None: from free memory. Changes speed and memory, not the mathematics.
     initial: the prefix to go on from, where the recipe's init is an adapter.
+    beside: prefixes of the recipe's `beside`, which stand in front in some of the steps.
     validation: rows like the examples that are not learnt from; measured every `eval_steps` steps.
     keep: given (step, prefix) of each saved step.
     general_prompts: what the base is asked when the recipe has a kl_weight; general_folder: where
@@ -58,6 +68,7 @@ class Trainer:
         report: Report | None = None,
         *,
         initial: torch.Tensor | None = None,
+        beside: Sequence[torch.Tensor] = (),
         validation: Sequence[dict[str, Any]] = (),
         keep: Callable[[int, KVPrefix], object] | None = None,
         micro_batch_tokens: int | None = None,
@@ -86,7 +97,8 @@ class Trainer:
         if any(parameter.requires_grad for parameter in loaded.model.parameters()):
             raise ValueError("the base model must be frozen: what learns is chosen here")
         longest = recipe.max_source_length + recipe.max_target_length
-        longest += recipe.prefix_length if loaded.shifts_positions else 0
+        in_front = max((prefix.shape[3] for prefix in beside), default=0)
+        longest += recipe.prefix_length + in_front if loaded.shifts_positions else 0
         if longest > loaded.context_length:
             message = (
                 f"prefix, source and target need {longest} positions, "
@@ -95,10 +107,11 @@ class Trainer:
             raise TrainingFailed("does_not_fit", message)
         # asked of the base before anything is made of it
         self._lessons = self._study(general_prompts, general_folder)
+        self._beside = [prefix.to(loaded.device, loaded.dtype) for prefix in beside]
         torch.manual_seed(recipe.seed)
-        self._layers = decoder_layers(loaded.model, loaded.layers)
+        self.layers = decoder_layers(loaded.model, loaded.layers)
         probe = torch.tensor([self._examples[0][0]], device=loaded.device)
-        self._loss = self._prepare(examples, initial, probe)
+        self.loss = self._prepare(examples, initial, probe)
         self._optimizer = torch.optim.AdamW(
             self._parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -106,20 +119,37 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(
             loaded.device.type, enabled=self._computes_in() == torch.float16
         )
-        self._pad_id = loaded.tokenizer.pad_token_id or 0
-        self._size = MicroBatchSize(
+        self._scaler.scale(torch.ones((), device=loaded.device))  # what makes it ready
+        self.pad_id = loaded.tokenizer.pad_token_id or 0
+        self._most_tokens = micro_batch_tokens
+        self.size = MicroBatchSize(
             loaded,
             recipe.max_source_length + recipe.max_target_length,
             recipe.prefix_length,
             micro_batch_tokens,
         )
-        self._size.tokens = min(team.gathered(self._size.tokens))
-        self._size.replay = team.any(self._size.replay)
+        self.size.tokens = min(team.gathered(self.size.tokens))
+        self.size.replay = team.any(self.size.replay)
         self.step = 0
         self._best = BestStep(recipe.early_stopping)
-        self._validation = self._held_out(validation) if recipe.eval_steps else None
+        self.last_loss: float | None = None  # logged
+        self.validation_loss: float | None = None  # the last one measured
+        self._validation = None
+        if recipe.eval_steps:
+            self._validation = held_out(
+                self.loss,
+                loaded,
+                recipe,
+                validation,
+                tokens=self.size.tokens,
+                overhead=self.size.overhead,
+            )
         self._losses: list[float] = []  # since the last logged step
-        self._resume()
+        self._began: float | None = None  # of what speed is told of; None before the first step
+        self._samples = 0
+        saved = training_state.load_newest(state_folder, loaded.device) if state_folder else None
+        if saved is not None:
+            self.load_state(saved)
 
     def _study(self, general_prompts: Sequence[str], folder: Path | None) -> list[Lesson]:
         """What the base itself answers to the general prompts that the run will read."""
@@ -156,7 +186,7 @@ class Trainer:
             hidden_size=loaded.model.config.get_text_config().hidden_size,
             freeze_first=recipe.freeze_first,
         )
-        self._begin(examples, initial)
+        begin(self.encoder, loaded, recipe, examples, initial)
         self.encoder.to(loaded.device)
         return PrefixLoss(loaded.model, probe)
 
@@ -191,49 +221,11 @@ class Trainer:
         if not self.team.rank:
             self._keep(self.step, self.kv_prefix())
 
-    def result(self) -> Any:
+    def _made(self) -> Any:
+        """What `result` returns."""
         return self.kv_prefix()
 
-    def _begin(self, examples: Sequence[dict[str, Any]], initial: torch.Tensor | None) -> None:
-        """The prefix before the first step, as the recipe's `init` says."""
-        recipe, loaded = self.recipe, self.loaded
-        if recipe.init == "zero":
-            torch.nn.init.zeros_(self.encoder.embedding.weight)
-        elif recipe.init == "adapter":
-            wanted = self.encoder().shape
-            if initial is None or initial.shape != wanted:
-                found = "none" if initial is None else list(initial.shape)
-                message = f"the prefix to go on from is {found}, this run's is {list(wanted)}"
-                raise TrainingFailed("no_adapter_to_go_on_from", message)
-            self.encoder.begin_with(initial.float())
-        elif recipe.init == "prompt":
-            whole = (examples[number] for number in range(len(examples)))
-            shown = (row for row in whole if row["prompt"].strip() and row["response"].strip())
-            try:
-                ids = text_ids(loaded, recipe.init_text, shown, recipe.pre_seq_len)
-            except TextTooLong as fault:
-                raise TrainingFailed("init_text_too_long", str(fault)) from fault
-            self.encoder.begin_with(keys_and_values(loaded, ids))
-
-    def _held_out(self, rows: Sequence[dict[str, Any]]) -> Validation | None:
-        """None where there are no rows to hold out."""
-        recipe, loaded = self.recipe, self.loaded
-        some = Encoded(
-            [rows[number] for number in range(min(len(rows), MOST_ROWS))],
-            loaded.prompter,
-            recipe.max_source_length,
-            recipe.max_target_length,
-        )
-        if not len(some):
-            return None
-        return Validation(
-            self._loss,
-            [some[number] for number in range(len(some))],
-            self._pad_id,
-            loaded.device,
-            tokens=self._size.tokens,
-            overhead=self._size.overhead,
-        )
+    # -- the loop
 
     @property
     def best_step(self) -> int:
@@ -241,53 +233,80 @@ class Trainer:
         return self._best.step if self._best.patience and self._best.step else self.step
 
     @property
+    def result_loss(self) -> float | None:
+        """The validation loss of what `train` returns."""
+        return self._best.loss if self._best.patience else self.validation_loss
+
+    @property
     def trainable_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self._parameters())
+
+    @property
+    def ended(self) -> bool:
+        return self.step >= self.recipe.max_steps or self._best.ends
 
     def train(self) -> Any:
         """Runs from `step`, where the newest saved state left off, to max_steps; or, with
         early_stopping, until the validation loss gets no better, and returns the best step's.
         """
-        recipe, self._began, self._samples = self.recipe, time.monotonic(), 0
-        while self.step < recipe.max_steps and not self._best.ends:
-            learning_rate = recipe.learning_rate_at(self.step)
-            loss, divergence, norm = self._update(learning_rate)
-            self.step += 1
-            self._losses.append(loss)
-            self._samples += recipe.samples_per_step
-            logged = None
-            if self.step % recipe.logging_steps == 0 or self.step == recipe.max_steps:
-                logged = sum(self._losses) / len(self._losses)
-                self._losses = []
-            validation = self._validated()
-            speed = self._samples / max(1e-9, time.monotonic() - self._began)
-            stop = self._report(
-                Progress(
-                    self.step,
-                    recipe.max_steps,
-                    loss,
-                    learning_rate,
-                    norm,
-                    speed,
-                    logged,
-                    divergence if self._lessons else None,
-                    validation,
-                )
-            )
-            stop = self.team.any(bool(stop))
-            done = self.step == recipe.max_steps or self._best.ends
-            if logged is not None:
-                self._began, self._samples = time.monotonic(), 0
-            if self._folder is not None and (stop or done or self.step % recipe.save_steps == 0):
-                began = time.monotonic()
-                self._save()
-                self._keep_step()
-                self._began += time.monotonic() - began
+        while not self.ended:
+            progress = self.advance(*self._gradients(*self.due()))
+            stop, done = self.team.any(bool(self._report(progress))), self.ended
+            if self._folder is not None and (
+                stop or done or self.step % self.recipe.save_steps == 0
+            ):
+                with self.pause():
+                    state = self.state()
+                    if not self.team.rank:
+                        training_state.save(self._folder, self.step, state)
+                    self._keep_step()
             if stop and not done:
                 raise Stopped(self.step)
+        return self.result()
+
+    def result(self) -> Any:
+        """Of an ended training: what the last step has learnt, or with early_stopping the best."""
         if self._best.patience and self._best.learnt is not None:
             self._set_learnt(self._best.learnt)
-        return self.result()
+        return self._made()
+
+    def advance(self, loss: float, divergence: float) -> Progress:
+        """The optimizer's step, with the gradients that what learns holds, and what is to be
+        told of it. loss and divergence: on the rows of `due`.
+        """
+        recipe = self.recipe
+        learning_rate = recipe.learning_rate_at(self.step)
+        norm = self._update(loss, learning_rate)
+        self.step += 1
+        self._losses.append(loss)
+        self._samples += recipe.samples_per_step
+        logged = None
+        if self.step % recipe.logging_steps == 0 or self.step == recipe.max_steps:
+            logged = self.last_loss = sum(self._losses) / len(self._losses)
+            self._losses = []
+        validation = self._validated()
+        speed = self._samples / max(1e-9, time.monotonic() - (self._began or 0.0))
+        if logged is not None:
+            self._began, self._samples = time.monotonic(), 0
+        return Progress(
+            self.step,
+            recipe.max_steps,
+            loss,
+            learning_rate,
+            norm,
+            speed,
+            logged,
+            divergence if self._lessons else None,
+            validation,
+        )
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done inside does not count as training when speed is told."""
+        began = time.monotonic()
+        yield
+        if self._began is not None:
+            self._began += time.monotonic() - began
 
     def _validated(self) -> float | None:
         """The loss on held-out rows, on steps that measure it."""
@@ -295,12 +314,11 @@ class Trainer:
         last = self.step == recipe.max_steps
         if self._validation is None or not (last or self.step % recipe.eval_steps == 0):
             return None
-        began = time.monotonic()
-        with torch.no_grad():
+        with self.pause(), torch.no_grad():
             loss = self._validation(self._to_validate())
+        self.validation_loss = loss
         if recipe.early_stopping:
             self._best.take(self.step, loss, self._learnt)
-        self._began += time.monotonic() - began  # speed is that of training
         return loss
 
     @torch.no_grad()
@@ -313,34 +331,39 @@ class Trainer:
             metadata={"method": METHOD, "step": self.best_step, "recipe": self.recipe.as_dict()},
         )
 
-    def _update(self, learning_rate: float) -> tuple[float, float, float]:
-        """One optimizer step; returns (loss on the task, KL from the base on general prompts,
-        gradient norm before clipping).
-        """
+    def due(self) -> tuple[list[Row], list[Lesson]]:
+        """What the next step reads: rows of the task (ids, labels) and general ones."""
         recipe = self.recipe
+        self._began = self._began or time.monotonic()
         numbers = rows_of_step(self.step, recipe.samples_per_step, len(self._examples), recipe.seed)
-        rows = [self._examples[number] for number in numbers]
-        general = [
-            self._lessons[number]
-            for number in rows_of_step(
-                self.step, recipe.general_prompts_per_step, len(self._lessons), recipe.seed + 1
-            )
-        ]
+        general = rows_of_step(
+            self.step, recipe.general_prompts_per_step, len(self._lessons), recipe.seed + 1
+        )
+        return (
+            [self._examples[number] for number in numbers],
+            [self._lessons[number] for number in general],
+        )
+
+    def _gradients(self, rows: list[Row], general: list[Lesson]) -> tuple[float, float]:
+        """Those of a whole step, into what learns; returns (loss on the task, KL from the base on
+        general prompts). Smaller micro-batches when memory runs out.
+        """
         while True:
             random_state = training_state.random_state(self.loaded.device)
             try:
-                loss, divergence = self._accumulate(rows, general)
-                break
+                return self._accumulate(rows, general)
             except torch.OutOfMemoryError as error:
                 out_of_memory = str(error)
             if self.team.size > 1:  # the others cannot know
                 raise TrainingFailed("out_of_memory", out_of_memory)
             self._optimizer.zero_grad(set_to_none=True)
-            self._size.use_less(max(len(ids) for ids, _ in rows), len(rows), out_of_memory)
+            self.size.use_less(max(len(ids) for ids, _ in rows), len(rows), out_of_memory)
             training_state.set_random_state(random_state, self.loaded.device)
+
+    def _update(self, loss: float, learning_rate: float) -> float:
+        """One optimizer step; returns the gradient norm before clipping."""
         self._scaler.unscale_(self._optimizer)
-        limit = recipe.max_grad_norm or math.inf
-        norm = self._clipped(limit)
+        norm = self._clipped(self.recipe.max_grad_norm or math.inf)
         # An infinite gradient in float16 is what the scaler is there for: it skips the step and
         # lowers the scale.
         if not math.isfinite(loss) or (not math.isfinite(norm) and not self._scaler.is_enabled()):
@@ -357,28 +380,37 @@ class Trainer:
             group["lr"] = learning_rate
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        return loss, divergence, norm
+        return norm
 
-    def _micro_batches(
-        self, rows: list[tuple[list[int], list[int]]], general: list[Lesson]
-    ) -> Iterator[MicroBatch]:
+    def weights(self, rows: list[Row], general: list[Lesson]) -> tuple[list[float], list[float]]:
+        """What a token of each row of a step counts in the loss, scaled against underflow."""
+        recipe, scale = self.recipe, self._scaler.get_scale()
+        task = token_weights([labels for _, labels in rows], recipe.per_device_train_batch_size)
+        held = token_weights([lesson.labels for lesson in general], max(1, len(general)))
+        return [scale * one for one in task], [scale * recipe.kl_weight * one for one in held]
+
+    def unscaled(self, task: float, divergence: float) -> tuple[float, float]:
+        """(loss on the task, KL) of sums that were taken with `weights`."""
+        scale = self._scaler.get_scale()
+        return task / scale, divergence / scale / (self.recipe.kl_weight or 1.0)
+
+    def _micro_batches(self, rows: list[Row], general: list[Lesson]) -> Iterator[MicroBatch]:
         """The task's rows in groups of similar length, then the general ones."""
-        recipe, device = self.recipe, self.loaded.device
-        weights = token_weights([labels for _, labels in rows], recipe.per_device_train_batch_size)
+        device = self.loaded.device
+        weights, general_weights = self.weights(rows, general)
         for group in self._groups([len(ids) for ids, _ in rows]):
             yield MicroBatch.of(
                 [rows[row] for row in group],
                 [weights[row] for row in group],
-                self._pad_id,
+                self.pad_id,
                 device,
             )
-        weights = token_weights([lesson.labels for lesson in general], max(1, len(general)))
         for group in self._groups([len(lesson.ids) for lesson in general]):
             chosen = [general[row] for row in group]
             yield MicroBatch.of(
                 [(lesson.ids, lesson.labels) for lesson in chosen],
-                [recipe.kl_weight * weights[row] for row in group],
-                self._pad_id,
+                [general_weights[row] for row in group],
+                self.pad_id,
                 device,
                 top=[(lesson.top_ids, lesson.top_logprobs) for lesson in chosen],
             )
@@ -387,55 +419,50 @@ class Trainer:
         """This process's micro-batches of a step's rows, by their numbers."""
         mine = self.team.share(lengths)
         groups = group_by_length(
-            [lengths[row] for row in mine], self._size.tokens, self._size.overhead
+            [lengths[row] for row in mine], self.size.tokens, self.size.overhead
         )
         return [[mine[row] for row in group] for group in groups]
 
-    def _accumulate(
-        self, rows: list[tuple[list[int], list[int]]], general: list[Lesson]
-    ) -> tuple[float, float]:
-        """Gradients of a whole step into .grad of what learns; returns (loss on the task, KL)."""
+    def _accumulate(self, rows: list[Row], general: list[Lesson]) -> tuple[float, float]:
         self._optimizer.zero_grad(set_to_none=True)
         prefix = self.encoder()
         # Micro-batches add their gradients up at this leaf; the encoder's own backward runs once.
         leaf = prefix.detach().to(self.loaded.dtype).requires_grad_()
         total = torch.zeros(2, device=self.loaded.device)
         leaf_gradient = torch.zeros_like(prefix)
-        with gradient_checkpointing(self._layers, self._size.replay):
+        recipe = self.recipe
+        front = front_of_step(self.step, len(self._beside), recipe.beside_share, recipe.seed)
+        with gradient_checkpointing(self.layers, self.size.replay):
             for batch in self._micro_batches(rows, general):
-                loss = self._loss(
-                    batch, leaf, self._scaler.scale(batch.weights), self.recipe.prefix_dropout
-                )
+                whole = leaf
+                if front is not None and batch.top_ids is None:  # the base's answers have none
+                    whole = torch.cat((self._beside[front], leaf), dim=3)
+                loss = self.loss(batch, whole, batch.weights, self.recipe.prefix_dropout)
                 (gradient,) = torch.autograd.grad(loss, leaf)
                 leaf_gradient += gradient
                 total[int(batch.top_ids is not None)] += loss.detach().to(total.device)
         self.team.sum(leaf_gradient, total)
         prefix.backward(leaf_gradient)
-        task, divergence = (total / self._scaler.get_scale()).tolist()
-        return task, divergence / (self.recipe.kl_weight or 1.0)
+        return self.unscaled(*total.tolist())
 
-    def _save(self) -> None:
-        assert self._folder is not None
-        learnt, optimizer = self._learnt(), self._optimizer_state()
-        random = self.team.gathered(training_state.random_state(self.loaded.device))
-        if self.team.rank:
-            return
-        training_state.save(
-            self._folder,
-            self.step,
-            {
-                "step": self.step,
-                "encoder": learnt,
-                "optimizer": optimizer,
-                "scaler": self._scaler.state_dict(),
-                "random": random,
-                "losses": self._losses,
-                "micro_batch_tokens": self._size.tokens,
-                "replay": self._size.replay,
-                "best": self._best.state(),
-                "identity": self._identity(),
-            },
-        )
+    def state(self) -> dict[str, Any]:
+        """Everything that `load_state` needs to go on as if nothing had happened; asked of all
+        processes of a team.
+        """
+        return {
+            "step": self.step,
+            "encoder": self._learnt(),
+            "optimizer": self._optimizer_state(),
+            "scaler": self._scaler.state_dict(),
+            "random": self.team.gathered(training_state.random_state(self.loaded.device)),
+            "losses": self._losses,
+            "micro_batch_tokens": self.size.tokens,
+            "replay": self.size.replay,
+            "best": self._best.state(),
+            "last_loss": self.last_loss,
+            "validation_loss": self.validation_loss,
+            "identity": self._identity(),
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -445,14 +472,8 @@ class Trainer:
             "processes": self.team.size,
         }
 
-    def _resume(self) -> None:
-        state = (
-            training_state.load_newest(self._folder, self.loaded.device)
-            if self._folder is not None
-            else None
-        )
-        if state is None:
-            return
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Raises TrainingFailed when it is another run's."""
         mine, theirs = self._identity(), state["identity"]
         # a state of an earlier version lacks the settings that came later, with their old meaning
         theirs.setdefault("processes", 1)
@@ -467,8 +488,11 @@ class Trainer:
         self._set_optimizer_state(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])
         self._losses = state["losses"]
-        self._size.tokens, self._size.replay = state["micro_batch_tokens"], state["replay"]
+        self.size.tokens, self.size.replay = state["micro_batch_tokens"], state["replay"]
+        if self._most_tokens is not None:  # perhaps there is less memory than there was
+            self.size.tokens = min(self.size.tokens, self._most_tokens)
         self._best.load(state.get("best") or {})
+        self.last_loss, self.validation_loss = state.get("last_loss"), state.get("validation_loss")
         random = state["random"]  # one a process; in an earlier version that of the only one
         own = random[self.team.rank] if isinstance(random, list) else random
         training_state.set_random_state(own, self.loaded.device)

@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
+from chat.engine.loading import Loaded
 from tuning.ptuning.batches import MicroBatch, group_by_length
+from tuning.ptuning.encoded import Encoded
+from tuning.ptuning.recipe import Recipe
 
 MOST_ROWS = 64  # the first of the split: a measurement is to cost about as much as a few steps
 
@@ -41,6 +44,34 @@ class Validation:
         """
         total = sum(self._loss(batch, prefix, batch.weights).item() for batch in self._batches)
         return total / max(1, self._count)
+
+
+def held_out(
+    loss: Callable[..., torch.Tensor],
+    loaded: Loaded,
+    recipe: Recipe,
+    rows: Sequence[dict[str, Any]],
+    *,
+    tokens: int,
+    overhead: int,
+) -> Validation | None:
+    """Over the first rows {"prompt", "response", ...}; None where there are none to hold out."""
+    some = Encoded(
+        [rows[number] for number in range(min(len(rows), MOST_ROWS))],
+        loaded.prompter,
+        recipe.max_source_length,
+        recipe.max_target_length,
+    )
+    if not len(some):
+        return None
+    return Validation(
+        loss,
+        [some[number] for number in range(len(some))],
+        loaded.tokenizer.pad_token_id or 0,
+        loaded.device,
+        tokens=tokens,
+        overhead=overhead,
+    )
 
 
 class BestStep:

@@ -22,7 +22,7 @@ from tuning.ptuning.proof import Proof, prove
 from tuning.ptuning.recipe import FULL, Recipe
 from tuning.ptuning.teacher import Lesson
 from tuning.ptuning.team import ALONE, Team
-from tuning.ptuning.trainer import Trainer
+from tuning.ptuning.trainer import Row, Trainer
 from tuning.weights import checkpoint_folder, lora, sharding
 from tuning.weights.loss import WeightsLoss
 
@@ -56,7 +56,7 @@ class WeightsTrainer(Trainer):
             self._peft = lora.wrapped(model, self.recipe)
         loss = WeightsLoss(model, probe)
         if self._shared_out:
-            sharding.share_out(loss, self._layers, self.team)
+            sharding.share_out(loss, self.layers, self.team)
         self._learning = {
             name: parameter
             for name, parameter in model.named_parameters()
@@ -115,12 +115,10 @@ class WeightsTrainer(Trainer):
     def _keep_step(self) -> None:
         """Nothing is kept of the steps on the way."""
 
-    def result(self) -> WeightsTrainer:
+    def _made(self) -> WeightsTrainer:
         return self
 
-    def _accumulate(
-        self, rows: list[tuple[list[int], list[int]]], general: list[Lesson]
-    ) -> tuple[float, float]:
+    def _accumulate(self, rows: list[Row], general: list[Lesson]) -> tuple[float, float]:
         self._optimizer.zero_grad(set_to_none=True)
         total = torch.zeros(2, device=self.loaded.device)
         batches = list(self._micro_batches(rows, general))
@@ -130,17 +128,16 @@ class WeightsTrainer(Trainer):
         # rows' share of the loss.
         times = self.team.size if self._shared_out else 1
         self.loaded.model.train()  # dropout, where the base or LoRA has any
-        with gradient_checkpointing(self._layers, self._size.replay):
+        with gradient_checkpointing(self.layers, self.size.replay):
             for batch in batches:
-                loss = self._loss(batch, None, self._scaler.scale(batch.weights))
+                loss = self.loss(batch, None, batch.weights)
                 (loss * times).backward()
                 total[int(batch.top_ids is not None)] += loss.detach()
         self.loaded.model.eval()
         self.team.sum(total)
         if not self._shared_out:
             self.team.sum(*(one.grad for one in self._parameters() if one.grad is not None))
-        task, divergence = (total / self._scaler.get_scale()).tolist()
-        return task, divergence / (self.recipe.kl_weight or 1.0)
+        return self.unscaled(*total.tolist())
 
     # -- what comes of it
 

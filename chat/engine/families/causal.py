@@ -15,6 +15,7 @@ from chat.engine.families.templates import rendered
 from chat.engine.positions import PositionPlan
 from chat.engine.prompts import IGNORED, Messages, Prompter, checked
 from chat.engine.thoughts import OPEN
+from chat.engine.tools import ToolForm
 
 if TYPE_CHECKING:
     import torch
@@ -103,6 +104,7 @@ class TemplatePrompter(Prompter):
             else None
         )
         self._end = self._end_of_answer()
+        self.tool_form = ToolForm.of(tokenizer.chat_template)
 
     def _end_of_answer(self) -> int:
         """The token that the template puts behind an answer, if it ends generation; else the
@@ -137,28 +139,54 @@ class TemplatePrompter(Prompter):
         end = self.tokenizer.decode(list(prompt[-8:]), skip_special_tokens=False)
         return f"{OPEN}\n" if end.rstrip().endswith(OPEN) else ""
 
-    def _render(self, messages: list[dict[str, str]], thinking: bool | None = None) -> list[int]:
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        thinking: bool | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> list[int]:
         if not self.tokenizer.chat_template:
             return self._plain("\n".join(message["content"] for message in messages))
-        if self._special is None or not any(
-            self._special.search(message["content"]) for message in messages
-        ):
-            text = rendered(self.tokenizer, messages, thinking)
+        if not self._spells_control(messages) and not self._spells_control(tools):
+            text = rendered(self.tokenizer, messages, thinking, tools)
             return self.tokenizer.encode(text, add_special_tokens=False)
-        # A content spells a control token: the template goes around stand-ins, and contents are
-        # encoded apart from it.
-        stand_ins = [f"\ue0a1{number}\ue0a2" for number in range(len(messages))]
+        # Somebody's text spells a control token: the template goes around stand-ins, and the texts
+        # are encoded apart from it.
+        texts: dict[str, str] = {}
         posed = [
-            {**message, "content": mark} for message, mark in zip(messages, stand_ins, strict=True)
+            {
+                **{k: self._posed(v, texts) for k, v in message.items() if k != "content"},
+                "content": _stand_in(message["content"], texts),
+            }
+            for message in messages
         ]
-        text = rendered(self.tokenizer, posed, thinking)
+        text = rendered(self.tokenizer, posed, thinking, self._posed(list(tools), texts))
         ids: list[int] = []
-        for part in re.split("(\ue0a1[0-9]+\ue0a2)", text):
-            if part in stand_ins:
-                ids += self._encode(messages[stand_ins.index(part)]["content"])
+        for part in _STAND_IN.split(text):
+            if part in texts:
+                ids += self._encode(texts[part])
             elif part:
                 ids += self.tokenizer.encode(part, add_special_tokens=False)
         return ids
+
+    def _spells_control(self, value: Any) -> bool:
+        """Does a text somewhere in a JSON value?"""
+        if isinstance(value, str):
+            return self._special is not None and self._special.search(value) is not None
+        if isinstance(value, Mapping):
+            return any(map(self._spells_control, (*value, *value.values())))
+        return isinstance(value, Sequence) and any(map(self._spells_control, value))
+
+    def _posed(self, value: Any, texts: dict[str, str]) -> Any:
+        """A JSON value with each spelling of a control token, or of a stand-in, replaced."""
+        if isinstance(value, str):
+            for spelt in (_STAND_IN, self._special):
+                if spelt is not None:
+                    value = spelt.sub(lambda found: _stand_in(found[0], texts), value)
+            return value
+        if isinstance(value, Mapping):
+            return {self._posed(k, texts): self._posed(v, texts) for k, v in value.items()}
+        return [self._posed(part, texts) for part in value] if isinstance(value, list) else value
 
     def response_ids(self, text: str) -> list[int]:
         with self._lock:
@@ -206,6 +234,16 @@ class TemplatePrompter(Prompter):
             else super(TemplatePrompter, self).training_lengths([example])[0]
             for example, is_plain in zip(examples, plain, strict=True)
         ]
+
+
+_STAND_IN = re.compile("(\ue0a1[0-9]+\ue0a2)")
+
+
+def _stand_in(text: str, texts: dict[str, str]) -> str:
+    """A text that nobody sends, kept for `text` in `texts`."""
+    mark = f"\ue0a1{len(texts)}\ue0a2"
+    texts[mark] = text
+    return mark
 
 
 def _ids(value: Any) -> set[int]:

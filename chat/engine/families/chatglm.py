@@ -156,7 +156,12 @@ class ChatGLMPrompter(Prompter):
         texts = (text if isinstance(text, bytes) else text.encode() for text in pieces.texts)
         return [*[b""] * pieces.offset, *texts]
 
-    def _render(self, messages: list[dict[str, str]], thinking: bool | None = None) -> list[int]:
+    def _render(
+        self,
+        messages: list[dict[str, str]],
+        thinking: bool | None = None,
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> list[int]:
         return [*self._encode(self.text(messages)), self._gmask, self._sop]
 
     def context_ids(self, instruction: str, answered: Sequence[tuple[str, str]]) -> list[int]:

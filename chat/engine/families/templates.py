@@ -4,18 +4,23 @@ without a system role, with questions and answers in strict turn, without empty 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from chat.engine.request import RequestRefused
+from chat.engine.tools import for_template, has_tool_turns, in_words
 
 BETWEEN = "\n\n"  # what joins two texts that become one turn
 
 
-def forms(messages: list[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
-    """As they are, then as stricter templates take them: empty answers left out and neighbours of
-    one role joined; then the system's words before the question that follows them.
+def forms(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """As they are, then as stricter templates take them: calls of tools in words, empty answers
+    left out and neighbours of one role joined; then the system's words before the question that
+    follows them.
     """
+    if has_tool_turns(messages):
+        yield for_template(messages)
+        messages = in_words(messages)
     yield messages
     yield _joined(messages)
     yield _joined(_system_in_questions(messages))
@@ -49,17 +54,23 @@ def _system_in_questions(messages: list[dict[str, str]]) -> list[dict[str, str]]
     return found
 
 
-def rendered(tokenizer: Any, messages: list[dict[str, str]], thinking: bool | None = None) -> str:
+def rendered(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    thinking: bool | None = None,
+    tools: Sequence[dict[str, Any]] = (),
+) -> str:
     """The prompt as text, of the first form that the template takes and in which it keeps the
     system's words; RequestRefused with the template's own sentence about the messages as they are.
     """
     # two names of one switch: Qwen's, GLM's and SmolLM's, and DeepSeek's
     options = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
+    offered = list(tools) or None
     first = ""
     for form in forms(messages):
         try:
             text: str = tokenizer.apply_chat_template(
-                form, tokenize=False, add_generation_prompt=True, **options
+                form, tools=offered, tokenize=False, add_generation_prompt=True, **options
             )
         except Exception as error:  # a template is a program of its author's: it may raise anything
             first = first or str(error) or type(error).__name__

@@ -13,14 +13,14 @@ from portal.terminal import row_named
 class Command(BaseCommand):
     help = (
         "Write an adapter in another program's format: upstream (ChatGLM-6B's ptuning scripts "
-        "load it as "
-        "--ptuning_checkpoint) or peft. Example: export_adapter house-v1 --format upstream "
-        "--output exported/"
+        "load it as --ptuning_checkpoint), peft (PREFIX_TUNING) or cartridge (peft's CARTRIDGE, "
+        "with its frozen positions). Example: export_adapter house-v1 --format upstream --output "
+        "exported/"
     )
 
     def add_arguments(self, parser):
         parser.add_argument("name")
-        parser.add_argument("--format", choices=["upstream", "peft"], default="peft")
+        parser.add_argument("--format", choices=["upstream", "peft", "cartridge"], default="peft")
         parser.add_argument("--output", required=True, help="a folder, made if it is missing")
 
     def handle(self, *, name, format, output, **options):
@@ -31,8 +31,10 @@ class Command(BaseCommand):
 
         try:
             prefix = adapters.load(adapter.path)
-            if format == "peft":
-                folder = write_peft(prefix, Path(output), adapter.checkpoint.name)
+            if format != "upstream":
+                folder = write_peft(
+                    prefix, Path(output), adapter.checkpoint.name, cartridge=format == "cartridge"
+                )
             else:
                 folder = write_original(prefix, Path(output), read_config(adapter.checkpoint.path))
         except (adapters.AdapterInvalid, CheckpointInvalid, OSError) as error:

@@ -13,9 +13,10 @@ from django.utils.translation import gettext as _
 from chat.checkpoints.fetch.catalogue import CATALOGUE
 from chat.fetching.plan import create_fetch
 from chat.models import FetchRun
-from portal.models import Run, User
+from portal.models import Run
 from portal.runs import lifecycle
 from portal.runs.process import carry_out, stamped
+from portal.terminal import user_named
 
 
 class _Progress(threading.Thread):
@@ -58,7 +59,9 @@ class Command(BaseCommand):
         parser.add_argument("--user", help="whose run it is; default: the first administrator")
 
     def handle(self, *, source, name, default, accept_licence, user, **options):
-        owner = self._owner(user)
+        owner = user_named(user)
+        if not owner.is_staff:
+            raise CommandError(_("Only administrators fetch checkpoints."))
         try:
             with transaction.atomic():  # claimed before anybody else sees it
                 run, new = create_fetch(
@@ -88,13 +91,6 @@ class Command(BaseCommand):
             f"{told['parameters'] or 0:,} parameters, context {told['context_length']}, "
             f"licence {told.get('licence') or '?'}, in {run.checkpoint.path}"
         )
-
-    def _owner(self, username: str | None) -> User:
-        wanted = {"username": username} if username else {"is_superuser": True}
-        user = User.objects.filter(is_active=True, **wanted).order_by("id").first()
-        if user is None or not user.is_staff:
-            raise CommandError(_("There is no such user. Name one with --user."))
-        return user
 
     def _carry_out(self, run: FetchRun, token: str) -> None:
         run.folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from chat.adapter_import import import_adapter
 from chat.models import Checkpoint
-from portal.models import User
-from portal.terminal import row_named
+from portal.terminal import row_named, user_named
 
 
 class Command(BaseCommand):
@@ -41,9 +40,7 @@ class Command(BaseCommand):
 
     def handle(self, *, path, checkpoint, name, owner, history, **options):
         base = row_named(Checkpoint.objects.all(), checkpoint)
-        user = User.objects.filter(username=owner).first() if owner else None
-        if owner and user is None:
-            raise CommandError(f"There is no user named {owner!r}.")
+        user = user_named(owner) if owner else None
         try:
             imported = import_adapter(path, base, name=name or "", owner=user)
         except ValidationError as error:

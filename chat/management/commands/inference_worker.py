@@ -61,7 +61,7 @@ class Command(BaseCommand):
             process.serve(
                 listening,
                 settings.WORKER_TOKEN,
-                DatabaseSupply(checkpoint),
+                DatabaseSupply(checkpoint, url),
                 loading_wait=settings.LOADING_WAIT,
                 idle_after=settings.IDLE_UNLOAD * 60,
             )

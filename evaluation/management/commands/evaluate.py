@@ -20,7 +20,7 @@ from evaluation.plan import SEED, create_evaluation
 from portal.models import Run
 from portal.runs import lifecycle
 from portal.runs.process import carry_out, print_line
-from portal.terminal import row_named
+from portal.terminal import row_named, user_named
 from tuning.datasets import store
 from tuning.models import Dataset
 from tuning.terminal import ForegroundCommand, lines
@@ -73,7 +73,7 @@ class Command(ForegroundCommand):
         )
 
     def handle(self, **options):
-        owner = self.owner(options["user"])
+        owner = user_named(options["user"])
         adapter = (
             row_named(Adapter.objects.visible_to(owner), options["adapter"])
             if options["adapter"]

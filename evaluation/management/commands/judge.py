@@ -11,6 +11,7 @@ from django.utils.translation import gettext as _
 from evaluation import blind
 from evaluation.judging import Judge, JudgeFailed, judged
 from evaluation.models import EvaluationRun
+from portal.terminal import user_named
 from tuning.terminal import ForegroundCommand
 
 
@@ -31,7 +32,7 @@ class Command(ForegroundCommand):
         parser.add_argument("--json", action="store_true")
 
     def handle(self, **options):
-        owner = self.owner(options["user"])
+        owner = user_named(options["user"])
         found = EvaluationRun.objects.visible_to(owner)
         sides = [found.filter(pk=options[name]).first() for name in ("run", "other")]
         if None in sides:

@@ -4,10 +4,11 @@ it.
 
 from datetime import timedelta
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import BaseCommand
 from django.utils import timezone
 
-from portal.models import ApiKey, User
+from portal.models import ApiKey
+from portal.terminal import user_named
 
 
 class Command(BaseCommand):
@@ -31,11 +32,8 @@ class Command(BaseCommand):
         parser.add_argument("--tokens-per-day", type=int)
 
     def handle(self, *, user, name, scopes, days, **options):
-        owner = User.objects.filter(username=user, is_active=True).first()
-        if owner is None:
-            raise CommandError(f"There is no active user named {user!r}.")
         _key, secret = ApiKey.create_for(
-            owner,
+            user_named(user),
             name,
             scopes=scopes,
             expires_at=days and timezone.now() + timedelta(days=days),

@@ -157,13 +157,26 @@ function showEnd(turn, frame) {
   const first = (timings.queued_s ?? NaN) + (timings.prefill_s ?? NaN);
   turn.querySelector("[data-first]").hidden = Number.isNaN(first);
   part(turn, "first").textContent = first.toFixed(1);
+  showFill(frame.usage?.total_tokens);
   turn.dataset.figures = tokens ? (speed ? "all" : "tokens") : "";
+}
+
+// How much of the context the last prompt and its answer took.
+function showFill(used) {
+  const fill = document.getElementById("context-fill");
+  if (!fill || !used) return;
+  const bar = fill.querySelector("progress");
+  bar.value = Math.min(used, bar.max);
+  fill.querySelector("[data-used]").textContent = bar.value.toLocaleString("en");
+  fill.hidden = false;
 }
 
 const show = {
   "message.loading"(turn, frame) {
     setStatus(turn, "queued");
-    part(turn, "loading").hidden = false;
+    const paused = frame.phase === "paused";
+    part(turn, "loading").hidden = paused;
+    part(turn, "paused").hidden = !paused;
     part(turn, "in-line").hidden = true;
     part(turn, "loaded").textContent = frame.checkpoint ?? "";
     part(turn, "seconds").textContent = frame.seconds;
@@ -172,7 +185,7 @@ const show = {
   },
   "message.queued"(turn, frame) {
     setStatus(turn, "queued");
-    part(turn, "loading").hidden = true;
+    part(turn, "loading").hidden = part(turn, "paused").hidden = true;
     part(turn, "in-line").hidden = false;
     part(turn, "position").textContent = frame.position ?? 0;
     turn.dataset.next = (frame.position ?? 0) > 0 ? "false" : "true";

@@ -27,19 +27,23 @@ function smooth(values) {
   });
 }
 
-// The steps of both runs on one axis; what was not measured at a step is bridged.
-function data({ points, other }) {
-  const steps = [...new Set([...points, ...(other ?? [])].map((point) => point[0]))].sort((a, b) => a - b);
+// The steps of all curves on one axis; what was not measured at a step is bridged.
+function data({ points, others }) {
+  const every = [points, ...others.map((other) => other.points)].flat();
+  const steps = [...new Set(every.map((point) => point[0]))].sort((a, b) => a - b);
   const along = (found) => steps.map((step) => found.get(step) ?? null);
   const of = (rows, values) => new Map(rows.map((point, at) => [point[0], values[at]]));
-  const losses = points.map((point) => point[1]);
-  const series = [along(of(points, losses)), along(of(points, smooth(losses))), along(of(points, points.map((point) => point[2])))];
-  if (other) series.push(along(of(other, smooth(other.map((point) => point[1])))), along(of(other, other.map((point) => point[2]))));
+  const losses = (rows) => rows.map((point) => point[1]);
+  const series = [along(of(points, losses(points))), along(of(points, smooth(losses(points)))), along(of(points, points.map((point) => point[2])))];
+  for (const other of others) series.push(along(of(other.points, smooth(losses(other.points)))));
   return [steps, ...series];
 }
 
+// As the legend above the chart has them (portal.css, .line-other).
+const OTHERS = ["--ink-3", "--good", "--warn", "--bad"];
+
 function draw() {
-  const { total, points, other } = figures();
+  const { total, points, others } = figures();
   if (points.length === 0) return;
   const line = (label, stroke, more) => ({ label, stroke, width: 2, spanGaps: true, points: { show: false }, value: number, ...more });
   plot?.destroy();
@@ -60,7 +64,7 @@ function draw() {
         { label: box.dataset.loss, stroke: accent, alpha: 0.32, width: 1, spanGaps: true, points: { show: false }, value: number },
         line(box.dataset.smooth, accent, { points: { show: points.length < 2 } }),
         line(box.dataset.validation, colour("--ink"), { dash: [5, 4], show: points.some((point) => point[2] !== null) }),
-        ...(other ? [line(box.dataset.other, colour("--ink-3")), line(box.dataset.otherValidation, colour("--ink-3"), { dash: [5, 4] })] : []),
+        ...others.map((other, at) => line(other.label, colour(OTHERS[at % OTHERS.length]), at < OTHERS.length ? {} : { dash: [2, 3] })),
       ],
     },
     data(figures()),

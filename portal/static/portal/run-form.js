@@ -1,7 +1,7 @@
 // The form of a new tuning run: a preset fills it in, and the same run as a command follows what is in it.
 
 const form = document.getElementById("run-form");
-const { presets, chatglm, checkpoints, url } = JSON.parse(document.getElementById("run-form-data").textContent);
+const { presets, chatglm, checkpoints, url, measured } = JSON.parse(document.getElementById("run-form-data").textContent);
 const recipe = [...form.querySelectorAll("[data-recipe]")];
 
 function fill(name) {
@@ -33,6 +33,16 @@ function values() {
 
 const quoted = (text) => (/^[\w.,/+-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
+// One variant as REST takes it; values with spaces stay the server's to read.
+function changes(line) {
+  const pairs = [...line.matchAll(/([\w-]+)=('[^']*'|"[^"]*"|[^\s,]+)/g)].map(([, key, value]) => {
+    const bare = value.replace(/^(['"])(.*)\1$/, "$2");
+    const typed = bare !== "" && !Number.isNaN(Number(bare)) ? Number(bare) : { true: true, false: false }[bare] ?? bare;
+    return [key.replaceAll("-", "_"), typed];
+  });
+  return Object.fromEntries(pairs);
+}
+
 function show() {
   const [preset, name] = [form.elements.preset.value, form.elements.name.value];
   const [dataset, checkpoint] = [Number(form.elements.dataset.value), Number(form.elements.checkpoint.value)];
@@ -45,16 +55,46 @@ function show() {
     const flag = `--${key.replaceAll("_", "-")}`;
     lines.push(value === true ? flag : `${flag} ${value === null ? 0 : quoted(String(value))}`);
   }
+  const variants = form.elements.sweep.value.split("\n").map((line) => line.trim()).filter(Boolean);
+  for (const variant of variants) lines.push(`--variant ${quoted(variant)}`);
   document.querySelector("#panel-cli code").textContent = lines.join(" \\\n  ");
-  const body = { dataset, checkpoint, ...(preset && { preset }), ...(name && { name }), ...hyper };
+  const body = { dataset, checkpoint, ...(preset && { preset }), ...(name && { name }), ...hyper, ...(variants.length && { sweep: variants.map(changes) }) };
   const json = JSON.stringify(body, null, 1).replaceAll("'", "'\\''");
   document.querySelector("#panel-curl code").textContent =
     `curl -X POST ${url} \\\n  -H "Authorization: Bearer $KEY" \\\n  -H "Content-Type: application/json" \\\n  -d '${json}'`;
 }
 
+const estimate = document.getElementById("estimate");
+
+function duration(seconds) {
+  const [unit, n] = seconds < 90 ? ["seconds", seconds] : seconds < 5400 ? ["minutes", seconds / 60] : ["hours", seconds / 3600];
+  return estimate.dataset[unit].replace("{n}", n < 10 && unit !== "seconds" ? n.toFixed(1) : Math.round(n));
+}
+
+// Time by the speed that the newest run on the base told: rows weigh what their longest may be.
+function guess() {
+  const known = measured[form.elements.checkpoint.value];
+  const read = (name) => Number(form.elements[name].value) || 0;
+  const rows = read("per_device_train_batch_size") * read("gradient_accumulation_steps") * (1 + (read("kl_weight") ? read("kl_share") : 0));
+  const variants = Math.max(1, form.elements.sweep.value.split("\n").filter((line) => line.trim()).length);
+  const tokens = read("max_source_length") + read("max_target_length") + read("pre_seq_len");
+  const seconds = known && (read("max_steps") * rows * variants * tokens) / known.tokens / known.rows_per_second;
+  if (!known || !Number.isFinite(seconds) || seconds <= 0) {
+    estimate.textContent = known ? "" : estimate.dataset.unknown;
+    return;
+  }
+  const text = known.memory ? estimate.dataset.known : estimate.dataset.timed;
+  estimate.textContent = text
+    .replace("{time}", duration(seconds))
+    .replace("{run}", known.run)
+    .replace("{memory}", `${(known.memory / 2 ** 30).toFixed(1)} GiB`);
+}
+
 form.addEventListener("input", (event) => {
   if (event.target.name === "preset-choice") fill(event.target.value);
   else show();
+  guess();
 });
 document.getElementById("commands").hidden = false;
 show();
+guess();

@@ -176,6 +176,12 @@ class ScriptedRouter:
     async def abort(self, id) -> None:
         self.aborted.append(id)
 
+    async def status(self) -> list:
+        return [{"state": "ready", "max_rows": 8, "queue": 0, "active_rows": 0}]
+
+    async def close(self) -> None:
+        pass
+
 
 @pytest.fixture
 def router(monkeypatch):

@@ -8,6 +8,8 @@ from channels.testing import HttpCommunicator
 from django.core.asgi import get_asgi_application
 from django.test import AsyncClient, Client
 
+from portal.logs import LineFormatter
+
 pytestmark = pytest.mark.django_db(transaction=True)
 JSON = "application/json"
 
@@ -17,6 +19,8 @@ NEEDS_KEY = [
     ("get", "/api/v1/adapters/"),
     ("get", "/api/v1/conversations/"),
     ("post", "/api/v1/conversations/"),
+    ("post", "/v1/batches"),
+    ("get", "/v1/batches/batch_1"),
     ("get", "/api/v1/messages/1/"),
     ("get", "/api/v1/messages/1/stream/"),
     ("post", "/api/v1/messages/1/stop/"),
@@ -64,6 +68,23 @@ async def test_a_key_in_the_address_is_taken_where_a_setting_says_so(base, key, 
     for broken in ("Basic ???", "Basic", "Basic " + base64.b64encode(b":sk-wrong").decode()):
         header = {"Authorization": broken}
         assert (await AsyncClient().post("/", body, JSON, headers=header)).status_code == 401
+
+
+async def test_a_key_in_the_path_is_taken_where_a_setting_says_so(
+    base, key, router, settings, caplog
+):
+    """By POST / alone, and it stands in no log."""
+    body = {"prompt": "x"}
+    for path in (f"/key/{key}/", f"/key/{key}"):
+        settings.KEY_IN_ADDRESS = False
+        assert (await AsyncClient().post(path, body, JSON)).status_code == 404
+        settings.KEY_IN_ADDRESS = True
+        assert (await AsyncClient().post(path, body, JSON)).json()["response"] == "你好"
+        assert (await AsyncClient().get(path)).status_code == 405
+    assert (await AsyncClient().post("/key/sk-wrong/", body, JSON)).status_code == 401
+    assert (await AsyncClient().get(f"/key/{key}/v1/models")).status_code == 404
+    written = "\n".join(map(LineFormatter("%(message)s").format, caplog.records))
+    assert "/key/sk-***" in written and key not in written
 
 
 async def test_a_login_cookie_does_not_open_the_doors_without_csrf_protection(member, base, router):

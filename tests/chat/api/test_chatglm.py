@@ -108,3 +108,12 @@ async def test_a_refusal_has_its_status(async_client, base, router):
 async def test_without_a_checkpoint_the_message_says_what_to_do(async_client, db):
     response = await post(async_client, {"prompt": "x"})
     assert response.status_code == 400 and "add_checkpoint" in response.json()["error"]["message"]
+
+
+async def test_thoughts_are_no_part_of_the_answer(async_client, base, router):
+    router.script = lambda request: [
+        ("delta", {"text": "<think>\nhm\n</think>\n\n好", "tokens": 1}),
+        ("finished", {"finish_reason": "stop", "usage": {}, "timings": {}}),
+    ]
+    body = (await async_client.post("/", {"prompt": "热吗"}, "application/json")).json()
+    assert (body["response"], body["history"]) == ("好", [["热吗", "好"]])

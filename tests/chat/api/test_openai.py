@@ -241,7 +241,6 @@ async def test_a_worker_that_dies_on_the_way_is_the_streams_last_word(async_clie
         ({"logprobs": 1}, "logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"top_logprobs": 2}, "top_logprobs"),
-        ({"tools": [{"type": "function"}]}, "tools"),
         ({"response_format": "json"}, "response_format.type"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
@@ -351,7 +350,8 @@ async def test_penalties_and_biases_reach_the_engine(async_client, base, router)
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"at":"京"}'}}
 
 
-async def test_a_history_with_tools_is_told_in_words(async_client, base, router):
+async def test_a_history_with_tools_reaches_the_engine(async_client, base, router):
+    """Which tells it in words where the template knows no tools."""
     question = {"role": "user", "content": "热吗？"}
     await post(
         async_client,
@@ -373,10 +373,13 @@ async def test_a_history_with_tools_is_told_in_words(async_client, base, router)
     tools, functions = (request.messages for request in router.requests.values())
     assert tools == (
         question,
-        {"role": "assistant", "content": 'weather({"at":"京"})\nweather({"at":"京"})'},
-        {"role": "user", "content": "weather: 31°\n\nweather: 32°"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL, {**CALL, "id": "c2"}]},
+        {"role": "tool", "content": "31°", "tool_call_id": "c1"},
+        {"role": "tool", "content": "32°", "tool_call_id": "c2"},
     )
-    assert [turn["content"] for turn in functions] == ["热吗？", "weather({})", "weather: 31°"]
+    assert functions[2] == {"role": "tool", "content": "31°", "name": "weather"}
+    (call,) = functions[1]["tool_calls"]
+    assert call["function"] == {"name": "weather", "arguments": "{}"}
 
 
 async def test_a_system_message_alone_is_asked(async_client, base, router):

@@ -84,6 +84,29 @@ def test_the_official_client_completes_texts_and_makes_responses(client):
         client.embeddings.create(model="pretend", input="x")
 
 
+CALLED = 'write <tool_call>{"name": "weather", "arguments": {"at": "京"}}</tool_call>'
+
+
+def test_the_official_client_calls_tools(client):
+    """And its stream helpers put the pieces together."""
+    function = {"name": "weather", "parameters": {"type": "object", "properties": {"at": {}}}}
+    tools = [{"type": "function", "function": function}]
+    with client.chat.completions.stream(**ask(CALLED, tools=tools)) as stream:
+        (choice,) = stream.get_final_completion().choices
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "weather")
+    assert json.loads(call.function.arguments) == {"at": "京"}
+    asked = ask("words 2", tools=tools)
+    result = {"role": "tool", "tool_call_id": call.id, "content": "words 3"}
+    history = [*asked["messages"], choice.message.to_dict(), result]
+    said = client.chat.completions.create(**{**asked, "messages": history})
+    assert len(said.choices[0].message.content.split()) == 3
+    flat = [{"type": "function", **function}]
+    with client.responses.stream(model="pretend", input=CALLED, tools=flat) as stream:
+        (item,) = stream.get_final_response().output
+    assert (item.type, json.loads(item.arguments)) == ("function_call", {"at": "京"})
+
+
 def test_the_terminal_talks_to_another_portal(web):
     command = [sys.executable, "manage.py", "chat", "--url", web.url]
     said = {

@@ -1,13 +1,17 @@
 """Prefix folders of upstream's scripts and of peft, in and out."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from peft import CartridgeConfig, PeftModel, PrefixTuningConfig, TaskType, get_peft_model
+from peft.tuners.cartridge.utils import compose_cartridge_adapters
+from safetensors.torch import save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from chat.checkpoints import adapter_files
 from chat.checkpoints.foreign_adapters import (
     BaseShape,
     flatten,
@@ -15,6 +19,7 @@ from chat.checkpoints.foreign_adapters import (
     write_original,
     write_peft,
 )
+from chat.engine import adapters
 from chat.engine.adapters import AdapterInvalid, KVPrefix
 from tests.support.tiny_chatglm import DATA, tiny_folder, write_shards
 
@@ -173,6 +178,60 @@ def test_pefts_folder_and_back(qwen, tmp_path, projection):
     assert torch.equal(
         flatten(read_prefix(tmp_path / "again", BaseShape(2, 2, 8))), flatten(prefix)
     )
+
+
+def test_pefts_cartridges_and_their_composition_and_back(qwen, tmp_path):
+    """Saved by peft, read, written, read by peft: same logits, same frozen positions; two that are
+    joined here are those that peft joins.
+    """
+    shape = BaseShape(layers=2, kv_heads=2, head_dim=8)
+    ids = torch.arange(1, 8)[None]
+    asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    ours = []
+    for number, (length, frozen) in enumerate(((6, 2), (4, 0))):
+        torch.manual_seed(number)
+        config = CartridgeConfig(
+            task_type=TaskType.CAUSAL_LM, num_virtual_tokens=length, num_frozen_tokens=frozen
+        )
+        tuned = get_peft_model(copy.deepcopy(qwen), config).eval()
+        with torch.no_grad():
+            expected = tuned(**asked).logits
+        tuned.save_pretrained(tmp_path / f"theirs-{number}")
+        prefix = read_prefix(tmp_path / f"theirs-{number}", shape, shifts_positions=True)
+        assert prefix.metadata["num_frozen_tokens"] == frozen and prefix.pre_seq_len == length
+        write_peft(prefix, tmp_path / f"ours-{number}", cartridge=True)
+        again = PeftModel.from_pretrained(copy.deepcopy(qwen), tmp_path / f"ours-{number}").eval()
+        with torch.no_grad():
+            torch.testing.assert_close(again(**asked).logits, expected)
+        assert again.peft_config["default"].num_frozen_tokens == frozen
+        folder = tmp_path / f"portal-{number}"
+        adapters.save(prefix, folder)
+        ours.append(folder)
+    theirs = [tmp_path / f"ours-{number}" for number in (0, 1)]
+    compose_cartridge_adapters(theirs, output_path=tmp_path / "theirs-both")
+    adapter_files.join(*ours, tmp_path / "ours-both", {})
+    imported = read_prefix(tmp_path / "theirs-both", shape, shifts_positions=True)
+    joined = adapters.load(tmp_path / "ours-both")
+    assert torch.equal(imported.tensor, joined.tensor)
+    frozen = [one.metadata["num_frozen_tokens"] for one in (imported, joined)]
+    assert frozen == [2, 2]
+
+
+@pytest.mark.parametrize("frozen", [-1, 7, "1", True, None])
+def test_a_cartridge_that_contradicts_itself_is_refused(tmp_path, frozen):
+    save_file({"prompt_embeddings": torch.zeros(6, 64)}, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "CARTRIDGE", "num_virtual_tokens": 6, "num_frozen_tokens": frozen}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(AdapterInvalid, match="num_frozen_tokens"):
+        read_prefix(tmp_path, BaseShape(layers=2, kv_heads=2, head_dim=8))
+
+
+def test_a_frozen_first_position_is_told_to_peft(tmp_path):
+    told = {"recipe": {"freeze_first": True}}
+    prefix = KVPrefix(torch.zeros(2, 2, 2, 5, 8), True, "", told)
+    write_peft(prefix, tmp_path, cartridge=True)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["num_frozen_tokens"]) == ("CARTRIDGE", 1)
 
 
 def test_other_peft_adapters_are_named(tmp_path):

@@ -22,9 +22,16 @@ def test_it_fetches_registers_and_says_what_has_come(tmp_path, capsys, data_dir,
 def test_it_refuses_in_a_sentence(tmp_path, data_dir, admin_user, member):
     with pytest.raises(CommandError, match="nobody-here"):
         call_command("fetch_checkpoint", "nobody-here")
-    with pytest.raises(CommandError, match="--user"):
+    with pytest.raises(CommandError, match="管理员"):
         call_command("fetch_checkpoint", str(tmp_path), "--user", member.username)
+    with pytest.raises(CommandError, match="nobody"):
+        call_command("fetch_checkpoint", str(tmp_path), "--user", "nobody")
     (tmp_path / "empty").mkdir()
     with pytest.raises(CommandError):
         call_command("fetch_checkpoint", str(tmp_path / "empty"))
     assert not Checkpoint.objects.exists()
+
+
+def test_without_an_administrator_it_says_how_to_make_one(tmp_path, data_dir, member):
+    with pytest.raises(CommandError, match="createsuperuser"):
+        call_command("fetch_checkpoint", str(checkpoint_folder(tmp_path / "brought")))

@@ -113,6 +113,22 @@ def test_an_adapter_that_does_not_fit_is_refused_naming_both_sides(base, tmp_pat
     assert not Adapter.objects.exists() and not list((tmp_path / "adapters").glob("*"))
 
 
+@pytest.mark.parametrize("length", [2048, 2049])
+def test_no_longer_prefix_is_imported_than_is_served(base, tmp_path, length):
+    folder = tmp_path / "long"
+    folder.mkdir()
+    rows = torch.ones(length, WIDTH)
+    torch.save({"transformer.prefix_encoder.embedding.weight": rows}, folder / "pytorch_model.bin")
+    if length > 2048:
+        with pytest.raises(CommandError, match="2049 tokens; those of at most 2048 are served"):
+            call_command("import_adapter", str(folder), "--checkpoint", "base")
+    else:  # of a family whose prompts begin at 0 behind any prefix, or in a context that holds it
+        base.description["context_length"] = 4096
+        base.save()
+        call_command("import_adapter", str(folder), "--checkpoint", "base")
+        assert Adapter.objects.get().pre_seq_len == 2048
+
+
 def test_what_is_missing_is_named(base, tmp_path):
     (tmp_path / "empty").mkdir()
     for arguments, named in (

@@ -1,5 +1,6 @@
 """The cache and its size."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -55,9 +56,9 @@ def test_a_request_beyond_the_largest_row_is_an_error():
 
 
 def test_rows_follow_from_free_memory(monkeypatch):
-    loaded = loaded_model("qwen2")
+    loaded = loaded_model("chatglm")  # a prefix stands beside its context, not within
     one = KVCache.bytes_per_row(
-        layers=3, kv_heads=2, head_dim=8, columns=CONTEXT + 64, dtype=torch.float32
+        layers=3, kv_heads=4, head_dim=8, columns=CONTEXT + 64, dtype=torch.float32
     )
     monkeypatch.setattr(capacity, "free_memory", lambda device: int(one * 5.5 / 0.4))
     assert capacity.capacity_for(loaded, None, None, 64).rows == 5
@@ -68,6 +69,28 @@ def test_rows_follow_from_free_memory(monkeypatch):
     monkeypatch.setattr(capacity, "free_memory", lambda device: one)
     with pytest.raises(ValueError, match="one request of 256 tokens"):
         capacity.capacity_for(loaded, None, None, 64)
+
+
+def test_slots_have_room_for_the_longest_prefix_where_that_leaves_enough_rows(monkeypatch):
+    loaded = replace(loaded_model("chatglm"), device=torch.device("cuda"))
+
+    def capacity_with(rows, **changes):
+        """Memory for so many rows with the longest prefix."""
+        one = KVCache.bytes_per_row(
+            layers=3, kv_heads=4, head_dim=8, columns=CONTEXT + 2048, dtype=torch.float32
+        )
+        monkeypatch.setattr(capacity, "free_memory", lambda device: int(one * rows / 0.4))
+        return capacity.capacity_for(replace(loaded, **changes), None, None, None)
+
+    assert capacity_with(16.5).columns == CONTEXT + 2048
+    few = capacity_with(15.5)
+    assert few.columns == CONTEXT + 256 and few.rows > 64
+    # a CPU takes memory for what is written, so there it costs nothing to allow for
+    few = capacity_with(15.5, device=torch.device("cpu"))
+    assert few.columns == CONTEXT + 2048 and few.rows == 32
+    # a prefix that shifts positions lies within the context
+    monkeypatch.setattr(capacity, "free_memory", lambda device: 1 << 40)
+    assert capacity.capacity_for(loaded_model("qwen2"), None, None, None).columns == CONTEXT
 
 
 def test_the_line_serves_users_in_turn():

@@ -128,7 +128,12 @@ async def test_whatever_a_server_invents_the_text_is_kept_and_the_answer_ends(ro
     request = ask(f"quirk {name}")
     await router.submit(request, CHECKPOINT)
     events = await read(router, request.id)
-    expected = {"reasoning": "<think>\nwhy?\n</think>\n\nkept", "long-line": "kept" * 100_000}
+    expected = {
+        "reasoning": "<think>\nwhy?\n</think>\n\nkept",
+        "tools": '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>\n',
+        "long-line": "kept" * 100_000,
+    }
     assert written(events) == expected.get(name, "kept")
     assert (events[-1].type, events[-1].data["finish_reason"]) == ("finished", "stop")
     assert events[-1].data["usage"]["completion_tokens"] >= 1

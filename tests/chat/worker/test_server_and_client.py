@@ -420,6 +420,14 @@ def test_a_request_survives_the_wire():
     biased = SamplingParams(logit_bias=((7, -100.0), (8, 1.5)), json_schema="{}")
     request = Request(id="y", text="从前", sampling=biased)
     assert request_from_dict(json.loads(json.dumps(request_as_dict(request)))) == request
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    turns = (
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "1", "tool_call_id": "c", "name": "f"},
+    )
+    tools = ({"type": "function", "function": {"name": "f"}},)
+    request = Request(id="z", messages=turns, begun="从", tools=tools, must_call=("f",))
+    assert request_from_dict(json.loads(json.dumps(request_as_dict(request)))) == request
     with pytest.raises(TypeError):
         request_from_dict({"id": "x", "sampling": {"heat": 1}})
 

@@ -40,7 +40,7 @@ def member_api(member):
 
 
 def places(client) -> list[tuple[int, str]]:
-    (queue,) = client.get("/api/v1/queue/").json()
+    queue = client.get("/api/v1/queue/").json()[0]
     return [(run["id"], run["reason"]) for run in queue["waiting"]]
 
 
@@ -164,3 +164,42 @@ def test_estimates_come_from_the_speed_so_far_and_of_earlier_runs(member):
     assert second.starts_in.total_seconds() == pytest.approx(130, abs=2)
     Run.objects.filter(pk=running.pk).update(progress=0)
     assert [entry.starts_in for entry in board.board()[0].waiting] == [None, None]
+
+
+# ---- drain for maintenance
+
+
+def test_a_drain_holds_everything_and_is_taken_back(admin_api, member_api, member, staff, client):
+    (run,) = queued(member)
+    assert member_api.post("/api/v1/queue/drain/", {}, format="json").status_code == 403
+    drained = admin_api.post("/api/v1/queue/drain/", {"reason": "new driver"}, format="json")
+    assert drained.status_code == 200 and board.drained()
+    assert {queue["held_reason"] for queue in drained.json()} == {"new driver"}
+    assert all(lifecycle.claim_next(queue) is None for queue in ("gpu", "default"))
+    assert "new driver" in places(admin_api)[0][1]
+    client.force_login(staff)
+    client.post("/tasks/decide/", {"action": "undrain"})
+    assert not board.drained() and lifecycle.claim_next("gpu")[0] == run.pk
+    said = list(LogEntry.objects.values_list("change_message", flat=True))
+    assert said.count("held: new driver") == 2 and said.count("released") == 2
+
+
+def test_a_drain_may_send_back_what_runs(member, staff, client):
+    run, other = queued(member, 2)
+    token = lifecycle.claim(run.pk)
+    assert lifecycle.heartbeat(run.pk, token) is lifecycle.Signal.CONTINUE
+    client.force_login(staff)
+    client.post("/tasks/decide/", {"action": "drain", "reason": "x"})
+    assert lifecycle.heartbeat(run.pk, token) is lifecycle.Signal.CONTINUE  # it may end
+    client.post("/tasks/decide/", {"action": "drain", "reason": "x", "checkpoint": "on"})
+    assert lifecycle.heartbeat(run.pk, token) is lifecycle.Signal.STEP_ASIDE
+    lifecycle.step_aside(run.pk, token)
+    client.post("/tasks/decide/", {"action": "undrain"})
+    assert waiting_order("gpu") == [run.pk, other.pk]  # it goes on first
+
+
+def test_members_drain_nothing(member, client):
+    client.force_login(member)
+    for action in ("drain", "undrain"):
+        assert client.post("/tasks/decide/", {"action": action}).status_code == 403
+    assert not board.drained()

@@ -2,10 +2,12 @@
 
 import pytest
 
+from chat.conversations.turns import judge
 from chat.models import Conversation
 from tests.support.uploads import lines, rows, upload
 from tests.tuning.datasets.test_api import client_of
 from tuning.datasets import store
+from tuning.datasets.collecting import collect_answer
 from tuning.models import CollectedExample, Dataset
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
@@ -106,3 +108,28 @@ def test_others_neither_see_nor_decide(client, member, other_member, staff, answ
     assert client.post(path, {"take": [made["id"]]}, format="json").status_code == 403
     assert client_of(staff).post(path, {"take": [made["id"]]}, format="json").status_code == 201
     assert team.current.splits["train"]["rows"] == 1
+
+
+def test_the_better_of_compared_answers_is_proposed(member, answer):
+    """And no longer, once another is found better, or none; what was corrected stays."""
+    talk = answer.conversation
+    made = talk.comparisons.create()
+    question = talk.messages.filter(role="user").last()
+    about = {"role": "assistant", "comparison": made, "parent": question}
+    first = talk.messages.create(content="甲", **about)
+    answer.comparison, answer.parent = made, question
+    answer.save()
+
+    def proposed():
+        found = CollectedExample.objects.filter(by=member)
+        return [(row.prompt, row.response, row.status) for row in found]
+
+    judge(made, "better", answer)
+    assert proposed() == [("写一句裙子的广告", "这条裙子很好看。", "waiting")]
+    judge(made, "better", first)
+    assert [response for _prompt, response, _status in proposed()] == ["甲"]
+    judge(made, "none", None)
+    assert proposed() == []
+    collect_answer(member, answer, response="改过的")
+    judge(made, "better", first)
+    assert sorted(response for _prompt, response, _status in proposed()) == ["改过的", "甲"]

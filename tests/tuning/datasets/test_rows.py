@@ -225,6 +225,19 @@ def test_a_line_without_end_is_skipped_and_never_held():
     ]
 
 
+def test_lines_columns_and_cells_without_end_are_refused_before_they_cost_much():
+    limits, good = Limits(max_lines=1000), lines({"content": "a", "summary": "b"})
+    for blank in (b"\n", b" \n", b"\r\n"):
+        found, findings = read(good * 2 + blank * 2000, ADGEN, limits=limits)
+        assert len(found) == 2 and problems(findings) == [(1001, "too_many_lines")]
+    found, findings = read(b"content,summary\n" + b"a,b\n" * 2000, ADGEN, "x.csv", limits)
+    assert len(found) == 999 and problems(findings) == [(1001, "too_many_lines")]
+    # each compared with every other would take minutes
+    header = b",".join(b"c%d" % number for number in range(300_000))
+    assert problems(read(header + b"\n1\n", ADGEN, "x.csv")[1]) == [(2, "missing_column")]
+    assert problems(read(b"[" + b"1," * 5000 + b"!", ADGEN)[1]) == [(1, "no_names")]
+
+
 def test_csv_fields_may_hold_line_ends_and_lines_are_still_right():
     content = b'content,summary\n"a\nb",c\nonly one\n"d","e"\n'
     found, findings = read(content, ADGEN, "rows.csv")

@@ -170,4 +170,4 @@ def test_a_quantised_base_trains(tmp_path):
 
 def test_the_embedding_used_as_output_layer_is_a_plain_one(loaded):
     trainer = Trainer(loaded, replace(RECIPE, max_source_length=40), tiny.examples(2))
-    assert trainer._loss._is_plain and from_parts(loaded.model, loaded.tokenizer).layers == 4
+    assert trainer.loss._is_plain and from_parts(loaded.model, loaded.tokenizer).layers == 4

@@ -51,6 +51,20 @@ def test_values_that_do_not_go_together(changes):
     assert len(Recipe(**changes).problems()) == 1
 
 
+@pytest.mark.parametrize(
+    "changes, problem",
+    [
+        ({"devices": 2}, ("devices", "beside_on_several")),
+        ({"method": "lora"}, ("beside", "not_with_method")),
+        ({"method": "full"}, ("beside", "not_with_method")),
+    ],
+)
+def test_only_a_prefix_on_one_device_learns_beside_others(changes, problem):
+    (found,) = Recipe(beside="a" * 64, **changes).problems()
+    assert (found.field, found.code) == problem
+    assert Recipe(**changes).problems() == []
+
+
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
 @pytest.mark.parametrize("warmup", [0, 4])
 def test_the_learning_rate_follows_transformers(schedule, warmup):

@@ -8,12 +8,15 @@ import pytest
 import torch
 from peft import PrefixTuningConfig, get_peft_model
 
+from chat.engine.adapters import save
+from chat.engine.request import LONGEST_PREFIX, AdapterRef
 from tests.support import tiny_training as tiny
 from tuning.ptuning import loss as loss_module
 from tuning.ptuning import training_state
-from tuning.ptuning.batches import MicroBatch, token_weights
+from tuning.ptuning.batches import MicroBatch, front_of_step, token_weights
 from tuning.ptuning.loss import PrefixLoss, decoder_layers, gradient_checkpointing
 from tuning.ptuning.prefix import PrefixEncoder
+from tuning.ptuning.proof import prove
 from tuning.ptuning.recipe import Recipe
 from tuning.ptuning.trainer import Stopped, Trainer, TrainingFailed
 
@@ -166,6 +169,18 @@ def test_only_the_prefix_learns_and_it_learns():
     logged = [progress.logged for progress in seen if progress.logged is not None]
     assert len(logged) == 20 and logged[0] == pytest.approx((seen[0].loss + seen[1].loss) / 2)
     assert seen[0].learning_rate == 5e-2 and seen[-1].learning_rate == pytest.approx(5e-2 / 40)
+
+
+def test_the_longest_prefix_is_served_as_it_was_trained(tmp_path):
+    loaded = tiny.loaded(max_position_embeddings=4096)
+    recipe = replace(RECIPE, pre_seq_len=LONGEST_PREFIX, max_steps=2)
+    trainer = Trainer(loaded, recipe, tiny.examples(5))
+    start = trainer.kv_prefix().tensor.clone()
+    prefix = trainer.train()
+    assert (prefix.tensor != start).any((0, 1, 2, 4)).all()  # every one of its positions
+    served = AdapterRef(save(prefix, tmp_path), str(tmp_path))
+    proof = prove(loaded, prefix.tensor, served, [ids for ids, _ in encoded(loaded)])
+    assert proof.holds and proof.same == 5
 
 
 def test_a_model_that_would_learn_itself_is_refused():
@@ -321,8 +336,8 @@ def test_running_out_of_memory_makes_smaller_micro_batches_then_replays_layers(m
     plain, refused = Trainer._accumulate, []
 
     def scarce(self, rows, general):
-        if not self._size.replay:
-            refused.append(self._size.tokens)
+        if not self.size.replay:
+            refused.append(self.size.tokens)
             raise torch.OutOfMemoryError("no memory")
         return plain(self, rows, general)
 
@@ -352,3 +367,34 @@ def test_float16_is_scaled_and_bfloat16_learns_about_the_same():
         result = trainer.train()
         assert result.tensor.dtype == dtype
         assert (result.tensor.float() - exact).abs().mean() < 0.1 * exact.abs().mean()
+
+
+def test_a_prefix_learns_behind_another_in_a_share_of_the_steps(tmp_path):
+    loaded = tiny.loaded()
+    front = torch.randn(3, 2, 2, 3, 8, generator=torch.Generator().manual_seed(5))
+    recipe = replace(RECIPE, beside="a" * 64, beside_share=0.5)
+    chosen = [front_of_step(step, 1, 0.5, recipe.seed) for step in range(6)]
+    assert 0 in chosen and None in chosen
+    told = []
+    straight = Trainer(loaded, recipe, tiny.examples(), beside=[front], report=told.append)
+    lengths = []
+    plain = straight.loss
+
+    def watched(batch, prefix, *arguments):
+        lengths.append(prefix.shape[3])
+        assert prefix.shape[3] == 4 or torch.equal(prefix[:, :, :, :3].detach(), front)
+        return plain(batch, prefix, *arguments)
+
+    straight.loss = watched
+    prefix = straight.train()
+    assert prefix.tensor.shape[3] == 4 and {4, 7} == set(lengths)
+    with pytest.raises(Stopped):
+        Trainer(
+            loaded, recipe, tiny.examples(), tmp_path, lambda p: p.step == 3, beside=[front]
+        ).train()
+    resumed = Trainer(loaded, recipe, tiny.examples(), tmp_path, beside=[front]).train()
+    assert torch.equal(resumed.tensor, prefix.tensor)
+    assert not torch.equal(Trainer(loaded, RECIPE, tiny.examples()).train().tensor, prefix.tensor)
+    counts = [front_of_step(step, 2, 0.25, 1) for step in range(2000)]
+    assert 0.2 < sum(one is not None for one in counts) / 2000 < 0.3
+    assert 0.8 < counts.count(0) / counts.count(1) < 1.25

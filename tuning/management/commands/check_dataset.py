@@ -10,7 +10,7 @@ from django.utils.translation import gettext as _
 
 from chat.checkpoints.describe import CheckpointInvalid
 from chat.models import Checkpoint
-from portal.terminal import row_named
+from portal.terminal import row_named, user_named
 from tuning.datasets import checks, measuring, store
 from tuning.models import Dataset
 from tuning.plan import recipe_for
@@ -31,7 +31,7 @@ class Command(ForegroundCommand):
         parser.add_argument("--json", action="store_true")
 
     def handle(self, **options):
-        owner = self.owner(options["user"])
+        owner = user_named(options["user"])
         dataset = row_named(Dataset.objects.visible_to(owner), options["dataset"])
         checkpoint = Checkpoint.default()
         if options["checkpoint"]:

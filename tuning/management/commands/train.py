@@ -16,11 +16,12 @@ from chat.models import Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
 from portal.runs.process import carry_out, print_line
-from portal.terminal import row_named
+from portal.terminal import row_named, user_named
 from tuning.datasets import store
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, recipe_for, steps_of
 from tuning.ptuning.recipe import BOOLEANS, CHOICES, LIMITS, TEXTS, WHOLE_NUMBERS
+from tuning.sweeps import parsed
 from tuning.terminal import ForegroundCommand, flag, lines
 
 EXAMPLE = (
@@ -54,6 +55,14 @@ class Command(ForegroundCommand):
             "--preset", choices=list(PRESETS), help="default: that of the checkpoint"
         )
         parser.add_argument(
+            "--variant",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE,...",
+            help="train several prefixes at once: what this one changes, such as "
+            "seed=1,learning_rate=1e-2; given once for each",
+        )
+        parser.add_argument(
             "--output-dir",
             help="without effect: the adapter goes into the portal; export_adapter writes it",
         )
@@ -84,7 +93,7 @@ class Command(ForegroundCommand):
             hyper.add_argument(flag(name), default=None, metavar="TEXT")
 
     def handle(self, **options):
-        owner = self.owner(options["user"])
+        owner = user_named(options["user"])
         checkpoint = (
             self.checkpoint(options["checkpoint"], owner) if options["checkpoint"] else None
         )
@@ -103,6 +112,7 @@ class Command(ForegroundCommand):
             self.say(_("--test-file is not read here: manage.py evaluate does that afterwards."))
         dataset = self._dataset(options, owner)
         try:
+            sweep = parsed("\n".join(options["variant"]))
             self._turn(options, hyper, checkpoint, dataset)
             with transaction.atomic():  # claimed before anybody else sees it
                 run = create_run(
@@ -111,6 +121,7 @@ class Command(ForegroundCommand):
                     checkpoint=checkpoint,
                     name=options["name"],
                     preset=options["preset"],
+                    sweep=sweep or None,
                     in_queue=False,
                     **hyper,
                 )
@@ -171,7 +182,7 @@ class Command(ForegroundCommand):
         return self.ingest(options["train_file"], options, owner, options["validation_file"])
 
     def _tell(self, run: TuningRun, as_json: bool) -> None:
-        adapter, checkpoint = run.adapters.order_by("-id").first(), run.made_checkpoint
+        adapter, checkpoint = run.result(), run.made_checkpoint
         result = {
             "run": run.pk,
             "status": run.status,
@@ -184,6 +195,7 @@ class Command(ForegroundCommand):
             and {"id": adapter.pk, "name": adapter.name, "folder": str(adapter.path)},
             "checkpoint": checkpoint
             and {"id": checkpoint.pk, "name": checkpoint.name, "folder": checkpoint.path},
+            **({"variants": run.variants} if run.variants else {}),
             "error": run.error,
         }
         if as_json:

@@ -7,8 +7,8 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('chat', '0009_serving_switches'),
-        ('portal', '0010_teams_and_reviewers'),
+        ('chat', '0011_compositions'),
+        ('portal', '0017_drain'),
     ]
 
     operations = [
