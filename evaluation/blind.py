@@ -120,7 +120,7 @@ def in_chat(run: EvaluationRun, other: EvaluationRun) -> dict[str, Any]:
     for side in (run, other):
         theirs = Message.objects.filter(checkpoint=side.checkpoint_id, adapter=side.adapter_id)
         found = found.filter(pk__in=theirs.exclude(comparison=None).values("comparison"))
-    choices = {
+    choices: dict[tuple, Any] = {
         (run.checkpoint_id, run.adapter_id): Choice.RUN,
         (other.checkpoint_id, other.adapter_id): Choice.OTHER,
     }
