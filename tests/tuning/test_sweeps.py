@@ -161,7 +161,7 @@ def test_a_sweep_that_does_not_fit_in_memory_is_refused(
         "sweep": "pre_seq_len=200 seed=1\npre_seq_len=200 seed=2",
         "overlong": "truncate", "lr_scheduler_type": "linear", "warmup_steps": 0, "seed": 1,
         "weight_decay": 0, "max_grad_norm": 1, "prefix_dropout": 0, "precision": "auto",
-        "kl_weight": 0, "kl_share": 0.25, "eval_steps": 0, "early_stopping": 0,
+        "kl_weight": 0, "kl_share": 0.25, "eval_steps": 0, "early_stopping": 0, "beside_share": 1,
     }  # fmt: skip
     page = client.post("/tuning/new/", form)
     assert (
@@ -178,7 +178,7 @@ def test_a_sweep_as_people_write_it():
     assert sweeps.parsed(text) == found and sweeps.parsed(sweeps.as_text(found)) == found
     assert sweeps.parsed("seed=x")[0] == {"seed": "x"}, "which the recipe refuses"
     for wrong in ("seed", "seed='1"):
-        with pytest.raises(ValidationError, match="Variant 1"):
+        with override("en"), pytest.raises(ValidationError, match="Variant 1"):
             sweeps.parsed(wrong)
 
 
