@@ -121,8 +121,8 @@ def in_chat(run: EvaluationRun, other: EvaluationRun) -> dict[str, Any]:
         theirs = Message.objects.filter(checkpoint=side.checkpoint_id, adapter=side.adapter_id)
         found = found.filter(pk__in=theirs.exclude(comparison=None).values("comparison"))
     choices: dict[tuple, str] = {
-        (run.checkpoint_id, run.adapter_id): Choice.RUN,
-        (other.checkpoint_id, other.adapter_id): Choice.OTHER,
+        (run.checkpoint_id, run.adapter_id): str(Choice.RUN),
+        (other.checkpoint_id, other.adapter_id): str(Choice.OTHER),
     }
     votes: Counter[str] = Counter()
     people = set()
@@ -131,7 +131,7 @@ def in_chat(run: EvaluationRun, other: EvaluationRun) -> dict[str, Any]:
     )
     for verdict, checkpoint, adapter, person in asked:
         same = verdict == Comparison.Verdict.SAME
-        choice: str | None = Choice.TIE if same else choices.get((checkpoint, adapter))
+        choice = str(Choice.TIE) if same else choices.get((checkpoint, adapter))
         if choice is not None:  # else a third model was better
             votes[choice] += 1
             people.add(person)
