@@ -131,7 +131,7 @@ def in_chat(run: EvaluationRun, other: EvaluationRun) -> dict[str, Any]:
     )
     for verdict, checkpoint, adapter, person in asked:
         same = verdict == Comparison.Verdict.SAME
-        choice: str | None = Choice.TIE if same else choices.get((checkpoint, adapter))
+        choice: Any = Choice.TIE if same else choices.get((checkpoint, adapter))
         if choice is not None:  # else a third model was better
             votes[choice] += 1
             people.add(person)

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('chat', '0009_serving_switches'),
+        ('chat', '0011_compositions'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
