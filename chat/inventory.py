@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from django.conf import settings
-from django.db.models import Count, ProtectedError
+from django.db.models import Count, OuterRef, ProtectedError, Subquery
+from django.db.models.functions import Coalesce
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -149,14 +150,27 @@ def folder_bytes(folder: Path) -> int | None:
     return total if number else None
 
 
+def _count_of(related: str) -> Coalesce:
+    """How many rows of a kind name a checkpoint, as a subquery."""
+    field = Checkpoint._meta.get_field(related)
+    rows = field.related_model._base_manager.filter(**{field.field.name: OuterRef("pk")})
+    counted = rows.order_by().values(field.field.name).annotate(count=Count("pk")).values("count")
+    return Coalesce(Subquery(counted), 0)
+
+
 def stored(user) -> list[Stored]:
     """Every checkpoint, the default first."""
-    found = Checkpoint.objects.visible_to(user).annotate(
-        adapter_count=Count("adapters", distinct=True),
-        tuning_count=Count("tuning_runs", distinct=True),
-        evaluation_count=Count("evaluation_runs", distinct=True),
-        conversation_count=Count("conversation", distinct=True),
-    )
+    # counted one by one: joined, every adapter would stand beside every run and conversation
+    counts = {
+        f"{name}_count": _count_of(related)
+        for name, related in (
+            ("adapter", "adapters"),
+            ("tuning", "tuning_runs"),
+            ("evaluation", "evaluation_runs"),
+            ("conversation", "conversation"),
+        )
+    }
+    found = Checkpoint.objects.visible_to(user).annotate(**counts)
     return [
         Stored(
             one,

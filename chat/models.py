@@ -301,6 +301,8 @@ class Conversation(Private, models.Model):
         verbose_name = _("conversation")
         verbose_name_plural = _("conversations")
         ordering = ["-updated_at", "-id"]
+        # the list beside every chat page: the newest of thousands, without sorting them
+        indexes = [models.Index(fields=["owner", "-updated_at", "-id"], name="newest_of_owner")]
 
     def __str__(self):
         return self.title or f"#{self.pk}"

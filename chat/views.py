@@ -216,7 +216,8 @@ def _sampling_fields(used: dict, panel: dict) -> dict:
 def _by_day(user) -> list[tuple[str, list[Conversation]]]:
     today = timezone.localdate()
     groups: dict[str, list[Conversation]] = {}
-    for found in Conversation.objects.visible_to(user)[:LISTED]:
+    shown = Conversation.objects.visible_to(user).only("title", "adapter_id", "updated_at")
+    for found in shown[:LISTED]:
         day = timezone.localtime(found.updated_at).date()
         if day >= today:
             title = _("Today")

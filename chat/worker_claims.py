@@ -29,7 +29,7 @@ class WorkerClaims:
         self._holder = f"worker:{inventory.host()}:{address}"
         self._bytes: dict[tuple[Any, ...], int] = {}  # key of what is in memory -> bytes
         self._granted: tuple[str, ...] = ()  # devices
-        self._lease = threading.Thread(target=self._renew, name="device lease", daemon=True)
+        self._lease: threading.Thread | None = None
 
     def reserve(
         self, key: tuple[Any, ...], label: str, needed: int | None, *, beside: bool = False
@@ -48,7 +48,8 @@ class WorkerClaims:
             return False
         self._granted = tuple(outcome.shares)
         self._bytes[key] = needed
-        if not self._lease.is_alive():
+        if self._lease is None or not self._lease.is_alive():
+            self._lease = threading.Thread(target=self._renew, name="device lease", daemon=True)
             self._lease.start()
         return True
 

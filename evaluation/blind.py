@@ -120,7 +120,7 @@ def in_chat(run: EvaluationRun, other: EvaluationRun) -> dict[str, Any]:
     for side in (run, other):
         theirs = Message.objects.filter(checkpoint=side.checkpoint_id, adapter=side.adapter_id)
         found = found.filter(pk__in=theirs.exclude(comparison=None).values("comparison"))
-    choices = {
+    choices: dict[tuple, Any] = {
         (run.checkpoint_id, run.adapter_id): Choice.RUN,
         (other.checkpoint_id, other.adapter_id): Choice.OTHER,
     }
@@ -131,7 +131,7 @@ def in_chat(run: EvaluationRun, other: EvaluationRun) -> dict[str, Any]:
     )
     for verdict, checkpoint, adapter, person in asked:
         same = verdict == Comparison.Verdict.SAME
-        choice: str | None = Choice.TIE if same else choices.get((checkpoint, adapter))
+        choice: Any = Choice.TIE if same else choices.get((checkpoint, adapter))
         if choice is not None:  # else a third model was better
             votes[choice] += 1
             people.add(person)

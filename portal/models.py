@@ -11,6 +11,7 @@ from django.contrib.auth.models import AbstractUser
 from django.core.validators import MinValueValidator
 from django.db import DatabaseError, models, transaction
 from django.db.models import F, Q
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext_lazy as _
@@ -285,6 +286,11 @@ class Run(Shared, models.Model):
     def __str__(self):
         return f"#{self.pk} {self.name}"
 
+    def get_absolute_url(self) -> str:
+        if self.kind == self.Kind.BATCH:  # for programs; people see its tokens
+            return reverse("account")
+        return reverse(f"{self.kind}_run", args=[self.pk])
+
     @classmethod
     def visibility(cls, user) -> Q:
         seen = super().visibility(user)
@@ -386,9 +392,6 @@ class TokenUsage(models.Model):
         CHAT = "chat", _("chat pages")
         API = "api", _("programs")
         BATCH = "batch", _("batches")
-
-    # what a token of a batch counts beside one that somebody waits for
-    BATCH_PRICE = 0.5
 
     user = models.ForeignKey(User, models.CASCADE, related_name="token_usage")
     day = models.DateField()

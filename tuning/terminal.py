@@ -27,6 +27,7 @@ SWITCHES = (
     "overwrite_cache",
     "overwrite_output_dir",
     "predict_with_generate",
+    "fp16_full_eval",
     "trust_remote_code",
 )
 VALUES = (

@@ -21,8 +21,10 @@ from django.utils import timezone
 from chat import registry
 from chat.batches import files, lines
 from chat.batches.rows import BatchRun
+from chat.conversations.turns import model_label
 from chat.engine.request import CheckpointRef, GenerationRefused, Request
 from chat.worker import router
+from portal.budget import tokens
 from portal.models import Run, TokenUsage
 from portal.runs.heartbeat import CANCEL, Heartbeat, RunFailed, StopRequested
 from portal.runs.work import RunWork
@@ -168,10 +170,10 @@ class BatchWork(RunWork):
     async def _line(self, custom_id: str, body: dict) -> None:
         from chat.api import errors
 
-        status, answer, spent = 0, None, (0, 0)
+        status, answer, model, spent = 0, None, "", (0, 0)
         for attempt in range(10**9):
             try:
-                status, answer, spent = await self._asked(body)
+                status, answer, model, spent = await self._asked(body)
                 break
             except errors.REFUSALS as error:
                 later = isinstance(error, GenerationRefused) and error.later
@@ -185,11 +187,13 @@ class BatchWork(RunWork):
         text = json.dumps(lines.result(custom_id, status, answer), ensure_ascii=False)
         written.add(custom_id, text)
         if any(spent):
-            count = database_sync_to_async(TokenUsage.count)
-            await count(self.run.owner_id, str(TokenUsage.Door.BATCH), *spent)
+            count = database_sync_to_async(tokens.count)
+            await count(self.run.owner_id, str(TokenUsage.Door.BATCH), model, *spent)
 
-    async def _asked(self, body: dict) -> tuple[int, dict, tuple[int, int]]:
-        """(HTTP status, body, tokens of prompt and answer) as the door would have answered."""
+    async def _asked(self, body: dict) -> tuple[int, dict, str, tuple[int, int]]:
+        """(HTTP status, body, who answered, tokens of prompt and answer) as the door would have
+        answered.
+        """
         from chat.api import errors
 
         wanted = self._endpoint.read({**body, "stream": False, "stream_options": None})
@@ -198,11 +202,13 @@ class BatchWork(RunWork):
             checkpoint, adapter = await find(self.run.owner, wanted.model)
         except LookupError:
             response = errors.no_such_model(wanted.model)
-            return response.status_code, json.loads(response.content), (0, 0)
+            return response.status_code, json.loads(response.content), "", (0, 0)
+        await database_sync_to_async(tokens.check)(self.run.owner_id)
         requests = self._endpoint.asked(self.run.owner, checkpoint, adapter, wanted)
         answers = await self._collect(requests, checkpoint.ref())
         told = self._endpoint.answered(wanted, answers)
-        return 200, told, (told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"])
+        spent = told["usage"]["prompt_tokens"], told["usage"]["completion_tokens"]
+        return 200, told, model_label(checkpoint, adapter), spent
 
     async def _collect(self, requests: list[Request], checkpoint: CheckpointRef) -> list:
         from chat.api.completion import CollectedCompletion, take

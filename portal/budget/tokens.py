@@ -49,7 +49,7 @@ def count(user_id: int, door: str, model: str, prompt: int, completion: int) -> 
     """
     with contextlib.suppress(DatabaseError), transaction.atomic():
         TokenUsage.count(user_id, door, model, prompt, completion)
-        cost = pricing.of_tokens(prompt + completion)
+        cost = pricing.of_tokens(prompt + completion, door)
         user = User.objects.filter(pk=user_id).first() if cost else None
         if user is not None:
             about = f"{prompt + completion} tokens, {door}, {model}"

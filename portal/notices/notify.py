@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.urls import reverse
 from django.utils import timezone
 
 from portal.models import Run
@@ -48,7 +47,7 @@ def run_ended(run_id: int) -> None:
     process is killed.
     """
     run = Run.objects.select_related("owner").get(pk=run_id)
-    url = reverse(f"{run.kind}_run", args=[run.pk])
+    url = run.get_absolute_url()
     notify(run.owner, f"run_{run.status}", run.name, url, key=f"run:{run.pk}:{run.token}")
 
 

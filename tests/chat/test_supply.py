@@ -6,6 +6,7 @@ from chat import serving, supply
 from chat.checkpoints import memory
 from chat.models import Checkpoint, ServingSwitch
 from chat.registry import register_checkpoint
+from chat.worker_claims import WorkerClaims
 from portal.devices import arbiter, inventory, reasons
 from portal.devices.declared import Declared
 from portal.devices.placing import Wish
@@ -171,6 +172,7 @@ def declared(settings, monkeypatch):
     """One device of 8 GB; a model needs 3 of them, whatever its files say."""
     settings.DEVICES, settings.BESIDE_CHAT = (Declared("cuda:0", 8 * 10**9),), "queue"
     monkeypatch.setattr(inventory, "_cards", lambda: None)
+    monkeypatch.setattr(WorkerClaims, "_renew", lambda self: None)  # a thread of the process
     monkeypatch.setattr(supply, "_bytes_needed", lambda checkpoint: 3 * 10**9)
     monkeypatch.setattr(supply, "_free", lambda: 100 * 10**9)
     inventory.register()

@@ -1,14 +1,18 @@
 """`manage.py evaluate` as evaluate.sh is pasted into it; the run itself is test_process.py's."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from django.core.management import CommandError, call_command
+from django.core.management import base as management
 
 from chat import registry
 from chat.models import Adapter
 from evaluation.models import EvaluationRun
+from tests.support import tiny_chatglm
 from tests.support.folders import (
     HEAD_DIM,
     KV_HEADS,
@@ -98,3 +102,71 @@ def test_what_does_not_fit_is_told_by_name(pasted, change, said):
 def test_without_a_file_it_says_how_to_name_one(base):
     with pytest.raises(CommandError, match="--test-file"):
         call_command("evaluate")
+
+
+EVALUATE = """--do_predict --validation_file AdvertiseGen/dev.json
+    --test_file AdvertiseGen/dev.json --overwrite_cache --prompt_column content
+    --response_column summary --output_dir ./output/$CHECKPOINT --overwrite_output_dir
+    --per_device_eval_batch_size 1 --predict_with_generate"""
+# the flags of ChatGLM-6B's evaluate.sh and evaluate_finetune.sh
+OF_A_PREFIX = f"""{EVALUATE} --model_name_or_path THUDM/chatglm-6b
+    --ptuning_checkpoint ./output/$CHECKPOINT/checkpoint-$STEP
+    --max_source_length 64 --max_target_length 64 --pre_seq_len $LENGTH --quantization_bit 4"""
+OF_A_MODEL = f"""{EVALUATE} --model_name_or_path ./output/$CHECKPOINT/checkpoint-$STEP
+    --max_source_length 256 --max_target_length 256 --fp16_full_eval"""
+
+
+def through_a_shell(flags: str, folder) -> list[str]:
+    """What a program is given that is called by a script: a flag a line, variables filled in."""
+    (folder / "main.py").write_text("import json, sys; print(json.dumps(sys.argv[1:]))")
+    words = " \\\n    ".join(flags.split())
+    script = (
+        f"LENGTH=128\nCHECKPOINT=adgen\nSTEP=3000\n\n{sys.executable} main.py \\\n    {words}\n"
+    )
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("flags", [OF_A_PREFIX, OF_A_MODEL])
+def test_the_published_scripts_are_taken_line_by_line(
+    flags, tmp_path, data_dir, staff, monkeypatch, capsys
+):
+    """With the real folders' names and a tiny model of the real kind in them."""
+    from evaluation.management.commands import evaluate
+
+    ran = []
+    monkeypatch.setattr(evaluate, "carry_out", lambda run_id, token, say: ran.append(run_id))
+    tuned = flags is OF_A_MODEL
+    model = tmp_path / "output/adgen/checkpoint-3000"
+    model = model if tuned else tmp_path / "chatglm-6b"
+    model.parent.mkdir(parents=True, exist_ok=True)
+    tiny_chatglm.tiny_folder(model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_sequence_length": 2048}))
+    base = registry.register_checkpoint(model, name="the-original")
+    (tmp_path / "AdvertiseGen").mkdir()
+    rows = json.dumps({"content": "类型#裙", "summary": "这条裙子"}, ensure_ascii=False)
+    (tmp_path / "AdvertiseGen" / "dev.json").write_text(rows, encoding="utf-8")
+    if not tuned:
+        prefix = tmp_path / "output/adgen/checkpoint-3000"
+        prefix.mkdir(parents=True)
+        width = base.description["layers"] * 2 * base.description["hidden_size"]
+        name = "transformer.prefix_encoder.embedding.weight"
+        torch.save({name: torch.zeros(128, width)}, prefix / "pytorch_model.bin")
+
+    words = through_a_shell(flags, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(management.connections, "close_all", lambda: None)  # of the test
+    with pytest.raises(SystemExit):  # nothing was carried out, so it did not succeed
+        evaluate.Command().run_from_argv(["manage.py", "evaluate", *words])
+    run = EvaluationRun.objects.get()
+    assert ran == [run.pk] and run.checkpoint == base
+    if tuned:
+        lengths, bits, adapter = (256, 256), None, None
+    else:
+        lengths, bits, adapter = (64, 64), 4, Adapter.objects.get()
+        assert (adapter.step, adapter.pre_seq_len) == (3000, 128)
+    assert run.adapter == adapter and run.recipe["quantization_bit"] == bits
+    assert (run.recipe["max_source_length"], run.recipe["max_target_length"]) == lengths

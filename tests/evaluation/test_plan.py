@@ -8,6 +8,7 @@ from chat.models import Checkpoint
 from evaluation.models import EvaluationRun
 from evaluation.plan import create_evaluation
 from portal.models import Run
+from tuning.datasets import editing
 from tuning.models import TuningRun
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("data_dir")]
@@ -131,3 +132,20 @@ def test_a_deleted_dataset_cannot_be_evaluated(member, dataset, checkpoint):
     with pytest.raises(ValidationError) as caught:
         create_evaluation(member, dataset=dataset, checkpoint=checkpoint)
     assert "dataset" in caught.value.message_dict
+
+
+def test_after_an_edit_the_base_is_asked_anew_where_its_rows_have_changed(
+    member, dataset, checkpoint, adapter
+):
+    plan = {"dataset": dataset, "checkpoint": checkpoint, "adapter": adapter}
+    base = create_evaluation(member, **plan).baseline
+    line = editing.line_of("another", "row")
+    editing.change_rows(dataset, "train", base=dataset.current, added=[line])
+    dataset.refresh_from_db()
+    assert create_evaluation(member, **plan).baseline == base  # the validation rows are the same
+    editing.change_rows(dataset, "validation", base=dataset.current, replaced={1: line})
+    dataset.refresh_from_db()
+    changed = create_evaluation(member, **plan).baseline
+    assert (
+        changed != base and changed.recipe["dataset"]["sha256"] != base.recipe["dataset"]["sha256"]
+    )

@@ -2,6 +2,8 @@
 
     python -m tests.bench.portal [--quick] [--json]
 
+`python -m tests.bench.portal.load` asks the pages of a database filled for years.
+
 The real web process (daphne, SQLite, the queues beside it) and the real worker's server in a
 process of its own, with an engine that only emits (tests/bench/metronome.py): 30 tokens a second
 and stream. The clients are a third process, whose CPU competes for the same cores:

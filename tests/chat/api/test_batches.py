@@ -10,6 +10,8 @@ from django.utils import timezone
 from chat.batches import lines, work
 from chat.engine.request import RequestRefused
 from chat.models import ApiFile, BatchRun
+from portal.budget import ledger
+from portal.budget.pricing import MICRO
 from portal.models import Run, TokenUsage
 from portal.runs import lifecycle
 from portal.runs.heartbeat import CANCEL, STEP_ASIDE
@@ -101,6 +103,22 @@ def test_texts_are_batched_too(client, base, router):
     batch = client.get(f"/v1/batches/{begun['id']}").json()
     (answer,) = content(client, batch["output_file_id"])
     assert answer["response"]["body"]["choices"][0]["text"] == "你好"
+
+
+def test_a_batch_costs_half_and_is_refused_its_lines_when_the_units_are_used_up(
+    settings, client, base, router, member
+):
+    settings.TOKEN_RATE = 1000 * MICRO  # a unit a token; an answer has 7
+    ledger.grant(None, member, 7 * MICRO, timezone.now() + timedelta(days=9))
+    begun = start(client, line(1), line(2)).json()
+    carried_out(begun["id"])
+    assert ledger.left(member) == 0  # both answers, of seven tokens each
+    begun = start(client, line(3)).json()
+    carried_out(begun["id"])
+    batch = client.get(f"/v1/batches/{begun['id']}").json()
+    (refused,) = content(client, batch["error_file_id"])
+    assert refused["response"]["status_code"] == 429
+    assert refused["response"]["body"]["error"]["code"] == "insufficient_quota"
 
 
 def test_a_batch_that_lost_its_process_does_no_line_twice(client, base, router):

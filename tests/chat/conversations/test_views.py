@@ -4,6 +4,7 @@ import json
 from datetime import timedelta
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from chat.checkpoints.system_prompts import takes_system
@@ -179,3 +180,9 @@ def test_the_field_is_there_where_the_template_has_one(client, member, checkpoin
     client.post("/chat/start/", {"text": "你好", "system": "你是店员"})
     assert Message.objects.last().system == "你是店员"
     assert "你是店员</textarea>" in text_of(client.get(f"/chat/{Conversation.objects.get().pk}/"))
+
+
+@pytest.mark.skipif(connection.vendor != "sqlite", reason="PostgreSQL sorts few rows without it")
+def test_the_newest_of_many_conversations_are_found_without_sorting_all(member):
+    plan = Conversation.objects.visible_to(member)[:200].explain()
+    assert "newest_of_owner" in plan and "TEMP B-TREE" not in plan

@@ -268,3 +268,10 @@ def test_problems_are_counted_and_the_first_thousand_kept():
     # nothing usable among a thousand problems: it reads no further
     with pytest.raises(DatasetRejected):
         read(b"x\n" * 1500, ADGEN)
+
+
+def test_a_file_of_one_line_is_read_when_its_rows_are_not_too_long():
+    limits = Limits(max_line_bytes=1000)
+    row = '{"content": "类型#裙", "summary": "这条裙子"}'
+    found, findings = read(f"[{', '.join([row] * 5000)}]".encode(), ADGEN, limits=limits)
+    assert (len(found), findings.problems) == (5000, [])

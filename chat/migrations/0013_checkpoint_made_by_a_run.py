@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('chat', '0011_compositions'),
+        ('chat', '0012_newest_conversations'),
         ('portal', '0017_drain'),
     ]
 
