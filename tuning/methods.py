@@ -16,8 +16,8 @@ from tuning.ptuning import recipe
 from tuning.ptuning.recipe import Recipe
 
 if TYPE_CHECKING:
+    from tuning.ptuning.loop import TrainingLoop
     from tuning.ptuning.proof import Proof
-    from tuning.ptuning.trainer import Trainer
 
 Prompts = Sequence[list[int]]
 
@@ -31,14 +31,19 @@ class Method(ABC):
         return None if plan.precision == "auto" else plan.precision
 
     @abstractmethod
-    def trainer(self, *arguments: Any, **options: Any) -> Trainer:
-        """(loaded, recipe, examples, state_folder, report) as tuning.ptuning.trainer.Trainer takes
-        them: something with `step`, `trainable_parameters` and `train()`.
+    def trainer(self, *arguments: Any, **options: Any) -> TrainingLoop:
+        """(loaded, recipe, examples, state_folder, report) as tuning.ptuning.loop takes them, with
+        what a prefix has besides (tuning.ptuning.trainer).
         """
 
     @abstractmethod
     def write(
-        self, trainer: Trainer, learnt: Any, folder: Path, told: dict[str, Any], prompts: Prompts
+        self,
+        trainer: TrainingLoop,
+        learnt: Any,
+        folder: Path,
+        told: dict[str, Any],
+        prompts: Prompts,
     ) -> Proof | None:
         """What `train()` returned as files in `folder`, with `told` of where it comes from, and the
         proof that they answer `prompts` as the trainer does. Called in every process of a run; the
@@ -49,13 +54,18 @@ class Method(ABC):
 class PTuningV2(Method):
     name, makes = recipe.METHOD, "adapter"
 
-    def trainer(self, *arguments: Any, **options: Any) -> Trainer:
+    def trainer(self, *arguments: Any, **options: Any) -> TrainingLoop:
         from tuning.ptuning.trainer import Trainer
 
         return Trainer(*arguments, **options)
 
     def write(
-        self, trainer: Trainer, learnt: Any, folder: Path, told: dict[str, Any], prompts: Prompts
+        self,
+        trainer: TrainingLoop,
+        learnt: Any,
+        folder: Path,
+        told: dict[str, Any],
+        prompts: Prompts,
     ) -> Proof | None:
         from chat.engine import adapters
         from chat.engine.request import AdapterRef
@@ -71,13 +81,18 @@ class PTuningV2(Method):
 class _Weights(Method):
     makes = "checkpoint"
 
-    def trainer(self, *arguments: Any, **options: Any) -> Trainer:
+    def trainer(self, *arguments: Any, **options: Any) -> TrainingLoop:
         from tuning.weights.trainer import WeightsTrainer
 
         return WeightsTrainer(*arguments, **options)
 
     def write(
-        self, trainer: Trainer, learnt: Any, folder: Path, told: dict[str, Any], prompts: Prompts
+        self,
+        trainer: TrainingLoop,
+        learnt: Any,
+        folder: Path,
+        told: dict[str, Any],
+        prompts: Prompts,
     ) -> Proof | None:
         learnt.save(folder, told)
         return None if trainer.team.rank else learnt.prove(folder, prompts)
@@ -95,4 +110,3 @@ class LoRA(_Weights):
 
 
 METHODS: dict[str, Method] = {method.name: method for method in (PTuningV2(), Full(), LoRA())}
-DEFAULT = PTuningV2.name

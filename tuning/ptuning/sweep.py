@@ -18,10 +18,11 @@ from torch.nn.functional import dropout
 from chat.engine.adapters import KVPrefix
 from tuning.ptuning import training_state
 from tuning.ptuning.batches import MicroBatch, group_by_length
+from tuning.ptuning.loop import Row
 from tuning.ptuning.loss import gradient_checkpointing
 from tuning.ptuning.progress import Progress, Stopped, TrainingFailed
 from tuning.ptuning.teacher import Lesson
-from tuning.ptuning.trainer import Row, Trainer
+from tuning.ptuning.trainer import Trainer
 
 # given (which variant, its step); a true answer asks to save and stop
 ReportVariant = Callable[[int, Progress], object]

@@ -17,19 +17,19 @@ import torch
 
 from chat.engine.adapters import KVPrefix
 from chat.engine.loading import Loaded, load
+from tuning.ptuning.loop import Row, TrainingLoop
 from tuning.ptuning.loss import gradient_checkpointing
 from tuning.ptuning.proof import Proof, prove
 from tuning.ptuning.recipe import FULL, Recipe
 from tuning.ptuning.teacher import Lesson
 from tuning.ptuning.team import ALONE, Team
-from tuning.ptuning.trainer import Row, Trainer
 from tuning.weights import checkpoint_folder, lora, sharding
 from tuning.weights.loss import WeightsLoss
 
 LORA_FOLDER = "lora"  # below the checkpoint's, as peft and vLLM read it
 
 
-class WeightsTrainer(Trainer):
+class WeightsTrainer(TrainingLoop):
     """`train()` returns itself when it is done: `save(folder)` writes what has been learnt."""
 
     _peft: Any = None
@@ -40,15 +40,19 @@ class WeightsTrainer(Trainer):
         recipe: Recipe,
         examples: Sequence[dict[str, Any]],
         *arguments: Any,
+        initial: None = None,
+        beside: Sequence[torch.Tensor] = (),
         keep: Callable[[int, KVPrefix], object] | None = None,
         team: Team = ALONE,
         **options: Any,
     ):
-        """As of Trainer. keep: not called, for every step would be a checkpoint."""
+        """As of TrainingLoop. initial, beside: there are none, they are a prefix's. keep: not
+        called, for every step would be a checkpoint.
+        """
         self._shared_out = recipe.method == FULL and team.size > 1
         super().__init__(loaded, recipe, examples, *arguments, team=team, **options)
 
-    def _prepare(self, examples: Any, initial: Any, probe: torch.Tensor) -> Any:
+    def _prepare(self, examples: Any, probe: torch.Tensor) -> Callable[..., torch.Tensor]:
         model = self.loaded.model
         if self.recipe.method == FULL:
             model.requires_grad_(True)
