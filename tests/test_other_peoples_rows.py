@@ -29,6 +29,7 @@ TEAM_WIDE = (
     "/api/v1/checkpoints/",
     "/checkpoints/",
     "/api/v1/serving-switches/",
+    "/api/v1/devices/",
 )  # seen by every member
 # rows that are only acted on
 NO_PAGE = (

@@ -41,6 +41,10 @@ UNUSABLE_RECIPE = {
     "too_many_samples": _("Batch size times accumulation may be at most %(most)s."),
     "warmup_too_long": _("There must be fewer warm-up steps than steps."),
     "no_init_text": _("Describe the task in a sentence or two."),
+    "init_text_too_long": _(
+        "The task's text takes %(tokens)s tokens with the model's template; the prefix has "
+        "%(room)s. Shorten it, or lengthen the prefix."
+    ),
     "no_init_adapter": _("Choose a tuned model of the same base to go on from."),
     "text_too_long": _("At most %(most)s characters."),
     "init_with_projection": _("A prefix behind a projection can only begin at random."),

@@ -253,6 +253,8 @@ def create_run(
             problems["early_stopping"] = [ValidationError(message, "no_validation_rows")]
         if recipe.overlong == REFUSE and version is not None:
             problems |= _too_long(version, checkpoint, recipe)
+        if recipe.init == "prompt":
+            problems |= _text_too_long(checkpoint, recipe)
     if sweep and not problems:
         try:
             sweep = _swept(sweep, complete, version, checkpoint, recipe)
@@ -350,6 +352,19 @@ def _too_long(version: DatasetVersion, checkpoint: Checkpoint, recipe: Recipe) -
     lengths = recipe.max_source_length, recipe.max_target_length
     told = checks.told_of_cuts(report, *lengths) if report else []
     return {"overlong": [ValidationError(line, "rows_too_long") for line in told]} if told else {}
+
+
+def _text_too_long(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, list]:
+    """A task's text that the prefix has no room for; what cannot be told here the trainer tells."""
+    try:
+        tokens = checks.task_tokens(checkpoint, recipe.init_text)
+    except ValidationError:
+        return {}
+    if tokens <= recipe.pre_seq_len:
+        return {}
+    told = {"tokens": tokens, "room": recipe.pre_seq_len}
+    message = sentence(UNUSABLE_RECIPE, "init_text_too_long", told)
+    return {"init_text": [ValidationError(message, "init_text_too_long")]}
 
 
 def _adapter_of(owner, wish, checkpoint: Checkpoint) -> Adapter:

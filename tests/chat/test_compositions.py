@@ -15,7 +15,7 @@ from chat.compositions import composed
 from chat.conversations import turns
 from chat.engine import adapters
 from chat.engine.engine import Engine, EngineConfig
-from chat.engine.request import AdapterRef
+from chat.engine.request import LONGEST_PREFIX, AdapterRef
 from chat.models import Adapter, Conversation
 from tests.support.folders import adapter_folder, checkpoint_folder
 from tests.support.tiny_models import (
@@ -105,9 +105,9 @@ def test_together_only_where_one_was_trained_beside_the_other(
     with pytest.raises(ValidationError) as refused:
         composed(member, domain, other)
     assert refused.value.code == "not_composable"
-    domain.pre_seq_len = 255
+    domain.pre_seq_len = LONGEST_PREFIX - 1
     Adapter.objects.filter(pk=both.pk).delete()
-    with pytest.raises(ValidationError, match="256"):
+    with pytest.raises(ValidationError, match=str(LONGEST_PREFIX)):
         composed(member, domain, style)
 
 

@@ -122,8 +122,10 @@ def test_a_stopped_run_goes_on_behind_its_rows(member, dataset, checkpoint, monk
     run = create_evaluation(
         member, dataset=dataset, checkpoint=checkpoint, decoding="upstream", **SHORT
     )
+    token = lifecycle.claim(run.pk)
     with pytest.raises(StopRequested):
         evaluate(run, QuietHeartbeat(stop_after=3))
+    lifecycle.step_aside(run.pk, token)
     done = set(run.predictions.values_list("row", flat=True))
     assert 3 <= len(done) < 8
     before = dict(run.predictions.values_list("row", "pk"))
@@ -183,6 +185,7 @@ def test_what_cannot_work_fails_with_a_reason(member, dataset, checkpoint, adapt
         checkpoint.path = str(data_dir / "nowhere")
         checkpoint.save()
     EvaluationRun.objects.filter(pk=run.pk).update(recipe=run.recipe)
+    lifecycle.claim(run.pk)
     with pytest.raises(RunFailed) as caught:
         evaluate(EvaluationRun.objects.get(pk=run.pk))
     assert caught.value.code == code and str(caught.value)

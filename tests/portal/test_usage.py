@@ -31,9 +31,10 @@ def test_an_ended_answer_counts_towards_its_door(client, member, other_member, c
     TokenUsage.objects.create(
         user=member, door="chat", day=timezone.localdate() - timedelta(days=30), answers=9
     )
-    chat, api = usage_of(member)
+    chat, api, batch = usage_of(member)
+    assert batch["count"] == 0
     assert (chat["count"], chat["prompt"], chat["completion"]) == (2, 2400, 68)
     assert (api["count"], api["prompt"], api["completion"]) == (1, 1200, 34)
-    assert [row["count"] for row in usage_of(other_member)] == [0, 0]
+    assert [row["count"] for row in usage_of(other_member)] == [0, 0, 0]
     client.force_login(member)
     assert "2,400" in text_of(client.get("/account/"))

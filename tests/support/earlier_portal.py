@@ -29,7 +29,9 @@ def fill() -> None:
     nodes = executor.loader.graph.nodes
     first = [node for node in nodes if node[1].startswith(FIRST.get(node[0], "0"))]
     first = [node for node in first if node[0] in FIRST]
-    others = [node for node in executor.loader.graph.leaf_nodes() if node[0] not in FIRST]
+    # the first version had no budget, whose tables stand on later ones
+    later = {*FIRST, "budget"}
+    others = [node for node in executor.loader.graph.leaf_nodes() if node[0] not in later]
     old = executor.migrate([*first, *others]).apps
 
     def make(model: str, **fields):

