@@ -14,6 +14,7 @@ MODEL_TESTS = [
     "tests/portal/runs/test_lifecycle.py",
     "tests/portal/runs/test_board.py",
     "tests/portal/budget",
+    "tests/portal/devices",
     "tests/portal/test_once.py",
     "tests/portal/test_access.py",
     "tests/chat/conversations/test_turns.py",

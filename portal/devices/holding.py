@@ -63,8 +63,7 @@ def _wait(run: Run, token: str, wish: Wish, heartbeat: Heartbeat, log: Log, labe
     sweeper, told = arbiter.Sweeper(), ""
     try:
         while True:
-            with contextlib.suppress(DatabaseError):
-                close_old_connections()
+            try:
                 sweeper.sweep()
                 outcome = arbiter.ask(wish, run=run, token=token, label=label)
                 if isinstance(outcome, Granted):
@@ -72,6 +71,8 @@ def _wait(run: Run, token: str, wish: Wish, heartbeat: Heartbeat, log: Log, labe
                 told = _tell(outcome, wish, told, log)
                 if QueueHold.objects.filter(queue=run.queue).exists():
                     raise StopRequested(STEP_ASIDE)
+            except DatabaseError:
+                close_old_connections()  # asked again over another one
             heartbeat.waiting()
             time.sleep(POLL)
     except BaseException:
