@@ -44,8 +44,9 @@ def device_rates(text: str) -> dict[str, int]:
 
 def device_kind() -> str:
     """Where runs are computed: "cuda", "cpu", ... The web process has no torch to ask."""
-    if settings.DEVICE:
-        return settings.DEVICE.partition(":")[0]
+    named = settings.DEVICES[0].name if settings.DEVICES else settings.DEVICE
+    if named:
+        return named.partition(":")[0]
     return "cuda" if os.path.exists("/dev/nvidiactl") else "cpu"
 
 

@@ -8,10 +8,11 @@ from django.contrib.admin.models import LogEntry
 from django.utils import timezone
 from rest_framework.test import APIClient
 
-from portal.budget import holds, ledger, meter, signals
+from portal.budget import holds, ledger, meter, pricing, signals
 from portal.budget.meter import Meter
 from portal.budget.models import DeviceUse, Hold, Transaction
 from portal.budget.pricing import MICRO
+from portal.devices.declared import Declared
 from portal.models import Run, Team
 from portal.runs import heartbeat, lifecycle
 from portal.runs.heartbeat import CANCEL, Heartbeat
@@ -341,3 +342,12 @@ def test_a_payer_who_goes_takes_the_runs_budget_along(member, clock):
     run.heart._beat()
     assert Run.objects.get(pk=run.pk).cancel_requested
     books.check()
+
+
+def test_a_declared_device_says_which_rate_is_paid(settings):
+    """Also where this process sees another one."""
+    settings.DEVICE_RATES, settings.DEVICE = {"": 10 * MICRO, "cpu": MICRO}, ""
+    settings.DEVICES = [Declared("cpu", 16 << 30)]
+    assert pricing.device_rate() == MICRO
+    settings.DEVICES = [Declared("cuda:0", 24 << 30)]
+    assert pricing.device_rate() == 10 * MICRO
