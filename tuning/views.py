@@ -20,10 +20,10 @@ from portal.runs import lifecycle
 from portal.runs.once import once_per_form
 from tuning.curves import MOST_CURVES, chart, variant_label
 from tuning.estimates import measured
-from tuning.forms import LABELS, TuningRunForm, as_shown
+from tuning.forms import LABELS, OF_LORA, TuningRunForm, as_shown
 from tuning.models import Dataset, TuningRun
 from tuning.plan import PRESETS, create_run, recommended_preset
-from tuning.ptuning.recipe import Recipe
+from tuning.ptuning.recipe import LORA, Recipe
 from tuning.steps import publish_saved_step
 from tuning.sweeps import as_text
 
@@ -92,12 +92,14 @@ def detail(request, pk):
 
 def _hyper(run: TuningRun, others: list[TuningRun]) -> list[tuple]:
     """(label, name, value, [(another run, its value) where that differs]) of each
-    hyper-parameter.
+    hyper-parameter; LoRA's only where one of the runs has that method.
     """
+    methods = {each.recipe.get("method") for each in (run, *others)}
+    unread = () if LORA in methods else OF_LORA
     theirs = [(other, Recipe.from_dict(other.recipe).as_dict()) for other in others]
     found = []
     for name, label in LABELS.items():
-        if name in run.recipe:
+        if name in run.recipe and name not in unread:
             value = run.recipe[name]
             differing = [
                 (other, as_shown(name, recipe[name]))

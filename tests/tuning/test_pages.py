@@ -193,3 +193,12 @@ def test_the_form_knows_what_the_newest_run_on_a_base_took(
     assert (found["run"], found["memory"]) == (tuning_run.pk, 1 << 30)
     client.force_login(other_member)
     assert client.get("/tuning/new/").context["page_data"]["measured"] == {}
+
+
+def test_a_recipe_shows_lora_s_settings_to_lora_alone(client, member, tuning_run):
+    client.force_login(member)
+    for method, count in (("ptuning_v2", 0), ("lora", 1)):
+        tuning_run.recipe |= {"method": method, "lora_r": 8}
+        tuning_run.save()
+        page = client.get(f"/tuning/{tuning_run.pk}/").content.decode()
+        assert page.count('title="lora_r"') == count, method
