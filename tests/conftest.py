@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 
 os.environ["PORTAL_DATA_DIR"] = tempfile.mkdtemp(prefix="portal-test-")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,18 +10,32 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from django.db import OperationalError
 from django.db.backends.signals import connection_created
 
 
-def _read_without_locking(connection, **_signal):
-    """Threads share one SQLite database in memory, where who reads a table keeps writers out at
-    once (a file has the WAL for that).
+def _as_a_file_would(connection, **_signal):
+    """Threads share one SQLite database in memory, where who meets another's lock is refused at
+    once. In a file readers have the WAL, and writers wait.
     """
     if connection.vendor == "sqlite" and connection.is_in_memory_db():
         connection.connection.execute("PRAGMA read_uncommitted = ON")
+        if _wait_for_the_lock not in connection.execute_wrappers:
+            connection.execute_wrappers.append(_wait_for_the_lock)
 
 
-connection_created.connect(_read_without_locking)
+def _wait_for_the_lock(execute, *arguments):
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            return execute(*arguments)
+        except OperationalError as error:
+            if "table is locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+connection_created.connect(_as_a_file_would)
 
 
 @pytest.fixture(autouse=True)
